@@ -1,0 +1,140 @@
+"""Raw bands of one chip -> its channels, by name.
+
+In: an elevation band and the photo's bands, each (H, W). Out: float32 (C, H, W) in the order asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dxc.errors import ConfigError
+
+Array = np.ndarray
+
+PHOTO_BANDS = ("red", "green", "blue", "nir")
+"""Bands of a USGS NAIP photo in file order."""
+
+INDICES = {
+    # Normalised differences (a - b) / (a + b) of raw bands, each in [-1, 1].
+    # Water is high: McFeeters (1996), doi 10.1080/01431169608948714.
+    "ndwi": ("green", "nir"),
+    # Vegetation is high: Tucker (1979), doi 10.1016/0034-4257(79)90013-0.
+    "ndvi": ("nir", "red"),
+}
+
+NORMALISATIONS = ("per_chip", "per_column", "none")
+REPAIRS = ("mean", "reference")
+
+
+def needed_photo_bands(channels: Sequence[str]) -> list[str]:
+    """Photo bands that the channels are made of, each once, in PHOTO_BANDS order."""
+    used = {band for channel in channels for band in INDICES.get(channel, (channel,))}
+    return [band for band in PHOTO_BANDS if band in used]
+
+
+def check_channels(channels: Sequence[str], photo_bands: Sequence[str] = PHOTO_BANDS) -> None:
+    """Raise ConfigError unless every channel is known, named once and can be made of the bands at hand."""
+    known = ("dem", *PHOTO_BANDS, *INDICES)
+    if not channels:
+        raise ConfigError(f"data.channels is empty; choose from {', '.join(known)}")
+    for channel in channels:
+        if channel not in known:
+            raise ConfigError(f"data.channels: unknown channel '{channel}'; there are {', '.join(known)}")
+    if len(set(channels)) < len(channels):
+        raise ConfigError(f"data.channels names a channel twice: {', '.join(channels)}")
+    missing = [band for band in needed_photo_bands(channels) if band not in photo_bands]
+    if missing:
+        raise ConfigError(
+            f"data.channels needs the photo band(s) {', '.join(missing)}, but source.photo_bands has only "
+            f"{', '.join(photo_bands)}; drop the channels made of them or give photos that have them"
+        )
+
+
+def stack_channels(
+    dem: Array,
+    photo: Mapping[str, Array],
+    channels: Sequence[str],
+    *,
+    normalise: str = "per_chip",
+    repair: str = "mean",
+) -> Array:
+    """The channels of one chip, float32 (C, H, W).
+
+    dem: (H, W) elevations in metres; photo: band name -> (H, W) digital numbers. Elevation and photo bands
+    are normalised as asked, indices never: they come from the raw bands and lie in [-1, 1] by themselves.
+    """
+    rescale = {"per_chip": scale_per_chip, "per_column": scale_per_column, "none": _as_float32}[normalise]
+    mend = {"mean": repair_mean, "reference": repair_reference}[repair]
+
+    def channel(name: str) -> Array:
+        if name in INDICES:
+            first, second = INDICES[name]
+            return mend(normalised_difference(photo[first], photo[second]))
+        return rescale(dem if name == "dem" else photo[name])
+
+    return np.stack([channel(name) for name in channels])
+
+
+def normalised_difference(a: Array, b: Array) -> Array:
+    """(a - b) / (a + b), float32; NaN where both are 0. Computed in float: uint8 would wrap around."""
+    a, b = _as_float32(a), _as_float32(b)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (a - b) / (a + b)
+
+
+def scale_per_chip(band: Array) -> Array:
+    """Minimum to 0 and maximum to 1 over the whole band (H, W); a constant band becomes 0."""
+    band = _as_float32(band)
+    low, high = band.min(), band.max()
+    return (band - low) / (high - low) if high > low else np.zeros_like(band)
+
+
+def scale_per_column(band: Array) -> Array:
+    """Minimum to 0 and maximum to 1 in each image column on its own; a constant column becomes 0.
+
+    This is scikit-learn's MinMaxScaler.fit_transform(band), operation by operation in float32, because the
+    published chips went through it (doi 10.1145/3624062.3624258). Its rounding shows on flat ground: 1.0002
+    instead of 1 at 400 m elevation.
+    """
+    band = _as_float32(band)
+    low = band.min(axis=0)
+    extent = band.max(axis=0) - low
+    extent[extent < 10 * np.finfo(np.float32).eps] = 1  # as scikit-learn treats constant features
+    scale = np.float32(1) / extent
+    return band * scale + (np.float32(0) - low * scale)
+
+
+def repair_mean(index: Array) -> Array:
+    """NaN (0/0) pixels become the mean of their valid 4-neighbours, 0 where there is none. (H, W) both."""
+    hole = np.isnan(index)
+    if not hole.any():
+        return index
+    padded = np.pad(index, 1, constant_values=np.nan)
+    around = np.stack([padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]])
+    valid = ~np.isnan(around)
+    total, count = np.where(valid, around, 0).sum(axis=0), valid.sum(axis=0)
+    return np.where(hole, total / np.maximum(count, 1), index).astype(np.float32)
+
+
+def repair_reference(index: Array) -> Array:
+    """The published repair of NaN pixels, kept to reproduce the published chips.
+
+    In row-major order and in place: (sum of the non-NaN 4-neighbours, coordinates clamped at the border) / 4.
+    It divides by 4 however many neighbours are valid, and a repaired pixel serves the next one.
+    """
+    repaired = index.copy()
+    last_row, last_column = repaired.shape[0] - 1, repaired.shape[1] - 1
+    for row, column in np.argwhere(np.isnan(repaired)):
+        total = np.float32(0)
+        for down, right in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+            neighbour = repaired[min(last_row, max(0, row + down)), min(last_column, max(0, column + right))]
+            if not np.isnan(neighbour):
+                total += neighbour
+        repaired[row, column] = total / 4
+    return repaired
+
+
+def _as_float32(band: Array) -> Array:
+    return np.asarray(band, dtype=np.float32)

@@ -1,0 +1,173 @@
+"""Chips behind Lightning's interface: one datamodule, one fold at a time.
+
+Batches are dicts whose keys carry the convention:
+    image  float32 (B, C, H, W)
+    label  int64   (B,)   1 = crossing, 0 = none
+    index  int64   (B,)   number of the chip in (region, name) order
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dxc.data.bands import PHOTO_BANDS
+from dxc.data.cache import ChipCache, Recipe, open_cache
+from dxc.data.folds import Fold, make_folds
+from dxc.errors import ConfigError
+
+Batch = dict[str, torch.Tensor]
+
+
+class Source(Protocol):
+    """Where chips come from: conf/source/*.yaml each name one of these."""
+
+    on_bad_chip: str
+    photo_bands: Sequence[str]
+    check_georeference: bool
+
+    def prepare(self) -> Path:
+        """Make the chips if need be; returns the folder that holds the regions."""
+
+
+class FolderSource:
+    """Chips that lie in a folder already (source=chips)."""
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        on_bad_chip: str = "raise",
+        photo_bands: Sequence[str] = PHOTO_BANDS,
+        check_georeference: bool = True,
+    ) -> None:
+        self.root = Path(root)
+        self.on_bad_chip = on_bad_chip
+        self.photo_bands = photo_bands
+        self.check_georeference = check_georeference
+
+    def prepare(self) -> Path:
+        """The folder itself; whether it holds chips is found out on reading."""
+        return self.root
+
+
+class ChipDataset(Dataset):
+    """Chips of one cache by number; whole batches are read with one look-up."""
+
+    def __init__(self, cache: ChipCache, indices: np.ndarray) -> None:
+        self.cache = cache
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> Batch:
+        return {key: value[0] for key, value in self.__getitems__([position]).items()}
+
+    def __getitems__(self, positions: list[int]) -> Batch:
+        indices = self.indices[positions]
+        return {
+            "image": torch.from_numpy(self.cache.images(indices)),
+            "label": torch.from_numpy(self.cache.labels[indices]),
+            "index": torch.from_numpy(indices),
+        }
+
+
+class ChipDataModule(pl.LightningDataModule):
+    """Chips of a source -> batches of the selected fold. `conf/data/*.yaml` is its argument list.
+
+    Raises ConfigError for a value that cannot work, DataError for chips that cannot be used (see dxc.data).
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        channels: Sequence[str],
+        batch_size: int = 16,
+        normalise: str = "per_chip",
+        repair: str = "mean",
+        split: str = "kfold",
+        folds: int = 5,
+        fold_seed: int = 42,
+        size: int = 100,
+        num_workers: int = 0,
+        cache_dir: str = "cache",
+        progress: bool = True,
+    ) -> None:
+        super().__init__()
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"data.batch_size must be a whole number of at least 1, not {batch_size!r}")
+        self.source = source
+        self.recipe = Recipe(
+            channels=tuple(channels),
+            normalise=normalise,
+            repair=repair,
+            size=size,
+            photo_bands=tuple(source.photo_bands),
+            check_georeference=source.check_georeference,
+        )
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.cache_dir = cache_dir
+        self.progress = progress
+        self._make_folds = partial(make_folds, split=split, folds=folds, seed=fold_seed)
+        self.cache: ChipCache | None = None
+        self.folds: list[Fold] = []
+        self._fold: Fold | None = None
+        self._seed = 0
+
+    def prepare_data(self) -> None:
+        """Make and read the chips (once; a second call finds the cache)."""
+        if self.cache is None:
+            self.cache = open_cache(
+                self.source.prepare(),
+                self.recipe,
+                cache_dir=self.cache_dir,
+                on_bad_chip=self.source.on_bad_chip,
+                progress=self.progress,
+            )
+            self.folds = self._make_folds(self.cache.labels, self.cache.regions)
+
+    def setup(self, stage: str | None = None) -> None:
+        """In every process of a multi-device run: open the cache that rank 0 built."""
+        self.prepare_data()
+
+    def select(self, fold: Fold, *, seed: int) -> None:
+        """Serve this fold from now on; `seed` fixes the order in which it is shuffled."""
+        self._fold, self._seed = fold, seed
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(self._selected().train, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self._selected().val, shuffle=False)
+
+    def _selected(self) -> Fold:
+        if self._fold is None:
+            raise RuntimeError("select(fold, seed=...) comes before the loaders")
+        return self._fold
+
+    def _loader(self, indices: np.ndarray, *, shuffle: bool) -> DataLoader:
+        if self.cache is None:
+            raise RuntimeError("prepare_data() comes before the loaders")
+        return DataLoader(
+            ChipDataset(self.cache, indices),
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            generator=torch.Generator().manual_seed(self._seed),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=_as_is,  # __getitems__ returns whole batches
+        )
+
+
+def _as_is(batch: Any) -> Batch:
+    return batch

@@ -1,0 +1,151 @@
+"""Chips on disk -> manifest: which files make which chip.
+
+Two layouts are read, told apart by the folder names, one region a folder:
+
+    ROOT/NE_WFBB/NEWFBB_DEM/{F,T}/*.tif  with  ROOT/NE_WFBB/NEWFBB_Aer/{F,T}/*.tif    (published)
+    ROOT/NE/dem/{F,T}/*.tif              with  ROOT/NE/photo/{F,T}/*.tif              (flat)
+
+An elevation chip and a photo chip belong together when region, class folder and file stem are the same.
+F = no crossing (label 0), T = crossing (label 1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dxc.errors import BadChip, DataError
+
+CLASSES = {"F": 0, "T": 1}
+DEM_FOLDER_ENDS = ("dem",)
+PHOTO_FOLDER_ENDS = ("aer", "photo")
+
+LAYOUT_HELP = (
+    "expected REGION/<name ending in DEM>/{F,T}/*.tif beside REGION/<name ending in Aer or photo>/{F,T}/*.tif"
+)
+
+
+@dataclass(frozen=True, order=True)
+class Chip:
+    """One chip: two files that show the same 100 m x 100 m, and whether a crossing is in it (label 1)."""
+
+    region: str
+    name: str
+    label: int
+    dem: Path = field(compare=False)
+    photo: Path = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All chips under a root, ordered by (region, name), the files that make none, and a fingerprint."""
+
+    root: Path
+    chips: tuple[Chip, ...]
+    bad: tuple[BadChip, ...]
+    fingerprint: str
+    """Changes when a file is added, removed, replaced or written to; costs a stat a file, no reading."""
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    region: str
+    klass: str
+    name: str
+    stamp: str
+
+
+def scan(root: Path | str) -> Manifest:
+    """Find the chips under `root`.
+
+    Raises DataError where there is no such folder, no region in it, or a region lacks one of the two kinds.
+    Files that make no chip (no partner, a name used twice) are listed in `bad`, never guessed about.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"source.root: there is no folder {root}; give the folder that holds the regions")
+    regions = sorted(
+        (path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")),
+        key=lambda path: path.name,
+    )
+    dems, photos = [], []
+    for region in regions:
+        dem_folders = _subfolders(region, DEM_FOLDER_ENDS)
+        photo_folders = _subfolders(region, PHOTO_FOLDER_ENDS)
+        if not dem_folders and not photo_folders:
+            continue  # some other folder: a README's pictures, say
+        if len(dem_folders) != 1 or len(photo_folders) != 1:
+            raise DataError(
+                f"region {region} has {len(dem_folders)} elevation and {len(photo_folders)} photo folders; "
+                f"{LAYOUT_HELP}"
+            )
+        dems += list(_files(dem_folders[0], region.name))
+        photos += list(_files(photo_folders[0], region.name))
+    if not dems and not photos:
+        raise DataError(f"source.root: no chips under {root}; {LAYOUT_HELP}")
+
+    chips, bad = _pair(dems, photos)
+    stamps = "\n".join(
+        f"{f.path.relative_to(root)} {f.stamp}" for f in sorted(dems + photos, key=lambda f: f.path)
+    )
+    fingerprint = hashlib.blake2b(stamps.encode(), digest_size=16).hexdigest()
+    return Manifest(root, tuple(sorted(chips)), tuple(sorted(bad)), fingerprint)
+
+
+def _pair(dems: list[_File], photos: list[_File]) -> tuple[list[Chip], list[BadChip]]:
+    """Elevation and photo files -> chips, and the files that make none with the reason."""
+    chips, bad = [], []
+    dem_of, photo_of = _by_identity(dems), _by_identity(photos)
+    for region, name in sorted({*dem_of, *photo_of}):
+        its_dems, its_photos = dem_of.get((region, name), []), photo_of.get((region, name), [])
+        # A name stands for one place in its region: twice (two classes, .tif and .tiff) is a contradiction.
+        if len(its_dems) > 1 or len(its_photos) > 1:
+            bad += [
+                BadChip(file.path, f"the name {name} stands {len(files)} times in region {region}")
+                for files in (its_dems, its_photos)
+                if len(files) > 1
+                for file in files
+            ]
+        elif not its_photos:
+            bad.append(BadChip(its_dems[0].path, "elevation chip without a photo of the same name"))
+        elif not its_dems:
+            bad.append(BadChip(its_photos[0].path, "photo chip without an elevation chip of the same name"))
+        elif its_dems[0].klass != its_photos[0].klass:
+            bad.append(
+                BadChip(its_dems[0].path, f"in class {its_dems[0].klass}, its photo in {its_photos[0].klass}")
+            )
+        else:
+            label = CLASSES[its_dems[0].klass]
+            chips.append(Chip(region, name, label, its_dems[0].path, its_photos[0].path))
+    return chips, bad
+
+
+def _by_identity(files: list[_File]) -> dict[tuple[str, str], list[_File]]:
+    grouped = defaultdict(list)
+    for file in files:
+        grouped[file.region, file.name].append(file)
+    return grouped
+
+
+def _subfolders(region: Path, ends: tuple[str, ...]) -> list[Path]:
+    return [path for path in sorted(region.iterdir()) if path.is_dir() and path.name.lower().endswith(ends)]
+
+
+def _files(folder: Path, region: str) -> Iterator[_File]:
+    for klass in CLASSES:
+        if not (folder / klass).is_dir():
+            continue
+        with os.scandir(folder / klass) as entries:
+            for entry in entries:
+                name = Path(entry.name)
+                if name.suffix.lower() not in (".tif", ".tiff") or entry.name.startswith("."):
+                    continue
+                stat = entry.stat()
+                # ctime and inode catch what size and mtime miss: a rewrite that restores the time stamp.
+                stamp = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+                yield _File(Path(entry.path), region, klass, name.stem, stamp)

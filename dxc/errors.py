@@ -1,0 +1,79 @@
+"""Errors a user can cause. Each message says what is wrong, where, and what to do about it.
+
+Entry scripts turn them into one message without a stack trace (`exit_cleanly`); everything else lets them
+rise. A bug in dxc is never a DxcError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+
+class DxcError(Exception):
+    """Root of all errors that a user can cause and mend."""
+
+
+class ConfigError(DxcError):
+    """A configuration value that cannot work."""
+
+
+class DataError(DxcError):
+    """Rasters, points or chips that cannot be used."""
+
+
+class ExportError(DxcError):
+    """The exported file is not what it has to be."""
+
+
+class TrackingError(DxcError):
+    """The MLflow store cannot be used."""
+
+
+class BadChip(NamedTuple):
+    """One chip (or one file of it) that cannot be used, and why."""
+
+    path: Path
+    reason: str
+
+
+class BadChipsError(DataError):
+    """Every chip that cannot be used, at once: a user mends them in one go."""
+
+    def __init__(self, bad: Sequence[BadChip], *, root: Path) -> None:
+        self.bad = list(bad)
+        listing = "\n".join(f"  {chip.path}: {chip.reason}" for chip in self.bad)
+        noun = "chip" if len(self.bad) == 1 else "chips"
+        super().__init__(
+            f"{len(self.bad)} bad {noun} under {root}:\n{listing}\n"
+            "Mend or remove them, or go on without them: source.on_bad_chip=skip"
+        )
+
+
+class Stopped(BaseException):
+    """The user or the scheduler stopped the process; not an Exception, so that nothing swallows it."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+
+
+@contextlib.contextmanager
+def exit_cleanly() -> Iterator[None]:
+    """Around an entry script's work: a DxcError becomes its message on stderr and exit status 2.
+
+    Stopped becomes one line and the status a shell expects (128 + signal number). Use it inside the function
+    that hydra.main decorates: outside of it Hydra has already printed a stack trace.
+    """
+    try:
+        yield
+    except DxcError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stop:
+        print(f"\n{stop}", file=sys.stderr)
+        sys.exit(128 + stop.signum)

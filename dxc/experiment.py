@@ -1,0 +1,264 @@
+"""The trunk: one configuration -> one Result.
+
+GeoTIFF chips -> channels -> k-fold training -> ONNX -> what it costs -> MLflow.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from dxc.config import build, data_name, describe, design_hash, flatten, resolved, trial_hash
+from dxc.errors import ConfigError, DataError
+from dxc.models import model_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from dxc.data.cache import ChipCache
+    from dxc.data.datamodule import ChipDataModule
+    from dxc.data.folds import Fold
+    from dxc.tracking import Point, Run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of one configuration. Metrics are named as in dxc.pareto.OBJECTIVES."""
+
+    name: str
+    metrics: dict[str, float]
+    fold_accuracies: dict[str, float]
+    predictions: pd.DataFrame
+    """Out-of-fold predictions: region, name, label, fold, probability; one row a validated chip."""
+    onnx: Path
+    excluded: int
+    run_id: str
+    experiment_id: str
+    tracking_uri: str
+    study: str
+
+
+@dataclass(frozen=True)
+class TrainedFold:
+    """One fold after training; `model` is on the CPU."""
+
+    name: str
+    accuracy: float
+    model: torch.nn.Module
+    predictions: dict[str, torch.Tensor]
+    curves: list[Point]
+    train_seconds: float
+    trained_images: int
+
+
+def run(cfg: DictConfig, out: Path) -> Result:
+    """Train, export and track what `cfg` describes; files are written to the folder `out`.
+
+    Raises DxcError for everything that a user can mend. From the moment the configuration is known to be
+    sound, whatever goes wrong is recorded in the tracked run too.
+    """
+    from dxc import tracking
+    from dxc.hardware import device_name
+
+    config = resolved(cfg)
+    datamodule = _datamodule(config)
+    _check_buildable(config)
+
+    with tracking.start_run(
+        config["tracking"]["uri"],
+        study=config["study"],
+        name=describe(config),
+        params=flatten(config),
+        tags={
+            "dxc.study": config["study"],
+            "dxc.trial": trial_hash(config),
+            "dxc.design": design_hash(config),
+            "model": model_name(config["model"]),
+            "data": data_name(config["data"]),
+            "hardware": config["hardware"]["name"],
+            "device": device_name(config["trainer"]["accelerator"]),
+        },
+    ) as tracked:
+        out.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(config), out / "config.yaml")
+        cache = _read_chips(datamodule, out, tracked)
+
+        started = time.perf_counter()
+        folds = [
+            _train_fold(config, datamodule, fold, number) for number, fold in enumerate(datamodule.folds)
+        ]
+        fit_seconds = time.perf_counter() - started
+
+        predictions = _out_of_fold(folds, cache)
+        best = max(folds, key=lambda fold: fold.accuracy)
+        metrics = {
+            **_accuracy(folds, predictions),
+            **_export(best, config, out),
+            "fit_seconds": fit_seconds,
+            "images_per_second": sum(f.trained_images for f in folds) / sum(f.train_seconds for f in folds),
+        }
+
+        predictions.to_parquet(out / "predictions.parquet", index=False)
+        if config["tracking"]["checkpoints"]:
+            _save_checkpoints(folds, out / "checkpoints")
+        tracked.log(metrics, [point for fold in folds for point in fold.curves])
+        tracked.tag({"dxc.exported_fold": best.name})
+        tracked.log_files(out)
+
+    return Result(
+        name=describe(config),
+        metrics=metrics,
+        fold_accuracies={fold.name: fold.accuracy for fold in folds},
+        predictions=predictions,
+        onnx=out / "model.onnx",
+        excluded=len(cache.excluded),
+        run_id=tracked.run_id,
+        experiment_id=tracked.experiment_id,
+        tracking_uri=tracked.uri,
+        study=config["study"],
+    )
+
+
+def _datamodule(config: dict[str, Any]) -> ChipDataModule:
+    return build(config["data"], source=build(config["source"]))
+
+
+def _check_buildable(config: dict[str, Any]) -> None:
+    """Raise ConfigError for a network, optimizer or trainer that cannot be built, before any data is read."""
+    import torch
+
+    build(config["model"]).check_input_size(config["data"]["size"])
+    try:
+        build(config["optimizer"])([torch.nn.Parameter(torch.zeros(1))])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optimizer: {error}") from error
+    build(config["trainer"])
+
+
+def _read_chips(datamodule: ChipDataModule, out: Path, tracked: Run) -> ChipCache:
+    """Make and read the chips; what was left out is listed in excluded_chips.csv."""
+    import pandas as pd
+
+    datamodule.prepare_data()
+    cache = datamodule.cache
+    if cache is None:  # prepare_data opens it or raises
+        raise RuntimeError("the datamodule has no chips after prepare_data()")
+    tracked.tag({"dxc.data": cache.data_hash})
+    crossings = int(cache.labels.sum())
+    log.info(
+        "%d chips (%d with a crossing) from %s",
+        len(cache),
+        crossings,
+        ", ".join(sorted(set(cache.regions))),
+    )
+    if cache.excluded:
+        listing = pd.DataFrame(cache.excluded, columns=["path", "reason"])
+        listing.to_csv(out / "excluded_chips.csv", index=False)
+        log.warning("%d files were left out:", len(listing))
+        for chip in cache.excluded:
+            log.warning("  %s: %s", chip.path, chip.reason)
+    return cache
+
+
+def _train_fold(config: dict[str, Any], datamodule: ChipDataModule, fold: Fold, number: int) -> TrainedFold:
+    """Train a fresh network on one fold. The seed depends on the fold alone: folds may run in any order."""
+    import pytorch_lightning as pl
+
+    from dxc.tasks.classification import ClassificationTask
+
+    seed = config["seed"] + number
+    pl.seed_everything(seed, workers=True, verbose=False)
+    task = ClassificationTask(build(config["model"]), build(config["optimizer"]))
+    datamodule.select(fold, seed=seed)
+    trainer = build(config["trainer"], title=f"{fold.name} ({number + 1} of {len(datamodule.folds)})")
+    trainer.fit(task, datamodule=datamodule)
+
+    last_loss = trainer.callback_metrics["val_loss"]
+    if not last_loss.isfinite():
+        raise DataError(
+            f"{fold.name}: the validation loss is {float(last_loss)} at the end of training; "
+            "lower optimizer.lr, or use full precision (trainer.precision=32-true)"
+        )
+    return TrainedFold(
+        name=fold.name,
+        accuracy=float(trainer.callback_metrics["val_accuracy"]),
+        model=task.model.cpu(),
+        predictions=task.predictions,
+        curves=[(f"{fold.name}/{name}", value, epoch) for name, value, epoch in trainer.history],
+        train_seconds=trainer.train_seconds,
+        trained_images=trainer.trained_images,
+    )
+
+
+def _out_of_fold(folds: list[TrainedFold], cache: ChipCache) -> pd.DataFrame:
+    """The validation predictions of all folds in chip order; see Result.predictions."""
+    import pandas as pd
+
+    parts = []
+    for fold in folds:
+        index = fold.predictions["index"].numpy()
+        parts.append(
+            pd.DataFrame(
+                {
+                    "region": [cache.regions[i] for i in index],
+                    "name": [cache.names[i] for i in index],
+                    "label": fold.predictions["label"].numpy(),
+                    "fold": fold.name,
+                    "probability": fold.predictions["probability"].numpy(),
+                },
+                index=index,
+            )
+        )
+    return pd.concat(parts).sort_index()
+
+
+def _accuracy(folds: list[TrainedFold], predictions: pd.DataFrame) -> dict[str, float]:
+    """Mean and sample standard deviation over folds, and the metrics of the pooled predictions."""
+    import torch
+
+    from dxc.tasks.classification import pooled_metrics
+
+    accuracies = [fold.accuracy for fold in folds]
+    metrics = {"accuracy": statistics.mean(accuracies)}
+    if len(accuracies) > 1:  # one fold has no spread: missing, not 0
+        metrics["accuracy_std"] = statistics.stdev(accuracies)
+    return metrics | pooled_metrics(
+        torch.tensor(predictions["probability"].to_numpy()), torch.tensor(predictions["label"].to_numpy())
+    )
+
+
+def _export(fold: TrainedFold, config: dict[str, Any], out: Path) -> dict[str, float]:
+    """Export one fold's network; its size, parameters and multiply-accumulates."""
+    from dxc.export import count_macs, count_params, export_onnx
+
+    shape = {"in_channels": len(config["data"]["channels"]), "size": config["data"]["size"]}
+    exported = export_onnx(fold.model, out / "model.onnx", **shape)
+    log.info(
+        "exported %s: %.2f MB, agrees with torch to %.0e",
+        fold.name,
+        exported.onnx_mb,
+        exported.max_relative_error,
+    )
+    return {
+        "onnx_mb": exported.onnx_mb,
+        "params": count_params(fold.model),
+        "macs": count_macs(fold.model, **shape),
+    }
+
+
+def _save_checkpoints(folds: list[TrainedFold], folder: Path) -> None:
+    """One state_dict a fold; torch.load(path, weights_only=True) reads it."""
+    import torch
+
+    folder.mkdir()
+    for fold in folds:
+        torch.save(fold.model.state_dict(), folder / f"{fold.name}.pt")

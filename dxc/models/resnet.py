@@ -1,0 +1,147 @@
+"""The ResNet space: image (B, C, H, W) -> class scores (B, num_classes)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dxc.errors import ConfigError
+from dxc.models import STAGES
+
+POOL_PADDING = 1  # fixed in the published space
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al. 2016, doi 10.1109/CVPR.2016.90, figure 2).
+
+    (B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride). Where the shape changes, the shortcut
+    is a 1x1 convolution (option B of the paper).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = (
+            nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+            if stride != 1 or in_channels != out_channels
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(out)) + shortcut)
+
+
+class ResNet(nn.Module):
+    """ResNet with a variable stem, width and depth (space of doi 10.1145/3624062.3624258, table 2).
+
+    kernel, stride, padding: of the first convolution. pool: 'none' or 'max' after it, with pool_kernel and
+    pool_stride (padding 1). width: channels of stage 1; stages 2 to 4 double it and halve the resolution.
+    blocks: basic blocks a stage, one number or four.
+
+    kernel 7, stride 2, padding 3, pool max 3/2, width 64, blocks 2 is the conventional ResNet-18, with
+    torchvision's state_dict keys. Raises ConfigError for a knob that cannot work.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int = 2,
+        *,
+        kernel: int = 3,
+        stride: int = 2,
+        padding: int = 1,
+        pool: str = "none",
+        pool_kernel: int = 3,
+        pool_stride: int = 2,
+        width: int = 32,
+        blocks: int | Sequence[int] = 2,
+    ) -> None:
+        super().__init__()
+        depths = [blocks] * STAGES if isinstance(blocks, int) else list(blocks)
+        _check_knobs(
+            at_least_one={
+                "in_channels": in_channels,
+                "num_classes": num_classes,
+                "kernel": kernel,
+                "stride": stride,
+                "pool_kernel": pool_kernel,
+                "pool_stride": pool_stride,
+                "width": width,
+                **{f"blocks[{stage}]": depth for stage, depth in enumerate(depths)},
+            },
+            padding=padding,
+            pool=pool,
+            depths=depths,
+        )
+        if pool == "max" and pool_kernel < 2 * POOL_PADDING:
+            raise ConfigError(f"model.pool_kernel must be at least 2 (its padding is 1), not {pool_kernel}")
+
+        self.conv1 = nn.Conv2d(in_channels, width, kernel, stride, padding, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool_kernel = pool_kernel if pool == "max" else 0
+        self.maxpool = (
+            nn.MaxPool2d(pool_kernel, pool_stride, POOL_PADDING) if pool == "max" else nn.Identity()
+        )
+        widths = [width * 2**stage for stage in range(STAGES)]
+        self.layer1 = _stage(width, widths[0], depths[0], stride=1)
+        self.layer2 = _stage(widths[0], widths[1], depths[1], stride=2)
+        self.layer3 = _stage(widths[1], widths[2], depths[2], stride=2)
+        self.layer4 = _stage(widths[2], widths[3], depths[3], stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(widths[-1], num_classes)
+        self._initialise()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+    def check_input_size(self, size: int) -> None:
+        """Raise ConfigError where chips of size x size pixels are too small for the stem."""
+        conv = self.conv1
+        (kernel, _), (stride, _), padding = conv.kernel_size, conv.stride, int(conv.padding[0])
+        if kernel > size + 2 * padding:
+            raise ConfigError(
+                f"model.kernel={kernel} is larger than the padded chip: {size} + 2 x padding {padding} = "
+                f"{size + 2 * padding} pixels; choose a smaller kernel or more padding"
+            )
+        after = (size + 2 * padding - kernel) // stride + 1
+        if self.pool_kernel > after + 2 * POOL_PADDING:
+            raise ConfigError(
+                f"model.pool_kernel={self.pool_kernel} is larger than what the first convolution "
+                f"leaves of the chip: {after} + 2 x padding {POOL_PADDING} pixels; choose a smaller one"
+            )
+
+    def _initialise(self) -> None:
+        # He et al. 2015, doi 10.1109/ICCV.2015.123: variance kept through ReLU layers, backward pass.
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _stage(in_channels: int, out_channels: int, depth: int, *, stride: int) -> nn.Sequential:
+    first = BasicBlock(in_channels, out_channels, stride)
+    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(depth - 1)))
+
+
+def _check_knobs(*, at_least_one: dict[str, int], padding: int, pool: str, depths: list[int]) -> None:
+    for name, value in at_least_one.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"model.{name} must be a whole number of at least 1, not {value!r}")
+    if not isinstance(padding, int) or isinstance(padding, bool) or padding < 0:
+        raise ConfigError(f"model.padding must be a whole number of at least 0, not {padding!r}")
+    if pool not in ("none", "max"):
+        raise ConfigError(f"model.pool must be none or max, not {pool!r}")
+    if len(depths) != STAGES:
+        raise ConfigError(f"model.blocks must be one number or {STAGES} of them, not {depths}")

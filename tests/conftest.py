@@ -1,0 +1,70 @@
+"""Shared by all tests: tiny real GeoTIFF chips, and one thread so that parallel tests do not fight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+
+ChipMaker = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def write_tif(path: Path, array: np.ndarray, *, crs: str | None = "EPSG:26914", **options: object) -> Path:
+    """Write (bands, H, W) as a GeoTIFF with 1 m pixels whose upper left corner is (500000, 4500000)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    profile = {
+        "driver": "GTiff",
+        "count": array.shape[0],
+        "height": array.shape[1],
+        "width": array.shape[2],
+        "dtype": array.dtype,
+        "crs": crs,
+        "transform": from_origin(500_000, 4_500_000, 1, 1),
+    } | options
+    with rasterio.open(path, "w", **profile) as raster:
+        raster.write(array)
+    return path
+
+
+@pytest.fixture
+def make_chips(tmp_path: Path) -> ChipMaker:
+    """make_chips(regions, per_class, size): random chips in the published layout; returns their root.
+
+    Crossing chips have a bright square in the red band and a hump in the elevation: a network can learn it.
+    """
+
+    def make(
+        regions: tuple[str, ...] = ("NE",),
+        per_class: int = 5,
+        size: int = 20,
+        root: Path | None = None,
+        seed: int = 0,
+    ) -> Path:
+        root = root or tmp_path / "chips"
+        rng = np.random.default_rng(seed)
+        for region in regions:
+            for klass in "FT":
+                for number in range(per_class):
+                    dem = rng.normal(300, 1, (1, size, size)).astype("float32")
+                    photo = rng.integers(1, 200, (4, size, size), dtype="uint8")
+                    if klass == "T":
+                        middle = slice(size // 3, 2 * size // 3)
+                        dem[0, middle, middle] += 10
+                        photo[0, middle, middle] = 250
+                    name = f"{region}_{klass}_{number:03d}.tif"
+                    write_tif(root / region / f"{region}DEM" / klass / name, dem)
+                    write_tif(root / region / f"{region}Aer" / klass / name, photo)
+        return root
+
+    return make

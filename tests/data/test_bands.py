@@ -1,0 +1,160 @@
+"""Channels by value: signs, zero denominators, overflow, and independent references."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.preprocessing import MinMaxScaler
+
+from dxc.data.bands import (
+    check_channels,
+    needed_photo_bands,
+    normalised_difference,
+    repair_mean,
+    repair_reference,
+    scale_per_chip,
+    scale_per_column,
+    stack_channels,
+)
+from dxc.errors import ConfigError
+
+NAN = np.nan
+SEVEN = ["dem", "red", "green", "blue", "nir", "ndwi", "ndvi"]
+
+
+def _photo(**bands: int) -> dict[str, np.ndarray]:
+    return {name: np.full((1, 1), value, dtype=np.uint8) for name, value in bands.items()}
+
+
+def test_indices_by_hand() -> None:
+    photo = _photo(red=50, green=100, blue=7, nir=200)
+    channels = stack_channels(np.zeros((1, 1)), photo, ["ndvi", "ndwi"])
+    assert channels[0, 0, 0] == pytest.approx((200 - 50) / (200 + 50))  # vegetation: positive
+    assert channels[1, 0, 0] == pytest.approx((100 - 200) / (100 + 200))  # no water: negative
+
+
+def test_water_has_the_opposite_signs() -> None:
+    photo = _photo(red=60, green=80, blue=90, nir=20)
+    ndwi, ndvi = stack_channels(np.zeros((1, 1)), photo, ["ndwi", "ndvi"])
+    assert ndwi.item() == pytest.approx(0.6)
+    assert ndvi.item() == pytest.approx(-0.5)
+
+
+def test_uint8_does_not_wrap_around() -> None:
+    a, b = np.array([[10]], np.uint8), np.array([[250]], np.uint8)
+    assert normalised_difference(a, b).item() == pytest.approx(-240 / 260)
+
+
+def test_zero_over_zero_is_nan_and_zero_over_something_is_not() -> None:
+    a, b = np.array([[0, 0, 9]], np.uint8), np.array([[0, 5, 0]], np.uint8)
+    np.testing.assert_array_equal(normalised_difference(a, b), [[NAN, -1, 1]])
+
+
+def test_channel_order_is_the_order_asked_for() -> None:
+    photo = _photo(red=1, green=2, blue=3, nir=4)
+    stacked = stack_channels(np.full((1, 1), 9.0), photo, ["nir", "dem", "red"], normalise="none")
+    assert stacked[:, 0, 0].tolist() == [4, 9, 1]
+    assert stacked.dtype == np.float32
+
+
+def test_indices_come_from_raw_bands_whatever_the_normalisation() -> None:
+    rng = np.random.default_rng(1)
+    photo = {name: rng.integers(0, 255, (8, 8), dtype=np.uint8) for name in ("red", "green", "blue", "nir")}
+    dem = rng.normal(size=(8, 8))
+    by_mode = [
+        stack_channels(dem, photo, SEVEN, normalise=mode)[5:] for mode in ("per_chip", "per_column", "none")
+    ]
+    np.testing.assert_array_equal(by_mode[0], by_mode[1])
+    np.testing.assert_array_equal(by_mode[0], by_mode[2])
+
+
+def test_per_chip_scales_the_whole_band() -> None:
+    np.testing.assert_allclose(scale_per_chip(np.array([[2, 4], [6, 10]])), [[0, 0.25], [0.5, 1]])
+    np.testing.assert_array_equal(scale_per_chip(np.full((2, 2), 7)), np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("level", [0.0, 412.5], ids=["around 0", "at 412 m"])
+@pytest.mark.parametrize("relief", [1e-3, 1.0, 30.0])
+def test_per_column_equals_scikit_learn(level: float, relief: float) -> None:
+    band = np.random.default_rng(3).normal(level, relief, (100, 100)).astype(np.float32)
+    band[:, 4] = level  # a constant column
+    expected = MinMaxScaler().fit_transform(band)
+    np.testing.assert_allclose(scale_per_column(band), expected, atol=1e-4)
+    assert (scale_per_column(band)[:, 4] == 0).all()
+
+
+def test_per_column_loses_the_relation_between_columns() -> None:
+    band = np.array([[0.0, 100], [1, 300]])
+    np.testing.assert_array_equal(scale_per_column(band), [[0, 0], [1, 1]])
+    assert scale_per_chip(band)[1, 0] < 0.01
+
+
+def test_repair_mean_by_hand() -> None:
+    index = np.array([[0.2, NAN, 0.4], [NAN, NAN, NAN], [0.0, 0.6, NAN]], dtype=np.float32)
+    repaired = repair_mean(index)
+    assert repaired[0, 1] == pytest.approx((0.2 + 0.4) / 2)  # the NaN below does not count
+    assert repaired[1, 0] == pytest.approx((0.2 + 0.0) / 2)
+    assert repaired[1, 1] == pytest.approx(0.6)  # its one valid neighbour
+    assert repaired[2, 2] == pytest.approx(0.6)
+    assert repaired[0, 0] == np.float32(0.2)  # what is valid stays
+
+
+def test_repair_mean_without_any_neighbour_gives_zero() -> None:
+    np.testing.assert_array_equal(repair_mean(np.full((2, 2), NAN, np.float32)), np.zeros((2, 2)))
+
+
+def _published_repair(index: np.ndarray) -> np.ndarray:
+    """The published recipe in other words: flat loop over NaN positions found beforehand."""
+    size = index.shape[0]
+    values = {(r, c): float(index[r, c]) for r in range(size) for c in range(size)}
+    for place in [p for p in values if np.isnan(values[p])]:  # dicts keep row-major order
+        r, c = place
+        around = [(min(size - 1, r + 1), c), (max(0, r - 1), c), (r, min(size - 1, c + 1)), (r, max(0, c - 1))]
+        values[place] = sum(values[q] for q in around if not np.isnan(values[q])) / 4
+    return np.array([[values[r, c] for c in range(size)] for r in range(size)])
+
+
+def test_repair_reference_equals_the_published_recipe() -> None:
+    rng = np.random.default_rng(5)
+    index = rng.uniform(-1, 1, (30, 30)).astype(np.float32)
+    index[rng.random((30, 30)) < 0.3] = NAN
+    np.testing.assert_allclose(repair_reference(index), _published_repair(index), atol=1e-6)
+
+
+def test_repair_reference_divides_by_four_and_feeds_the_next_pixel() -> None:
+    repaired = repair_reference(np.array([[0.8, NAN, NAN]], dtype=np.float32))
+    np.testing.assert_allclose(repaired, [[0.8, 0.2, 0.05]])
+
+
+def test_published_preprocessing_of_a_whole_chip() -> None:
+    """All seven channels against the published steps, written out with scikit-learn and plain loops."""
+    rng = np.random.default_rng(8)
+    dem = rng.normal(400, 2, (40, 40)).astype(np.float32)
+    raw = {n: rng.integers(0, 4, (40, 40), dtype=np.uint8) for n in ("red", "green", "blue", "nir")}  # many 0/0
+    ours = stack_channels(dem, raw, SEVEN, normalise="per_column", repair="reference")
+    data = {name: band.astype(np.float32) for name, band in raw.items()} | {"dem": dem}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ndwi = (data["green"] - data["nir"]) / (data["green"] + data["nir"])
+        ndvi = (data["nir"] - data["red"]) / (data["nir"] + data["red"])
+    expected = [MinMaxScaler().fit_transform(data[name]) for name in SEVEN[:5]]
+    expected += [_published_repair(ndwi), _published_repair(ndvi)]
+    np.testing.assert_allclose(ours, np.stack(expected), atol=1e-4)
+
+
+def test_needed_bands() -> None:
+    assert needed_photo_bands(["dem", "ndvi"]) == ["red", "nir"]
+    assert needed_photo_bands(["dem"]) == []
+
+
+@pytest.mark.parametrize(
+    ("channels", "photo_bands", "says"),
+    [
+        (["dem", "swir"], ("red", "green", "blue", "nir"), "unknown channel 'swir'"),
+        (["dem", "dem"], ("red", "green", "blue", "nir"), "twice"),
+        ([], ("red",), "empty"),
+        (["dem", "ndvi"], ("red", "green", "blue"), "needs the photo band.s. nir"),
+    ],
+)
+def test_bad_channels(channels: list[str], photo_bands: tuple[str, ...], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        check_channels(channels, photo_bands)

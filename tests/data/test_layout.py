@@ -1,0 +1,129 @@
+"""Which files make which chip."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dxc.data.layout import scan
+from dxc.errors import DataError
+
+
+def _touch(root: Path, *paths: str) -> Path:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"x")
+    return root
+
+
+def test_published_and_flat_layout_give_the_same_chips(tmp_path: Path) -> None:
+    published = _touch(
+        tmp_path / "a",
+        "NE_WFBB/NEWFBB_DEM/F/2.tif",
+        "NE_WFBB/NEWFBB_DEM/T/1.tif",
+        "NE_WFBB/NEWFBB_Aer/F/2.tif",
+        "NE_WFBB/NEWFBB_Aer/T/1.tif",
+    )
+    flat = _touch(
+        tmp_path / "b",
+        "NE_WFBB/dem/F/2.tif",
+        "NE_WFBB/dem/T/1.tif",
+        "NE_WFBB/photo/F/2.tif",
+        "NE_WFBB/photo/T/1.tif",
+    )
+    for root in (published, flat):
+        chips = scan(root).chips
+        assert [(c.region, c.name, c.label) for c in chips] == [("NE_WFBB", "1", 1), ("NE_WFBB", "2", 0)]
+        assert all(c.dem.stem == c.photo.stem == c.name for c in chips)
+
+
+def test_all_four_published_region_folders(tmp_path: Path) -> None:
+    for region, dem, aer in (
+        ("CA_SSC", "CADEM", "CAAer"),
+        ("IL_WR", "ILDEM", "ILAer"),
+        ("ND_MR", "NDDEM", "NDAer"),
+        ("NE_WFBB", "NEWFBB_DEM", "NEWFBB_Aer"),
+    ):
+        _touch(tmp_path, f"{region}/{dem}/T/7.tif", f"{region}/{aer}/T/7.tif")
+    assert [c.region for c in scan(tmp_path).chips] == ["CA_SSC", "IL_WR", "ND_MR", "NE_WFBB"]
+
+
+def test_order_is_by_region_then_name_not_by_class(tmp_path: Path) -> None:
+    for region in ("B", "A"):
+        for klass, name in (("T", "a2"), ("F", "a1"), ("F", "a3")):
+            _touch(tmp_path, f"{region}/dem/{klass}/{name}.tif", f"{region}/photo/{klass}/{name}.tif")
+    chips = scan(tmp_path).chips
+    assert [(c.region, c.name) for c in chips] == [(r, n) for r in "AB" for n in ("a1", "a2", "a3")]
+    assert [c.label for c in chips] == [0, 1, 0, 0, 1, 0]
+
+
+def test_files_that_make_no_chip_are_listed(tmp_path: Path) -> None:
+    _touch(
+        tmp_path,
+        "NE/dem/T/ok.tif",
+        "NE/photo/T/ok.tif",
+        "NE/dem/T/lonely_dem.tif",
+        "NE/photo/F/lonely_photo.tif",
+        "NE/dem/F/twice.tif",
+        "NE/dem/F/twice.tiff",
+        "NE/photo/F/twice.tif",
+        "NE/dem/F/both.tif",
+        "NE/dem/T/both.tif",
+        "NE/photo/F/both.tif",
+        "NE/photo/T/both.tif",
+        "NE/dem/T/moved.tif",
+        "NE/photo/F/moved.tif",
+        "NE/dem/T/ok.tif.aux.xml",
+    )
+    manifest = scan(tmp_path)
+    assert [c.name for c in manifest.chips] == ["ok"]
+    reasons: dict[str, list[str]] = {}
+    for chip in manifest.bad:
+        reasons.setdefault(chip.path.stem, []).append(chip.reason)
+    assert reasons["lonely_dem"] == ["elevation chip without a photo of the same name"]
+    assert reasons["lonely_photo"] == ["photo chip without an elevation chip of the same name"]
+    assert reasons["twice"] == ["the name twice stands 2 times in region NE"] * 2
+    assert reasons["both"] == ["the name both stands 2 times in region NE"] * 4
+    assert reasons["moved"] == ["in class T, its photo in F"]
+
+
+@pytest.mark.parametrize(
+    ("paths", "says"),
+    [
+        ([], "no chips under"),
+        (["NE/dem/T/1.tif"], "1 elevation and 0 photo folders"),
+        (["NE/photo/T/1.tif"], "0 elevation and 1 photo folders"),
+        (["notes/readme.txt"], "no chips under"),
+        (["NE/dem/T/1.jpg", "NE/photo/T/1.jpg"], "no chips under"),
+    ],
+)
+def test_unusable_roots(tmp_path: Path, paths: list[str], says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        scan(_touch(tmp_path, *paths))
+
+
+def test_missing_root(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"source\.root: there is no folder"):
+        scan(tmp_path / "nowhere")
+
+
+def test_fingerprint_changes_with_every_kind_of_change(tmp_path: Path) -> None:
+    root = _touch(tmp_path / "r", *(f"NE/{kind}/T/{n}.tif" for kind in ("dem", "photo") for n in "12"))
+    seen = [scan(root).fingerprint]
+    assert scan(root).fingerprint == seen[0]
+
+    chip = root / "NE/dem/T/1.tif"
+    before = chip.stat()
+    chip.write_bytes(b"y")  # same size
+    os.utime(chip, ns=(before.st_atime_ns, before.st_mtime_ns))  # same time stamp
+    seen.append(scan(root).fingerprint)
+    _touch(root, "NE/dem/T/3.tif", "NE/photo/T/3.tif")
+    seen.append(scan(root).fingerprint)
+    (root / "NE/dem/T/3.tif").unlink()
+    seen.append(scan(root).fingerprint)
+    shutil.move(root / "NE/photo/T/3.tif", root / "NE/photo/T/4.tif")
+    seen.append(scan(root).fingerprint)
+    assert len(set(seen)) == len(seen)

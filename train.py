@@ -1,0 +1,27 @@
+"""Train one configuration, export it, track it: `python train.py data=5ch model.width=48` (see --help)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+import dxc.config  # noqa: F401  registers the resolvers that conf/ uses
+from dxc.errors import exit_cleanly
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> float:
+    with exit_cleanly():
+        from dxc.experiment import run
+        from dxc.report.console import print_result
+
+        result = run(cfg, Path(HydraConfig.get().runtime.output_dir))
+        print_result(result)
+    return result.metrics["accuracy"]
+
+
+if __name__ == "__main__":
+    main()
