@@ -26,6 +26,10 @@ class DataError(DxcError):
     """Rasters, points or chips that cannot be used."""
 
 
+class TrainingError(DxcError):
+    """Training that cannot go on."""
+
+
 class ExportError(DxcError):
     """The exported file is not what it has to be."""
 

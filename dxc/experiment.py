@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from dxc.config import build, data_name, describe, design_hash, flatten, resolved, trial_hash
-from dxc.errors import ConfigError, DataError
+from dxc.errors import ConfigError
 from dxc.models import model_name
 
 if TYPE_CHECKING:
@@ -182,12 +182,6 @@ def _train_fold(config: dict[str, Any], datamodule: ChipDataModule, fold: Fold, 
     trainer = build(config["trainer"], title=f"{fold.name} ({number + 1} of {len(datamodule.folds)})")
     trainer.fit(task, datamodule=datamodule)
 
-    last_loss = trainer.callback_metrics["val_loss"]
-    if not last_loss.isfinite():
-        raise DataError(
-            f"{fold.name}: the validation loss is {float(last_loss)} at the end of training; "
-            "lower optimizer.lr, or use full precision (trainer.precision=32-true)"
-        )
     return TrainedFold(
         name=fold.name,
         accuracy=float(trainer.callback_metrics["val_accuracy"]),

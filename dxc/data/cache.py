@@ -186,7 +186,9 @@ def _build(
         jobs = [chips[start : start + CHUNK] for start in starts]
         outcomes: list[_Outcome] = []
         with (
-            tqdm(total=len(chips), desc="reading chips", unit="chip", disable=not progress) as bar,
+            tqdm(
+                total=len(chips), desc="reading chips", unit="chip", disable=None if progress else True
+            ) as bar,
             _mapper(1 if len(chips) < SERIAL_BELOW else workers or usable_cores()) as mapper,
         ):
             for chunk_outcomes in mapper(read, starts, jobs):
@@ -331,6 +333,8 @@ def _check_same_place(dem: _Place, photo: _Place) -> None:
     if dem.crs is None:
         return  # neither says where it is: their names are all there is
     a, b = dem.transform, photo.transform
+    if abs(abs(a.a) - abs(b.a)) > 0.01 * abs(a.a):  # type: ignore[attr-defined]
+        raise _Unusable(f"photo has pixels of {abs(b.a):g}, its elevation chip of {abs(a.a):g}{ignore}")  # type: ignore[attr-defined]
     shift = max(abs(a.c - b.c) / abs(a.a), abs(a.f - b.f) / abs(a.e))  # type: ignore[attr-defined]
     if shift > MAX_SHIFT_PIXELS:
         raise _Unusable(f"photo lies {shift:.0f} pixels away from its elevation chip{ignore}")

@@ -12,12 +12,15 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision, BinaryF1Score, MulticlassAccuracy
 
 from dxc.data.datamodule import Batch
+from dxc.errors import TrainingError
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 class ClassificationTask(pl.LightningModule):
     """Trains a module (B, C, H, W) -> (B, num_classes) on dict batches (see dxc.data.datamodule).
+
+    Raises TrainingError at the end of an epoch whose loss is not a number.
 
     Logs train_loss, val_loss and val_accuracy (fraction) once an epoch. After each validation epoch
     `predictions` holds that epoch's validation outputs on the CPU: index int64 (n,), label int64 (n,) and
@@ -30,7 +33,7 @@ class ClassificationTask(pl.LightningModule):
         self.optimizer = optimizer
         self.loss = self.configure_losses()
         self.val_metrics = self.configure_metrics(num_classes).clone(prefix="val_")
-        self.train_loss = MeanMetric()
+        self.train_loss = MeanMetric(nan_strategy="disable")  # a NaN must show
         self.predictions: dict[str, Tensor] = {}
         self._outputs: list[dict[str, Tensor]] = []
 
@@ -55,8 +58,14 @@ class ClassificationTask(pl.LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        self.log("train_loss", self.train_loss.compute())
+        loss = self.train_loss.compute()
         self.train_loss.reset()
+        if not loss.isfinite():
+            raise TrainingError(
+                f"the training loss is {float(loss)} after epoch {self.current_epoch + 1}; "
+                "lower optimizer.lr, or use full precision (trainer.precision=32-true)"
+            )
+        self.log("train_loss", loss)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         scores = self.model(batch["image"]).float()

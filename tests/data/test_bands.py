@@ -109,7 +109,12 @@ def _published_repair(index: np.ndarray) -> np.ndarray:
     values = {(r, c): float(index[r, c]) for r in range(size) for c in range(size)}
     for place in [p for p in values if np.isnan(values[p])]:  # dicts keep row-major order
         r, c = place
-        around = [(min(size - 1, r + 1), c), (max(0, r - 1), c), (r, min(size - 1, c + 1)), (r, max(0, c - 1))]
+        around = [
+            (min(size - 1, r + 1), c),
+            (max(0, r - 1), c),
+            (r, min(size - 1, c + 1)),
+            (r, max(0, c - 1)),
+        ]
         values[place] = sum(values[q] for q in around if not np.isnan(values[q])) / 4
     return np.array([[values[r, c] for c in range(size)] for r in range(size)])
 
@@ -130,7 +135,9 @@ def test_published_preprocessing_of_a_whole_chip() -> None:
     """All seven channels against the published steps, written out with scikit-learn and plain loops."""
     rng = np.random.default_rng(8)
     dem = rng.normal(400, 2, (40, 40)).astype(np.float32)
-    raw = {n: rng.integers(0, 4, (40, 40), dtype=np.uint8) for n in ("red", "green", "blue", "nir")}  # many 0/0
+    raw = {
+        n: rng.integers(0, 4, (40, 40), dtype=np.uint8) for n in ("red", "green", "blue", "nir")
+    }  # many 0/0
     ours = stack_channels(dem, raw, SEVEN, normalise="per_column", repair="reference")
     data = {name: band.astype(np.float32) for name, band in raw.items()} | {"dem": dem}
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,0 +1,49 @@
+# make setup | demo | test | lint | bench | ui | clean       every target does the set-up it misses
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PORT ?= 5000
+ARGS ?=
+
+.PHONY: setup demo test lint bench ui clean
+.DEFAULT_GOAL := setup
+
+# The first of these that is Python 3.11; or name one: make setup PYTHON=/path/to/python3.11
+PYTHON ?= $(shell for p in python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.txt constraints.txt
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	{ echo "dxc needs Python 3.11 (nni 3.0 and nn-meter 2.0 are tested on no newer one): install it, or make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "setting up $(VENV) (some minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	@touch $@
+
+demo: setup
+	$(PY) train.py experiment=demo
+	@echo "next:  make ui                                 compare runs in the browser"
+	@echo "       $(PY) train.py --help         what can be changed"
+
+test: setup
+	$(PY) -m pytest -q $(ARGS)
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+# Alone on the machine, please: each prints its figures; ARGS=--save writes them to benchmarks/results/
+bench: setup
+	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) $$script $(ARGS) || exit 1; done
+
+ui: setup
+	@echo "MLflow on http://127.0.0.1:$(PORT) (Ctrl-C stops it)"
+	@$(PY) -m mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT)
+
+# Runs (mlflow.db, mlartifacts/) stay: they are results.
+clean:
+	rm -rf cache outputs multirun .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,115 @@
+"""The task and its trainer: metrics against scikit-learn, predictions in order, nothing left changed."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from sklearn import metrics as sk
+
+from dxc.data.datamodule import ChipDataModule, FolderSource
+from dxc.models.resnet import ResNet
+from dxc.tasks.classification import ClassificationTask, pooled_metrics
+from dxc.tasks.trainer import FoldTrainer
+from tests.conftest import ChipMaker
+
+
+def _fit(make_chips: ChipMaker, **options: object) -> tuple[ClassificationTask, FoldTrainer, ChipDataModule]:
+    root = make_chips(per_class=8)
+    datamodule = ChipDataModule(
+        FolderSource(str(root)),
+        channels=["dem", "red"],
+        batch_size=5,
+        size=20,
+        folds=4,
+        cache_dir=str(root.parent / "cache"),
+        progress=False,
+    )
+    datamodule.prepare_data()
+    datamodule.select(datamodule.folds[0], seed=0)
+    pl.seed_everything(0, verbose=False)
+    task = ClassificationTask(ResNet(2, width=4), functools.partial(torch.optim.Adam, lr=1e-2))
+    options = {"max_epochs": 2, "accelerator": "cpu", "devices": 1, "progress": False} | options
+    trainer = FoldTrainer(**options)
+    trainer.fit(task, datamodule=datamodule)
+    return task, trainer, datamodule
+
+
+def test_predictions_are_the_last_epochs_in_chip_order(make_chips: ChipMaker) -> None:
+    task, trainer, datamodule = _fit(make_chips)
+    val = datamodule.folds[0].val
+    predictions = task.predictions
+    assert predictions["index"].tolist() == val.tolist()
+    assert predictions["label"].tolist() == datamodule.cache.labels[val].tolist()
+    task.eval()
+    with torch.inference_mode():
+        scores = task(torch.from_numpy(datamodule.cache.images(val)))
+    torch.testing.assert_close(predictions["probability"], scores.softmax(1)[:, 1], atol=1e-5, rtol=1e-4)
+    accuracy = (scores.argmax(1).numpy() == datamodule.cache.labels[val]).mean()
+    assert float(trainer.callback_metrics["val_accuracy"]) == pytest.approx(accuracy)
+
+
+def test_validation_loss_is_the_cross_entropy_of_all_chips(make_chips: ChipMaker) -> None:
+    task, trainer, datamodule = _fit(make_chips)
+    val = datamodule.folds[0].val
+    task.eval()
+    with torch.inference_mode():
+        scores = task(torch.from_numpy(datamodule.cache.images(val)))
+    expected = sk.log_loss(datamodule.cache.labels[val], scores.double().softmax(1).numpy(), labels=[0, 1])
+    assert float(trainer.callback_metrics["val_loss"]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_history_and_counts(make_chips: ChipMaker) -> None:
+    _, trainer, _ = _fit(make_chips, max_epochs=3)
+    names = {name for name, _, _ in trainer.history}
+    assert names == {"train_loss", "val_loss", "val_accuracy"}
+    assert [epoch for name, _, epoch in trainer.history if name == "val_loss"] == [1, 2, 3]
+    assert trainer.trained_images == 3 * 12
+    assert trainer.train_seconds > 0
+
+
+def test_training_learns(make_chips: ChipMaker) -> None:
+    _, trainer, _ = _fit(make_chips, max_epochs=8)
+    losses = [value for name, value, _ in trainer.history if name == "train_loss"]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_memory_format_is_an_option_and_is_undone(make_chips: ChipMaker, channels_last: bool) -> None:
+    seen = []
+
+    class Spy(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+            weight = pl_module.model.layer2[0].conv1.weight
+            seen.append(weight.is_contiguous(memory_format=torch.channels_last))
+
+    task, _, _ = _fit(make_chips, channels_last=channels_last, callbacks=[Spy()])
+    assert set(seen) == {channels_last}
+    assert task.model.layer2[0].conv1.weight.is_contiguous()
+
+
+def test_one_line_a_fold_without_a_terminal(make_chips: ChipMaker, capsys: pytest.CaptureFixture) -> None:
+    _fit(make_chips, progress=True, title="fold1 (1 of 4)")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fold1")]
+    assert len(lines) == 1
+    assert "epoch 2/2, loss " in lines[0]
+    assert "val accuracy" in lines[0]
+
+
+def test_pooled_metrics_equal_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, 200)
+    probability = np.clip(label * 0.3 + rng.random(200) * 0.7, 0, 1).astype(np.float32)
+    ours = pooled_metrics(torch.from_numpy(probability), torch.from_numpy(label))
+    assert ours["average_precision"] == pytest.approx(
+        sk.average_precision_score(label, probability), abs=1e-5
+    )
+    assert ours["auroc"] == pytest.approx(sk.roc_auc_score(label, probability), abs=1e-5)
+    assert ours["f1"] == pytest.approx(sk.f1_score(label, probability > 0.5), abs=1e-5)
+
+
+def test_metrics_without_a_meaning_are_missing() -> None:
+    assert set(pooled_metrics(torch.tensor([0.2, 0.9]), torch.tensor([1, 1]))) == {"f1"}

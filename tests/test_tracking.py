@@ -1,0 +1,128 @@
+"""Runs in a real MLflow store: what is written, in how many calls, and how a run ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from dxc.errors import Stopped, TrackingError
+from dxc.tracking import start_run
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def _start(uri: str, **options: object):
+    return start_run(
+        uri, **({"study": "s", "name": "a run", "params": {"model.kernel": 3}, "tags": {}} | options)
+    )
+
+
+def _artifact(client: MlflowClient, run_id: str, name: str) -> str:
+    return Path(client.download_artifacts(run_id, name)).read_text()
+
+
+def test_everything_is_there(uri: str, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/config.yaml").write_text("seed: 0")
+    with _start(uri, tags={"dxc.trial": "abc"}) as run:
+        run.log(
+            {"accuracy": 0.9, "latency_ms": float("nan")},
+            [("fold1/val_loss", 0.5, 1), ("fold1/val_loss", 0.4, 2)],
+        )
+        run.tag({"dxc.data": "d"})
+        run.log_files(tmp_path / "out")
+    client = MlflowClient(uri)
+    stored = client.get_run(run.run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.info.run_name == "a run"
+    assert stored.data.params == {"model.kernel": "3"}
+    assert stored.data.metrics == {"accuracy": 0.9, "fold1/val_loss": 0.4}  # a missing value is missing
+    assert [(m.step, m.value) for m in client.get_metric_history(run.run_id, "fold1/val_loss")] == [
+        (1, 0.5),
+        (2, 0.4),
+    ]
+    tags = stored.data.tags
+    assert (tags["dxc.trial"], tags["dxc.data"]) == ("abc", "d")
+    assert tags["mlflow.user"]
+    assert _artifact(client, run.run_id, "config.yaml") == "seed: 0"
+    assert client.get_experiment(run.experiment_id).name == "s"
+
+
+def test_few_calls(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    original = MlflowClient.log_batch
+    monkeypatch.setattr(
+        MlflowClient, "log_batch", lambda self, *a, **k: (calls.append(k), original(self, *a, **k))[1]
+    )
+    params = {f"p{i}": i for i in range(150)}
+    with _start(uri, params=params) as run:
+        run.log({"accuracy": 1.0}, [("fold1/val_loss", i / 10, i) for i in range(1500)])
+    assert len(calls) == 4  # 100 + 50 params, 1000 + 501 values
+    client = MlflowClient(uri)
+    assert len(client.get_run(run.run_id).data.params) == 150
+    assert len(client.get_metric_history(run.run_id, "fold1/val_loss")) == 1500
+
+
+def test_a_metric_without_unit_is_a_bug(uri: str) -> None:
+    with pytest.raises(KeyError), _start(uri) as run:
+        run.log({"acuracy": 0.9})
+
+
+def test_failed_run(uri: str) -> None:
+    with pytest.raises(ZeroDivisionError), _start(uri) as run:
+        run.log({"accuracy": 0.5})
+        1 / 0  # noqa: B018
+    client = MlflowClient(uri)
+    stored = client.get_run(run.run_id)
+    assert stored.info.status == "FAILED"
+    assert stored.data.metrics == {"accuracy": 0.5}
+    assert "ZeroDivisionError: division by zero" in _artifact(client, run.run_id, "traceback.txt")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_killed_run(uri: str, number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match=number.name), _start(uri) as run:
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+    client = MlflowClient(uri)
+    assert client.get_run(run.run_id).info.status == "KILLED"
+    assert f"stopped by {number.name}" in _artifact(client, run.run_id, "traceback.txt")
+
+
+def test_artifacts_lie_beside_the_database(uri: str, tmp_path: Path) -> None:
+    with _start(uri) as run:
+        pass
+    location = MlflowClient(uri).get_experiment(run.experiment_id).artifact_location
+    assert location == (tmp_path / "mlartifacts/s").as_uri()
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("http://127.0.0.1:9", "cannot be used"),
+        ("ftp://nowhere", "cannot be used"),
+        ("sqlite:////proc/no/mlflow.db", "cannot be used"),
+    ],
+)
+def test_stores_that_cannot_be_used(uri: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackingError, match=says) as caught, _start(uri):
+        pass
+    assert uri in str(caught.value)
+    assert "tracking.uri=sqlite:///mlflow.db" in str(caught.value)
+
+
+def test_a_deleted_study_is_not_written_to(uri: str) -> None:
+    with _start(uri) as run:
+        pass
+    MlflowClient(uri).delete_experiment(run.experiment_id)
+    with pytest.raises(TrackingError, match="study 's' was deleted"), _start(uri):
+        pass

@@ -1,0 +1,217 @@
+"""train.py end to end, read back from MLflow."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from dxc.config import PROJECT_ROOT
+from dxc.errors import DxcError
+from dxc.experiment import run
+from dxc.models.resnet import ResNet
+from dxc.pareto import OBJECTIVES
+from tests.conftest import ChipMaker, write_tif
+
+SMALL = ["model.width=4", "data.size=20", "data.batch_size=8", "trainer.max_epochs=2", "data.folds=3"]
+
+
+def _command(root: Path, tmp_path: Path, *overrides: str) -> list[str]:
+    return [
+        sys.executable,
+        "train.py",
+        "source=chips",
+        f"source.root={root}",
+        f"cache_dir={tmp_path}/cache",
+        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+        f"hydra.run.dir={tmp_path}/out/${{now:%H-%M-%S-%f}}",
+        f"hydra.sweep.dir={tmp_path}/sweep",
+        *SMALL,
+        *overrides,
+    ]
+
+
+def _train(root: Path, tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        _command(root, tmp_path, *overrides),
+        cwd=PROJECT_ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def _runs(tmp_path: Path) -> tuple[MlflowClient, list[Run]]:
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    return client, client.search_runs(experiments, order_by=["attributes.start_time"])
+
+
+def test_two_equal_runs(make_chips: ChipMaker, tmp_path: Path) -> None:
+    """One configuration twice (a plain Hydra multirun): everything of the contract, and the same numbers."""
+    root = make_chips(regions=("NE", "CA"), per_class=9)
+    done = _train(root, tmp_path, "study=first", "data.folds=3,3", "-m")
+    assert done.returncode == 0, done.stderr
+    client, runs = _runs(tmp_path)
+    assert [each.info.status for each in runs] == ["FINISHED"] * 2
+    first, second = runs
+
+    expected = {"accuracy", "accuracy_std", "average_precision", "f1", "auroc", "onnx_mb", "params", "macs"}
+    expected |= {"fit_seconds", "images_per_second"}
+    logged = {name for name in first.data.metrics if name in OBJECTIVES}
+    assert logged == expected
+    curves = {f"fold{k}/{m}" for k in (1, 2, 3) for m in ("train_loss", "val_loss", "val_accuracy")}
+    assert set(first.data.metrics) - logged == curves
+    assert first.data.params["model.width"] == "4"
+    assert first.data.params["data.channels"] == "['dem', 'red', 'green', 'blue', 'nir', 'ndwi', 'ndvi']"
+    assert client.get_experiment(first.info.experiment_id).name == "first"
+
+    tags = first.data.tags
+    for tag in ("dxc.trial", "dxc.design", "dxc.data", "device", "mlflow.source.git.commit"):
+        assert tags.get(tag), tag
+    assert tags["dxc.study"] == "first"
+    for tag in ("dxc.trial", "dxc.design", "dxc.data"):
+        assert tags[tag] == second.data.tags[tag]
+
+    timed = {"fit_seconds", "images_per_second"}
+    for name in set(first.data.metrics) - timed:
+        assert first.data.metrics[name] == second.data.metrics[name], name
+
+    files = Path(client.download_artifacts(first.info.run_id, ""))
+    assert {path.name for path in files.iterdir()} >= {"config.yaml", "model.onnx", "predictions.parquet"}
+    predictions = pd.read_parquet(files / "predictions.parquet")
+    assert len(predictions) == 36
+    assert list(predictions.columns) == ["region", "name", "label", "fold", "probability"]
+    by_fold = ((predictions.probability > 0.5) == predictions.label).groupby(predictions.fold).mean()
+    assert by_fold.mean() == pytest.approx(first.data.metrics["accuracy"])
+    assert by_fold.std(ddof=1) == pytest.approx(first.data.metrics["accuracy_std"])
+    assert first.data.metrics["onnx_mb"] == (files / "model.onnx").stat().st_size / 1e6
+    for fold in ("fold1", "fold2", "fold3"):
+        weights = torch.load(files / f"checkpoints/{fold}.pt", weights_only=True)
+        ResNet(7, width=4).load_state_dict(weights)
+    config = (files / "config.yaml").read_text()
+    assert "in_channels: 7" in config
+    assert "${" not in config
+    assert "resnet18 k3 s2 p1 w4, 7ch b8" in done.stdout
+
+
+def test_left_out_chips_are_an_artifact(make_chips: ChipMaker, tmp_path: Path) -> None:
+    root = make_chips(per_class=6)
+    (root / "NE/NEDEM/T/NE_T_000.tif").write_text("no raster")
+    stopped = _train(root, tmp_path)
+    assert stopped.returncode == 2
+    assert "1 bad chip under" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    done = _train(root, tmp_path, "source.on_bad_chip=skip", "data.split=holdout", "trainer.max_epochs=1")
+    assert done.returncode == 0, done.stderr
+    client, (failed, finished) = _runs(tmp_path)
+    assert failed.info.status == "FAILED"
+    assert "BadChipsError" in Path(client.download_artifacts(failed.info.run_id, "traceback.txt")).read_text()
+    listing = pd.read_csv(client.download_artifacts(finished.info.run_id, "excluded_chips.csv"))
+    assert listing["path"].str.endswith("NE_T_000.tif").tolist() == [True]
+    assert "accuracy_std" not in finished.data.metrics  # one fold has no spread
+
+
+def test_interrupted_run_is_marked_killed(make_chips: ChipMaker, tmp_path: Path) -> None:
+    root = make_chips(per_class=6)
+    process = subprocess.Popen(
+        _command(root, tmp_path, "trainer.max_epochs=100000"),
+        cwd=PROJECT_ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("cache/chips-*/cache.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(3)  # into the first fold
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM" in errors
+    assert "Traceback" not in errors
+    client, (killed,) = _runs(tmp_path)
+    assert killed.info.status == "KILLED"
+    assert "Stopped" in Path(client.download_artifacts(killed.info.run_id, "traceback.txt")).read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["model.kernel=23"], "model.kernel=23 is larger than the padded chip"),
+        (["data.channels=[dem,swir]"], "unknown channel 'swir'"),
+        (["source.root=nowhere"], "there is no folder nowhere"),
+        (["data.folds=50"], "class F has 6 chips, data.split=kfold needs at least 50"),
+        (["optimizer.lr=-1"], "optimizer: Invalid learning rate"),
+        (["trainer.precision=fp8"], "refuses its arguments"),
+        (["optimizer.lr=1e30"], "the training loss is nan after epoch 2"),
+        (["optimizer._target_=os.system"], "os.system is not allowed"),
+    ],
+)
+def test_mistakes_get_one_message(
+    make_chips: ChipMaker, tmp_path: Path, overrides: list[str], says: str
+) -> None:
+    given = [
+        part for part in _command(make_chips(per_class=6), tmp_path, *overrides)[2:] if "hydra." not in part
+    ]
+    with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", overrides=given)
+    with pytest.raises(DxcError, match=re.escape(says)):
+        run(cfg, tmp_path / "out")
+
+
+def test_a_mistake_on_the_command_line(make_chips: ChipMaker, tmp_path: Path) -> None:
+    done = _train(make_chips(), tmp_path, "model.pool=avg")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: model.pool must be none or max, not 'avg'"
+
+
+@pytest.mark.parametrize("flag", [["--help"], ["--cfg", "job"]])
+def test_help_is_fast_and_says_what_to_type(flag: list[str]) -> None:
+    started = time.perf_counter()
+    shown = subprocess.run(
+        [sys.executable, "-X", "importtime", "train.py", *flag],
+        cwd=PROJECT_ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert time.perf_counter() - started < 20  # a sanity bound; what is loaded is the test
+    loaded = {line.rsplit("|", 1)[-1].strip() for line in shown.stderr.splitlines() if "|" in line}
+    assert not loaded & {"torch", "mlflow", "nni", "rasterio", "pytorch_lightning", "pandas", "sklearn"}
+    assert "kernel: 3" in shown.stdout
+    if flag == ["--help"]:
+        assert "python train.py source=chips source.root=DIR" in shown.stdout
+
+
+def test_three_band_photos_train(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for klass in "FT":
+        for number in range(5):
+            dem = rng.normal(size=(1, 20, 20)).astype("float32")
+            photo = rng.integers(1, 255, (3, 20, 20), dtype="uint8")
+            write_tif(tmp_path / f"rgb/NE/dem/{klass}/{klass}{number}.tif", dem)
+            write_tif(tmp_path / f"rgb/NE/photo/{klass}/{klass}{number}.tif", photo)
+    done = _train(
+        tmp_path / "rgb",
+        tmp_path,
+        "source.photo_bands=[red,green,blue]",
+        "data.channels=[dem,red,green,blue]",
+        "data.split=holdout",
+        "trainer.max_epochs=1",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4ch" in done.stdout
