@@ -1,0 +1,31 @@
+"""Where benchmark figures go: benchmarks/results/NAME.json, with device and date."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the scripts are run as files; dxc is not installed
+
+from dxc.hardware import device_name  # noqa: E402
+
+
+def save(name: str, figures: dict[str, Any]) -> None:
+    """Write the figures of one script; an interrupted write leaves the old file."""
+    record = {"date": date.today().isoformat(), "device": device_name(), "kind": "measured", **figures}
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(record, indent=2) + "\n")
+    draft.replace(path)
+    print(f"saved {path.relative_to(ROOT)}")
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """'median (min to max)'."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"

@@ -1,0 +1,436 @@
+"""Cut an elevation model and an aerial photo into pairs of chips, with and without a drainage crossing.
+
+One call of `cut_region` makes one region in the published folder layout (one file stem = one place):
+
+    OUT/NE/NEDEM/{F,T}/*.tif    elevation, float32, 1 x size x size
+    OUT/NE/NEAer/{F,T}/*.tif    photo, uint8 or uint16, bands x size x size
+    OUT/NE/chips.csv            where each chip lies and which point it shows
+    OUT/NE/left_out.csv         the points that gave no chip, and why
+
+Both rasters are warped to one grid of 1 m pixels whose lines are whole metres of a projected CRS. They are
+only read in windows a little larger than a chip, so memory does not grow with the raster.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import io
+import itertools
+import json
+import logging
+import math
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import rasterio
+import shapely
+
+from dxc.data.cutter import KNOWN_BANDS, Cutter, write_atomically
+from dxc.data.geosources import (
+    Points,
+    Raster,
+    check_bands,
+    crs_name,
+    extent_text,
+    metric_crs,
+    open_raster,
+    read_lines,
+)
+from dxc.data.places import Area, Spot
+from dxc.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+BLOCK_CACHE_MB = 64  # GDAL's default is 5 % of the machine's memory
+CUTS_PER_NEGATIVE = 20  # so many places may turn out to be without data for one that is not
+
+
+class LeftOut(NamedTuple):
+    """A point that gave no chip; x and y in `crs`, the CRS of the points' own file (nan: no geometry)."""
+
+    id: int
+    x: float
+    y: float
+    crs: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class CutReport:
+    """What `cut_region` made."""
+
+    folder: Path
+    region: str
+    crs: str
+    positives: int
+    negatives: int
+    left_out: tuple[LeftOut, ...]
+
+    def describe(self) -> str:
+        """Several lines for people: counts, CRS, folder, left-out points by reason."""
+        lines = [
+            f"{self.region}: {self.positives} chips with a crossing, {self.negatives} without, in {self.crs}",
+            f"folder: {self.folder}",
+        ]
+        if self.left_out:
+            noun = "point" if len(self.left_out) == 1 else "points"
+            lines.append(f"{len(self.left_out)} {noun} left out, see {self.folder / 'left_out.csv'}:")
+            lines += [f"  {line}" for line in _by_reason(self.left_out)]
+        return "\n".join(lines)
+
+
+def _by_reason(left_out: Iterable[LeftOut]) -> list[str]:
+    counts = Counter(re.sub(r" \d+$", " another", point.reason) for point in left_out)
+    return [f"{n} {reason}" for reason, n in counts.most_common()]
+
+
+def cut_region(
+    *,
+    dem: Path,
+    photo: Path,
+    crossings: Path,
+    out: Path,
+    region: str,
+    size_m: int = 100,
+    jitter_m: float = 0.0,
+    min_distance_m: float = 100.0,
+    near: Sequence[Path] = (),
+    near_share: float = 0.5,
+    crs: str | None = None,
+    photo_bands: Sequence[str] = KNOWN_BANDS,
+    seed: int = 0,
+    max_positives: int | None = None,
+    overwrite: bool = False,
+    workers: int = 2,
+    progress: bool = True,
+) -> CutReport:
+    """Cut one region's chips, as many without a crossing as with one; `workers` does not change the result.
+
+    A chip with a crossing shows its point in pixel (size // 2, size // 2), shifted by up to `jitter_m` whole
+    pixels along each axis. A chip without one has its centre at least `min_distance_m` from every crossing of
+    the file. Of these `near_share` are centred on the lines of the files `near`, the others anywhere.
+
+    Chips are collected in a hidden folder beside the final one, named by the hash of all that shapes the
+    result; an interrupted call, repeated, finds its chips there and goes on. At the end it gets its name.
+
+    Args:
+        size_m: edge of a chip in metres and pixels.
+        crs: projected CRS in metres; default the DEM's own, or its UTM zone if that is not in metres.
+        photo_bands: names of the photo's bands, in order.
+        max_positives: stop after so many chips with a crossing, in the order of the file.
+        workers: threads.
+
+    Raises:
+        ConfigError: an argument that cannot work.
+        DataError: an input that cannot be used, no place for the chips, or no room to write them.
+    """
+    job: dict[str, Any] = {
+        "version": 1, "region": region, "size_m": size_m, "jitter_m": jitter_m,
+        "min_distance_m": min_distance_m, "near_share": near_share, "crs": crs,
+        "photo_bands": list(photo_bands), "seed": seed, "max_positives": max_positives,
+    }  # fmt: skip
+    _check_arguments(job, workers)
+    final = out / region
+    _check_free(final, overwrite)
+    with ExitStack() as stack:
+        dem_file = stack.enter_context(open_raster("DEM", dem))
+        photo_file = stack.enter_context(open_raster("photo", photo))
+        check_bands(dem_file, photo_file, photo_bands)
+        target = metric_crs(crs, dem_file)
+        rasters = (
+            Raster.look("DEM", dem, dem_file, target),
+            Raster.look("photo", photo, photo_file, target),
+        )
+    points = Points.read(crossings, target)
+    area = Area(region, size_m, _common(*rasters), shapely.STRtree(points.shapes()), min_distance_m)
+    lines = [(path.name, read_lines(path, target, area.common)) for path in near]
+
+    job["files"] = [_fingerprint(path) for path in (dem, photo, crossings, *near)]
+    digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:12]
+    folder = out / f".{region}.partial-{digest}"
+    if folder.exists():
+        log.info("Going on with the chips that an interrupted cut left in %s.", folder)
+    with (
+        _disk_trouble(out),
+        rasterio.Env(GDAL_CACHEMAX=BLOCK_CACHE_MB),
+        Cutter(folder, rasters, tuple(photo_bands), size_m, region, workers) as cutter,
+    ):
+        try:
+            positives, left_out = _cut_positives(
+                cutter, area, points, jitter_m, seed, max_positives, progress
+            )
+            negatives = _cut_negatives(cutter, area, len(positives), lines, near_share, seed, progress)
+        except DataError:
+            shutil.rmtree(folder, ignore_errors=True)  # it would fail the same way again
+            raise
+        _write_tables(folder, positives + negatives, left_out, points, size_m, crs_name(target))
+        _move_into_place(folder, final)
+    for other in out.glob(f".{region}.partial-*"):
+        log.warning("%s holds an unfinished cut with other settings; remove it if nobody needs it.", other)
+    return CutReport(final, region, crs_name(target), len(positives), len(negatives), tuple(left_out))
+
+
+# ------------------------------------------------------------------------------------------- checks
+
+
+def _check_arguments(job: dict[str, Any], workers: int) -> None:
+    region, size_m, bands = job["region"], job["size_m"], job["photo_bands"]
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", region):
+        raise ConfigError(
+            f"region={region} names a folder and its files: use letters, digits, - and _, e.g. region=NE."
+        )
+    limit = 1 if job["max_positives"] is None else job["max_positives"]
+    rules: list[tuple[str, Any, type, float, float, str]] = [
+        ("size_m", size_m, Integral, 2, 10_000, "a whole number of metres, 2 or more"),
+        ("jitter_m", job["jitter_m"], Real, 0, 5000, "0 metres or more"),
+        ("min_distance_m", job["min_distance_m"], Real, 0, 1e9, "0 metres or more"),
+        ("near_share", job["near_share"], Real, 0, 1, "a share from 0 to 1"),
+        ("seed", job["seed"], Integral, 0, 2**63, "a whole number, 0 or more"),
+        ("max_positives", limit, Integral, 1, 2**63, "a whole number, 1 or more, or null for all"),
+        ("workers", workers, Integral, 1, 1000, "a whole number of threads, 1 or more"),
+    ]
+    for key, value, kind, low, high, rule in rules:
+        number = issubclass(type(value), kind) and not isinstance(value, bool)
+        if not number or not low <= value <= high:
+            raise ConfigError(f"{key}={value} cannot work: it has to be {rule}.")
+    if job["jitter_m"] >= size_m / 2:
+        raise ConfigError(
+            f"jitter_m={job['jitter_m']:g} would shift a crossing out of its chip: stay below half of "
+            f"size_m={size_m}."
+        )
+    if not bands or len(set(bands)) < len(bands) or set(bands) - set(KNOWN_BANDS):
+        raise ConfigError(
+            f"photo_bands=[{','.join(bands)}] has to name each band of the photo once, in its order, out of "
+            f"{', '.join(KNOWN_BANDS)}."
+        )
+    if job["min_distance_m"] < size_m / math.sqrt(2):
+        log.warning(
+            "min_distance_m=%g is less than a chip's half diagonal (%.0f m): a chip without a crossing "
+            "may show one near its corner.", job["min_distance_m"], size_m / math.sqrt(2),
+        )  # fmt: skip
+
+
+def _check_free(final: Path, overwrite: bool) -> None:
+    if not (final.exists() or final.is_symlink()):
+        return
+    if not overwrite:
+        raise DataError(
+            f"{final} exists already. Cut it anew with overwrite=true, or give another out= or region=."
+        )
+    if not (final / "chips.csv").is_file():  # never remove what this module did not write
+        raise DataError(
+            f"{final} was not made by prepare.py (it has no chips.csv). Move it away, or give another out=."
+        )
+
+
+def _fingerprint(path: Path) -> list[Any]:
+    stat = path.stat()
+    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+def _common(dem: Raster, photo: Raster) -> shapely.Geometry:
+    common = shapely.intersection(dem.footprint, photo.footprint)
+    if common.area == 0:
+        raise DataError(
+            f"the DEM and the photo do not overlap. In {crs_name(dem.target_crs)} {dem.path} covers "
+            f"{extent_text(dem.footprint)}, {photo.path} covers {extent_text(photo.footprint)}. "
+            "Give rasters of one place, or check their CRS."
+        )
+    return _tolerant(common)
+
+
+def _tolerant(outline: shapely.Geometry) -> shapely.Geometry:
+    """A millimetre larger: a chip that ends exactly at the raster's edge is inside, whatever was rounded."""
+    return shapely.buffer(outline, 1e-3, join_style="mitre")
+
+
+# ------------------------------------------------------------------------------------------ places
+
+
+def _cut_positives(
+    cutter: Cutter,
+    area: Area,
+    points: Points,
+    jitter_m: float,
+    seed: int,
+    max_positives: int | None,
+    progress: bool,
+) -> tuple[list[Spot], list[LeftOut]]:
+    """Cut the chips with a crossing, in the file's order; say of each other point why it has none."""
+    reasons = _misplaced(cutter.rasters, area, points)
+    reach = math.floor(jitter_m)
+    shift = np.random.default_rng((seed, 0)).integers(-reach, reach + 1, (len(points.ids), 2))
+    inside = np.flatnonzero([reason is None for reason in reasons])
+    left, top = area.corner(*points.xy[inside].T)
+    # a shift may push a chip over the edge; such a point keeps its chip, unshifted
+    shifted = area.inside(left + shift[inside, 0], top + shift[inside, 1])
+    left, top = left + shift[inside, 0] * shifted, top + shift[inside, 1] * shifted
+    wanted = [
+        Spot(f"{area.region}_T_{points.ids[i]:05d}", "T", int(x), int(y), "crossing", int(i))
+        for i, x, y in zip(inside, left, top, strict=True)
+    ]
+    if not wanted:
+        counts = "; ".join(_by_reason(_left_out(points, reasons)))
+        raise DataError(
+            f"no crossing lies where a whole chip of DEM and photo can be cut ({counts}). In "
+            f"{crs_name(cutter.rasters[0].target_crs)} the points cover "
+            f"{extent_text(shapely.multipoints(points.shapes()))}, both rasters "
+            f"{extent_text(area.common)}. Check the points' CRS."
+        )
+    count = len(wanted) if max_positives is None else max_positives
+    chips, failed = cutter.collect(iter(wanted), count, "with crossing", progress)
+    for chip, reason in failed:
+        reasons[chip.point or 0] = reason
+    left_out = _left_out(points, reasons)
+    if not chips:
+        counts = "; ".join(_by_reason(left_out))
+        raise DataError(f"no chip with a crossing could be cut: {counts}. Check the rasters' no-data values.")
+    return chips, left_out
+
+
+def _misplaced(rasters: tuple[Raster, Raster], area: Area, points: Points) -> list[str | None]:
+    """Why a point can have no chip, as far as it shows without reading pixels."""
+    known = np.isfinite(points.own).all(axis=1)
+    projected = np.isfinite(points.xy).all(axis=1)
+    left, top = area.corner(*np.where(projected[:, None], points.xy, 0).T)
+    boxes = area.boxes(left, top)
+    fits = [shapely.covers(_tolerant(raster.footprint), boxes) for raster in rasters]
+    reasons: list[str | None] = []
+    taken: dict[tuple[int, int], int] = {}
+    for i, place in enumerate(zip(left.tolist(), top.tolist(), strict=True)):
+        outside = [raster.what for raster, fit in zip(rasters, fits, strict=True) if not fit[i]]
+        if not known[i]:
+            reasons.append("no geometry")
+        elif not projected[i]:
+            reasons.append("its coordinates do not exist in the CRS of the chips")
+        elif outside:
+            reasons.append(f"chip not inside the {' and the '.join(outside)}")
+        elif place in taken:  # two equal chips could come to stand on both sides of a split
+            reasons.append(f"same pixel as point {points.ids[taken[place]]}")
+        else:
+            taken[place] = i
+            reasons.append(None)
+    return reasons
+
+
+def _left_out(points: Points, reasons: Sequence[str | None]) -> list[LeftOut]:
+    return [
+        LeftOut(int(points.ids[i]), float(points.own[i, 0]), float(points.own[i, 1]), points.crs, reason)
+        for i, reason in enumerate(reasons)
+        if reason is not None
+    ]
+
+
+def _cut_negatives(
+    cutter: Cutter,
+    area: Area,
+    count: int,
+    lines: list[tuple[str, np.ndarray]],
+    near_share: float,
+    seed: int,
+    progress: bool,
+) -> list[Spot]:
+    """Cut `count` chips without a crossing: first those near the lines, then those anywhere."""
+    rng = np.random.default_rng((seed, 1))
+    by_lines = math.floor(near_share * count + 0.5) if lines else 0
+    chips: list[Spot] = []
+    number, seen = itertools.count(1), set[tuple[int, int]]()
+    for kind, wanted, along in (("near lines", by_lines, lines), ("anywhere", count - by_lines, [])):
+        if not wanted:
+            continue
+        drawn = (
+            chip._replace(name=f"{area.region}_F_{next(number):05d}")
+            for chip in area.negatives(rng, along, seen)
+        )
+        candidates = itertools.islice(drawn, CUTS_PER_NEGATIVE * wanted + 100)
+        done, _ = cutter.collect(candidates, wanted, f"without, {kind}", progress)
+        chips += done
+        if len(done) < wanted:
+            knob = f"near_share (now {near_share:g}), or give more lines in near"
+            other = "max_positives, or give rasters that reach further"
+            raise DataError(
+                f"only {len(done)} of {wanted} chips without a crossing ({kind}) found a place at least "
+                f"{area.min_distance_m:g} m from every crossing with data in both rasters. Lower "
+                f"min_distance_m or {knob if along else other}."
+            )
+    return chips
+
+
+# ------------------------------------------------------------------------------------------- folders
+
+
+def _write_tables(
+    folder: Path, chips: Sequence[Spot], left_out: Sequence[LeftOut], points: Points, size: int, crs: str
+) -> None:
+    """chips.csv (x, y: the chip's centre; point_x, point_y: the crossing, both in crs) and left_out.csv."""
+    rows: list[tuple[Any, ...]] = []
+    for chip in chips:
+        centre = (chip.left + size / 2, chip.top - size / 2)
+        crossing: tuple[Any, ...] = ("", "", "")
+        if chip.point is not None:
+            crossing = (points.ids[chip.point], *(f"{v:.3f}" for v in points.xy[chip.point]))
+        rows.append((chip.name, chip.label, *centre, crs, *crossing, chip.source))
+    header = ("name", "label", "x", "y", "crs", "point_id", "point_x", "point_y", "source")
+    write_atomically(folder / "chips.csv", _csv_bytes(header, rows))
+    write_atomically(folder / "left_out.csv", _csv_bytes(LeftOut._fields, left_out))
+
+
+def _csv_bytes(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _move_into_place(folder: Path, final: Path) -> None:
+    """Give the finished folder its name; an older one goes only then."""
+    for draft in folder.glob("**/.*"):  # of a killed process
+        draft.unlink()
+    old = final.with_name(f"{folder.name}.old")
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+    folder.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _disk_trouble(out: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a DataError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(
+                f"{out}: the disk is full. Free some space and repeat the command: it goes on where it "
+                "stopped."
+            ) from error
+        raise DataError(f"out={out} cannot be written ({error}). Give a folder you may write to.") from error
+
+
+def cut_from_config(config: dict[str, Any]) -> CutReport:
+    """`cut_region` with the keys of conf/prepare.yaml, which come as text and numbers from a command line."""
+    values = dict(config)
+    for key in ("dem", "photo", "crossings", "out"):
+        values[key] = Path(str(values[key]))
+    for key in ("near", "photo_bands"):  # near=roads.gpkg is as good as near=[roads.gpkg]
+        given = values[key] or []
+        values[key] = [given] if isinstance(given, str) else given
+    values["near"] = [Path(str(path)) for path in values["near"]]
+    values["region"] = str(values["region"])
+    values["crs"] = None if values["crs"] is None else str(values["crs"])
+    for key in ("overwrite", "progress"):
+        if not isinstance(values[key], bool):
+            raise ConfigError(f"{key}={values[key]} cannot work: it has to be true or false.")
+    return cut_region(**values)

@@ -1,0 +1,89 @@
+"""Where chips lie: on whole metres, in both rasters and, if without a crossing, away from every crossing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import shapely
+
+DRAWS_AT_ONCE = 2048
+DRAWS_IN_VAIN = 100  # rounds of DRAWS_AT_ONCE random places none of which will do: there are none
+
+
+class Spot(NamedTuple):
+    """A place to cut: its upper left corner in whole metres of the target CRS, and where it came from."""
+
+    name: str
+    label: str  # T or F
+    left: int
+    top: int
+    source: str  # crossing, random, or the file of lines it was drawn along
+    point: int | None = None  # row of the crossing among the points
+
+
+@dataclass(frozen=True)
+class Area:
+    """Where chips may lie: the common extent of both rasters, and the crossings to keep away from."""
+
+    region: str
+    size: int
+    common: shapely.Geometry
+    crossings: shapely.STRtree
+    min_distance_m: float
+
+    def corner(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Upper left corners of the chips whose pixel (size // 2, size // 2) holds x, y."""
+        half = self.size // 2
+        return np.floor(x).astype(int) - half, np.ceil(y).astype(int) + half
+
+    def boxes(self, left: np.ndarray, top: np.ndarray) -> np.ndarray:
+        """The chips' outlines."""
+        return shapely.box(left, top - self.size, left + self.size, top)
+
+    def inside(self, left: np.ndarray, top: np.ndarray) -> np.ndarray:
+        """Whether the whole chip lies in both rasters' extents, bool (n,)."""
+        return shapely.covers(self.common, self.boxes(left, top))
+
+    def negatives(
+        self, rng: np.random.Generator, lines: list[tuple[str, np.ndarray]], seen: set[tuple[int, int]]
+    ) -> Iterator[Spot]:
+        """Random places without a crossing, for ever: near the lines if given, else anywhere in the extent.
+
+        Each file of lines gets an equal part, each metre of a file the same chance. Names are given by the
+        caller, `seen` holds the places taken. Ends after DRAWS_IN_VAIN rounds in which no place would do.
+        """
+        vain = 0
+        while vain < DRAWS_IN_VAIN:
+            vain += 1
+            x, y, source = self._along(rng, lines) if lines else self._anywhere(rng)
+            left, top = self.corner(x, y)
+            good = self.inside(left, top)
+            centres = shapely.points(left + self.size / 2, top - self.size / 2)
+            near = self.crossings.query(centres[good], "dwithin", self.min_distance_m)[0]
+            good[np.flatnonzero(good)[near]] = False
+            for i in np.flatnonzero(good):
+                place = (int(left[i]), int(top[i]))
+                if place not in seen:
+                    seen.add(place)
+                    vain = 0
+                    yield Spot("", "F", *place, source=source[i])
+
+    def _anywhere(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        x0, y0, x1, y1 = self.common.bounds
+        x, y = rng.uniform((x0, y0), (x1, y1), (DRAWS_AT_ONCE, 2)).T
+        return x, y, ["random"] * DRAWS_AT_ONCE
+
+    @staticmethod
+    def _along(
+        rng: np.random.Generator, lines: list[tuple[str, np.ndarray]]
+    ) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        lengths = [shapely.length(parts) for _, parts in lines]
+        weights = np.concatenate([length / length.sum() / len(lines) for length in lengths])
+        parts = np.concatenate([parts for _, parts in lines])
+        names = np.concatenate([[name] * len(parts) for name, parts in lines])
+        picked = rng.choice(len(parts), DRAWS_AT_ONCE, p=weights)
+        points = shapely.line_interpolate_point(parts[picked], rng.random(DRAWS_AT_ONCE), normalized=True)
+        return shapely.get_x(points), shapely.get_y(points), [str(name) for name in names[picked]]

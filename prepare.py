@@ -1,0 +1,27 @@
+"""Cut GeoTIFFs and crossing points into chips: `python prepare.py dem=dem.tif ...` (see --help)."""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from dxc.config import resolved
+from dxc.errors import exit_cleanly
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="prepare")
+def main(cfg: DictConfig) -> None:
+    with exit_cleanly():
+        from dxc.data.cutting import cut_from_config
+
+        try:
+            report = cut_from_config(resolved(cfg))
+        except KeyboardInterrupt:
+            sys.exit("\ninterrupted; the same command goes on where it stopped")
+        print(f"{report.describe()}\nnext: python train.py source=chips source.root={cfg.out}")
+
+
+if __name__ == "__main__":
+    main()
