@@ -18,7 +18,7 @@ def main(cfg: DictConfig) -> float:
         from dxc.experiment import run
         from dxc.report.console import print_result
 
-        result = run(cfg, Path(HydraConfig.get().runtime.output_dir))
+        result = run(cfg, Path(HydraConfig.get().runtime.output_dir) / "artifacts")
         print_result(result)
     return result.metrics["accuracy"]
 

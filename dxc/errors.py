@@ -54,7 +54,8 @@ class BadChipsError(DataError):
         noun = "chip" if len(self.bad) == 1 else "chips"
         super().__init__(
             f"{len(self.bad)} bad {noun} under {root}:\n{listing}\n"
-            "Mend or remove them, or go on without them: source.on_bad_chip=skip"
+            "Mend or remove them, or go on without them: source.on_bad_chip=skip. Photos with other bands: "
+            "source.photo_bands=[red,green,blue]; chips of another size: data.size=PIXELS."
         )
 
 

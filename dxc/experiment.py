@@ -6,7 +6,9 @@ GeoTIFF chips -> channels -> k-fold training -> ONNX -> what it costs -> MLflow.
 from __future__ import annotations
 
 import logging
+import shutil
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +27,11 @@ if TYPE_CHECKING:
     from dxc.data.cache import ChipCache
     from dxc.data.datamodule import ChipDataModule
     from dxc.data.folds import Fold
-    from dxc.tracking import Point, Run
+    from dxc.tracking import Point
 
 log = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def run(cfg: DictConfig, out: Path) -> Result:
     from dxc.hardware import device_name
 
     config = resolved(cfg)
-    datamodule = _datamodule(config)
+    datamodule = build(config["data"], source=build(config["source"]))
     _check_buildable(config)
 
     with tracking.start_run(
@@ -87,17 +91,20 @@ def run(cfg: DictConfig, out: Path) -> Result:
             "hardware": config["hardware"]["name"],
             "device": device_name(config["trainer"]["accelerator"]),
         },
+        enabled=_is_first_process(),
     ) as tracked:
-        out.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(config), out / "config.yaml")
-        cache = _read_chips(datamodule, out, tracked)
+        cache = _read_chips(datamodule)
+        tracked.tag({"dxc.data": cache.data_hash})
 
         started = time.perf_counter()
         folds = [
             _train_fold(config, datamodule, fold, number) for number, fold in enumerate(datamodule.folds)
         ]
         fit_seconds = time.perf_counter() - started
+        if not _is_first_process():
+            sys.exit()  # one of several devices: its share is done, the first process goes on
 
+        out.mkdir(parents=True, exist_ok=True)
         predictions = _out_of_fold(folds, cache)
         best = max(folds, key=lambda fold: fold.accuracy)
         metrics = {
@@ -106,13 +113,11 @@ def run(cfg: DictConfig, out: Path) -> Result:
             "fit_seconds": fit_seconds,
             "images_per_second": sum(f.trained_images for f in folds) / sum(f.train_seconds for f in folds),
         }
-
-        predictions.to_parquet(out / "predictions.parquet", index=False)
-        if config["tracking"]["checkpoints"]:
-            _save_checkpoints(folds, out / "checkpoints")
         tracked.log(metrics, [point for fold in folds for point in fold.curves])
         tracked.tag({"dxc.exported_fold": best.name})
+        _write_files(config, cache, predictions, folds, out)
         tracked.log_files(out)
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)  # MLflow has them: a sweep would keep all twice
 
     return Result(
         name=describe(config),
@@ -128,8 +133,11 @@ def run(cfg: DictConfig, out: Path) -> Result:
     )
 
 
-def _datamodule(config: dict[str, Any]) -> ChipDataModule:
-    return build(config["data"], source=build(config["source"]))
+def _is_first_process() -> bool:
+    """False in the further processes that Lightning starts for trainer.devices > 1."""
+    from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _check_buildable(config: dict[str, Any]) -> None:
@@ -144,26 +152,16 @@ def _check_buildable(config: dict[str, Any]) -> None:
     build(config["trainer"])
 
 
-def _read_chips(datamodule: ChipDataModule, out: Path, tracked: Run) -> ChipCache:
-    """Make and read the chips; what was left out is listed in excluded_chips.csv."""
-    import pandas as pd
-
+def _read_chips(datamodule: ChipDataModule) -> ChipCache:
+    """Make and read the chips, and say which were found and which left out."""
     datamodule.prepare_data()
     cache = datamodule.cache
     if cache is None:  # prepare_data opens it or raises
         raise RuntimeError("the datamodule has no chips after prepare_data()")
-    tracked.tag({"dxc.data": cache.data_hash})
-    crossings = int(cache.labels.sum())
-    log.info(
-        "%d chips (%d with a crossing) from %s",
-        len(cache),
-        crossings,
-        ", ".join(sorted(set(cache.regions))),
-    )
+    regions = ", ".join(sorted(set(cache.regions)))
+    log.info("%d chips (%d with a crossing) from %s", len(cache), cache.labels.sum(), regions)
     if cache.excluded:
-        listing = pd.DataFrame(cache.excluded, columns=["path", "reason"])
-        listing.to_csv(out / "excluded_chips.csv", index=False)
-        log.warning("%d files were left out:", len(listing))
+        log.warning("%d files were left out:", len(cache.excluded))
         for chip in cache.excluded:
             log.warning("  %s: %s", chip.path, chip.reason)
     return cache
@@ -249,10 +247,26 @@ def _export(fold: TrainedFold, config: dict[str, Any], out: Path) -> dict[str, f
     }
 
 
-def _save_checkpoints(folds: list[TrainedFold], folder: Path) -> None:
-    """One state_dict a fold; torch.load(path, weights_only=True) reads it."""
+def _write_files(
+    config: dict[str, Any],
+    cache: ChipCache,
+    predictions: pd.DataFrame,
+    folds: list[TrainedFold],
+    out: Path,
+) -> None:
+    """The run's files beside its network.
+
+    Checkpoints are one state_dict a fold; torch.load(path, weights_only=True) reads them.
+    """
+    import pandas as pd
     import torch
 
-    folder.mkdir()
-    for fold in folds:
-        torch.save(fold.model.state_dict(), folder / f"{fold.name}.pt")
+    OmegaConf.save(OmegaConf.create(config), out / "config.yaml")
+    predictions.to_parquet(out / "predictions.parquet", index=False)
+    if cache.excluded:
+        listing = pd.DataFrame(cache.excluded, columns=["path", "reason"])
+        listing.to_csv(out / "excluded_chips.csv", index=False)
+    if config["tracking"]["checkpoints"]:
+        (out / CHECKPOINTS).mkdir()
+        for fold in folds:
+            torch.save(fold.model.state_dict(), out / CHECKPOINTS / f"{fold.name}.pt")

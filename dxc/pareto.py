@@ -18,7 +18,7 @@ class Objective(NamedTuple):
 
 OBJECTIVES: dict[str, Objective] = {
     "accuracy": Objective("fraction", True, "mean over folds, last epoch"),
-    "accuracy_std": Objective("fraction", False, "sample standard deviation over folds"),
+    "accuracy_std": Objective("fraction", False, "sample std. deviation over folds"),
     "average_precision": Objective("fraction", True, "pooled out-of-fold predictions"),
     "f1": Objective("fraction", True, "pooled out-of-fold predictions"),
     "auroc": Objective("fraction", True, "pooled out-of-fold predictions"),

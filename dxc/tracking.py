@@ -35,9 +35,9 @@ Point = tuple[str, float, int]
 
 
 class Run:
-    """An MLflow run that is being written."""
+    """An MLflow run that is being written; without a client it writes nothing."""
 
-    def __init__(self, client: Any, run_id: str, experiment_id: str, uri: str) -> None:
+    def __init__(self, client: Any | None, run_id: str, experiment_id: str, uri: str) -> None:
         self._client = client
         self.run_id = run_id
         self.experiment_id = experiment_id
@@ -51,6 +51,8 @@ class Run:
         """
         from mlflow.entities import Metric
 
+        if self._client is None:
+            return
         now_ms = int(time.time() * 1000)
         for name in metrics:
             objective(name)
@@ -63,24 +65,37 @@ class Run:
         """Set tags in one call."""
         from mlflow.entities import RunTag
 
+        if self._client is None:
+            return
         self._client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
 
     def log_files(self, folder: Path) -> None:
         """Everything in `folder` becomes an artifact under its relative path."""
-        self._client.log_artifacts(self.run_id, str(folder))
+        if self._client is not None:
+            self._client.log_artifacts(self.run_id, str(folder))
 
 
 @contextlib.contextmanager
 def start_run(
-    uri: str, *, study: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
+    uri: str,
+    *,
+    study: str,
+    name: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    enabled: bool = True,
 ) -> Iterator[Run]:
     """Open a run in experiment `study` of the store at `uri`, with params and tags; close it with its status.
 
+    Not `enabled`, nothing is written: one run has one writer, however many processes compute it.
     Raises TrackingError where the store cannot be used. SIGINT and SIGTERM become Stopped while it is open.
     """
     from mlflow.entities import Param, RunTag
     from mlflow.exceptions import MlflowException
 
+    if not enabled:
+        yield Run(None, "", "", uri)
+        return
     try:
         client, experiment_id = _open_store(uri, study)
         run_id = client.create_run(experiment_id, run_name=name).info.run_id

@@ -262,11 +262,11 @@ def _read_chip(chip: Chip, recipe: Recipe) -> tuple[np.ndarray | None, _Outcome]
     digests = ["", ""]
     path = chip.dem
     try:
-        dem, dem_place, digests[0] = _read_raster(path, recipe.size, bands=1, dtypes=DEM_DTYPES)
+        dem, dem_place, digests[0] = _read_raster(path, recipe.size, bands=("dem",), dtypes=DEM_DTYPES)
         dem_band = _checked_elevation(dem[0], dem_place.nodata)
         path = chip.photo
         photo, photo_place, digests[1] = _read_raster(
-            path, recipe.size, bands=len(recipe.photo_bands), dtypes=PHOTO_DTYPES
+            path, recipe.size, bands=recipe.photo_bands, dtypes=PHOTO_DTYPES
         )
         if not photo.any() or (photo_place.nodata is not None and (photo == photo_place.nodata).all()):
             raise _Unusable("the photo has no data anywhere in the chip")
@@ -289,17 +289,17 @@ class _Place(NamedTuple):
 
 
 def _read_raster(
-    path: Path, size: int, *, bands: int, dtypes: Sequence[str]
+    path: Path, size: int, *, bands: Sequence[str], dtypes: Sequence[str]
 ) -> tuple[np.ndarray, _Place, str]:
-    """One chip file -> (array (bands, size, size), place, digest of its bytes)."""
+    """One chip file -> (array (len(bands), size, size), place, digest of its bytes)."""
     import rasterio
     from rasterio.errors import RasterioError
 
     try:
         content = path.read_bytes()
         with rasterio.MemoryFile(content) as memory, memory.open(driver="GTiff") as raster:
-            if raster.count != bands:
-                raise _Unusable(f"has {raster.count} band(s), expected {bands}")
+            if raster.count != len(bands):
+                raise _Unusable(f"has {raster.count} band(s), expected {len(bands)}: {', '.join(bands)}")
             if (raster.height, raster.width) != (size, size):
                 raise _Unusable(f"is {raster.width} x {raster.height} pixels, expected {size} x {size}")
             if wrong := sorted(set(raster.dtypes) - set(dtypes)):

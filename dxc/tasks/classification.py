@@ -65,34 +65,33 @@ class ClassificationTask(pl.LightningModule):
                 f"the training loss is {float(loss)} after epoch {self.current_epoch + 1}; "
                 "lower optimizer.lr, or use full precision (trainer.precision=32-true)"
             )
-        self.log("train_loss", loss)
+        self.log("train_loss", loss, sync_dist=True)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         scores = self.model(batch["image"]).float()
-        self.val_metrics.update(scores, batch["label"])
-        self.log(
-            "val_loss", self.loss(scores, batch["label"]), batch_size=len(batch["label"]), sync_dist=True
-        )
-        self._outputs.append(
-            {"index": batch["index"], "label": batch["label"], "probability": scores.softmax(dim=1)[:, -1]}
-        )
+        self._outputs.append({"index": batch["index"], "label": batch["label"], "scores": scores})
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(self.val_metrics.compute())
-        self.val_metrics.reset()
         outputs = {key: torch.cat([part[key] for part in self._outputs]) for key in self._outputs[0]}
         self._outputs.clear()
         if self.trainer.world_size > 1:
             gathered: Any = self.all_gather(outputs)  # adds a leading dimension, one entry a device
-            outputs = {key: value.flatten() for key, value in gathered.items()}
-        self.predictions = _ordered(outputs)
+            outputs = {key: value.flatten(0, 1) for key, value in gathered.items()}
+        outputs = _each_chip_once(outputs)
+        scores, label = outputs["scores"], outputs["label"]
+        self.log("val_loss", self.loss(scores, label), sync_dist=True)
+        self.log_dict(self.val_metrics(scores, label), sync_dist=True)
+        self.predictions = {
+            "index": outputs["index"].cpu(),
+            "label": label.cpu(),
+            "probability": scores.softmax(dim=1)[:, -1].cpu(),
+        }
 
 
-def _ordered(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """By index, each chip once (several devices pad their shares to equal length by repeating chips)."""
-    outputs = {key: value.cpu() for key, value in outputs.items()}
-    position = {int(index): place for place, index in enumerate(outputs["index"])}
-    order = torch.tensor([position[index] for index in sorted(position)])
+def _each_chip_once(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Ordered by index; several devices repeat chips to make their shares equally long."""
+    position = {int(index): place for place, index in enumerate(outputs["index"].tolist())}
+    order = torch.tensor([position[index] for index in sorted(position)], device=outputs["index"].device)
     return {key: value[order] for key, value in outputs.items()}
 
 

@@ -144,8 +144,8 @@ def _with(array: np.ndarray, value: float, pixels: int) -> np.ndarray:
 
 SHIFTED = {"transform": rasterio.transform.from_origin(500_050, 4_500_000, 1, 1)}
 BAD_CHIPS = {
-    "photo bands": ({}, {"array": PHOTO[:3]}, r"has 3 band\(s\), expected 4"),
-    "dem bands": ({"array": PHOTO[:2].astype("float32")}, {}, r"has 2 band\(s\), expected 1"),
+    "photo bands": ({}, {"array": PHOTO[:3]}, r"has 3 band\(s\), expected 4: red, green, blue, nir"),
+    "dem bands": ({"array": PHOTO[:2].astype("float32")}, {}, r"has 2 band\(s\), expected 1: dem"),
     "dem dtype": ({"array": DEM.astype("uint8")}, {}, "is of type uint8, expected one of int16"),
     "complex dem": ({"array": DEM.astype("complex64")}, {}, "is of type complex64"),
     "photo dtype": ({}, {"array": PHOTO.astype("float32")}, "is of type float32, expected one of uint8"),
