@@ -158,7 +158,8 @@ def _experiment_id(client: Any, study: str, *, artifacts: str | None) -> str:
         return found.experiment_id
     try:
         location = f"{artifacts}/{study}" if artifacts else None
-        return client.create_experiment(study, artifact_location=location)
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on its runs
+        return client.create_experiment(study, artifact_location=location, tags=kind)
     except MlflowException:
         found = client.get_experiment_by_name(study)  # another process may have been faster
         if found is None:

@@ -197,6 +197,15 @@ def test_help_is_fast_and_says_what_to_type(flag: list[str]) -> None:
         assert "python train.py source=chips source.root=DIR" in shown.stdout
 
 
+def test_narrow_networks_train_on_several_threads(make_chips: ChipMaker, tmp_path: Path) -> None:
+    """In channels_last torch 2.13.0 corrupts memory here; see dxc.tasks.trainer."""
+    command = _command(make_chips(per_class=9), tmp_path, "model.width=8")
+    done = subprocess.run(
+        command, cwd=PROJECT_ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "2"}
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_three_band_photos_train(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for klass in "FT":
@@ -215,3 +224,15 @@ def test_three_band_photos_train(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "4ch" in done.stdout
+
+
+@pytest.mark.slow
+def test_two_devices_make_one_run(make_chips: ChipMaker, tmp_path: Path) -> None:
+    root = make_chips(per_class=8)  # 16 chips in 3 folds: two devices cannot share a fold evenly
+    done = _train(root, tmp_path, "trainer.devices=2")
+    assert done.returncode == 0, done.stderr
+    client, (only,) = _runs(tmp_path)
+    predictions = pd.read_parquet(client.download_artifacts(only.info.run_id, "predictions.parquet"))
+    assert len(predictions) == 16
+    by_fold = ((predictions.probability > 0.5) == predictions.label).groupby(predictions.fold).mean()
+    assert by_fold.mean() == pytest.approx(only.data.metrics["accuracy"])
