@@ -19,9 +19,7 @@ PREPARE = Path(__file__).parents[1] / "prepare.py"
 LEFT, TOP = 500_000.0, 5_000_000.0
 
 
-def prepare(
-    folder: Path, *arguments: str, python: tuple[str, ...] = ()
-) -> subprocess.CompletedProcess[str]:
+def prepare(folder: Path, *arguments: str, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *python, str(PREPARE), *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 

@@ -1,8 +1,9 @@
 """Rasters and chips on disk -> tensors.
 
-cutting    rasters + points -> chips in the published folder layout; with
-           geosources (rasters by window, points, coordinate systems), places (grid, negatives), cutter (writing)
-synthetic  watersheds that need no download: rasters + points, cut by the same cutter
+cutting    rasters + points -> chips in the published folder layout; its parts are geosources (rasters by
+           window, points, coordinate systems), places (grid, negatives) and cutter (writing)
+synthetic  watersheds that need no download: rasters + points, cut by the same cutter; its parts are
+           landscape (ground, streams, roads as lines) and scenery (elevation and photo)
 layout     chips on disk -> manifest (which file is which chip)
 bands      raw bands -> named channels (indices, repair, normalisation)
 cache      manifest + channels -> one memory-mapped array, built once

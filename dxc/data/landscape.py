@@ -19,13 +19,11 @@ from scipy import fft, ndimage
 
 Floats = NDArray[np.floating[Any]]
 
-FLOW_CELL_M = (
-    4  # flow is routed on this grid: 16 times fewer cells than at 1 m, and streams get smoothed anyway
-)
+FLOW_CELL_M = 4  # grid on which flow is routed: 16 times fewer cells than at 1 m, streams get smoothed anyway
 STEP_M = 2.0  # spacing of the vertices of every line
 EDGE_M = 110.0  # no crossing nearer to the raster's edge: every chip lies inside, jitter included
 SPACING_M = 120.0  # between crossings: no chip shows two
-CLEAR_M = 11.0  # a road that does not cross keeps this far off a stream's centre line
+CLEAR_M = 15.0  # a road that does not cross keeps at least this far off a stream's centre line
 MIN_ANGLE_DEG = 45.0  # between road and stream at a crossing
 CROSSINGS_PER_KM2 = 10.0  # what roads and streams of the densities below give without crowding
 
@@ -95,14 +93,15 @@ def fractal_terrain(cells: int, cell_m: float, spec: RegionSpec, rng: Generator)
     fractals", doi 10.1007/978-1-4612-3784-6_2). Wavelengths over 2 km are held back so that relief does not
     grow with the size of the raster.
     """
-    fx = fft.rfftfreq(cells, cell_m)
-    fy = fft.fftfreq(cells, cell_m)
+    size = max(cells, round(2000 / cell_m))  # a small raster is cut from ground that has all wavelengths
+    fx = fft.rfftfreq(size, cell_m)
+    fy = fft.fftfreq(size, cell_m)
     frequency = np.hypot(fy[:, None], fx[None, :])
     amplitude = np.maximum(frequency, 1 / 2000) ** -(spec.hurst + 1)
     amplitude[0, 0] = 0
-    noise = rng.standard_normal((cells, cells))
-    ground = fft.irfft2(fft.rfft2(noise) * amplitude, s=(cells, cells))
-    ground *= spec.relief_m / ground.std()
+    noise = rng.standard_normal((size, size))
+    ground = fft.irfft2(fft.rfft2(noise) * amplitude, s=(size, size))
+    ground = ground[:cells, :cells] * (spec.relief_m / ground.std())
     direction = rng.uniform(0, 2 * np.pi)
     along = np.arange(cells) * cell_m * spec.tilt
     plane = np.cos(direction) * along[None, :] + np.sin(direction) * along[:, None]
@@ -112,9 +111,9 @@ def fractal_terrain(cells: int, cell_m: float, spec: RegionSpec, rng: Generator)
 def find_streams(ground: Floats, spec: RegionSpec, rng: Generator) -> tuple[Floats, list[Line]]:
     """Route water over the ground (FLOW_CELL_M grid) and trace channels.
 
-    Channels begin at a threshold of contributing area (O'Callaghan & Mark 1984); their width and depth follow
-    downstream hydraulic geometry, w ~ Q^0.5 and d ~ Q^0.4 (Leopold & Maddock 1953, USGS Prof. Paper 252), with
-    Q taken as proportional to the area.
+    Channels begin at a threshold of contributing area (O'Callaghan & Mark 1984, doi
+    10.1016/S0734-189X(84)80011-0). They widen and deepen downstream as hydraulic geometry says, w ~ Q^0.5 and
+    d ~ Q^0.4 (Leopold & Maddock 1953, doi 10.3133/pp252), with Q growing somewhat slower than the area.
 
     Returns the ground with depressions filled (the flow's own surface) and the streams.
     """
@@ -143,7 +142,7 @@ def find_streams(ground: Floats, spec: RegionSpec, rng: Generator) -> tuple[Floa
 
 
 def smooth(xy: Floats, sigma: float) -> Floats:
-    """A line (n, 2) smoothed over sigma vertices; its ends stay where they are, so confluences stay joined."""
+    """A line (n, 2) smoothed over sigma vertices. Its ends stay in place: confluences stay joined."""
     n = len(xy)
     straight = xy[0] + np.linspace(0, 1, n)[:, None] * (xy[-1] - xy[0])
     bend = np.concatenate(
@@ -216,8 +215,8 @@ def lay_roads(
 ) -> tuple[list[tuple[str, Floats]], list[Crossing]]:
     """Build candidate roads until they make `count` crossings; nothing else of them touches a stream.
 
-    A crossing has to be at least SPACING_M from the others, EDGE_M from the edge, not too oblique, and off the
-    confluences. Where a candidate fails that, the road stops short of the stream and goes on behind it.
+    A crossing has to be SPACING_M or more from the others, EDGE_M from the edge, not too oblique, and off
+    the confluences. Where a candidate fails that, the road stops short of the stream and goes on behind it.
 
     Returns roads (kind, (n, 2)) and crossings, maybe fewer than count.
     """
@@ -239,7 +238,8 @@ def lay_roads(
         col, row = (resample(np.asarray(line.coords), 10.0) // 10).astype(int).T
         if taken[row, col].mean() > 0.3:
             continue  # beside a road that is there already
-        good, bad = [], []
+        good: list[Crossing] = []
+        bad: list[Crossing] = []
         for j in tree.query(line, predicate="intersects"):
             for point in shapely.get_parts(line.intersection(stream_lines[j])):
                 at = shapely.centroid(point)
@@ -258,9 +258,11 @@ def lay_roads(
             clear = all(np.hypot(c.x - o.x, c.y - o.y) >= SPACING_M for o in (*chosen, *bad))
             if clear and len(crossings) + len(chosen) < count:
                 chosen.append(c)
-        gates = shapely.union_all([shapely.Point(c.x, c.y).buffer(CLEAR_M * 2.2) for c in chosen])
+        clear_m = CLEAR_M + min(20.0, rng.exponential(6))
+        # a gate is as wide as the clearing is along the most oblique road
+        gates = shapely.union_all([shapely.Point(c.x, c.y).buffer(1.5 * clear_m) for c in chosen])
         banks = shapely.union_all(stream_lines[tree.query(line.buffer(40))])
-        keep_off = banks.buffer(CLEAR_M + rng.exponential(4)).difference(gates)
+        keep_off = banks.buffer(clear_m).difference(gates)
         pieces = [p for p in shapely.get_parts(line.difference(keep_off)) if p.length >= 70]
         if not chosen and kind == "track":
             continue
@@ -294,6 +296,7 @@ def profile_roads(
     bed = np.concatenate([s.z for s in streams])
     for c in crossings:
         c.bed_z = float(bed[np.argmin(np.hypot(vertices[:, 0] - c.x, vertices[:, 1] - c.y))])
+        c.culvert = bool(rng.random() < 0.8)
     lines = []
     for kind, xy in roads:
         at = xy[:, ::-1].T / FLOW_CELL_M - 0.5

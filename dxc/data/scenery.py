@@ -20,6 +20,8 @@ from numba import njit
 from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import fft, ndimage
+from scipy.spatial import KDTree
+from scipy.special import ndtri
 
 from dxc.data.landscape import (
     CROSSINGS_PER_KM2,
@@ -63,7 +65,7 @@ class Region:
 # ---------------------------------------------------------------- from lines to pixels
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _stamp(
     xy: Floats, last: NDArray[np.bool_], reach_m: float, away: Floats, vertex: NDArray[np.int32]
 ) -> None:  # pragma: no cover - compiled
@@ -77,12 +79,10 @@ def _stamp(
         square = ux * ux + uy * uy
         if square == 0.0:
             continue
-        for r in range(
-            max(0, int(min(ay, ay + uy) - reach_m)), min(height, int(max(ay, ay + uy) + reach_m) + 1)
-        ):
-            for c in range(
-                max(0, int(min(ax, ax + ux) - reach_m)), min(width, int(max(ax, ax + ux) + reach_m) + 1)
-            ):
+        top, bottom = min(ay, ay + uy) - reach_m, max(ay, ay + uy) + reach_m
+        left, right = min(ax, ax + ux) - reach_m, max(ax, ax + ux) + reach_m
+        for r in range(max(0, int(top)), min(height, int(bottom) + 1)):
+            for c in range(max(0, int(left)), min(width, int(right) + 1)):
                 px, py = c + 0.5 - ax, r + 0.5 - ay
                 t = min(1.0, max(0.0, (px * ux + py * uy) / square))
                 d = np.hypot(px - t * ux, py - t * uy)
@@ -94,7 +94,7 @@ def _stamp(
 class Near(NamedTuple):
     """The pixels within reach of some lines, and what the nearest line says there. All (k,)."""
 
-    index: NDArray[np.int64]  # into the flat raster
+    pixel: NDArray[np.int64]  # index into the flat raster
     away: Floats  # distance to the centre line, m
     vertex: NDArray[np.int32]  # nearest vertex, in the concatenation of all lines
     z: Floats
@@ -120,22 +120,22 @@ def carve_channels(dem: Floats, streams: Near, bank_slope: float) -> None:
     """Cut beds with sloping banks into the ground; changes dem (h, w), m."""
     profile = streams.z + np.maximum(0, streams.away - streams.half) * bank_slope
     flat = dem.reshape(-1)
-    flat[streams.index] = np.minimum(flat[streams.index], profile)
+    flat[streams.pixel] = np.minimum(flat[streams.pixel], profile)
 
 
 def raise_embankments(dem: Floats, roads: Near, ditch_m: Floats) -> None:
     """Lay road surfaces over whatever is there, channels too; changes dem (h, w), m.
 
-    Fill stands at 1 in 2 on either side, cuts lie back at the same slope. ditch_m (k,) is the depth of a ditch
-    2 m wide at the foot, 0 for none.
+    Fill stands at 1 in 2 on either side, cuts lie back at the same slope. ditch_m (k,) is the depth of a
+    ditch 3 m wide beside the road, 0 for none.
     """
     flat = dem.reshape(-1)
-    ground = flat[roads.index]
+    ground = flat[roads.pixel]
     beyond = roads.away - roads.half
     ground = ground - ditch_m * np.clip(1 - np.abs(beyond - 3.0) / 1.5, 0, 1)
     fill, cut = roads.z - beyond * 0.5, roads.z + np.maximum(0, beyond - 4.0) * 0.5
     shaped = np.maximum(np.minimum(ground, cut), fill)
-    flat[roads.index] = np.where(beyond <= 0, roads.z, shaped)
+    flat[roads.pixel] = np.where(beyond <= 0, roads.z, shaped)
 
 
 class Window(NamedTuple):
@@ -146,27 +146,27 @@ class Window(NamedTuple):
     v: Floats
 
 
-def window(
-    shape: tuple[int, int], x: float, y: float, reach_m: float, axis: Sequence[float] = (1.0, 0.0)
-) -> Window:
+def window(shape: tuple[int, int], x: float, y: float, reach_m: float, axis: Any = (1.0, 0.0)) -> Window:
     """Pixels within reach_m of (x, y); u runs along the unit vector `axis`, v to the right of it."""
-    rows = np.arange(max(0, int(y - reach_m)), min(shape[0], int(y + reach_m) + 1))
-    cols = np.arange(max(0, int(x - reach_m)), min(shape[1], int(x + reach_m) + 1))
-    dx, dy = cols[None, :] + 0.5 - x, rows[:, None] + 0.5 - y
-    part = (
-        (slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1))
-        if len(rows) and len(cols)
-        else ((slice(0),) * 2)
-    )
+    top, bottom = max(0, int(y - reach_m)), min(shape[0], int(y + reach_m) + 1)
+    left, right = max(0, int(x - reach_m)), min(shape[1], int(x + reach_m) + 1)
+    dx, dy = np.arange(left, right)[None, :] + 0.5 - x, np.arange(top, bottom)[:, None] + 0.5 - y
+    part = (slice(top, bottom), slice(left, right))
     return Window(part, dx * axis[0] + dy * axis[1], dy * axis[0] - dx * axis[1])
 
 
-def cover(photo: Floats, where: Any, reflectance: Sequence[float], shade: Any = 1.0) -> None:
-    """Paint pixels of photo (4, h, w), picked by a flat index or by slices and mask, in one reflectance."""
+def cover(photo: Floats, pixel: NDArray[np.int64], reflectance: Any, shade: Any = 1.0) -> None:
+    """Paint pixels (k,) of photo (4, h, w), given as indices into a flat band, in one reflectance (4,)."""
     for band, value in zip(photo, reflectance, strict=True):
-        (band.reshape(-1) if isinstance(where, np.ndarray) and where.dtype != bool else band)[where] = (
-            value * shade
-        )
+        band.reshape(-1)[pixel] = value * shade
+
+
+def cover_part(
+    photo: Floats, w: Window, mask: NDArray[np.bool_], reflectance: Any, shade: float = 1.0
+) -> None:
+    """Paint those pixels of a window that the mask picks."""
+    for band, value in zip(photo, reflectance, strict=True):
+        band[w.part][mask] = value * shade
 
 
 def texture(rng: Generator, size: int = 1024, exponent: float = 1.0) -> Floats:
@@ -215,7 +215,7 @@ def paint_fields(shape: tuple[int, int], spec: RegionSpec, tile: Floats, rng: Ge
     return np.stack([colour[:, b].astype(np.float32)[fields] * rows for b in range(4)])
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _crowns(
     photo: Floats, trees: Floats, colour: Floats, sun: tuple[float, float], shadow: float
 ) -> None:  # pragma: no cover - compiled
@@ -236,12 +236,19 @@ def _crowns(
                         photo[b, r, c] *= shadow
 
 
+def reaches(vertices: int, share: float, rng: Generator) -> NDArray[np.bool_]:
+    """(vertices,) marks along a line, true in stretches of some 100 m that make up about `share` of it."""
+    sigma = 20.0
+    wave = ndimage.gaussian_filter1d(rng.standard_normal(vertices + 120), sigma)[60:-60]
+    deviation = (2 * np.sqrt(np.pi) * sigma) ** -0.5  # of white noise after that filter
+    return wave < deviation * ndtri(share)
+
+
 def plant_trees(streams: list[Line], side_m: float, spec: RegionSpec, rng: Generator) -> Floats:
     """Trees (n, 4: x, y, crown radius in m, brightness): riparian woods in reaches, groves, windbreaks."""
     found = []
     for stream in streams:
-        reaches = ndimage.gaussian_filter1d(rng.standard_normal(len(stream.xy) + 80), 18)[40:-40] / 0.125
-        wooded = reaches > np.sqrt(2) * _erfinv(1 - 2 * spec.wooded)
+        wooded = reaches(len(stream.xy), spec.wooded, rng)
         at = stream.xy[wooded & (rng.random(len(wooded)) < 0.75)]
         found.append(at + rng.normal(0, 6.5, at.shape))
     km2 = (side_m / 1000) ** 2
@@ -258,17 +265,45 @@ def plant_trees(streams: list[Line], side_m: float, spec: RegionSpec, rng: Gener
 
 def clear_of(xy: Floats, crossings: list[Crossing], roads: list[Line]) -> NDArray[np.bool_]:
     """(n,) which of the places lie off the right of way, which is kept free of trees, wider at crossings."""
-    from scipy.spatial import KDTree
-
     centre_lines = KDTree(np.concatenate([road.xy for road in roads]))
     points = KDTree(np.array([[c.x, c.y] for c in crossings]))
     return (centre_lines.query(xy)[0] > 8) & (points.query(xy)[0] > 20)
 
 
-def _erfinv(x: float) -> float:
-    from scipy.special import erfinv
+def paint_streams(
+    photo: Floats, water: NDArray[np.bool_], streams: list[Line], at: Near, broad: Floats, rough: Floats,
+    spec: RegionSpec, rng: Generator,
+) -> None:  # fmt: skip
+    """A ragged strip of grass along the banks, then the bed: open water in some reaches, else bare soil."""
+    ragged, soft = broad.reshape(-1), rough.reshape(-1)
+    strip = at.pixel[at.away < at.half + 4 + 3 * ragged[at.pixel]]
+    cover(photo, strip, spec.grass, 0.9 + 0.08 * soft[strip])
+    wet = np.concatenate([reaches(len(s.xy), spec.wet, rng) for s in streams])[at.vertex]
+    bed = at.away < at.half
+    for part, colour in ((bed & ~wet, np.multiply(spec.soil, 0.85)), (bed & wet, WATER)):
+        cover(photo, at.pixel[part], colour, 1 + 0.1 * soft[at.pixel[part]])
+    water.reshape(-1)[at.pixel[bed & wet]] = True
 
-    return float(erfinv(x))
+
+def paint_roads(
+    photo: Floats, roads: list[Line], at: Near, rough: Floats, spec: RegionSpec, rng: Generator,
+) -> None:  # fmt: skip
+    """Grassy verges 2 m wide, then the surface, each road a little lighter or darker than its like."""
+    soft = rough.reshape(-1)
+    verge = at.pixel[at.away < at.half + 2.0]
+    cover(photo, verge, spec.grass, 1 + 0.1 * soft[verge])
+    surfaces = {"paved": spec.paved, "gravel": spec.gravel, "track": np.multiply(spec.soil, 1.1)}
+    kinds = np.concatenate([np.full(len(r.xy), list(surfaces).index(r.kind)) for r in roads])
+    wear = np.concatenate([np.full(len(r.xy), np.exp(rng.normal(0, 0.12))) for r in roads])
+    for k, colour in enumerate(surfaces.values()):
+        on = (at.away < at.half) & (kinds[at.vertex] == k)
+        cover(photo, at.pixel[on], colour, wear[at.vertex[on]] + 0.05 * soft[at.pixel[on]])
+
+
+def paint_trees(photo: Floats, trees: Floats, spec: RegionSpec) -> None:
+    """Trees (n, 4) with their shadows on the side away from the sun."""
+    azimuth = np.radians(spec.sun[0])
+    _crowns(photo, trees, np.array(TREE), (float(np.sin(azimuth)), float(-np.cos(azimuth))), 0.55)
 
 
 # ---------------------------------------------------------------- works of people at and away from crossings
@@ -277,7 +312,10 @@ def _erfinv(x: float) -> float:
 def dig_pool(
     dem: Floats, w: Window, radius_m: float, level_m: float, bank_slope: float = 1.2
 ) -> NDArray[np.bool_]:
-    """Dig an oval pool, 1.4 times as long as wide, with sloping banks into dem; the window's pixels under water."""
+    """Dig an oval pool with sloping banks into dem, 1.4 times as long as wide.
+
+    Returns which of the window's pixels lie within its shore.
+    """
     out = np.hypot(w.u / 1.4, w.v) - radius_m  # about the distance from the shore, m
     dem[w.part] = np.minimum(dem[w.part], level_m + np.maximum(0, out) * bank_slope)
     return out < 0
@@ -303,8 +341,8 @@ def scour_pools(
             x, y = xy[min(max(there, 0), len(xy) - 1)]
             w = window(dem.shape, x, y, 12.0, c.downstream)
             pool = dig_pool(dem, w, radius, c.bed_z - (rng.uniform(0.4, 0.8) if outlet else 0.1))
-            if rng.random() < (0.85 if side > 0 else 0.65):
-                _paint_window(photo, w, pool, WATER)
+            if rng.random() < (0.9 if side > 0 else 0.7):
+                cover_part(photo, w, pool, WATER)
                 water[w.part] |= pool
 
 
@@ -316,46 +354,32 @@ def build_headwalls(photo: Floats, crossings: list[Crossing], rng: Generator) ->
                 x, y = np.array([c.x, c.y]) + side * c.downstream * (c.road_half_m + 1.4)
                 w = window(photo.shape[1:], x, y, 9.0, c.along_road)
                 wall = (np.abs(w.u) < rng.uniform(3.5, 5.5)) & (np.abs(w.v) < 1.4)
-                _paint_window(photo, w, wall, CONCRETE, rng.uniform(0.78, 1.0))
-
-
-def _paint_window(
-    photo: Floats, w: Window, mask: NDArray[np.bool_], reflectance: Sequence[float], shade: float = 1.0
-) -> None:
-    for band, value in zip(photo, reflectance, strict=True):
-        band[w.part][mask] = value * shade
+                cover_part(photo, w, wall, CONCRETE, rng.uniform(0.78, 1.0))
 
 
 def scatter_works(
     dem: Floats, photo: Floats, water: NDArray[np.bool_], streams: list[Line], roads: list[Line],
     crossings: list[Crossing], spec: RegionSpec, rng: Generator,
 ) -> None:  # fmt: skip
-    """Ponds, pads, sheds, berms and pools that are no crossings, so that no one of a crossing's parts gives it away.
+    """Ponds, slabs, sheds, berms and lots away from crossings: no part of a crossing gives it away by itself.
 
     Two in three stand by a road or a stream, the rest anywhere; all keep 40 m off crossings.
     """
-    from scipy.spatial import KDTree
-
     side = dem.shape[0]
     km2 = side**2 / 1e6
     by = np.concatenate([line.xy for line in (*streams, *roads)])
-    n_road = sum(len(line.xy) for line in roads)
-    count = round(440 * km2)
     lines = KDTree(by)
-    tops = KDTree(np.array([[c.x, c.y] for c in crossings])) if crossings else None
-    on_road = KDTree(np.concatenate([line.xy for line in roads])) if n_road else None
-    for _ in range(count):
+    points = KDTree(np.array([[c.x, c.y] for c in crossings]))
+    on_road = KDTree(np.concatenate([line.xy for line in roads]))
+    for _ in range(round(440 * km2)):
         if rng.random() < 0.67:
             x, y = by[rng.integers(len(by))] + rng.normal(0, 14, 2)
         else:
             x, y = rng.uniform(0, side, 2)
         kind = rng.choice(5, p=(0.28, 0.27, 0.1, 0.2, 0.15))
-        gap = on_road.query((x, y))[0] if on_road else np.inf
-        if (
-            not (12 < x < side - 12 and 12 < y < side - 12)
-            or (tops and tops.query((x, y))[0] < 40)
-            or gap < 9
-        ):
+        gap = on_road.query((x, y))[0]
+        inside = 12 < x < side - 12 and 12 < y < side - 12
+        if not inside or gap < 9 or points.query((x, y))[0] < 40:
             continue
         _, i = lines.query((x, y))
         j = min(max(int(i), 2), len(by) - 3)
@@ -367,38 +391,28 @@ def scatter_works(
             radius = min(rng.uniform(3.0, 8.0), max(2.5, gap - 6))
             w = window(dem.shape, x, y, 18.0, axis)
             pool = dig_pool(dem, w, radius, float(dem[int(y), int(x)]) - rng.uniform(0.5, 1.5))
-            _paint_window(photo, w, pool, WATER)
+            cover_part(photo, w, pool, WATER)
             water[w.part] |= pool
         elif kind == 1:  # feed bunk, slab, wall
             w = window(dem.shape, x, y, 9.0, axis)
-            _paint_window(
-                photo,
-                w,
-                (np.abs(w.u) < rng.uniform(2.5, 6)) & (np.abs(w.v) < rng.uniform(0.9, 2)),
-                CONCRETE,
-                rng.uniform(0.65, 1.1),
-            )
+            slab = (np.abs(w.u) < rng.uniform(2.5, 6)) & (np.abs(w.v) < rng.uniform(0.9, 2))
+            cover_part(photo, w, slab, CONCRETE, rng.uniform(0.65, 1.1))
         elif kind == 2 and gap > 14:  # shed, its shadow beside it
             w = window(dem.shape, x, y, 16.0, axis)
             a, b = rng.uniform(4, 9), rng.uniform(3, 5)
-            _paint_window(photo, w, (np.abs(w.u - 1.5) < a) & (np.abs(w.v - 2) < b), spec.soil, 0.4)
-            _paint_window(photo, w, (np.abs(w.u) < a) & (np.abs(w.v) < b), ROOF, rng.uniform(0.7, 1.08))
+            cover_part(photo, w, (np.abs(w.u - 1.5) < a) & (np.abs(w.v - 2) < b), spec.soil, 0.4)
+            cover_part(photo, w, (np.abs(w.u) < a) & (np.abs(w.v) < b), ROOF, rng.uniform(0.7, 1.08))
         elif kind == 3 and lines.query((x, y))[0] > 12:  # berm or terrace: an embankment that carries no road
             w = window(dem.shape, x, y, 50.0, axis)
             length, top, high = rng.uniform(15, 42), rng.uniform(1.5, 4), rng.uniform(*spec.embankment_m)
-            bump = (
-                np.clip(high - np.maximum(0, np.abs(w.v) - top) * 0.5, 0, None)
-                * np.clip(length - np.abs(w.u), 0, 4)
-                / 4
-            )
+            across = np.clip(high - np.maximum(0, np.abs(w.v) - top) * 0.5, 0, None)
+            bump = across * np.clip(length - np.abs(w.u), 0, 4) / 4
             dem[w.part] += bump.astype(np.float32)
-            _paint_window(photo, w, bump > 0.1, spec.grass)
+            cover_part(photo, w, bump > 0.1, spec.grass)
         elif kind == 4:  # worn ground or a gravel lot
             w = window(dem.shape, x, y, 14.0, axis)
             lot = np.hypot(w.u / 1.5, w.v) < min(rng.uniform(3, 9), gap - 2)
-            _paint_window(
-                photo, w, lot, spec.soil if rng.random() < 0.5 else spec.gravel, rng.uniform(0.8, 1.2)
-            )
+            cover_part(photo, w, lot, spec.soil if rng.random() < 0.5 else spec.gravel, rng.uniform(0.8, 1.2))
 
 
 # ---------------------------------------------------------------- a region as a whole
@@ -415,7 +429,7 @@ def simulate_region(spec: RegionSpec, crossings: int, seed: int) -> Region:
         cells = int(np.ceil(side / FLOW_CELL_M / 4)) * 4
         side = cells * FLOW_CELL_M
         ground, streams = find_streams(fractal_terrain(cells, FLOW_CELL_M, spec, rng), spec, rng)
-        routes, points = lay_roads(streams, side, crossings, spec, rng) if streams else ([], [])
+        routes, points = lay_roads(streams, side, crossings, spec, rng)
         if len(points) == crossings:
             break
         side *= 1.15
@@ -424,62 +438,33 @@ def simulate_region(spec: RegionSpec, crossings: int, seed: int) -> Region:
             f"region {spec.name}: found room for {len(points)} of {crossings} crossings; try another seed"
         )
     roads = profile_roads(routes, points, streams, ground, spec, rng)
-    for c in points:
-        c.culvert = bool(rng.random() < 0.8)
-    tile, fine = texture(rng, exponent=1.3), texture(rng, exponent=0.6)
+    broad, fine = texture(rng, exponent=1.3), texture(rng, exponent=0.6)
 
     dem = ndimage.zoom(ground, FLOW_CELL_M, order=3, mode="nearest", grid_mode=True)
     shape = dem.shape
-    dem += tiled(fine, shape) * 0.03
+    rough = tiled(fine, shape)
+    dem += rough * 0.03
     by_stream, by_road = near(streams, shape, 30.0), near(roads, shape, 16.0)
-    carve_channels(dem, by_stream, spec.bank_slope)
-
-    photo = paint_fields(shape, spec, tile, rng)
+    photo = paint_fields(shape, spec, broad, rng)
     water = np.zeros(shape, bool)
-    soft = tiled(fine, shape).reshape(-1)
-    strip = by_stream.index[
-        by_stream.away < by_stream.half + 4 + 3 * tiled(tile, shape).reshape(-1)[by_stream.index]
-    ]
-    cover(photo, strip, spec.grass, 0.9 + 0.08 * soft[strip])
-    wet = np.concatenate([_reaches(len(s.xy), spec.wet, rng) for s in streams])[by_stream.vertex]
-    bed = by_stream.away < by_stream.half
-    dry = by_stream.index[bed & ~wet]
-    cover(photo, dry, np.multiply(spec.soil, 0.85), 1 + 0.1 * soft[dry])
-    open_water = by_stream.index[bed & wet]
-    cover(photo, open_water, WATER, 1 + 0.1 * soft[open_water])
-    water.reshape(-1)[open_water] = True
 
+    carve_channels(dem, by_stream, spec.bank_slope)
+    paint_streams(photo, water, streams, by_stream, tiled(broad, shape), rough, spec, rng)
     scour_pools(dem, photo, water, points, streams, rng)
-    ditch = np.concatenate([np.full(len(r.xy), (rng.random() < 0.5) * rng.uniform(0.2, 0.6)) for r in roads])
-    raise_embankments(dem, by_road, ditch.astype(np.float32)[by_road.vertex])
+    ditch = [np.full(len(r.xy), (rng.random() < 0.5) * rng.uniform(0.2, 0.6), np.float32) for r in roads]
+    raise_embankments(dem, by_road, np.concatenate(ditch)[by_road.vertex])
     scatter_works(dem, photo, water, streams, roads, points, spec, rng)
-    azimuth = np.radians(spec.sun[0])
-    sun = (float(np.sin(azimuth)), float(-np.cos(azimuth)))
-    plain = photo[3].copy()
     trees = plant_trees(streams, side, spec, rng)
     trees = trees[clear_of(trees[:, :2], points, roads)]
-    _crowns(photo, trees, np.array(TREE), sun, 0.55)
-    water &= photo[3] == plain  # water that a tree or its shadow hides is no open water
-    verge = by_road.index[by_road.away < by_road.half + 2.0]
-    cover(photo, verge, spec.grass, 1 + 0.1 * soft[verge])
-    water.reshape(-1)[verge] = False
-    kinds = np.concatenate([np.full(len(r.xy), ("paved", "gravel", "track").index(r.kind)) for r in roads])
-    wear = np.concatenate([np.full(len(r.xy), np.exp(rng.normal(0, 0.12))) for r in roads])
-    for k, colour in enumerate((spec.paved, spec.gravel, np.multiply(spec.soil, 1.1))):
-        on = (by_road.away < by_road.half) & (kinds[by_road.vertex] == k)
-        cover(photo, by_road.index[on], colour, wear[by_road.vertex[on]] + 0.05 * soft[by_road.index[on]])
+    paint_trees(photo, trees, spec)
+    paint_roads(photo, roads, by_road, rough, spec, rng)
     build_headwalls(photo, points, rng)
+    water &= photo[3] < 1.5 * WATER[3]  # not where trees, roads or walls were painted over it
     return Region(spec, dem.astype(np.float32), develop(photo, dem, spec, rng), streams, roads, points, water)
 
 
-def _reaches(n: int, share: float, rng: Generator) -> NDArray[np.bool_]:
-    """(n,) marks along a line, true in reaches of some 100 m that make up about `share` of it."""
-    wave = ndimage.gaussian_filter1d(rng.standard_normal(n + 120), 20)[60:-60]
-    return wave / 0.1187 < np.sqrt(2) * _erfinv(2 * share - 1)
-
-
 def develop(photo: Floats, dem: Floats, spec: RegionSpec, rng: Generator) -> NDArray[np.uint8]:
-    """Light the reflectance (4, h, w) by the sun on the ground, add haze and sensor noise: uint8 (4, h, w)."""
+    """Light the reflectance (4, h, w) by the sun, add haze and sensor noise: uint8 (4, h, w), never 0."""
     azimuth, elevation = np.radians(spec.sun)
     south, east = np.gradient(dem)
     lit = np.sin(elevation) + np.cos(elevation) * (np.cos(azimuth) * south - np.sin(azimuth) * east)
