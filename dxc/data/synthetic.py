@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -27,6 +28,8 @@ from dxc.data.cache import usable_cores
 from dxc.data.landscape import EDGE_M, Floats, RegionSpec
 from dxc.data.scenery import Region, simulate_region
 from dxc.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
 
 GENERATOR_VERSION = 1  # names the cached folder: raise it when a pixel changes, here or in the cutter
 NODATA = -9999.0
@@ -232,6 +235,7 @@ class SyntheticSource:
         from tqdm import tqdm
 
         tasks = [(spec, part, self.chips // 8, self.seed, self.near_share, self.jitter_m) for spec in REGIONS]
+        log.info("making %d synthetic watersheds for %d chips (kept in %s)", len(tasks), self.chips, self.folder)
         with tqdm(total=len(tasks), desc="synthetic regions", unit="region", disable=None) as bar:
             if self.jobs == 1:
                 for task in tasks:
