@@ -235,7 +235,9 @@ class SyntheticSource:
         from tqdm import tqdm
 
         tasks = [(spec, part, self.chips // 8, self.seed, self.near_share, self.jitter_m) for spec in REGIONS]
-        log.info("making %d synthetic watersheds for %d chips (kept in %s)", len(tasks), self.chips, self.folder)
+        log.info(
+            "making %d synthetic watersheds for %d chips (kept in %s)", len(tasks), self.chips, self.folder
+        )
         with tqdm(total=len(tasks), desc="synthetic regions", unit="region", disable=None) as bar:
             if self.jobs == 1:
                 for task in tasks:
