@@ -27,6 +27,7 @@ from _record import ROOT, save, spread
 from rasterio.transform import from_origin
 
 from dxc.data.bands import stack_channels
+from dxc.data.cache import usable_cores
 
 CHANNELS = ("dem", "red", "green", "blue", "nir", "ndwi", "ndvi")
 BUILD = """
@@ -98,13 +99,39 @@ def bare_loop(chips: Path, count: int = 500) -> float:
     return count / (time.perf_counter() - started)
 
 
+SPIN = (
+    "import time; t = time.perf_counter(); sum(i * i for i in range(10**7)); print(time.perf_counter() - t)"
+)
+
+
+def effective_cores() -> float:
+    """Cores' worth of work that one process a core really gets: shared machines promise more than they give."""
+
+    def seconds(processes: int) -> float:
+        running = [
+            subprocess.Popen([sys.executable, "-c", SPIN], stdout=subprocess.PIPE) for _ in range(processes)
+        ]
+        return statistics.mean(float(process.communicate()[0]) for process in running)
+
+    cores = usable_cores()
+    return cores * seconds(1) / seconds(cores)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--chips", type=int, nargs=2, default=[1000, 4000])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/reading.json")
     arguments = parser.parse_args()
-    figures: dict = {"chips": arguments.chips, "repeats": arguments.repeats, "builds": {}}
+    cores = effective_cores()
+    print(f"{usable_cores()} processes at once get the work of {cores:.1f} cores done here")
+    figures: dict = {
+        "chips": arguments.chips,
+        "repeats": arguments.repeats,
+        "processes": usable_cores(),
+        "effective_cores": round(cores, 2),
+        "builds": {},
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         medians = []

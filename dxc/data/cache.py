@@ -42,6 +42,12 @@ from dxc.errors import BadChip, BadChipsError, ConfigError, DataError
 FORMAT = 1  # raise it when the meaning of a cache changes: old ones are then not found any more
 CHUNK = 32  # chips a worker takes at a time: small enough for a smooth progress bar
 SERIAL_BELOW = 256  # chips; starting worker processes takes longer than reading these
+GDAL_OPTIONS = {
+    # else GDAL lists the whole folder for every file it opens: quadratic in the chips
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    # the CRS as the file spells it, without looking its code up: a third of the time of opening a chip
+    "GTIFF_SRS_SOURCE": "GEOKEYS",
+}
 DEM_DTYPES = ("int16", "uint16", "int32", "uint32", "float32", "float64")
 PHOTO_DTYPES = ("uint8", "uint16")
 MAX_SHIFT_PIXELS = 2.0  # elevation and photo of one chip may be cut on grids that differ by about a pixel
@@ -245,8 +251,7 @@ def _read_chunk(
     outcomes = []
     descriptor = os.open(target, os.O_WRONLY)
     try:
-        # Without EMPTY_DIR GDAL lists the whole folder for every file it opens: quadratic in the chips.
-        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+        with rasterio.Env(**GDAL_OPTIONS):
             for row, chip in enumerate(chips, start=first_row):
                 image, outcome = _read_chip(chip, recipe)
                 if image is not None:
