@@ -15,7 +15,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python; do \
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.txt constraints.txt
-	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
 	{ echo "dxc needs Python 3.11 (nni 3.0 and nn-meter 2.0 are tested on no newer one): install it, or make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "setting up $(VENV) (some minutes, once)"
 	@$(PYTHON) -m venv $(VENV)

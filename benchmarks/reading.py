@@ -105,7 +105,7 @@ SPIN = (
 
 
 def effective_cores() -> float:
-    """Cores' worth of work that one process a core really gets: shared machines promise more than they give."""
+    """Cores that one process a core really gets: shared machines promise more than they give."""
 
     def seconds(processes: int) -> float:
         running = [

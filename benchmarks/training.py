@@ -20,6 +20,7 @@ from _record import save, spread
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from dxc.data.cache import usable_cores
 from dxc.models.resnet import ResNet
 from dxc.tasks.classification import ClassificationTask
 from dxc.tasks.trainer import FoldTrainer
@@ -79,12 +80,14 @@ def main() -> None:
     parser.add_argument("--chips", type=int, default=320)
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="of torch, on the CPU")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/training_DEVICE.json")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     chips = Chips(arguments.chips)
     lightning_loop(chips, 32, arguments.device)  # warm-up: first-time initialisation of the libraries
-    figures: dict = {"chips": arguments.chips, "torch_threads": torch.get_num_threads(), "batches": {}}
+    figures: dict = {"chips": arguments.chips, "torch_threads": arguments.threads, "batches": {}}
     for batch in arguments.batches:
         rates: dict[str, list[float]] = {"dxc": [], "bare": [], "bare_channels_last": []}
         for _ in range(arguments.repeats):

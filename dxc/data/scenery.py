@@ -341,7 +341,7 @@ def scour_pools(
             x, y = xy[min(max(there, 0), len(xy) - 1)]
             w = window(dem.shape, x, y, 12.0, c.downstream)
             pool = dig_pool(dem, w, radius, c.bed_z - (rng.uniform(0.4, 0.8) if outlet else 0.1))
-            if rng.random() < (0.9 if side > 0 else 0.7):
+            if rng.random() < (0.92 if side > 0 else 0.8):
                 cover_part(photo, w, pool, WATER)
                 water[w.part] |= pool
 
@@ -349,12 +349,12 @@ def scour_pools(
 def build_headwalls(photo: Floats, crossings: list[Crossing], rng: Generator) -> None:
     """Concrete walls where the stream passes under the road, on both sides of nearly every crossing."""
     for c in crossings:
-        if rng.random() < 0.95:
+        if rng.random() < 0.93:
             for side in (-1, 1):
                 x, y = np.array([c.x, c.y]) + side * c.downstream * (c.road_half_m + 1.4)
                 w = window(photo.shape[1:], x, y, 9.0, c.along_road)
-                wall = (np.abs(w.u) < rng.uniform(3.5, 5.5)) & (np.abs(w.v) < 1.4)
-                cover_part(photo, w, wall, CONCRETE, rng.uniform(0.78, 1.0))
+                wall = (np.abs(w.u) < rng.uniform(3.8, 5.5)) & (np.abs(w.v) < 1.5)
+                cover_part(photo, w, wall, CONCRETE, rng.uniform(0.8, 1.0))
 
 
 def scatter_works(
@@ -371,12 +371,12 @@ def scatter_works(
     lines = KDTree(by)
     points = KDTree(np.array([[c.x, c.y] for c in crossings]))
     on_road = KDTree(np.concatenate([line.xy for line in roads]))
-    for _ in range(round(440 * km2)):
+    for _ in range(round(600 * km2)):
         if rng.random() < 0.67:
             x, y = by[rng.integers(len(by))] + rng.normal(0, 14, 2)
         else:
             x, y = rng.uniform(0, side, 2)
-        kind = rng.choice(5, p=(0.28, 0.27, 0.1, 0.2, 0.15))
+        kind = rng.choice(5, p=(0.31, 0.33, 0.1, 0.13, 0.13))
         gap = on_road.query((x, y))[0]
         inside = 12 < x < side - 12 and 12 < y < side - 12
         if not inside or gap < 9 or points.query((x, y))[0] < 40:
@@ -402,9 +402,9 @@ def scatter_works(
             a, b = rng.uniform(4, 9), rng.uniform(3, 5)
             cover_part(photo, w, (np.abs(w.u - 1.5) < a) & (np.abs(w.v - 2) < b), spec.soil, 0.4)
             cover_part(photo, w, (np.abs(w.u) < a) & (np.abs(w.v) < b), ROOF, rng.uniform(0.7, 1.08))
-        elif kind == 3 and lines.query((x, y))[0] > 12:  # berm or terrace: an embankment that carries no road
+        elif kind == 3 and lines.query((x, y))[0] > 30:  # berm or terrace: an embankment that carries no road
             w = window(dem.shape, x, y, 50.0, axis)
-            length, top, high = rng.uniform(15, 42), rng.uniform(1.5, 4), rng.uniform(*spec.embankment_m)
+            length, top, high = rng.uniform(12, 26), rng.uniform(1.5, 4), rng.uniform(*spec.embankment_m)
             across = np.clip(high - np.maximum(0, np.abs(w.v) - top) * 0.5, 0, None)
             bump = across * np.clip(length - np.abs(w.u), 0, 4) / 4
             dem[w.part] += bump.astype(np.float32)

@@ -31,7 +31,7 @@ from dxc.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-GENERATOR_VERSION = 1  # names the cached folder: raise it when a pixel changes, here or in the cutter
+GENERATOR_VERSION = 2  # names the cached folder: raise it when a pixel changes, here or in the cutter
 NODATA = -9999.0
 BANDS = ("red", "green", "blue", "nir")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 def device_name(accelerator: str = "cpu") -> str:
     """What a run computes on, as its maker names it: 'NVIDIA A100-SXM4-40GB', 'AMD EPYC 7763, 4 cores'."""
-    if accelerator in ("gpu", "cuda"):
+    if accelerator in ("auto", "gpu", "cuda"):
         import torch
 
         if torch.cuda.is_available():
