@@ -40,7 +40,7 @@ bench: setup
 	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) $$script $(ARGS) || exit 1; done
 
 ui: setup
-	@echo "MLflow on http://127.0.0.1:$(PORT) (Ctrl-C stops it)"
+	@echo "runs: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning (Ctrl-C stops it)"
 	@$(PY) -m mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT)
 
 # Runs (mlflow.db, mlartifacts/) stay: they are results.
