@@ -38,6 +38,12 @@ class TrackingError(DxcError):
     """The MLflow store cannot be used."""
 
 
+def require_whole(name: str, value: object, *, at_least: int) -> None:
+    """Raise ConfigError unless a configured value is a whole number of at least so much."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise ConfigError(f"{name} must be a whole number of at least {at_least}, not {value!r}")
+
+
 class BadChip(NamedTuple):
     """One chip (or one file of it) that cannot be used, and why."""
 

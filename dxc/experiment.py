@@ -6,6 +6,7 @@ GeoTIFF chips -> channels -> k-fold training -> ONNX -> what it costs -> MLflow.
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import statistics
 import sys
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from dxc.config import build, data_name, describe, design_hash, flatten, resolved, trial_hash
-from dxc.errors import ConfigError
+from dxc.errors import ConfigError, require_whole
 from dxc.models import model_name
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
+STUDY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def run(cfg: DictConfig, out: Path) -> Result:
 
     config = resolved(cfg)
     datamodule = build(config["data"], source=build(config["source"]))
-    _check_buildable(config)
+    _check(config)
 
     with tracking.start_run(
         config["tracking"]["uri"],
@@ -140,10 +142,16 @@ def _is_first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def _check_buildable(config: dict[str, Any]) -> None:
-    """Raise ConfigError for a network, optimizer or trainer that cannot be built, before any data is read."""
+def _check(config: dict[str, Any]) -> None:
+    """Raise ConfigError for what cannot work, before any data is read or run recorded."""
     import torch
 
+    require_whole("seed", config["seed"], at_least=0)
+    if not re.fullmatch(STUDY_NAME, str(config["study"])):
+        raise ConfigError(
+            f"study={config['study']} names a folder and an MLflow experiment: use letters, digits, '.', '_' "
+            "and '-', beginning with a letter or digit"
+        )
     build(config["model"]).check_input_size(config["data"]["size"])
     try:
         build(config["optimizer"])([torch.nn.Parameter(torch.zeros(1))])

@@ -158,6 +158,13 @@ def test_interrupted_run_is_marked_killed(make_chips: ChipMaker, tmp_path: Path)
         (["optimizer.lr=-1"], "optimizer: Invalid learning rate"),
         (["trainer.precision=fp8"], "refuses its arguments"),
         (["optimizer.lr=1e30"], "the training loss is nan after epoch 2"),
+        (["trainer.max_epochs=0"], "trainer.max_epochs must be a whole number of at least 1, not 0"),
+        (["seed=-1"], "seed must be a whole number of at least 0, not -1"),
+        (["data.fold_seed=x"], "data.fold_seed must be a whole number of at least 0, not 'x'"),
+        (["data.num_workers=-1"], "data.num_workers must be"),
+        (["data.channels=dem"], "data.channels must be a list: data.channels=[dem]"),
+        (["study=.."], "study=.. names a folder"),
+        (["study=a/b"], "study=a/b names a folder"),
         (["optimizer._target_=os.system"], "os.system is not allowed"),
     ],
 )

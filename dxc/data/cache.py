@@ -37,7 +37,7 @@ from dxc.data.bands import (
     stack_channels,
 )
 from dxc.data.layout import Chip, scan
-from dxc.errors import BadChip, BadChipsError, ConfigError, DataError
+from dxc.errors import BadChip, BadChipsError, ConfigError, DataError, require_whole
 
 FORMAT = 1  # raise it when the meaning of a cache changes: old ones are then not found any more
 CHUNK = 32  # chips a worker takes at a time: small enough for a smooth progress bar
@@ -78,8 +78,7 @@ class Recipe:
         ):
             if value not in choices:
                 raise ConfigError(f"data.{key}: unknown '{value}'; there are {', '.join(choices)}")
-        if not isinstance(self.size, int) or self.size < 1:
-            raise ConfigError(f"data.size must be a whole number of pixels, not {self.size!r}")
+        require_whole("data.size", self.size, at_least=1)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from dxc.data.bands import PHOTO_BANDS
 from dxc.data.cache import ChipCache, Recipe, open_cache
 from dxc.data.folds import Fold, make_folds
-from dxc.errors import ConfigError
+from dxc.errors import ConfigError, require_whole
 
 Batch = dict[str, torch.Tensor]
 
@@ -103,8 +103,10 @@ class ChipDataModule(pl.LightningDataModule):
         progress: bool = True,
     ) -> None:
         super().__init__()
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ConfigError(f"data.batch_size must be a whole number of at least 1, not {batch_size!r}")
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            require_whole(f"data.{name}", value, at_least=least)
+        if isinstance(channels, str):
+            raise ConfigError(f"data.channels must be a list: data.channels=[{channels}]")
         self.source = source
         self.recipe = Recipe(
             channels=tuple(channels),

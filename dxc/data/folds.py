@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dxc.errors import ConfigError, DataError
+from dxc.errors import ConfigError, DataError, require_whole
 
 SPLITS = ("kfold", "holdout", "region")
 HOLDOUT_SHARE = 0.2
@@ -41,6 +41,7 @@ def make_folds(
     everything = np.arange(len(labels))
     if split not in SPLITS:
         raise ConfigError(f"data.split: unknown split '{split}'; there are {', '.join(SPLITS)}")
+    require_whole("data.fold_seed", seed, at_least=0)
     counts = {name: int((labels == label).sum()) for name, label in (("F", 0), ("T", 1))}
 
     if split == "region":
@@ -60,8 +61,8 @@ def make_folds(
                 )
         return result
 
-    if split == "kfold" and (not isinstance(folds, int) or folds < 2):
-        raise ConfigError(f"data.folds must be a whole number of at least 2, not {folds!r}")
+    if split == "kfold":
+        require_whole("data.folds", folds, at_least=2)
     needed = folds if split == "kfold" else round(1 / HOLDOUT_SHARE)  # one chip of each class validates
     for name, count in counts.items():
         if count < needed:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dxc.errors import ConfigError
+from dxc.errors import ConfigError, require_whole
 from dxc.models import STAGES
 
 POOL_PADDING = 1  # fixed in the published space
@@ -137,10 +137,8 @@ def _stage(in_channels: int, out_channels: int, depth: int, *, stride: int) -> n
 
 def _check_knobs(*, at_least_one: dict[str, int], padding: int, pool: str, depths: list[int]) -> None:
     for name, value in at_least_one.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"model.{name} must be a whole number of at least 1, not {value!r}")
-    if not isinstance(padding, int) or isinstance(padding, bool) or padding < 0:
-        raise ConfigError(f"model.padding must be a whole number of at least 0, not {padding!r}")
+        require_whole(f"model.{name}", value, at_least=1)
+    require_whole("model.padding", padding, at_least=0)
     if pool not in ("none", "max"):
         raise ConfigError(f"model.pool must be none or max, not {pool!r}")
     if len(depths) != STAGES:

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from dxc.errors import require_whole
+
 # Lightning repeats its device list, a tip and "max_epochs reached" for every fold.
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 # Chips come from one memory map, a batch a look-up: loader processes would only add copying.
@@ -37,14 +39,17 @@ class FoldTrainer(pl.Trainer):
     def __init__(
         self,
         *,
+        max_epochs: int = 5,
         channels_last: bool = True,
         progress: bool = True,
         title: str = "",
         callbacks: list[pl.Callback] | None = None,
         **options: Any,
     ) -> None:
+        require_whole("trainer.max_epochs", max_epochs, at_least=1)
         self.watch = _Watch()
         super().__init__(
+            max_epochs=max_epochs,
             callbacks=[
                 *(callbacks or []),
                 self.watch,
