@@ -85,6 +85,9 @@ def exit_cleanly() -> Iterator[None]:
     except DxcError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # before a run is open, or where none is
+        print("\nstopped", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except Stopped as stop:
         print(f"\n{stop}", file=sys.stderr)
         sys.exit(128 + stop.signum)
