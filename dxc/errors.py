@@ -34,6 +34,10 @@ class ExportError(DxcError):
     """The exported file is not what it has to be."""
 
 
+class HardwareError(DxcError):
+    """What a network costs cannot be predicted, measured or profiled."""
+
+
 class TrackingError(DxcError):
     """The MLflow store cannot be used."""
 
