@@ -1,0 +1,179 @@
+"""Kernels of an exported file: nn-Meter's own reading, and nothing lost."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import pytest
+from nn_meter.ir_converter import model_file_to_graph
+from nn_meter.kernel_detector import KernelDetector
+from onnx import TensorProto, helper
+from torch import nn
+
+from dxc.errors import HardwareError
+from dxc.export import count_macs, export_onnx
+from dxc.hardware.calibrate import FUSION_RULES
+from dxc.hardware.kernels import check_rules, detect, predictor_names, read_graph
+from dxc.models.resnet import ResNet
+from tests.hardware.networks import exported_resnet, one_operator
+
+# The pairs that TFLite fuses on a Cortex-A76, of nn-Meter's rule tests that matter here.
+TFLITE = {
+    f"BF_{pair}": {"obey": True} for pair in ("conv_relu", "add_relu", "conv_bn", "bn_relu", "dwconv_relu")
+}
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> Path:
+    path = tmp_path / "fusion_rules.json"
+    path.write_text(json.dumps(TFLITE))
+    return path
+
+
+@pytest.mark.parametrize("pool", ["none", "max"])
+@pytest.mark.parametrize("fusion", [TFLITE, FUSION_RULES], ids=["tflite", "onnxruntime"])
+def test_kernels_are_those_that_nn_meter_finds(pool: str, fusion: dict, tmp_path: Path) -> None:
+    """Against nn-Meter's own path from a file to kernels, with a fixed batch (it reads an open one as 0)."""
+    path = exported_resnet(tmp_path / "model.onnx", pool=pool)
+    rules = tmp_path / "fusion_rules.json"
+    rules.write_text(json.dumps(fusion))
+    found = detect(read_graph(path), rules)
+
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    fixed = tmp_path / "fixed.onnx"
+    onnx.save(onnx.shape_inference.infer_shapes(model), fixed)
+    theirs = KernelDetector(str(rules))
+    theirs.load_graph(model_file_to_graph(str(fixed), "onnx"))
+    assert [kernel.op for kernel in found] == [kernel["op"] for kernel in theirs.get_kernels()]
+
+
+@pytest.mark.parametrize("pool", ["none", "max"])
+def test_the_published_resnet_has_its_published_kernels(pool: str, tmp_path: Path, rules: Path) -> None:
+    """11 conv, 9 conv-relu, 8 add-relu, a global pool and a linear layer, and the max pool where there is one."""
+    kernels = detect(read_graph(exported_resnet(tmp_path / "m.onnx", width=32, pool=pool)), rules)
+    expected = {"conv": 11, "conv-relu": 9, "add-relu": 8, "gap": 1, "fc": 1}
+    assert Counter(kernel.op for kernel in kernels) == expected | ({"maxpool": 1} if pool == "max" else {})
+
+
+def test_features_and_macs_by_hand(tmp_path: Path, rules: Path) -> None:
+    path = exported_resnet(
+        tmp_path / "m.onnx", in_channels=7, size=100, width=32, kernel=3, stride=2, padding=1
+    )
+    kernels = detect(read_graph(path), rules)
+    stem, fc = kernels[0], kernels[-1]
+    params = 32 * (3 * 3 * 7 + 1)
+    # height = width, channels in and out, kernel, stride, MFLOPs / 2 (2 x 50 x 50 x params), parameters in millions
+    assert stem.features == pytest.approx((100, 7, 32, 3, 2, 2 * 50 * 50 * params / 2e6, params / 1e6))
+    assert stem.macs == 50 * 50 * 32 * 7 * 9
+    assert fc.features == pytest.approx((256, 2, 513 * 2 / 2e6, 513 * 2 / 1e6))
+    assert fc.macs == 512
+    model = ResNet(7, 2, kernel=3, stride=2, padding=1, width=32)
+    assert sum(kernel.macs for kernel in kernels) == count_macs(model, in_channels=7, size=100)
+
+
+def test_an_untrained_export_with_identities_is_read(tmp_path: Path, rules: Path) -> None:
+    """Equal biases become Identity nodes, on which nn-Meter's detector dies."""
+    untrained = exported_resnet(tmp_path / "u.onnx", trained=False)
+    assert any(node.op_type == "Identity" for node in onnx.load(untrained).graph.node)
+    trained = exported_resnet(tmp_path / "t.onnx")
+    ours, theirs = (detect(read_graph(path), rules) for path in (untrained, trained))
+    assert [(k.op, k.features, k.macs) for k in ours] == [(k.op, k.features, k.macs) for k in theirs]
+
+
+def test_an_identity_at_the_end_is_no_kernel(tmp_path: Path, rules: Path) -> None:
+    """nn-Meter's detector dies on it."""
+    path = exported_resnet(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    before = [(kernel.op, kernel.macs) for kernel in detect(read_graph(path), rules)]
+    model.graph.node[-1].output[0] = "logits"
+    model.graph.node.append(helper.make_node("Identity", ["logits"], ["scores"], name="end"))
+    onnx.save(model, path)
+    found = [(kernel.op, kernel.macs) for kernel in detect(read_graph(path), rules)]
+    assert found == before
+
+
+def test_a_lone_node_is_not_lost(tmp_path: Path, rules: Path) -> None:
+    """nn-Meter's graph drops nodes without neighbours; here it is a kernel without features."""
+    path = one_operator(
+        tmp_path / "one.onnx", "Conv", shape=[1, 3, 8, 8], weights={"w": [4, 3, 3, 3]}, kernel_shape=[3, 3]
+    )
+    (kernel,) = detect(read_graph(path), rules)
+    assert (kernel.op, kernel.features, kernel.macs) == ("Conv", None, 6 * 6 * 4 * 27)
+
+
+def test_grouped_convolutions_have_no_features(tmp_path: Path, rules: Path) -> None:
+    """nn-Meter takes them for dense ones, with the groups' number of times their cost; depthwise ones it knows."""
+    model = nn.Sequential(
+        nn.Conv2d(8, 8, 3, groups=4),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 16, 2),
+    )
+    export_onnx(model, tmp_path / "m.onnx", in_channels=8, size=8)
+    kernels = detect(read_graph(tmp_path / "m.onnx"), rules)
+    by_op = {kernel.op: kernel for kernel in kernels}
+    assert by_op["conv-relu"].features is None
+    assert by_op["conv-relu"].macs == 6 * 6 * 8 * 2 * 9
+    assert by_op["dwconv-relu"].features is not None
+
+
+def test_operators_that_nn_meter_does_not_know_are_kernels_without_features(
+    tmp_path: Path, rules: Path
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(4 * 36, 2), nn.Softmax(1))
+    export_onnx(model, tmp_path / "m.onnx", in_channels=3, size=8)
+    unknown = {
+        kernel.op for kernel in detect(read_graph(tmp_path / "m.onnx"), rules) if kernel.features is None
+    }
+    assert {"Erf", "Softmax"} <= unknown
+
+
+def test_an_input_without_size_is_refused(tmp_path: Path) -> None:
+    path = one_operator(tmp_path / "free.onnx", "Relu", shape=["batch", 3, "height", "width"])
+    with pytest.raises(
+        HardwareError, match=r"free.onnx: the size of input 'image' is not fixed \(height, width\)"
+    ):
+        read_graph(path)
+
+
+def test_a_file_that_is_no_network_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "text.onnx"
+    path.write_text("no network")
+    with pytest.raises(HardwareError, match="text.onnx cannot be read"):
+        read_graph(path)
+
+
+def test_unknown_operators_without_shapes_are_named(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Mystery", ["image"], ["x"], name="riddle", domain="nobody"),
+        helper.make_node("Relu", ["x"], ["scores"], name="relu"),
+    ]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 8, 8])
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", [image], [scores])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("nobody", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "m.onnx")
+    with pytest.raises(HardwareError, match=r"Mystery \(riddle\)"):
+        read_graph(tmp_path / "m.onnx")
+
+
+def test_predictor_names() -> None:
+    assert predictor_names("conv-add-relu") == ("conv-add-relu", "conv-bn-relu")
+    assert predictor_names("gap") == ("gap", "global-avgpool")
+    assert predictor_names("add-relu") == ("add-relu", "addrelu")
+    assert predictor_names("relu") == ("relu",)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"BF_conv_relu": true}', '{"BF_conv_relu": {}}'])
+def test_files_that_hold_no_rules_are_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(content)
+    with pytest.raises(HardwareError, match="r.json is no file of fusion rules"):
+        check_rules(tmp_path / "r.json")
+    with pytest.raises(HardwareError, match="missing.json is no file of fusion rules"):
+        check_rules(tmp_path / "missing.json")
