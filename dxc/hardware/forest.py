@@ -1,0 +1,170 @@
+"""Regression trees as plain arrays: what a predictor package stores, and what evaluates it.
+
+Independent of the scikit-learn version that grew the trees, and nothing in it is code.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dxc.errors import HardwareError
+
+LEAF = -1
+ARRAYS = {
+    "feature": np.int32,
+    "threshold": np.float64,
+    "left": np.int32,
+    "right": np.int32,
+    "value": np.float64,
+    "roots": np.int32,
+    "base": np.float64,
+    "weight": np.float64,
+    "n_features": np.int64,
+}
+
+
+@dataclass(frozen=True)
+class Forest:
+    """All trees in one row of nodes: prediction = base + weight x the sum over trees of the leaf's value.
+
+    A forest's weight is 1 / trees (mean), a boosting's its learning rate. feature, left, right: int32 per node,
+    feature LEAF at a leaf; left and right are positions in the same arrays. threshold, value: float64 per node.
+    roots: position of each tree's root.
+    """
+
+    feature: NDArray[np.int32]
+    threshold: NDArray[np.float64]
+    left: NDArray[np.int32]
+    right: NDArray[np.int32]
+    value: NDArray[np.float64]
+    roots: NDArray[np.int32]
+    base: float
+    weight: float
+    n_features: int
+
+    def __post_init__(self) -> None:
+        if problem := self._problem():
+            raise ValueError(problem)
+
+    def _problem(self) -> str:
+        """What is wrong with the arrays; '' if evaluating them ends and stays inside of them."""
+        nodes = len(self.feature)
+        lengths = {len(array) for array in (self.threshold, self.left, self.right, self.value)}
+        if lengths != {nodes} or not nodes or not len(self.roots) or self.n_features < 1:
+            return "its arrays do not belong together"
+        inner = self.feature != LEAF
+        index = np.arange(nodes)
+        if (self.feature[inner] < 0).any() or (self.feature >= self.n_features).any():
+            return "a node asks for a feature that there is not"
+        for child in (self.left, self.right):
+            # behind its parent: no node is met twice, so every walk ends
+            if (child[inner] <= index[inner]).any() or (child[inner] >= nodes).any():
+                return "a node has a child outside of its tree"
+        if (self.roots < 0).any() or (self.roots >= nodes).any():
+            return "a tree begins outside of its nodes"
+        numbers = [self.threshold[inner], self.value[~inner], [self.base, self.weight]]
+        if not all(np.isfinite(each).all() for each in numbers):
+            return "it holds numbers that are not finite"
+        return ""
+
+    def predict(self, features: ArrayLike) -> NDArray[np.float64]:
+        """Predictions (n,) for rows of features (n, n_features); all rows go down all trees together.
+
+        As in scikit-learn, features are rounded to float32 and go left where they are <= the threshold.
+        """
+        rows = np.asarray(features, dtype=np.float32)
+        if rows.ndim != 2 or rows.shape[1] != self.n_features:
+            raise ValueError(f"features must be (n, {self.n_features}), not {rows.shape}")
+        node = np.broadcast_to(self.roots, (len(rows), len(self.roots))).copy()
+        row = np.broadcast_to(np.arange(len(rows))[:, None], node.shape)
+        walking = np.nonzero(self.feature[node] != LEAF)
+        while len(walking[0]):
+            at = node[walking]
+            goes_left = rows[row[walking], self.feature[at]].astype(np.float64) <= self.threshold[at]
+            after = np.where(goes_left, self.left[at], self.right[at])
+            node[walking] = after
+            still = self.feature[after] != LEAF
+            walking = (walking[0][still], walking[1][still])
+        return self.base + self.weight * self.value[node].sum(axis=1)
+
+    @classmethod
+    def joined(
+        cls, trees: list[dict[str, NDArray[Any]]], *, base: float, weight: float, n_features: int
+    ) -> Forest:
+        """From single trees, each with feature, threshold, left, right (from 0, below 0 at a leaf) and value."""
+        sizes = [len(tree["feature"]) for tree in trees]
+        roots = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        leaf = np.concatenate([tree["left"] for tree in trees]) < 0
+        shift = np.repeat(roots, sizes)
+
+        def together(key: str) -> NDArray[Any]:
+            return np.concatenate([tree[key] for tree in trees])
+
+        return cls(
+            feature=np.where(leaf, LEAF, together("feature")).astype(np.int32),
+            threshold=np.where(leaf, 0.0, together("threshold")),
+            left=np.where(leaf, LEAF, together("left") + shift).astype(np.int32),
+            right=np.where(leaf, LEAF, together("right") + shift).astype(np.int32),
+            value=np.where(leaf, together("value"), 0.0),
+            roots=roots.astype(np.int32),
+            base=float(base),
+            weight=float(weight),
+            n_features=int(n_features),
+        )
+
+    @classmethod
+    def from_sklearn(cls, model: Any) -> Forest:
+        """From a fitted RandomForestRegressor, ExtraTreesRegressor or GradientBoostingRegressor (squared error)."""
+        estimators = np.ravel(model.estimators_)
+        boosted = hasattr(model, "learning_rate")
+        trees = [
+            {
+                "feature": tree.feature,
+                "threshold": tree.threshold,
+                "left": tree.children_left,
+                "right": tree.children_right,
+                "value": tree.value[:, 0, 0],
+            }
+            for tree in (estimator.tree_ for estimator in estimators)
+        ]
+        return cls.joined(
+            trees,
+            base=float(model.init_.constant_.ravel()[0]) if boosted else 0.0,
+            weight=model.learning_rate if boosted else 1 / len(trees),
+            n_features=model.n_features_in_,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write a compressed .npz; the file appears at `path` only when it is complete."""
+        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with draft.open("wb") as file:
+                arrays: dict[str, Any] = {k: np.asarray(getattr(self, k), kind) for k, kind in ARRAYS.items()}
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> Forest:
+        """Read what save() wrote. Raises HardwareError for a file that holds no sound forest."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {key: file[key] for key in ARRAYS}
+            if any(arrays[key].dtype != kind for key, kind in ARRAYS.items()):
+                raise ValueError("its arrays have other types")
+            scalars = {key: arrays.pop(key).item() for key in ("base", "weight", "n_features")}
+            if any(array.ndim != 1 for array in arrays.values()):
+                raise ValueError("its arrays have other shapes")
+            return cls(**arrays, **scalars)
+        except Exception as error:  # numpy and zipfile raise what they like for a damaged file
+            raise HardwareError(
+                f"{path} holds no forest of a predictor: {error}. Remove it; it is made again from the .pkl beside "
+                "it, or copy the package anew"
+            ) from error
