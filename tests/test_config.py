@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from dxc.config import PROJECT_ROOT, build, canonical, describe, design_hash, flatten, resolved, trial_hash
 from dxc.errors import ConfigError
+from dxc.hardware import Hardware
 
 CONF = PROJECT_ROOT / "conf"
 
@@ -35,6 +36,7 @@ def _options(group: str) -> list[str]:
 def test_every_option_composes_and_opens_with_its_command(override: str) -> None:
     config = _compose(override)
     assert config["model"]["in_channels"] == len(config["data"]["channels"])
+    Hardware.of(config["hardware"])
     lines = (CONF / f"{override.replace('=', '/')}.yaml").read_text().splitlines()
     assert any(line.startswith("# python train.py") for line in lines[:2])
 
