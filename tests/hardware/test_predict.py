@@ -1,0 +1,140 @@
+"""Predicted latency: sums by hand, spread over packages, and what a package does not cover."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dxc.hardware.features import TARGET, derive, to_ms, work
+from dxc.hardware.forest import Forest
+from dxc.hardware.kernels import read_graph
+from dxc.hardware.packages import SHIPPED, Package, load_package
+from dxc.hardware.predict import describe_coverage, latency_metrics, predict
+from tests.hardware.networks import exported_resnet
+
+RULES = {f"BF_{pair}": {"latency": {}, "obey": True} for pair in ("conv_relu", "add_relu")}
+
+
+def constant(value: float, n_features: int) -> Forest:
+    """A forest of one leaf."""
+    leaf = {"feature": [-2], "threshold": [-2.0], "left": [-1], "right": [-1], "value": [value]}
+    tree = {key: np.array(each) for key, each in leaf.items()}
+    return Forest.joined([tree], base=0.0, weight=1.0, n_features=n_features)
+
+
+def package(
+    folder: Path, name: str, regressors: dict[str, Forest], about: dict[str, Any] | None = None
+) -> Package:
+    (folder / name).mkdir()
+    for kernel, forest in regressors.items():
+        forest.save(folder / name / f"{kernel}.npz")
+    (folder / name / "fusion_rules.json").write_text(json.dumps(RULES))
+    if about is not None:
+        conditions = {"device": "x", "runtime": "onnxruntime", "runtime_version": "1", "threads": 1}
+        (folder / name / "package.json").write_text(json.dumps({**conditions, **about}))
+    return load_package(folder / name)
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    """20 convolutions, 8 add-relu, a global pool, a linear layer."""
+    return exported_resnet(tmp_path / "model.onnx", width=8)
+
+
+def test_latency_is_the_sum_over_kernels(network: Path, tmp_path: Path) -> None:
+    full = {
+        "conv-bn-relu": constant(2.0, 7),
+        "addrelu": constant(0.5, 3),
+        "global-avgpool": constant(0.25, 2),
+    }
+    prediction = predict(network, package(tmp_path, "full", full | {"fc": constant(0.125, 4)}))
+    assert prediction.latency_ms == 20 * 2.0 + 8 * 0.5 + 0.25 + 0.125
+    assert prediction.uncovered == ()
+    assert describe_coverage(prediction) is None
+    table = prediction.table()
+    assert table["ms"].sum() == prediction.latency_ms
+    assert len(table) == 30
+
+
+def test_kernels_without_a_predictor_are_reported_not_counted(network: Path, tmp_path: Path) -> None:
+    prediction = predict(network, package(tmp_path, "gpu", {"conv-bn-relu": constant(2.0, 7)}))
+    assert prediction.latency_ms == 40.0
+    assert sorted(kernel.op for kernel in prediction.uncovered) == ["add-relu"] * 8 + ["fc", "gap"]
+    fc = 64 * 2
+    total = sum(each.kernel.macs for each in prediction.kernels)
+    assert prediction.uncovered_macs_share == fc / total
+    assert prediction.table()["ms"].isna().sum() == 10
+    line = describe_coverage(prediction)
+    assert line is not None
+    assert line.startswith("gpu has no predictor for 8 add-relu, 1 gap, 1 fc (")
+
+    none = predict(network, package(tmp_path, "none", {"hswish": constant(1.0, 2)}))
+    assert none.uncovered_macs_share == 1.0
+
+
+def test_a_finer_predictor_goes_before_the_merged_one(network: Path, tmp_path: Path) -> None:
+    two = {"conv-bn-relu": constant(2.0, 7), "conv-relu": constant(1.0, 7)}  # 11 conv, 9 conv-relu
+    assert predict(network, package(tmp_path, "two", two)).latency_ms == 11 * 2.0 + 9 * 1.0
+
+
+def test_mean_and_sample_deviation_over_packages(network: Path, tmp_path: Path) -> None:
+    graph = read_graph(network)
+    predictions = [
+        predict(graph, package(tmp_path, name, {"conv-bn-relu": constant(value, 7)}))
+        for name, value in (("a", 1.0), ("b", 2.0), ("c", 6.0))
+    ]
+    metrics = latency_metrics(predictions)
+    assert metrics["latency_ms/a"] == 20.0
+    assert metrics["latency_ms"] == 60.0
+    assert metrics["latency_std_ms"] == pytest.approx(np.std([20, 40, 120], ddof=1))
+    assert "latency_std_ms" not in latency_metrics(predictions[:1])  # one has no spread
+    assert latency_metrics([]) == {}
+
+
+def test_calibrated_packages_predict_time_per_work(tmp_path: Path) -> None:
+    """By hand: 2 ms per million multiply-accumulates, for 50 x 50 x 32 x (32 x 9) of them."""
+    features = np.array([[50.0, 32, 32, 3, 1, 23.12, 0.009248], [50, 32, 64, 1, 2, 1.32, 0.002112]])
+    columns = derive("conv-bn-relu", features).shape[1]
+    forest = {"conv-bn-relu": constant(np.log(2.0), columns)}
+    calibrated = package(tmp_path, "mine", forest, {"target": TARGET})
+    expected = [2.0 * 50 * 50 * 32 * 32 * 9 / 1e6, 2.0 * 25 * 25 * 32 * 64 / 1e6]
+    np.testing.assert_allclose(to_ms(calibrated, "conv-bn-relu", features), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "millions", "derived"),
+    [
+        # output, multiply-accumulates, weights, values in and out, intensity, rests of channels and output
+        (
+            "dwconv-bn-relu",
+            [14, 24, 24, 3, 2, 0, 0],
+            7 * 7 * 24 * 9 / 1e6,
+            [7, 7 * 7 * 24 * 9, 24 * 9, 14 * 14 * 24, 7 * 7 * 24, 10584 / (4704 + 1176 + 216), 8, 8, 24, 1],
+        ),
+        ("maxpool", [13, 24, 24, 3, 2], 7 * 7 * 9 * 24 / 1e6 + 0.005, [7, 49 * 24, 49 * 9 * 24, 8]),
+        ("fc", [256, 10, 0, 0], 0.00256 + 0.01, [2560]),
+        ("concat", [8, 2, 16, 24, 0, 0], 1.0, [40, 64 * 40]),
+        ("addrelu", [8, 16, 16], 1.0, [64 * 16]),
+    ],
+)
+def test_derived_features_by_hand(name: str, row: list[float], millions: float, derived: list[float]) -> None:
+    features = np.array([row], dtype=float)
+    np.testing.assert_allclose(derive(name, features)[0, len(row) :], derived)
+    np.testing.assert_allclose(work(name, features), millions)
+
+
+def test_the_package_that_comes_with_dxc_is_whole(tmp_path: Path) -> None:
+    """It covers every kernel of a ResNet, and a network of four times the arithmetic takes two to six times as long."""
+    shipped = load_package(SHIPPED / "ort_cpu_xeon")
+    assert shipped.about["threads"] == 1
+    small, large = (
+        predict(exported_resnet(tmp_path / f"{width}.onnx", width=width, size=100), shipped)
+        for width in (32, 64)
+    )
+    assert small.uncovered == large.uncovered == ()
+    assert 2 < large.latency_ms / small.latency_ms < 6
+    assert set(shipped.about["held_out"]["networks"]) == {"resnet", "sppnet", "mobilenet", "mixed"}
