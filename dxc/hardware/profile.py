@@ -1,0 +1,293 @@
+"""Profiler traces of an exported file at several batch sizes, reduced to one table.
+
+    source       batch  table      name      ms     share
+    torch        8      operators  conv      40.2   0.91      share of operator (on a GPU: kernel) time by class
+    torch        8      memory     all       0.4    0.01      copies, and changes of layout
+    torch        8      latency    batch     46.4             wall time of one execution, host to host
+    nsight       8      api        cudaLaunchKernel  ...      share of the time of all CUDA API calls
+
+Sources: torch.profiler on the file's operators, ONNX Runtime's node profiler (CPU), Nsight Systems (GPU). The tables
+are those of doi 10.1145/3624062.3624260.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dxc.errors import ConfigError, HardwareError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor, nn
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+MODES = ("auto", "none", "torch", "nsight")
+AUTO_SECONDS = 1.0
+"""What the trace that every run carries may take: larger batches are left out then."""
+
+COLUMNS = ("source", "batch", "table", "name", "ms", "share")
+
+# Operators of torch and ONNX Runtime, kernels of cuDNN and cuBLAS; the first that is found in the name counts.
+MEMORY = re.compile(
+    r"nchwto|nhwcto|converttensor|reorder|memcpy|memset|copy_|::clone|contiguous|transpose", re.I
+)
+TRANSFER = re.compile(r"memcpy|memset", re.I)  # what a GPU does beside kernels, as torch.profiler calls it
+API = re.compile(r"cu(da)?[A-Z]")
+CLASSES = (
+    # a mean or maximum over the image is global pooling: aten::mean calls aten::sum, on a GPU a kernel with MeanOps
+    ("pooling", re.compile(r"pool|reduce_?mean|reduce_?max|aten::(mean|sum|amax)$|MeanOps", re.I)),
+    ("conv", re.compile(r"conv|fprop|winograd|implicit_gemm|dgrad|wgrad|im2col|fft2d", re.I)),
+    ("matmul", re.compile(r"gemm|gemv|addmm|matmul|aten::mm$|aten::bmm$|linear|cublas|nvjet|splitk", re.I)),
+)
+
+
+def operator_class(name: str) -> str:
+    """'conv', 'matmul', 'pooling' or 'other', from the name of an operator or kernel."""
+    if MEMORY.search(name):
+        return "other"
+    return next((kind for kind, pattern in CLASSES if pattern.search(name)), "other")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """mode: what was used, torch | nsight | none. note: one line where that is not what was asked for."""
+
+    mode: str
+    note: str
+    batches: tuple[int, ...]
+    table: pd.DataFrame
+    files: tuple[Path, ...]
+
+    def curves(self) -> list[tuple[str, float, int]]:
+        """(name, value, batch size): shares by class and of API calls, memory time, time an image."""
+        points = []
+        for row in self.table.itertuples():
+            name = {
+                "operators": f"profile/{row.source}/share/{row.name}",
+                "api": f"profile/{row.source}/api/{row.name}",
+                "memory": f"profile/{row.source}/memory_ms",
+                "latency": f"profile/{row.source}/ms_per_image",
+            }[row.table]
+            value = {"memory": row.ms, "latency": row.ms / row.batch}.get(row.table, row.share)
+            points.append((name, float(value), int(row.batch)))
+        return points
+
+
+def profile_network(
+    onnx: Path,
+    out: Path,
+    *,
+    mode: str = "auto",
+    accelerator: str = "cpu",
+    threads: int = 1,
+    batches: Sequence[int] = BATCHES,
+    budget_seconds: float | None = None,
+) -> Profile:
+    """Profile a file's inference; traces and profile.parquet go to the folder `out`.
+
+    mode: none; torch (torch.profiler; on the CPU ONNX Runtime's profiler too); nsight (nsys and a GPU; where that
+    fails, torch, and a note says why); auto: nsight where nsys and a GPU are, else torch in about a second.
+    Raises ConfigError for another mode, HardwareError for a file that torch cannot run and for accelerator gpu
+    without one.
+    """
+    import pandas as pd
+    import torch
+
+    if mode not in MODES:
+        raise ConfigError(f"profile={mode} is not one of {', '.join(MODES)}")
+    if mode == "none":
+        return Profile("none", "", (), pd.DataFrame(columns=COLUMNS), ())
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise HardwareError(
+            "profiling on a GPU: there is no CUDA device here; hardware=cpu profiles the processor"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+
+    note, table, used = "", None, "torch"
+    if mode == "nsight" or (mode == "auto" and accelerator == "gpu" and shutil.which("nsys")):
+        from dxc.hardware import nsight
+
+        try:
+            table = nsight.profile(onnx, out, batches)
+            used = "nsight"
+        except HardwareError as error:
+            note = f"profiled with torch.profiler, not with Nsight Systems: {error}"
+    if table is None:
+        seconds = AUTO_SECONDS if budget_seconds is None and mode == "auto" else budget_seconds
+        rows = list(torch_rows(onnx, out, accelerator, threads, batches, seconds and seconds / 2))
+        if accelerator == "cpu":
+            rows += onnxruntime_rows(onnx, out, threads, batches, seconds and seconds / 2)
+        table = pd.DataFrame(rows, columns=COLUMNS)
+    draft = out / ".profile.parquet.tmp"
+    table.to_parquet(draft, index=False)
+    draft.rename(out / "profile.parquet")
+    return Profile(used, note, tuple(sorted(set(table["batch"]))), table, tuple(sorted(out.iterdir())))
+
+
+def share_rows(source: str, batch: int, ms_by_name: Mapping[str, float]) -> list[tuple[Any, ...]]:
+    """Rows of the tables `operators` and `memory` from times by operator or kernel name."""
+    total = sum(ms_by_name.values())
+    by_class = dict.fromkeys([*(kind for kind, _ in CLASSES), "other"], 0.0)
+    for name, ms in ms_by_name.items():
+        by_class[operator_class(name)] += ms
+    memory = sum(ms for name, ms in ms_by_name.items() if MEMORY.search(name))
+
+    def share(ms: float) -> float:
+        return ms / total if total else float("nan")
+
+    rows: list[tuple[Any, ...]] = [
+        (source, batch, "operators", kind, ms, share(ms)) for kind, ms in by_class.items()
+    ]
+    return [*rows, (source, batch, "memory", "all", memory, share(memory))]
+
+
+def gpu_rows(
+    source: str, batch: int, kernels: Mapping[str, float], memory_ms: float, api: Mapping[str, float]
+) -> list[tuple[Any, ...]]:
+    """Rows of a GPU's tables: kernel times by class, copies and memsets beside them, times of API calls."""
+    rows = [row for row in share_rows(source, batch, kernels) if row[2] == "operators"]
+    busy, spent = sum(kernels.values()) + memory_ms, sum(api.values()) or float("nan")
+    rows.append((source, batch, "memory", "all", memory_ms, memory_ms / (busy or float("nan"))))
+    return rows + [(source, batch, "api", name, ms, ms / spent) for name, ms in api.items()]
+
+
+def torch_rows(
+    onnx: Path, out: Path, accelerator: str, threads: int, batches: Sequence[int], seconds: float | None
+) -> list[tuple[Any, ...]]:
+    """torch.profiler on the file's operators: one run to warm up and one profiled run a batch size."""
+    import torch
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, record_function
+
+    from dxc.hardware.onnx_module import OnnxModule
+
+    device = "cuda" if accelerator == "gpu" else "cpu"
+    module = OnnxModule(onnx).eval().to(device)
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
+    rows: list[tuple[Any, ...]] = []
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode(), _without_usdt():
+            with torch.profiler.profile(activities=activities):
+                pass  # the first one imports for a second
+            for batch in _within(seconds, batches):
+                image = images(onnx, batch)
+                execute(module, image, device)
+                with torch.profiler.profile(activities=activities) as profiler:
+                    started = time.perf_counter()
+                    with record_function(f"batch {batch}"):
+                        execute(module, image, device)
+                    wall_ms = (time.perf_counter() - started) * 1000
+                profiler.export_chrome_trace(str(out / f"torch_batch{batch}.json.gz"))
+                events = [e for e in profiler.key_averages() if not e.key.startswith("batch ")]
+                if device == "cuda":
+                    on_device = {
+                        e.key: e.self_device_time_total / 1000
+                        for e in events
+                        if e.device_type == DeviceType.CUDA
+                    }
+                    kernels = {name: ms for name, ms in on_device.items() if not TRANSFER.match(name)}
+                    memory_ms = sum(ms for name, ms in on_device.items() if TRANSFER.match(name))
+                    api = {e.key: e.self_cpu_time_total / 1000 for e in events if API.match(e.key)}
+                    rows += gpu_rows("torch", batch, kernels, memory_ms, api)
+                else:
+                    rows += share_rows("torch", batch, {e.key: e.self_cpu_time_total / 1000 for e in events})
+                rows.append(("torch", batch, "latency", "batch", wall_ms, float("nan")))
+    finally:
+        torch.set_num_threads(threads_before)
+    return rows
+
+
+def onnxruntime_rows(
+    onnx: Path, out: Path, threads: int, batches: Sequence[int], seconds: float | None
+) -> list[tuple[Any, ...]]:
+    """The same tables from ONNX Runtime's node profiler: node times of one run after one to warm up."""
+    import numpy as np
+
+    from dxc.hardware.ort import node_times, session
+
+    rows: list[tuple[Any, ...]] = []
+    for batch in _within(seconds, batches):
+        with tempfile.TemporaryDirectory() as folder:
+            profiled = session(str(onnx), threads, profile=f"{folder}/profile")
+            feed = {
+                each.name: np.random.default_rng(0).random((batch, *each.shape[1:]), dtype=np.float32)
+                for each in profiled.get_inputs()
+            }
+            profiled.run(None, feed)
+            started = time.perf_counter()
+            profiled.run(None, feed)
+            wall_ms = (time.perf_counter() - started) * 1000
+            trace = Path(profiled.end_profiling())
+            by_op: dict[str, float] = {}
+            for node in node_times(trace, runs=2):
+                by_op[node.op] = by_op.get(node.op, 0.0) + float(node.ms[1])
+            with gzip.open(out / f"onnxruntime_batch{batch}.json.gz", "wb") as file:
+                file.write(trace.read_bytes())
+        rows += share_rows("onnxruntime", batch, by_op)
+        rows.append(("onnxruntime", batch, "latency", "batch", wall_ms, float("nan")))
+    return rows
+
+
+def _within(seconds: float | None, batches: Sequence[int]) -> Iterator[int]:
+    """Batch sizes in ascending order, until the next would not fit: it takes its multiple of the last one's time."""
+    begun = last = time.perf_counter()
+    before = 0
+    for batch in sorted(batches):
+        now = time.perf_counter()
+        if seconds is not None and before and now - begun + (now - last) * batch / before > seconds:
+            return
+        last, before = now, batch
+        yield batch
+
+
+def network_shape(onnx: Path) -> list[int]:
+    """Channels, height and width of a file's input."""
+    import onnx as onnx_package
+
+    from dxc.hardware.kernels import image_shape
+
+    return image_shape(onnx_package.load(onnx, load_external_data=False), str(onnx))
+
+
+def images(onnx: Path, batch: int) -> Tensor:
+    """A batch of random images (B, C, H, W) for a file; the global random numbers are left as they are."""
+    import torch
+
+    return torch.rand(batch, *network_shape(onnx), generator=torch.Generator().manual_seed(0))
+
+
+def execute(module: nn.Module, image: Tensor, device: str) -> None:
+    """One inference as it is used: images (B, C, H, W) from the host, scores back to it, which waits for a GPU."""
+    module(image.to(device)).cpu()
+
+
+@contextlib.contextmanager
+def _without_usdt() -> Iterator[None]:
+    """torch 2.13's profiler prints 'USDT:' lines to stderr by itself; everything else is passed on."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            for line in file:
+                if not line.startswith(b"USDT:"):
+                    os.write(2, line)
