@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from dxc.data.cache import ChipCache
     from dxc.data.datamodule import ChipDataModule
     from dxc.data.folds import Fold
+    from dxc.hardware import Hardware
     from dxc.tracking import Point
 
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
+COSTS = "costs"
 STUDY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
@@ -47,6 +49,8 @@ class Result:
     """Out-of-fold predictions: region, name, label, fold, probability; one row a validated chip."""
     onnx: Path
     excluded: int
+    notes: tuple[str, ...]
+    """What costs could not be had, and which machine they describe."""
     run_id: str
     experiment_id: str
     tracking_uri: str
@@ -73,11 +77,15 @@ def run(cfg: DictConfig, out: Path) -> Result:
     sound, whatever goes wrong is recorded in the tracked run too.
     """
     from dxc import tracking
-    from dxc.hardware import device_name
+    from dxc.hardware import Hardware, device_name
+    from dxc.hardware.costs import cost
 
     config = resolved(cfg)
+    hardware = Hardware.of(config["hardware"])
     datamodule = build(config["data"], source=build(config["source"]))
-    _check(config)
+    asked = config  # identity is what was asked for, on every machine
+    config = _fit_to_machine(config)
+    _check(config, hardware)
 
     with tracking.start_run(
         config["tracking"]["uri"],
@@ -86,8 +94,8 @@ def run(cfg: DictConfig, out: Path) -> Result:
         params=flatten(config),
         tags={
             "dxc.study": config["study"],
-            "dxc.trial": trial_hash(config),
-            "dxc.design": design_hash(config),
+            "dxc.trial": trial_hash(asked),
+            "dxc.design": design_hash(asked),
             "model": model_name(config["model"]),
             "data": data_name(config["data"]),
             "hardware": config["hardware"]["name"],
@@ -121,6 +129,15 @@ def run(cfg: DictConfig, out: Path) -> Result:
         tracked.log_files(out)
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)  # MLflow has them: a sweep would keep all twice
 
+        # last: whatever happens here, the training is on record
+        costs = cost(
+            out / "model.onnx", hardware, out / COSTS, profile=config["profile"], progress=config["progress"]
+        )
+        metrics |= costs.metrics
+        tracked.log(costs.metrics, costs.curves)
+        tracked.tag(costs.tags)
+        tracked.log_files(out / COSTS, under=COSTS)
+
     return Result(
         name=describe(config),
         metrics=metrics,
@@ -128,6 +145,7 @@ def run(cfg: DictConfig, out: Path) -> Result:
         predictions=predictions,
         onnx=out / "model.onnx",
         excluded=len(cache.excluded),
+        notes=tuple(costs.notes),
         run_id=tracked.run_id,
         experiment_id=tracked.experiment_id,
         tracking_uri=tracked.uri,
@@ -142,9 +160,12 @@ def _is_first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def _check(config: dict[str, Any]) -> None:
-    """Raise ConfigError for what cannot work, before any data is read or run recorded."""
+def _check(config: dict[str, Any], hardware: Hardware) -> None:
+    """Raise ConfigError or HardwareError for what cannot work, before any data is read or run recorded."""
     import torch
+
+    from dxc.hardware.packages import check_name
+    from dxc.hardware.profile import MODES
 
     require_whole("seed", config["seed"], at_least=0)
     if not re.fullmatch(STUDY_NAME, str(config["study"])):
@@ -158,6 +179,23 @@ def _check(config: dict[str, Any]) -> None:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer: {error}") from error
     build(config["trainer"])
+    if config["profile"] not in MODES:
+        raise ConfigError(f"profile={config['profile']} is not one of {', '.join(MODES)}")
+    for name in hardware.predictors:
+        check_name(name, Path(hardware.packages_dir))
+
+
+def _fit_to_machine(config: dict[str, Any]) -> dict[str, Any]:
+    """accelerator=auto without a GPU is the processor, in full precision: mixed precision is slower there."""
+    import torch
+
+    trainer = config["trainer"]
+    if trainer["accelerator"] != "auto" or torch.cuda.is_available():
+        return config
+    log.info(
+        "no GPU here: hardware=%s trains on the processor, in full precision", config["hardware"]["name"]
+    )
+    return {**config, "trainer": {**trainer, "accelerator": "cpu", "precision": "32-true"}}
 
 
 def _read_chips(datamodule: ChipDataModule) -> ChipCache:

@@ -69,10 +69,10 @@ class Run:
             return
         self._client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
 
-    def log_files(self, folder: Path) -> None:
-        """Everything in `folder` becomes an artifact under its relative path."""
+    def log_files(self, folder: Path, under: str | None = None) -> None:
+        """Everything in `folder` becomes an artifact under its relative path, in the artifact folder `under`."""
         if self._client is not None:
-            self._client.log_artifacts(self.run_id, str(folder))
+            self._client.log_artifacts(self.run_id, str(folder), under)
 
 
 @contextlib.contextmanager

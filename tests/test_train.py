@@ -26,6 +26,8 @@ from dxc.pareto import OBJECTIVES
 from tests.conftest import ChipMaker, write_tif
 
 SMALL = ["model.width=4", "data.size=20", "data.batch_size=8", "trainer.max_epochs=2", "data.folds=3"]
+# what it costs takes several seconds a run: left to the tests of costs
+SMALL += ["hardware.predictors=[]", "hardware.measure=false", "profile=none"]
 
 
 def _command(root: Path, tmp_path: Path, *overrides: str) -> list[str]:
@@ -108,6 +110,54 @@ def test_two_equal_runs(make_chips: ChipMaker, tmp_path: Path) -> None:
     assert "resnet18 k3 s2 p1 w4, 7ch b8" in done.stdout
 
 
+def test_a_run_carries_what_its_network_costs(make_chips: ChipMaker, tmp_path: Path) -> None:
+    """With the defaults of hardware=cpu, twice: as it should be, and with a device that cannot be measured."""
+    root = make_chips(per_class=6)
+    defaults = [
+        "hardware.predictors=[ort_cpu_xeon]",
+        "hardware.measure=true",
+        "profile=auto",
+        "data.split=holdout",
+    ]
+    done = _train(root, tmp_path, *defaults, "hardware.affinity=null,[4096]", "-m")
+    assert done.returncode == 0, done.stderr
+    client, (good, bad) = _runs(tmp_path)
+    for run_ in (good, bad):
+        assert run_.info.status == "FINISHED"
+        assert {"accuracy", "latency_ms", "latency_ms/ort_cpu_xeon", "onnx_mb", "macs"} <= set(
+            run_.data.metrics
+        )
+        assert run_.data.tags["dxc.profile"] == "torch"
+        assert run_.data.metrics["profile/torch/share/conv"] > 0
+    # a machine that is too busy to be measured says so, and has no latency
+    assert "peak_memory_mb" in good.data.metrics
+    assert ("measured_latency_ms" in good.data.metrics) == (good.data.tags["dxc.measurement"] == "valid")
+    assert not any(name.startswith(("measured", "peak")) for name in bad.data.metrics)
+    assert "not measured: " in done.stdout
+    assert "hardware.affinity names cores" in done.stdout
+    assert "predicts onnxruntime 1.31.1 with 1 thread on" in done.stdout
+    costs = Path(client.download_artifacts(good.info.run_id, "costs"))
+    kernels = pd.read_parquet(costs / "kernels.parquet")
+    assert kernels["ms"].sum() == pytest.approx(good.data.metrics["latency_ms"])
+    assert {"measured_batch1.json", "profile"} <= {path.name for path in costs.iterdir()}
+    assert (costs / "profile" / "torch_batch1.json.gz").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_hardware_for_a_gpu_trains_on_the_processor_without_one(
+    make_chips: ChipMaker, tmp_path: Path
+) -> None:
+    done = _train(
+        make_chips(per_class=6), tmp_path, "hardware=a100", "hardware.measure=true", "data.split=holdout"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no GPU here: hardware=a100 trains on the processor, in full precision" in done.stdout
+    assert "not measured: there is no CUDA device here for hardware=a100" in done.stdout
+    _, (only,) = _runs(tmp_path)
+    assert only.data.tags["hardware"] == "a100"
+    assert only.data.params["trainer.precision"] == "32-true"
+
+
 def test_left_out_chips_are_an_artifact(make_chips: ChipMaker, tmp_path: Path) -> None:
     root = make_chips(per_class=6)
     (root / "NE/NEDEM/T/NE_T_000.tif").write_text("no raster")
@@ -166,6 +216,9 @@ def test_interrupted_run_is_marked_killed(make_chips: ChipMaker, tmp_path: Path)
         (["study=.."], "study=.. names a folder"),
         (["study=a/b"], "study=a/b names a folder"),
         (["optimizer._target_=os.system"], "os.system is not allowed"),
+        (["hardware.predictors=[nobody]"], "there is no package 'nobody'"),
+        (["hardware.threads=0"], "hardware.threads must be a whole number"),
+        (["profile=perf"], "profile=perf is not one of auto, none, torch, nsight"),
     ],
 )
 def test_mistakes_get_one_message(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -12,6 +15,8 @@ from rich.table import Table
 from dxc.pareto import OBJECTIVES
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from dxc.experiment import Result
 
 FORMATS = {"params": "{:,.0f}", "macs": "{:,.0f}", "fit_seconds": "{:.0f}", "images_per_second": "{:.0f}"}
@@ -36,9 +41,70 @@ def print_result(result: Result) -> None:
     folds = ", ".join(f"{name} {accuracy:.4f}" for name, accuracy in result.fold_accuracies.items())
     for line in (
         f"accuracy by fold: {folds}",
+        *(f"note:             {note}" for note in result.notes),
         *([f"left out: {result.excluded} files, listed in excluded_chips.csv"] if result.excluded else []),
         f"network:          {os.path.relpath(result.onnx)}",
         f"tracked:          run {result.run_id} of study '{result.study}' in {result.tracking_uri}",
         "compare runs:     make ui",
     ):
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def print_package(folder: Path) -> None:
+    """What a calibrated package describes, its held-out errors, and how to use it."""
+    about = json.loads((folder / "package.json").read_text())
+    table = Table(
+        title=f"{folder.name}: errors on networks and kernels held out of the fit",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("what")
+    for heading in ("n", "within 5 %", "within 10 %", "mean error"):
+        table.add_column(heading, justify="right")
+    for title, errors in about["held_out"].items():
+        for name, error in errors.items():
+            table.add_row(
+                f"{title.rstrip('s')} {name}",
+                str(error["n"]),
+                *(f"{error[key]:.1%}" for key in ("within_5_percent", "within_10_percent", "mape")),
+            )
+    console = Console()
+    console.print(table)
+    for line in (
+        f"describes: {about['device']}; {about['runtime']} {about['runtime_version']}, {about['threads']} thread(s)",
+        f"made from: {about['networks']} networks in {about['minutes_measuring']} min, fitted in "
+        f"{about['minutes_fitting']} min ({about['networks_too_noisy']} were too noisy to use)",
+        f"package:   {os.path.relpath(folder)}",
+        f"use it:    python train.py hardware.predictors=[{folder.name}]",
+    ):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def print_comparison(table: pd.DataFrame, notes: Sequence[str]) -> None:
+    """Predicted against measured, a row a file (dxc.hardware.costs.compare)."""
+    headings = {
+        "latency_ms": "predicted ms",
+        "measured_latency_ms": "measured ms",
+        "error": "error",
+        "measured": "measurement",
+        "peak_memory_mb": "memory MB",
+        "onnx_mb": "file MB",
+        "macs": "MACs",
+    }
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
+    shown.add_column("file")
+    columns = [name for name in headings if name in table]
+    for name in columns:
+        shown.add_column(headings[name], justify="left" if name == "measured" else "right")
+    formats = {"error": "{:+.1%}", "macs": "{:,.0f}", "measured": "{}"}
+    for row in table.to_dict("records"):
+        values = [
+            "-" if row[name] != row[name] else formats.get(name, "{:.2f}").format(row[name])
+            for name in columns
+        ]
+        shown.add_row(str(row["file"]), *values)
+    console = Console()
+    console.print(shown)
+    for note in notes:
+        console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,252 @@
+"""Everything that one exported file costs on one piece of hardware: predicted, measured, profiled.
+
+The three parts do not depend on each other: one that cannot be done says why in a line, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dxc.errors import DxcError
+from dxc.hardware import Hardware
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dxc.hardware.measure import Measurement
+    from dxc.hardware.predict import Prediction
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Costs:
+    """Metrics are named as in dxc.pareto.OBJECTIVES; what could not be had is absent, and a note says why."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    curves: list[tuple[str, float, int]] = field(default_factory=list)
+    """(name, value, batch size)"""
+    tags: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def cost(onnx: Path, hardware: Hardware, out: Path, *, profile: str = "auto", progress: bool = True) -> Costs:
+    """Predict, measure and profile one exported file; tables, raw values and traces go to the folder `out`.
+
+    profile: auto | none | torch | nsight. Raises nothing for a part that fails: results of a training are not
+    lost because costing failed.
+    """
+    log.info("costs of the exported network for hardware=%s", hardware.name)
+    out.mkdir(parents=True, exist_ok=True)
+    costs = Costs()
+    with _part("predicted", costs, out):
+        _predict(onnx, hardware, out, costs, progress)
+    with _part("measured", costs, out):
+        _measure(onnx, hardware, out, costs)
+    with _part("profiled", costs, out):
+        _profile(onnx, hardware, out, costs, profile)
+    _check_limits(hardware, costs, onnx_mb=onnx.stat().st_size / 1e6)
+    return costs
+
+
+@contextlib.contextmanager
+def _part(name: str, costs: Costs, out: Path) -> Iterator[None]:
+    try:
+        yield
+    except DxcError as error:
+        costs.notes.append(f"not {name}: {error}")
+    except Exception as error:  # a bug or a broken library: the run keeps its training, and the trace
+        (out / f"{name}_error.txt").write_text(traceback.format_exc())
+        costs.notes.append(
+            f"not {name}: {type(error).__name__}: {error} (a fault of dxc or a library; {name}_error.txt)"
+        )
+
+
+def _predict(onnx: Path, hardware: Hardware, out: Path, costs: Costs, progress: bool) -> None:
+    import pandas as pd
+
+    from dxc.hardware.predict import describe_coverage, latency_metrics
+
+    if not hardware.predictors:
+        costs.notes.append(
+            f"not predicted: hardware={hardware.name} names no predictor (hardware.predictors=[NAME])"
+        )
+    predictions = predict_all(onnx, hardware, costs.notes, progress=progress)
+    if not predictions:
+        return
+    costs.metrics |= latency_metrics(predictions)
+    costs.notes += [line for each in predictions if (line := describe_coverage(each))]
+    costs.notes += [line for each in predictions if (line := described_machine(each))]
+    costs.tags["dxc.predictors"] = ", ".join(each.package for each in predictions)
+    pd.concat([each.table() for each in predictions]).to_parquet(out / "kernels.parquet", index=False)
+
+
+def predict_all(
+    onnx: Path, hardware: Hardware, notes: list[str], *, progress: bool = True
+) -> list[Prediction]:
+    """One prediction for each of the hardware's packages that can be had; the others add a line to `notes`."""
+    from dxc.hardware.kernels import read_graph
+    from dxc.hardware.packages import UnreachableError, available, find_package
+    from dxc.hardware.predict import predict
+
+    packages = []
+    folder = Path(hardware.packages_dir)
+    unreached: list[str] = []  # one attempt says it for all
+    for name in hardware.predictors:
+        if unreached and name not in available(folder):
+            unreached.append(name)
+            continue
+        try:
+            packages.append(
+                find_package(name, packages_dir=folder, packages_url=hardware.packages_url, progress=progress)
+            )
+        except UnreachableError as error:
+            unreached.append(name)
+            reason = error
+        except DxcError as error:
+            notes.append(f"not predicted by {name}: {error}")
+    if unreached:
+        notes.append(f"not predicted by {', '.join(unreached)}: {reason}")
+    if not packages:
+        return []
+    graph = read_graph(onnx)
+    return [predict(graph, package) for package in packages]
+
+
+def described_machine(prediction: Prediction) -> str | None:
+    """Which machine a calibrated package describes, and what to do where it is not this one."""
+    from dxc.hardware import device_name
+
+    about = prediction.about
+    if not about:
+        return None
+    line = (
+        f"{prediction.package} predicts {about['runtime']} {about['runtime_version']} with {about['threads']} "
+        f"thread{'s' * (about['threads'] != 1)} on {about['device']}"
+    )
+    if about["device"] == device_name():
+        return f"{line}: a machine like this one"
+    return f"{line}, not on this machine: python calibrate.py name=my_cpu makes a predictor for it"
+
+
+def _measure(onnx: Path, hardware: Hardware, out: Path, costs: Costs) -> None:
+    if reason := hardware.absent():
+        costs.notes.append(f"not measured: {reason}")
+        return
+    measurements = [measure_on(onnx, hardware, batch) for batch in hardware.batches]
+    for measurement in measurements:
+        measurement.save(out / f"measured_batch{measurement.batch}.json")
+        if measurement.valid:
+            costs.curves += [
+                ("measured/batch_ms", measurement.median_ms, measurement.batch),
+                ("measured/ms_per_image", measurement.median_ms / measurement.batch, measurement.batch),
+            ]
+        else:
+            costs.notes.append(
+                f"measured latency at batch {measurement.batch} is invalid: {measurement.reason}"
+            )
+    first = measurements[0]
+    costs.metrics |= first.metrics()
+    costs.tags["dxc.measured_on"] = describe_conditions(first)
+    costs.tags["dxc.measurement"] = "valid" if first.valid else f"invalid: {first.reason}"
+
+
+def measure_on(onnx: Path, hardware: Hardware, batch: int = 1) -> Measurement:
+    """Measure one file as the hardware's facts say."""
+    from dxc.hardware.measure import measure
+
+    return measure(
+        onnx,
+        provider=hardware.provider,
+        threads=hardware.threads,
+        batch=batch,
+        affinity=hardware.affinity,
+        host=hardware.host,
+        remote_python=hardware.python,
+    )
+
+
+def describe_conditions(measurement: Measurement) -> str:
+    """'Intel Xeon, 4 cores; onnxruntime 1.31.1, cpu, 1 thread(s)'."""
+    env = measurement.environment
+    return (
+        f"{env.get('device', 'unknown device')}; onnxruntime {env.get('onnxruntime', '?')}, "
+        f"{env.get('provider', 'cpu')}, {env.get('threads', '?')} thread(s)"
+    )
+
+
+def _profile(onnx: Path, hardware: Hardware, out: Path, costs: Costs, mode: str) -> None:
+    import torch
+
+    from dxc.hardware.profile import profile_network
+
+    profiled = profile_network(
+        onnx,
+        out / "profile",
+        mode=mode,
+        accelerator="gpu" if hardware.provider == "cuda" and torch.cuda.is_available() else "cpu",
+        threads=hardware.threads,
+    )
+    costs.tags["dxc.profile"] = profiled.mode
+    if profiled.note:
+        costs.notes.append(profiled.note)
+    costs.curves += profiled.curves()
+
+
+def _check_limits(hardware: Hardware, costs: Costs, onnx_mb: float) -> None:
+    known = {**costs.metrics, "onnx_mb": onnx_mb}
+    over = [
+        f"{name} {known[name]:.4g} is over the limit of {limit:g} (hardware.limits.{name})"
+        for name, limit in hardware.limits.items()
+        if name in known and known[name] > limit
+    ]
+    costs.notes += over
+    costs.tags["dxc.within_limits"] = str(not over).lower()
+
+
+def compare(
+    files: Sequence[Path], hardware: Hardware, *, progress: bool = True
+) -> tuple[pd.DataFrame, list[str]]:
+    """Predicted against measured for a list of exported files, side by side, and notes on what is missing.
+
+    Columns: file, latency_ms (mean over packages), latency_ms/NAME each, measured_latency_ms,
+    measured_latency_p95_ms, measured (valid, invalid: why, or not measured), error (predicted / measured - 1,
+    where both are there), peak_memory_mb, onnx_mb, macs. What is missing is NaN.
+    """
+    import pandas as pd
+
+    from dxc.hardware.predict import describe_coverage, latency_metrics
+
+    rows = []
+    notes: list[str] = []
+    absent = hardware.absent()
+    if absent:
+        notes.append(f"not measured: {absent}")
+    for path in files:
+        row: dict[str, object] = {"file": str(path)}
+        try:
+            predictions = predict_all(path, hardware, notes, progress=progress)
+            metrics = latency_metrics(predictions)
+            row |= metrics
+            notes += [f"{path}: {line}" for p in predictions if (line := describe_coverage(p))]
+            notes += [line for p in predictions if (line := described_machine(p))]
+            if predictions:
+                row["macs"] = sum(each.kernel.macs for each in predictions[0].kernels)
+            row["onnx_mb"] = path.stat().st_size / 1e6
+            row["measured"] = "not measured"
+            if not absent:
+                measurement = measure_on(path, hardware)
+                row |= measurement.metrics()
+                row["measured"] = "valid" if measurement.valid else f"invalid: {measurement.reason}"
+                if measurement.valid and predictions:
+                    row["error"] = metrics["latency_ms"] / measurement.median_ms - 1
+        except (DxcError, OSError) as error:
+            notes.append(f"{path}: {error}")
+        rows.append(row)
+    return pd.DataFrame(rows), list(dict.fromkeys(notes))

@@ -1,0 +1,182 @@
+"""All costs of one file together: what is missing is absent and says why, and nothing stops a run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from dxc.config import PROJECT_ROOT
+from dxc.errors import ConfigError
+from dxc.hardware import Hardware, costs, device_name, measure
+from dxc.hardware.costs import compare, cost
+from dxc.pareto import objective
+from tests.hardware.networks import exported_resnet, one_operator
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One short attempt, however busy the machine is."""
+    monkeypatch.setattr(measure, "COOL_DOWN_SECONDS", 0.0)
+    monkeypatch.setattr(measure, "MAX_SPREAD", 10.0)
+    monkeypatch.setattr(measure, "StopRule", lambda: measure_rule)
+    monkeypatch.setattr(
+        measure.measure, "__kwdefaults__", {**measure.measure.__kwdefaults__, "max_spread": 10.0}
+    )
+
+
+measure_rule = measure.StopRule(warmup_runs=1, warmup_seconds=0.0, min_runs=3, max_runs=5, max_seconds=5.0)
+
+
+def hardware(tmp_path: Path, **facts: Any) -> Hardware:
+    given = {"name": "cpu", "predictors": ["ort_cpu_xeon"], "packages_dir": str(tmp_path / "packages")}
+    return Hardware(**{**given, "packages_url": "http://127.0.0.1:9", **facts})
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    return exported_resnet(tmp_path / "model.onnx")
+
+
+def test_everything_of_one_file(network: Path, tmp_path: Path) -> None:
+    out = tmp_path / "costs"
+    found = cost(network, hardware(tmp_path, batches=(1, 2), limits={"onnx_mb": 100}), out)
+    expected = {"latency_ms", "latency_ms/ort_cpu_xeon", "uncovered_macs_share", "measured_latency_ms"}
+    assert set(found.metrics) == expected | {"measured_latency_p95_ms", "peak_memory_mb"}
+    assert found.metrics["uncovered_macs_share"] == 0.0
+    for name in found.metrics:
+        objective(name)  # each is declared
+    assert found.tags["dxc.measured_on"].startswith(device_name())
+    assert found.tags["dxc.profile"] == "torch"
+    assert found.tags["dxc.predictors"] == "ort_cpu_xeon"
+    assert found.tags["dxc.within_limits"] == "true"
+    per_image = {batch: value for name, value, batch in found.curves if name == "measured/ms_per_image"}
+    whole = {batch: value for name, value, batch in found.curves if name == "measured/batch_ms"}
+    assert per_image == {1: whole[1], 2: whole[2] / 2}
+    raw = json.loads((out / "measured_batch1.json").read_text())
+    assert raw["median_ms"] == found.metrics["measured_latency_ms"]
+    kernels = pd.read_parquet(out / "kernels.parquet")
+    assert kernels["ms"].sum() == pytest.approx(found.metrics["latency_ms"])
+    assert (out / "profile" / "profile.parquet").exists()
+    assert any("ort_cpu_xeon predicts onnxruntime" in note for note in found.notes)
+
+
+def test_offline_without_packages_there_is_one_message(network: Path, tmp_path: Path) -> None:
+    from dxc.hardware.packages import PUBLISHED
+
+    found = cost(
+        network, hardware(tmp_path, predictors=PUBLISHED, measure=False), tmp_path / "c", profile="none"
+    )
+    lines = [note for note in found.notes if note.startswith("not predicted by")]
+    assert len(lines) == 1
+    assert all(name in lines[0] for name in PUBLISHED)
+    assert "http://127.0.0.1:9" in lines[0]
+    assert "packages" in lines[0]
+    assert found.metrics == {}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        (
+            {"name": "a100", "provider": "cuda"},
+            "not measured: there is no CUDA device here for hardware=a100",
+        ),
+        ({"name": "pi", "remote": True}, "not measured: pi is another machine; hardware.host="),
+        ({"measure": False}, "not measured: hardware.measure=false"),
+    ],
+)
+def test_hardware_that_is_not_here_is_predicted(
+    facts: dict, said: str, network: Path, tmp_path: Path
+) -> None:
+    found = cost(network, hardware(tmp_path, **facts), tmp_path / "c", profile="none")
+    assert any(note.startswith(said) for note in found.notes)
+    assert found.metrics["latency_ms"] > 0
+    assert not any(name.startswith(("measured", "peak")) for name in found.metrics)
+
+
+def test_a_device_that_does_not_answer_stops_nothing(network: Path, tmp_path: Path) -> None:
+    facts = {"name": "pi", "remote": True, "host": "-bad"}
+    found = cost(network, hardware(tmp_path, **facts), tmp_path / "c", profile="none")
+    assert any(note.startswith("not measured: hardware.host must read user@address") for note in found.notes)
+    assert found.metrics["latency_ms"] > 0
+
+
+def test_a_fault_in_one_part_leaves_the_others(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a library broke")
+
+    monkeypatch.setattr(costs, "predict_all", broken)
+    found = cost(network, hardware(tmp_path), tmp_path / "c", profile="none")
+    assert "measured_latency_ms" in found.metrics
+    assert any("not predicted: RuntimeError: a library broke" in note for note in found.notes)
+    assert "a library broke" in (tmp_path / "c" / "predicted_error.txt").read_text()
+
+
+def test_a_network_that_is_over_a_limit_is_said(network: Path, tmp_path: Path) -> None:
+    limits = {"onnx_mb": 0.01, "latency_ms": 1e6}
+    found = cost(network, hardware(tmp_path, limits=limits, measure=False), tmp_path / "c", profile="none")
+    assert found.tags["dxc.within_limits"] == "false"
+    assert any("is over the limit of 0.01 (hardware.limits.onnx_mb)" in note for note in found.notes)
+    assert not any("hardware.limits.latency_ms" in note for note in found.notes)
+
+
+def test_predicted_beside_measured(network: Path, tmp_path: Path) -> None:
+    free = one_operator(tmp_path / "free.onnx", "Relu", shape=["n", 3, "height", 8])
+    table, notes = compare([network, free, tmp_path / "missing.onnx"], hardware(tmp_path))
+    row = table.iloc[0]
+    assert row["error"] == pytest.approx(row["latency_ms"] / row["measured_latency_ms"] - 1)
+    assert row["measured"] == "valid"
+    assert table["latency_ms"].isna().tolist() == [False, True, True]
+    assert any("free.onnx: the size of input 'image' is not fixed" in note for note in notes)
+    assert any("missing.onnx" in note for note in notes)
+
+
+def test_the_comparison_as_a_command(network: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dxc.hardware", str(network), "--set", "hardware.measure=false"]
+    done = subprocess.run(
+        [*command, "--csv", str(tmp_path / "t.csv")],
+        cwd=PROJECT_ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "predicted ms" in done.stdout
+    assert pd.read_csv(tmp_path / "t.csv")["latency_ms"][0] > 0
+    unknown = subprocess.run(
+        [*command[:-1], "hardware.predictors=[nobody]"],
+        cwd=PROJECT_ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "there is no package 'nobody'" in unknown.stdout
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"colour": "red"}, "hardware has no colour"),
+        ({"threads": 0}, "hardware.threads must be a whole number"),
+        ({"runtime": "tflite"}, "hardware.runtime must be onnxruntime"),
+        ({"provider": "tpu"}, "hardware.provider must be cpu or cuda"),
+        ({"batches": [2]}, "hardware.batches must be a list that begins with 1"),
+        ({"batches": [1, 0]}, "hardware.batches must be a whole number"),
+        ({"predictors": "cpu"}, "hardware.predictors must be a list of names"),
+        ({"limits": {"accuracy": 1}}, "hardware.limits.accuracy: no such cost"),
+        ({"limits": {"onnx_mb": "much"}}, "hardware.limits.onnx_mb must be a number over 0"),
+    ],
+)
+def test_facts_that_cannot_be(facts: dict, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Hardware.of({"name": "mine", **facts})
