@@ -1,0 +1,187 @@
+"""How well a calibrated package predicts networks that calibration never saw, and what costing a network takes.
+
+    python calibrate.py name=mine && python benchmarks/predictor.py --packages packages --package mine
+
+Networks are drawn from the three spaces, without those in the package's own table, and exported; each is predicted,
+and measured twice in fresh processes, with all others in between: the second time says how much of the error is
+the machine's noise. Run it alone on the machine, right after the calibration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import _record
+import numpy as np
+import onnx
+import pandas as pd
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+from dxc.export import export_onnx
+from dxc.hardware.calibrate import errors
+from dxc.hardware.kernels import read_graph
+from dxc.hardware.measure import measure
+from dxc.hardware.packages import SHIPPED, load_package
+from dxc.hardware.predict import predict
+from dxc.hardware.sketches import Spec, build, draw
+from dxc.models.resnet import ResNet
+
+NETWORKS = {"resnet": 60, "sppnet": 40, "mobilenet": 20}
+SEED = 20231112
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--save", action="store_true")
+    parser.add_argument("--package", default="ort_cpu_xeon")
+    parser.add_argument("--packages", type=Path, default=SHIPPED, help="folder that the package is in")
+    options = parser.parse_args()
+    package = load_package(options.packages / options.package)
+    seen = set(pd.read_parquet(package.folder / "networks.parquet")["spec"])
+
+    with tempfile.TemporaryDirectory() as place:
+        rows = [
+            {
+                "family": spec["family"],
+                "spec": json.dumps(spec),
+                "path": exported(spec, Path(place) / f"{number}.onnx"),
+            }
+            for number, spec in enumerate(unseen(seen))
+        ]
+        for row in rows:
+            prediction = predict(row["path"], package)
+            row["predicted"] = prediction.latency_ms
+            row["macs"] = sum(each.kernel.macs for each in prediction.kernels)
+        for again in ("", "_again"):
+            for number, row in enumerate(rows):
+                measured = measure(row["path"], threads=package.about["threads"])
+                row[f"measured{again}"], row[f"valid{again}"] = measured.median_ms, measured.valid
+                print(f"\r{again or 'first'}: {number + 1} of {len(rows)}", end="", flush=True)
+        print()
+        table = pd.DataFrame(rows)
+        figures = {
+            "package": {
+                key: package.about[key] for key in ("device", "runtime_version", "threads", "networks")
+            },
+            "calibration_minutes": package.about["minutes_measuring"] + package.about["minutes_fitting"],
+            **accuracy(table),
+            **cost_seconds(package, Path(place)),
+        }
+    print(json.dumps(figures, indent=1))
+    if options.save:
+        _record.save("predictor", figures)
+        table.drop(columns="path").to_csv(
+            _record.ROOT / "benchmarks" / "results" / "predictor_networks.csv", index=False
+        )
+
+
+def unseen(seen: set[str]) -> Iterator[Spec]:
+    """Networks of the spaces that are not in the package's table; of the ResNets, five of six are published ones."""
+    rng = np.random.default_rng(SEED)
+    for family, count in NETWORKS.items():
+        while count:
+            spec = draw(family, rng)
+            if spec.get("pool") == "none":  # twins: the pool's knobs mean nothing
+                twins = [{**spec, "pool_kernel": k, "pool_stride": s} for k, s in product((2, 3), (1, 2))]
+            else:
+                twins = [spec]
+            keys = {json.dumps(twin) for twin in twins}
+            if not keys & seen:
+                seen |= keys
+                count -= 1
+                yield spec
+
+
+def exported(spec: Spec, path: Path) -> Path:
+    """The network as dxc exports it (ResNets), or as it will (SPP-Net, MobileNet-v1: sketches)."""
+    if spec["family"] != "resnet":
+        onnx.save(build(spec), path)
+        return path
+    knobs = {key: value for key, value in spec.items() if key not in ("family", "in_channels", "size")}
+    model = ResNet(spec["in_channels"], 2, **knobs)
+    for module in model.modules():  # as training leaves them: equal ones export to another graph
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    export_onnx(model, path, in_channels=spec["in_channels"], size=spec["size"], check=False)
+    return path
+
+
+def accuracy(table: pd.DataFrame) -> dict[str, Any]:
+    """Prediction against the first measurement, beside the second measurement and beside multiply-accumulates."""
+    good = table[table["valid"] & table["valid_again"]]
+    figures: dict[str, Any] = {"networks": len(table), "valid": len(good)}
+    for name, part in [("all", good), *good.groupby("family")]:
+        figures[str(name)] = {
+            "prediction": errors(part["predicted"].to_numpy(), part["measured"].to_numpy()),
+            "prediction_of_the_mean_of_both": errors(
+                part["predicted"].to_numpy(), part[["measured", "measured_again"]].mean(axis=1).to_numpy()
+            ),
+            "noise_floor": errors(part["measured_again"].to_numpy(), part["measured"].to_numpy()),
+            "spearman": float(spearmanr(part["predicted"], part["measured"])[0]),
+            "spearman_of_macs": float(spearmanr(part["macs"], part["measured"])[0]),
+            "ms": [float(part["measured"].min()), float(part["measured"].max())],
+        }
+    return figures
+
+
+def cost_seconds(package: Any, place: Path) -> dict[str, Any]:
+    """Seconds to cost one network, and to export and predict all 180 networks of the published space twice."""
+    spec = {"family": "resnet", "in_channels": 7, "size": 100, "kernel": 3, "stride": 2, "padding": 1}
+    spec |= {"pool": "none", "pool_kernel": 3, "pool_stride": 2, "width": 32, "blocks": [2, 2, 2, 2]}
+    one: dict[str, list[float]] = {"export": [], "predict": [], "measure": []}
+    for _ in range(5):
+        times = [time.perf_counter()]
+        path = exported(spec, place / "one.onnx")
+        times.append(time.perf_counter())
+        predict(path, package)
+        times.append(time.perf_counter())
+        measure(path, threads=package.about["threads"])
+        times.append(time.perf_counter())
+        for name, seconds in zip(one, np.diff(times), strict=True):
+            one[name].append(float(seconds))
+
+    pools = [("none", 3, 2), *(("max", kernel, stride) for kernel, stride in product((2, 3), (1, 2)))]
+    space = list(product((5, 7), (3, 5), (1, 2), (1, 2, 3), pools, (32, 48, 64)))
+    export_seconds = predict_seconds = 0.0
+    for in_channels, kernel, stride, padding, (pool, pool_kernel, pool_stride), width in space:
+        begun = time.perf_counter()
+        path = exported(
+            {
+                **spec,
+                "in_channels": in_channels,
+                "kernel": kernel,
+                "stride": stride,
+                "padding": padding,
+                "pool": pool,
+            }
+            | {"pool_kernel": pool_kernel, "pool_stride": pool_stride, "width": width},
+            place / "one.onnx",
+        )
+        between = time.perf_counter()
+        graph = read_graph(path)
+        predict(graph, package)
+        export_seconds += between - begun
+        predict_seconds += time.perf_counter() - between
+    return {
+        "one_network_seconds": {name: _record.spread(seconds, 3) for name, seconds in one.items()},
+        "resnet_space": {
+            "networks": len(space),
+            "export_seconds": export_seconds,
+            "predict_seconds": predict_seconds,
+        },
+    }
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
