@@ -6,6 +6,7 @@ Independent of the scikit-learn version that grew the trees, and nothing in it i
 from __future__ import annotations
 
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from dxc.errors import HardwareError
 
 LEAF = -1
+MAX_NODES = 2**31 - 1  # positions are int32
+MAX_FEATURES = 10_000
+MAX_BYTES = 4_000_000_000  # unpacked
 ARRAYS = {
     "feature": np.int32,
     "threshold": np.float64,
@@ -56,8 +60,10 @@ class Forest:
         """What is wrong with the arrays; '' if evaluating them ends and stays inside of them."""
         nodes = len(self.feature)
         lengths = {len(array) for array in (self.threshold, self.left, self.right, self.value)}
-        if lengths != {nodes} or not nodes or not len(self.roots) or self.n_features < 1:
+        if lengths != {nodes} or not nodes or not len(self.roots):
             return "its arrays do not belong together"
+        if not 1 <= self.n_features <= MAX_FEATURES:
+            return f"it takes {self.n_features} features; 1 to {MAX_FEATURES} make sense"
         inner = self.feature != LEAF
         index = np.arange(nodes)
         if (self.feature[inner] < 0).any() or (self.feature >= self.n_features).any():
@@ -98,14 +104,22 @@ class Forest:
         cls, trees: list[dict[str, NDArray[Any]]], *, base: float, weight: float, n_features: int
     ) -> Forest:
         """From single trees, each with feature, threshold, left, right (from 0, below 0 at a leaf) and value."""
-        sizes = [len(tree["feature"]) for tree in trees]
+        sizes = np.array([len(tree["feature"]) for tree in trees])
+        if not len(sizes) or not sizes.all() or sizes.sum() > MAX_NODES:
+            raise ValueError("it has no trees, or one without nodes, or too many")
         roots = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        leaf = np.concatenate([tree["left"] for tree in trees]) < 0
         shift = np.repeat(roots, sizes)
 
         def together(key: str) -> NDArray[Any]:
             return np.concatenate([tree[key] for tree in trees])
 
+        # here, and not on the joined arrays: there a child beyond its own tree would be a node of the next
+        leaf = together("left") < 0
+        own_size = np.repeat(sizes, sizes)[~leaf]
+        for key, limit in (("left", own_size), ("right", own_size), ("feature", n_features)):
+            numbers = together(key)[~leaf]
+            if (numbers < 0).any() or (numbers >= limit).any():
+                raise ValueError(f"the {key} of a node is out of range in its tree")
         return cls(
             feature=np.where(leaf, LEAF, together("feature")).astype(np.int32),
             threshold=np.where(leaf, 0.0, together("threshold")),
@@ -155,6 +169,9 @@ class Forest:
     def load(cls, path: Path) -> Forest:
         """Read what save() wrote. Raises HardwareError for a file that holds no sound forest."""
         try:
+            with zipfile.ZipFile(path) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
+                    raise ValueError(f"it unpacks to over {MAX_BYTES / 1e9:g} GB")
             with np.load(path, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in ARRAYS}
             if any(arrays[key].dtype != kind for key, kind in ARRAYS.items()):

@@ -39,8 +39,10 @@ PUBLISHED = (
     "myriadvpu_openvino2019r2",
 )
 RELEASE_URL = "https://github.com/microsoft/nn-Meter/releases/download/v1.0-data"
+HASHES = "hashes.json"
 SHIPPED = Path(__file__).with_name("shipped")
 MAX_UNPACKED_BYTES = 4_000_000_000
+MAX_ENTRIES = 1_000
 CHUNK_BYTES = 1 << 16
 TIMEOUT_SECONDS = (10, 60)  # to connect; between two pieces
 
@@ -109,13 +111,23 @@ def find_package(
         return load_package(shipped / name)
     from filelock import FileLock
 
-    packages_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(packages_dir / ".lock"):
-        if not folder.is_dir():  # another process may have been faster
-            archive = packages_dir / f"{name}.zip"
-            if not archive.is_file():
-                _fetch(f"{packages_url.rstrip('/')}/{name}.zip", archive, progress)
-            unpack(archive, packages_dir, name)
+    try:
+        packages_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(packages_dir / ".lock"):
+            if not folder.is_dir():  # another process may have been faster
+                archive = packages_dir / f"{name}.zip"
+                fetched = not archive.is_file()
+                if fetched:
+                    _fetch(f"{packages_url.rstrip('/')}/{name}.zip", archive, progress)
+                unpack(archive, packages_dir, name)
+                # only now: a log-in page that came instead must not be what later ones have to equal
+                if fetched:
+                    _record(archive)
+    except OSError as error:
+        raise HardwareError(
+            f"{name} cannot be put into {packages_dir}: {error}. Make room or choose a folder that can be written: "
+            "hardware.packages_dir=DIR"
+        ) from error
     return load_package(folder)
 
 
@@ -146,14 +158,21 @@ def unpack(archive: Path, packages_dir: Path, name: str) -> None:
                 entries = opened.infolist()
                 for entry in entries:
                     _check_entry(entry, archive)
-                if sum(entry.file_size for entry in entries) > MAX_UNPACKED_BYTES:
+                if (
+                    sum(entry.file_size for entry in entries) > MAX_UNPACKED_BYTES
+                    or len(entries) > MAX_ENTRIES
+                ):
                     raise HardwareError(
-                        f"{archive} unpacks to over {MAX_UNPACKED_BYTES / 1e9:g} GB: no predictor package"
+                        f"{archive} unpacks to over {MAX_UNPACKED_BYTES / 1e9:g} GB or {MAX_ENTRIES} files: no "
+                        "predictor package; nothing was unpacked"
                     )
                 opened.extractall(place)  # checks each file's length and CRC
-        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
+        except HardwareError:
+            raise
+        except Exception as error:  # zipfile, zlib and lzma each have their own for a damaged file
             raise HardwareError(
-                f"{archive} cannot be unpacked: {error}. Remove it, so that it is fetched anew"
+                f"{archive} cannot be unpacked: {error}. Is there room? If it is damaged, remove it, so that it is "
+                "fetched anew"
             ) from error
         inner = Path(place) / name
         source = inner if inner.is_dir() else Path(place)  # with or without a folder of its own
@@ -188,8 +207,8 @@ def _fetch(url: str, archive: Path, progress: bool) -> None:
     import requests
 
     pooch.get_logger().setLevel(logging.WARNING)
-    record = archive.parent / "hashes.json"
-    known: dict[str, str] = json.loads(record.read_text()) if record.is_file() else {}
+    partial = archive.with_name(f"{archive.name}.partial")
+    known = _known_hashes(archive.parent)
     try:
         pooch.retrieve(
             url,
@@ -199,17 +218,40 @@ def _fetch(url: str, archive: Path, progress: bool) -> None:
             downloader=_Resuming(archive, progress),
         )
     except requests.RequestException as error:
+        kept = "; what has arrived is kept, and the next try goes on from there" if partial.exists() else ""
         raise UnreachableError(
-            f"{archive.stem} cannot be fetched from {url} ({_short(error)}). Fetch it where there is a network and "
-            f"put {archive.name} (or its folder) into {archive.parent}, or name a folder: hardware.packages_dir=DIR"
+            f"{archive.stem} cannot be fetched from {url} ({_short(error)}{kept}). Fetch it where there is a "
+            f"network and put {archive.name} (or its folder) into {archive.parent}, or name a folder: "
+            "hardware.packages_dir=DIR"
         ) from error
     except ValueError as error:  # pooch's word for a hash that differs
-        archive.with_name(f"{archive.name}.partial").unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise HardwareError(
-            f"{url} is not what it was when it was first fetched (SHA-256 in {record}): {_short(error)}. If that is "
-            "meant, remove its line there"
+            f"{url} is not what it was when it was first fetched (SHA-256 in {archive.parent / HASHES}): "
+            f"{_short(error)}. If that is meant, remove its line there"
         ) from error
+
+
+def _known_hashes(packages_dir: Path) -> dict[str, str]:
+    """SHA-256 of each archive when it was first fetched, by its file's name."""
+    record = packages_dir / HASHES
+    if not record.is_file():
+        return {}
+    try:
+        known = json.loads(record.read_text())
+        if not isinstance(known, dict) or not all(isinstance(each, str) for each in known.values()):
+            raise ValueError("it has to be an object of texts")
+        return known
+    except ValueError as error:
+        raise HardwareError(
+            f"{record} is damaged: {error}. Mend or remove it; then what is fetched next counts as the first"
+        ) from error
+
+
+def _record(archive: Path) -> None:
+    known = _known_hashes(archive.parent)
     known[archive.name] = f"sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}"
+    record = archive.parent / HASHES
     draft = record.with_suffix(f".{os.getpid()}.tmp")
     draft.write_text(json.dumps(known, indent=1) + "\n")
     draft.replace(record)
@@ -235,11 +277,14 @@ class _Resuming:
             else {"Accept-Encoding": "identity"}
         )
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
-            if response.status_code == 416:  # there is no more: it was whole, or another file
-                self._partial.unlink()
+            resumed = response.status_code == 206
+            said = response.headers.get("Content-Range", "")
+            elsewhere = resumed and said and not said.startswith(f"bytes {have}-")
+            # what has arrived was whole already, or is of another file: once more, from the beginning
+            if have and (response.status_code == 416 or elsewhere):
+                self._partial.unlink(missing_ok=True)
                 return self(url, output_file, pooch)
             response.raise_for_status()
-            resumed = response.status_code == 206
             have = have if resumed else 0
             expected = (
                 have + int(response.headers["Content-Length"])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -18,6 +22,7 @@ import pytest
 from sklearn.ensemble import ExtraTreesRegressor, GradientBoostingRegressor, RandomForestRegressor
 
 from dxc.errors import HardwareError
+from dxc.hardware import packages as module
 from dxc.hardware.forest import Forest
 from dxc.hardware.packages import PUBLISHED, available, check_name, find_package, load_package, unpack
 from dxc.hardware.pickles import read_forest
@@ -203,18 +208,55 @@ def test_zip_links_are_refused(tmp_path: Path) -> None:
         unpack(archive, tmp_path, "p")
 
 
+def _bomb(archive: Path, names: list[str], size: int) -> None:
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
+        for name in names:
+            opened.writestr(name, bytes(size))
+
+
+def test_zips_that_unpack_to_too_much_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_UNPACKED_BYTES", 1_999_999)
+    archive = tmp_path / "p.zip"
+    _bomb(archive, ["p/fusion_rules.json", "p/a.pkl"], 1_000_000)
+    assert archive.stat().st_size < 10_000
+    with pytest.raises(HardwareError, match="nothing was unpacked"):
+        unpack(archive, tmp_path, "p")
+    _bomb(archive, [f"p/{number}.pkl" for number in range(1001)], 0)
+    with pytest.raises(HardwareError, match="1000 files"):
+        unpack(archive, tmp_path, "p")
+    assert [path.name for path in tmp_path.iterdir()] == ["p.zip"]
+
+
+def test_a_zip_with_damaged_content_is_named(tmp_path: Path) -> None:
+    """Its directory is whole: only decompressing shows it, and zlib has an error of its own."""
+    archive = tmp_path / "p.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("p/fusion_rules.json", os.urandom(300) * 50)
+    content = bytearray(archive.read_bytes())
+    content[60:90] = b"\xff" * 30
+    archive.write_bytes(content)
+    with pytest.raises(HardwareError, match="p.zip cannot be unpacked"):
+        unpack(archive, tmp_path, "p")
+    assert [path.name for path in tmp_path.iterdir()] == ["p.zip"]
+
+
 class _Release(BaseHTTPRequestHandler):
     """Serves the fixture under a published name; cuts the first transfer of each file after a third."""
 
     content: ClassVar[bytes] = ARCHIVE.read_bytes()
     ranges: ClassVar[list[str | None]] = []
     knows_ranges: ClassVar[bool] = True
+    content_range: ClassVar[str] = ""
 
     def do_GET(self) -> None:
         asked = self.headers.get("Range")
         self.ranges.append(asked)
         first = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.knows_ranges else 0
-        self.send_response(206 if first else 200)
+        past = first >= len(self.content)
+        self.send_response(416 if past else 206 if first else 200)
+        first = min(first, len(self.content))
+        if self.content_range and first and not past:
+            self.send_header("Content-Range", self.content_range)
         self.send_header("Content-Length", str(len(self.content) - first))
         self.end_headers()
         cut = len(self.content) // 3 if len(self.ranges) == 1 else len(self.content)
@@ -228,6 +270,7 @@ class _Release(BaseHTTPRequestHandler):
 @pytest.fixture
 def release() -> Iterator[str]:
     _Release.ranges, _Release.knows_ranges, _Release.content = [], True, _renamed()
+    _Release.content_range = ""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Release)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/v1.0-data"
@@ -265,6 +308,80 @@ def test_an_interrupted_download_goes_on(knows_ranges: bool, release: str, tmp_p
     with pytest.raises(HardwareError, match="is not what it was"):
         find_package(PUBLISHED[0], packages_dir=tmp_path, packages_url=release, progress=False)
     assert not (tmp_path / PUBLISHED[0]).exists()
+
+
+@pytest.mark.parametrize("left_over", ["longer than the file", "from another place"])
+def test_what_is_left_of_another_file_is_dropped(left_over: str, release: str, tmp_path: Path) -> None:
+    """416, or a 206 whose Content-Range begins elsewhere: it is fetched from the beginning, in the same call."""
+    longer = left_over == "longer than the file"
+    _Release.ranges.append("so that the first transfer is not cut")
+    _Release.content_range = "bytes 0-99/100"
+    arrived = len(_Release.content) + 5 if longer else 1000
+    (tmp_path / f"{PUBLISHED[0]}.zip.partial").write_bytes(b"x" * arrived)
+    find_package(PUBLISHED[0], packages_dir=tmp_path, packages_url=release, progress=False)
+    assert _Release.ranges[1:] == [f"bytes={arrived}-", None]
+    assert (tmp_path / f"{PUBLISHED[0]}.zip").read_bytes() == _Release.content
+
+
+def test_a_log_in_page_does_not_become_the_record(release: str, tmp_path: Path) -> None:
+    """What a hotel's network answers is no archive; the true one, fetched later, must not be refused for it."""
+    _Release.ranges.append("so that the first transfer is not cut")
+    true, _Release.content = _Release.content, b"<html>log in</html>"
+    with pytest.raises(HardwareError, match="cannot be unpacked.*remove it"):
+        find_package(PUBLISHED[0], packages_dir=tmp_path, packages_url=release, progress=False)
+    (tmp_path / f"{PUBLISHED[0]}.zip").unlink()  # as the message says
+    _Release.content = true
+    find_package(PUBLISHED[0], packages_dir=tmp_path, packages_url=release, progress=False)
+    recorded = json.loads((tmp_path / "hashes.json").read_text())
+    assert recorded == {f"{PUBLISHED[0]}.zip": f"sha256:{hashlib.sha256(true).hexdigest()}"}
+
+
+def test_two_processes_fetch_once(release: str, tmp_path: Path) -> None:
+    _Release.ranges.append("so that the first transfer is not cut")
+    code = (
+        "import sys; from pathlib import Path; from dxc.hardware.packages import find_package\n"
+        "name, folder, url = sys.argv[1:]\n"
+        "package = find_package(name, packages_dir=Path(folder), packages_url=url, progress=False)\n"
+        "print(sorted(package.regressors))"
+    )
+    command = [sys.executable, "-c", code, PUBLISHED[0], str(tmp_path), release]
+    root = Path(__file__).parents[2]
+    both = [
+        subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for each in both:
+        out, err = each.communicate(timeout=60)
+        assert (each.returncode, out) == (0, f"{sorted(EXPECTED)}\n"), err
+    assert _Release.ranges[1:] == [None]
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    for content in ("{", "[1]", '{"a": 1}'):
+        (tmp_path / "hashes.json").write_text(content)
+        with pytest.raises(HardwareError, match="hashes.json is damaged"):
+            find_package(
+                PUBLISHED[0], packages_dir=tmp_path, packages_url="http://127.0.0.1:9", progress=False
+            )
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "packages").write_text("a file")
+    with pytest.raises(HardwareError, match=re.escape(f"{tmp_path / 'packages'}")) as caught:
+        find_package(PUBLISHED[0], packages_dir=tmp_path / "packages", progress=False)
+    assert "hardware.packages_dir=" in str(caught.value)
+
+
+def test_a_package_in_a_folder_that_cannot_be_written_stays_in_memory(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Forest, path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Forest, "save", refuse)  # root may write anywhere
+    read = load_package(package).regressors["fc"]
+    np.testing.assert_allclose(read.predict(EXPECTED["fc"]["features"]), EXPECTED["fc"]["ms"], atol=1e-9)
+    assert not list(package.glob("*.npz"))
 
 
 def test_offline_there_is_one_message_with_address_and_folder(tmp_path: Path) -> None:
