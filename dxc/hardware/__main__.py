@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from dxc.config import PROJECT_ROOT, resolved
-from dxc.errors import exit_cleanly
+from dxc.errors import ConfigError, exit_cleanly
 
 
 def main() -> None:
@@ -27,6 +27,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     with exit_cleanly():
         from hydra import compose, initialize_config_dir
+        from hydra.errors import HydraException
 
         from dxc.hardware import Hardware
         from dxc.hardware.costs import compare
@@ -36,7 +37,10 @@ def main() -> None:
             overrides = [f"+{each}" if each.startswith("hardware=") else each for each in options.set]
             if not any(each.startswith("+hardware=") for each in overrides):
                 overrides.insert(0, "+hardware=cpu")
-            config = resolved(compose(overrides=overrides))
+            try:
+                config = resolved(compose(overrides=overrides))
+            except HydraException as error:
+                raise ConfigError(f"--set {' '.join(options.set)}: {error}") from error
         table, notes = compare(options.files, Hardware.of(config["hardware"]))
         print_comparison(table, notes)
         if options.csv:

@@ -246,7 +246,7 @@ def compare(
                 row["measured"] = "valid" if measurement.valid else f"invalid: {measurement.reason}"
                 if measurement.valid and predictions:
                     row["error"] = metrics["latency_ms"] / measurement.median_ms - 1
-        except (DxcError, OSError) as error:
-            notes.append(f"{path}: {error}")
+        except DxcError as error:  # it names the file
+            notes.append(str(error))
         rows.append(row)
     return pd.DataFrame(rows), list(dict.fromkeys(notes))

@@ -36,6 +36,11 @@ def print_result(result: Result) -> None:
         if name in result.metrics:
             value = FORMATS.get(name, "{:.4f}").format(result.metrics[name])
             table.add_row(name, value, declared.unit, declared.meaning)
+        parts = [metric for metric in result.metrics if metric.startswith(f"{name}/")]
+        for metric in parts if len(parts) > 1 else ():  # one is the mean itself
+            table.add_row(
+                f"  {metric.removeprefix(name)}", f"{result.metrics[metric]:.4f}", declared.unit, ""
+            )
     console = Console()
     console.print(table)
     folds = ", ".join(f"{name} {accuracy:.4f}" for name, accuracy in result.fold_accuracies.items())
@@ -83,8 +88,10 @@ def print_package(folder: Path) -> None:
 
 def print_comparison(table: pd.DataFrame, notes: Sequence[str]) -> None:
     """Predicted against measured, a row a file (dxc.hardware.costs.compare)."""
+    each = [name for name in table if name.startswith("latency_ms/")]
     headings = {
         "latency_ms": "predicted ms",
+        **({name: name.removeprefix("latency_ms/") for name in each} if len(each) > 1 else {}),
         "measured_latency_ms": "measured ms",
         "error": "error",
         "measured": "measurement",
@@ -96,15 +103,20 @@ def print_comparison(table: pd.DataFrame, notes: Sequence[str]) -> None:
     shown.add_column("file")
     columns = [name for name in headings if name in table]
     for name in columns:
-        shown.add_column(headings[name], justify="left" if name == "measured" else "right")
+        text = name == "measured"
+        shown.add_column(
+            headings[name], justify="left" if text else "right", overflow="fold", no_wrap=not text
+        )
     formats = {"error": "{:+.1%}", "macs": "{:,.0f}", "measured": "{}"}
     for row in table.to_dict("records"):
         values = [
-            "-" if row[name] != row[name] else formats.get(name, "{:.2f}").format(row[name])
+            "-" if row[name] != row[name] else formats.get(name, "{:.2f}").format(row[name])  # NaN is missing
             for name in columns
         ]
         shown.add_row(str(row["file"]), *values)
-    console = Console()
+    console = Console(
+        width=max(Console().width, Console(width=1000).measure(shown).maximum)
+    )  # no cut figures
     console.print(shown)
     for note in notes:
         console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)

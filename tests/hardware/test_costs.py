@@ -153,6 +153,12 @@ def test_the_comparison_as_a_command(network: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "predicted ms" in done.stdout
     assert pd.read_csv(tmp_path / "t.csv")["latency_ms"][0] > 0
+    wrong = subprocess.run(
+        [*command[:-1], "hardware.colour=red"], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert wrong.returncode == 2
+    assert wrong.stderr.strip().startswith("error: --set hardware.colour=red: Could not override")
+    assert "Traceback" not in wrong.stderr
     unknown = subprocess.run(
         [*command[:-1], "hardware.predictors=[nobody]"],
         cwd=PROJECT_ROOT,
