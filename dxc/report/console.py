@@ -103,10 +103,7 @@ def print_comparison(table: pd.DataFrame, notes: Sequence[str]) -> None:
     shown.add_column("file")
     columns = [name for name in headings if name in table]
     for name in columns:
-        text = name == "measured"
-        shown.add_column(
-            headings[name], justify="left" if text else "right", overflow="fold", no_wrap=not text
-        )
+        shown.add_column(headings[name], justify="left" if name == "measured" else "right")
     formats = {"error": "{:+.1%}", "macs": "{:,.0f}", "measured": "{}"}
     for row in table.to_dict("records"):
         values = [
