@@ -7,6 +7,7 @@ rise. A bug in dxc is never a DxcError.
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,10 @@ class HardwareError(DxcError):
 
 class TrackingError(DxcError):
     """The MLflow store cannot be used."""
+
+
+FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""Names of studies and packages: they become folders."""
 
 
 def require_whole(name: str, value: object, *, at_least: int) -> None:

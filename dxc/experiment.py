@@ -6,7 +6,6 @@ GeoTIFF chips -> channels -> k-fold training -> ONNX -> what it costs -> MLflow.
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 import statistics
 import sys
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from dxc.config import build, data_name, describe, design_hash, flatten, resolved, trial_hash
-from dxc.errors import ConfigError, require_whole
+from dxc.errors import FOLDER_NAME, ConfigError, require_whole
 from dxc.models import model_name
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 COSTS = "costs"
-STUDY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ def _check(config: dict[str, Any], hardware: Hardware) -> None:
     from dxc.hardware.profile import MODES
 
     require_whole("seed", config["seed"], at_least=0)
-    if not re.fullmatch(STUDY_NAME, str(config["study"])):
+    if not FOLDER_NAME.fullmatch(str(config["study"])):
         raise ConfigError(
             f"study={config['study']} names a folder and an MLflow experiment: use letters, digits, '.', '_' "
             "and '-', beginning with a letter or digit"

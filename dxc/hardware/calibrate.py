@@ -34,9 +34,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dxc.errors import ConfigError, HardwareError, require_whole
+from dxc.errors import FOLDER_NAME, ConfigError, HardwareError, require_whole
 from dxc.hardware import Hardware, device_name
-from dxc.hardware.features import TARGET, derive, work
+from dxc.hardware.features import TARGET, calibrated_ms, derive, work
 from dxc.hardware.forest import Forest
 from dxc.hardware.kernels import detect, graph_of, predictor_names
 from dxc.hardware.ort import node_times, session
@@ -368,9 +368,7 @@ def held_out(records: Sequence[Record]) -> tuple[NDArray[np.float64], dict[str, 
         if enough(rows):
             for train, test in GroupKFold(FOLDS).split(features, groups=numbers):
                 model = _fit(name, features[train], ms[train])
-                predicted[test] = np.exp(model.predict(derive(name, features[test]))) * work(
-                    name, features[test]
-                )
+                predicted[test] = calibrated_ms(model, name, features[test])
             kernels[name] = {**errors(predicted, ms), "share_of_time": float(ms.sum())}
         np.add.at(totals, numbers, predicted)
     time_ms = sum(record.ms for record in records)
@@ -502,7 +500,7 @@ def _conditions(hardware: Hardware) -> dict[str, Any]:
 def _folder(name: str, packages_dir: Path, overwrite: bool) -> Path:
     from dxc.hardware.packages import PUBLISHED
 
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(name)):
+    if not FOLDER_NAME.fullmatch(str(name)):
         raise HardwareError(f"name={name} names a folder: use letters, digits, '.', '_' and '-'")
     if name in PUBLISHED:
         raise HardwareError(f"name={name} is a published package; choose another name")

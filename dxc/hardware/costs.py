@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from dxc.hardware.measure import Measurement
+    from dxc.hardware.packages import Package
     from dxc.hardware.predict import Prediction
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def _predict(onnx: Path, hardware: Hardware, out: Path, costs: Costs, progress: 
         costs.notes.append(
             f"not predicted: hardware={hardware.name} names no predictor (hardware.predictors=[NAME])"
         )
-    predictions = predict_all(onnx, hardware, costs.notes, progress=progress)
+    predictions = predict_all(onnx, find_packages(hardware, costs.notes, progress=progress))
     if not predictions:
         return
     costs.metrics |= latency_metrics(predictions)
@@ -87,13 +88,9 @@ def _predict(onnx: Path, hardware: Hardware, out: Path, costs: Costs, progress: 
     pd.concat([each.table() for each in predictions]).to_parquet(out / "kernels.parquet", index=False)
 
 
-def predict_all(
-    onnx: Path, hardware: Hardware, notes: list[str], *, progress: bool = True
-) -> list[Prediction]:
-    """One prediction for each of the hardware's packages that can be had; the others add a line to `notes`."""
-    from dxc.hardware.kernels import read_graph
+def find_packages(hardware: Hardware, notes: list[str], *, progress: bool = True) -> list[Package]:
+    """The hardware's packages that can be had; the others add a line to `notes`."""
     from dxc.hardware.packages import UnreachableError, available, find_package
-    from dxc.hardware.predict import predict
 
     packages = []
     folder = Path(hardware.packages_dir)
@@ -113,6 +110,14 @@ def predict_all(
             notes.append(f"not predicted by {name}: {error}")
     if unreached:
         notes.append(f"not predicted by {', '.join(unreached)}: {reason}")
+    return packages
+
+
+def predict_all(onnx: Path, packages: Sequence[Package]) -> list[Prediction]:
+    """One prediction a package; the file is read once."""
+    from dxc.hardware.kernels import read_graph
+    from dxc.hardware.predict import predict
+
     if not packages:
         return []
     graph = read_graph(onnx)
@@ -225,13 +230,14 @@ def compare(
 
     rows = []
     notes: list[str] = []
+    packages = find_packages(hardware, notes, progress=progress)
     absent = hardware.absent()
     if absent:
         notes.append(f"not measured: {absent}")
     for path in files:
         row: dict[str, object] = {"file": str(path)}
         try:
-            predictions = predict_all(path, hardware, notes, progress=progress)
+            predictions = predict_all(path, packages)
             metrics = latency_metrics(predictions)
             row |= metrics
             notes += [f"{path}: {line}" for p in predictions if (line := describe_coverage(p))]

@@ -8,7 +8,7 @@ arithmetic intensity, and how channels fill vector registers.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,12 @@ def to_ms(package: Package, name: str, features: NDArray[np.float64]) -> NDArray
     forest = package.regressors[name]
     if package.about.get("target") != TARGET:
         return forest.predict(features)
-    return np.exp(forest.predict(derive(name, features))) * work(name, features)
+    return calibrated_ms(forest, name, features)
+
+
+def calibrated_ms(model: Any, name: str, features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Milliseconds from what predicts TARGET: a Forest, or the scikit-learn model that it was made of."""
+    return np.exp(model.predict(derive(name, features))) * work(name, features)
 
 
 def derive(name: str, features: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -71,13 +71,17 @@ def read_graph(path: Path) -> Graph:
     Raises HardwareError for a file that cannot be read, an input with a size that is not fixed, and operators
     whose shapes cannot be inferred (each is named).
     """
+    return graph_of(load_onnx(path), str(path))
+
+
+def load_onnx(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file. Raises HardwareError for one that is none."""
     import onnx
 
     try:
-        model = onnx.load(path)
+        return onnx.load(path)
     except Exception as error:  # onnx raises what its protobuf raises
         raise HardwareError(f"{path} cannot be read as an ONNX file: {error}") from error
-    return graph_of(model, str(path))
 
 
 def graph_of(model: onnx.ModelProto, source: str) -> Graph:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dxc.errors import HardwareError
+from dxc.hardware.kernels import load_onnx
 
 
 class OnnxModule(nn.Module):
@@ -24,15 +25,10 @@ class OnnxModule(nn.Module):
     """
 
     def __init__(self, path: Path) -> None:
-        import onnx
         from onnx import numpy_helper
 
         super().__init__()
-        try:
-            model = onnx.load(path)
-        except Exception as error:  # onnx raises what its protobuf raises
-            raise HardwareError(f"{path} cannot be read as an ONNX file: {error}") from error
-        graph = model.graph
+        graph = load_onnx(path).graph
         if missing := sorted({node.op_type for node in graph.node} - set(OPERATORS) - {"Constant"}):
             raise HardwareError(
                 f"{path} cannot be run with torch: no {', '.join(missing)} in dxc.hardware.onnx_module. "

@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import stat
 import tempfile
@@ -25,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from dxc.errors import HardwareError
+from dxc.errors import FOLDER_NAME, HardwareError
 from dxc.hardware.forest import Forest
 from dxc.hardware.kernels import check_rules
 from dxc.hardware.pickles import read_forest
@@ -134,7 +133,7 @@ def find_package(
 def check_name(name: str, packages_dir: Path, shipped: Path = SHIPPED) -> None:
     """Raise HardwareError unless a package of this name is here or published; nothing is fetched."""
     here = available(packages_dir, shipped)
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(name)) and (name in here or name in PUBLISHED):
+    if FOLDER_NAME.fullmatch(str(name)) and (name in here or name in PUBLISHED):
         return
     raise HardwareError(
         f"hardware.predictors: there is no package '{name}'. Here: {', '.join(here) or 'none'} (in {packages_dir} and "
@@ -153,6 +152,7 @@ def available(packages_dir: Path, shipped: Path = SHIPPED) -> list[str]:
 def unpack(archive: Path, packages_dir: Path, name: str) -> None:
     """Unpack NAME.zip to packages_dir/NAME. Entries that would leave that folder are refused, all of them unread."""
     with tempfile.TemporaryDirectory(dir=packages_dir, prefix=f".{name}.") as place:
+        whole = Path(place) / "whole"
         try:
             with zipfile.ZipFile(archive) as opened:
                 entries = opened.infolist()
@@ -166,7 +166,7 @@ def unpack(archive: Path, packages_dir: Path, name: str) -> None:
                         f"{archive} unpacks to over {MAX_UNPACKED_BYTES / 1e9:g} GB or {MAX_ENTRIES} files: no "
                         "predictor package; nothing was unpacked"
                     )
-                opened.extractall(place)  # checks each file's length and CRC
+                opened.extractall(whole)  # checks each file's length and CRC
         except HardwareError:
             raise
         except Exception as error:  # zipfile, zlib and lzma each have their own for a damaged file
@@ -174,16 +174,12 @@ def unpack(archive: Path, packages_dir: Path, name: str) -> None:
                 f"{archive} cannot be unpacked: {error}. Is there room? If it is damaged, remove it, so that it is "
                 "fetched anew"
             ) from error
-        inner = Path(place) / name
-        source = inner if inner.is_dir() else Path(place)  # with or without a folder of its own
+        source = whole / name if (whole / name).is_dir() else whole  # with or without a folder of its own
         if not (source / "fusion_rules.json").is_file():
             raise HardwareError(
                 f"{archive} is no predictor package: there is no {name}/fusion_rules.json in it"
             )
-        finished = packages_dir / f".{name}.unpacked"
-        shutil.rmtree(finished, ignore_errors=True)
-        shutil.copytree(source, finished)
-        finished.rename(packages_dir / name)
+        source.rename(packages_dir / name)
 
 
 def _check_entry(entry: zipfile.ZipInfo, archive: Path) -> None:
