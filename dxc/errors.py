@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 
@@ -43,6 +44,10 @@ class TrackingError(DxcError):
     """The MLflow store cannot be used."""
 
 
+class SearchError(DxcError):
+    """A search that cannot begin or go on."""
+
+
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names of studies and packages: they become folders."""
 
@@ -51,6 +56,15 @@ def require_whole(name: str, value: object, *, at_least: int) -> None:
     """Raise ConfigError unless a configured value is a whole number of at least so much."""
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
         raise ConfigError(f"{name} must be a whole number of at least {at_least}, not {value!r}")
+
+
+def require_folder_name(key: str, name: object) -> None:
+    """Raise ConfigError unless a name can be a folder's and an MLflow experiment's."""
+    if not FOLDER_NAME.fullmatch(str(name)):
+        raise ConfigError(
+            f"{key}={name} names a folder and an MLflow experiment: use letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit"
+        )
 
 
 class BadChip(NamedTuple):
@@ -80,6 +94,25 @@ class Stopped(BaseException):
     def __init__(self, signum: int) -> None:
         self.signum = signum
         super().__init__(f"stopped by {signal.Signals(signum).name}")
+
+
+@contextlib.contextmanager
+def signals_raise() -> Iterator[None]:
+    """SIGINT and SIGTERM raise Stopped in the main thread: what is open is closed before the process ends."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise Stopped(signum)
+
+    try:
+        previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever owns it handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import shutil
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from dxc.config import build, data_name, describe, design_hash, flatten, resolved, trial_hash
-from dxc.errors import FOLDER_NAME, ConfigError, require_whole
+from dxc.errors import ConfigError, require_folder_name, require_whole
 from dxc.models import model_name
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from dxc.data.datamodule import ChipDataModule
     from dxc.data.folds import Fold
     from dxc.hardware import Hardware
-    from dxc.tracking import Point
+    from dxc.tracking import Point, Record
 
 log = logging.getLogger(__name__)
 
@@ -68,46 +69,45 @@ class TrainedFold:
     trained_images: int
 
 
-def run(cfg: DictConfig, out: Path) -> Result:
+def run(
+    cfg: DictConfig,
+    out: Path,
+    *,
+    record: Record | None = None,
+    keep: Path | None = None,
+    after_fold: Callable[[list[float]], None] | None = None,
+) -> Result:
     """Train, export and track what `cfg` describes; files are written to the folder `out`.
+
+    record: kept there instead of in an MLflow run (trials of a search). keep: a folder for each fold that is
+    trained; those that lie there are not trained again. after_fold: called with the accuracies so far.
 
     Raises DxcError for everything that a user can mend. From the moment the configuration is known to be
     sound, whatever goes wrong is recorded in the tracked run too.
     """
     from dxc import tracking
-    from dxc.hardware import Hardware, device_name
+    from dxc.hardware import Hardware
     from dxc.hardware.costs import cost
 
     config = resolved(cfg)
     hardware = Hardware.of(config["hardware"])
     datamodule = build(config["data"], source=build(config["source"]))
-    asked = config  # identity is what was asked for, on every machine
+    asked = config
     config = _fit_to_machine(config)
     _check(config, hardware)
 
-    with tracking.start_run(
-        config["tracking"]["uri"],
-        study=config["study"],
-        name=describe(config),
-        params=flatten(config),
-        tags={
-            "dxc.study": config["study"],
-            "dxc.trial": trial_hash(asked),
-            "dxc.design": design_hash(asked),
-            "model": model_name(config["model"]),
-            "data": data_name(config["data"]),
-            "hardware": config["hardware"]["name"],
-            "device": device_name(config["trainer"]["accelerator"]),
-        },
-        enabled=_is_first_process(),
+    with (record.opened if record else tracking.start_run)(
+        config["tracking"]["uri"], **_heading(config, asked), enabled=_is_first_process()
     ) as tracked:
         cache = _read_chips(datamodule)
         tracked.tag({"dxc.data": cache.data_hash})
 
         started = time.perf_counter()
-        folds = [
-            _train_fold(config, datamodule, fold, number) for number, fold in enumerate(datamodule.folds)
-        ]
+        folds: list[TrainedFold] = []
+        for number, fold in enumerate(datamodule.folds):
+            folds.append(_trained_fold(config, datamodule, fold, number, keep))
+            if after_fold is not None:
+                after_fold([each.accuracy for each in folds])
         fit_seconds = time.perf_counter() - started
         if not _is_first_process():
             sys.exit()  # one of several devices: its share is done, the first process goes on
@@ -125,7 +125,8 @@ def run(cfg: DictConfig, out: Path) -> Result:
         tracked.tag({"dxc.exported_fold": best.name})
         _write_files(config, cache, predictions, folds, out)
         tracked.log_files(out)
-        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)  # MLflow has them: a sweep would keep all twice
+        if tracked.stored:
+            shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)  # MLflow has them: kept twice otherwise
 
         # last: whatever happens here, the training is on record
         costs = cost(
@@ -151,6 +152,114 @@ def run(cfg: DictConfig, out: Path) -> Result:
     )
 
 
+def train_part(cfg: DictConfig, record: Record, *, folds: int, epochs: int, keep: Path) -> list[float]:
+    """Accuracies of the first `folds` folds after `epochs` epochs each: a first look at a configuration.
+
+    Folds are kept in the folder `keep` as run() does; those of all the epochs are not trained again there.
+    """
+    from dxc.hardware import Hardware
+
+    asked = resolved(cfg)
+    config = _fit_to_machine(asked)
+    _check(config, Hardware.of(config["hardware"]))
+    shorter = {**config, "trainer": {**config["trainer"], "max_epochs": epochs}}
+    datamodule = build(config["data"], source=build(config["source"]))
+    with record.opened(config["tracking"]["uri"], **_heading(config, asked)) as tracked:
+        cache = _read_chips(datamodule)
+        tracked.tag({"dxc.data": cache.data_hash})
+        accuracies: list[float] = []
+        for number, fold in enumerate(datamodule.folds[:folds]):
+            accuracies.append(_trained_fold(shorter, datamodule, fold, number, keep).accuracy)
+        tracked.log({}, [("part/accuracy", statistics.mean(accuracies), folds * epochs)])
+    return accuracies
+
+
+def seconds_per_image(config: dict[str, Any], *, steps: int = 3) -> tuple[float, float]:
+    """Seconds that one image costs in training and in validation, from a few timed steps on random chips.
+
+    Without the loading of chips and the trainer's own work, which are small beside it.
+    """
+    import torch
+    from torch import nn
+
+    from dxc.tasks.trainer import breaks_in_channels_last
+
+    config = _fit_to_machine(config)
+    on_gpu = config["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    batch, size = config["data"]["batch_size"], config["data"]["size"]
+    model = build(config["model"]).to(device)
+    if config["trainer"]["channels_last"] and (on_gpu or not breaks_in_channels_last(model)):
+        model = model.to(memory_format=torch.channels_last)
+    optimizer, loss = build(config["optimizer"])(model.parameters()), nn.CrossEntropyLoss()
+    images = torch.rand(batch, config["model"]["in_channels"], size, size, device=device)
+    labels = torch.zeros(batch, dtype=torch.long, device=device)
+
+    def timed(step: Callable[[], object]) -> float:
+        step()  # the first allocates
+        started = time.perf_counter()
+        for _ in range(steps):
+            step()
+        if on_gpu:
+            torch.cuda.synchronize()
+        return (time.perf_counter() - started) / steps / batch
+
+    def train() -> None:
+        optimizer.zero_grad()
+        loss(model(images), labels).backward()
+        optimizer.step()
+
+    training = timed(train)
+    with torch.inference_mode():
+        return training, timed(lambda: model.eval()(images))
+
+
+def _heading(config: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    """What a run is recorded under; identity is what was asked for, on every machine."""
+    from dxc.hardware import device_name
+
+    return {
+        "study": config["study"],
+        "name": describe(config),
+        "params": flatten(config),
+        "tags": {
+            "dxc.study": config["study"],
+            "dxc.trial": trial_hash(asked),
+            "dxc.design": design_hash(asked),
+            "model": model_name(config["model"]),
+            "data": data_name(config["data"]),
+            "hardware": config["hardware"]["name"],
+            "device": device_name(config["trainer"]["accelerator"]),
+        },
+    }
+
+
+def _trained_fold(
+    config: dict[str, Any], datamodule: ChipDataModule, fold: Fold, number: int, keep: Path | None
+) -> TrainedFold:
+    """One fold, from the folder `keep` where it is there, trained by the same epochs on the same chips."""
+    if keep is None:
+        return _train_fold(config, datamodule, fold, number)
+    import torch
+
+    chips = datamodule.cache.data_hash if datamodule.cache else ""
+    path = keep / f"{fold.name}-{config['trainer']['max_epochs']}epochs-{chips}.pt"
+    if path.exists():
+        kept = torch.load(path, weights_only=True)
+        model, curves = build(config["model"]), [(name, value, step) for name, value, step in kept["points"]]
+        model.load_state_dict(kept["weights"])
+        numbers = {key: kept[key] for key in kept if key not in ("weights", "points")}
+        return TrainedFold(**numbers, model=model, curves=curves)
+    trained = _train_fold(config, datamodule, fold, number)
+    content = {key: value for key, value in vars(trained).items() if key not in ("model", "curves")}
+    content |= {"weights": trained.model.state_dict(), "points": [list(point) for point in trained.curves]}
+    keep.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}")
+    torch.save(content, draft)
+    draft.replace(path)
+    return trained
+
+
 def _is_first_process() -> bool:
     """False in the further processes that Lightning starts for trainer.devices > 1."""
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -166,11 +275,7 @@ def _check(config: dict[str, Any], hardware: Hardware) -> None:
     from dxc.hardware.profile import MODES
 
     require_whole("seed", config["seed"], at_least=0)
-    if not FOLDER_NAME.fullmatch(str(config["study"])):
-        raise ConfigError(
-            f"study={config['study']} names a folder and an MLflow experiment: use letters, digits, '.', '_' "
-            "and '-', beginning with a letter or digit"
-        )
+    require_folder_name("study", config["study"])
     build(config["model"]).check_input_size(config["data"]["size"])
     try:
         build(config["optimizer"])([torch.nn.Parameter(torch.zeros(1))])

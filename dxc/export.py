@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -61,6 +62,11 @@ def export_onnx(model: nn.Module, path: Path, *, in_channels: int, size: int, ch
         if check:
             onnx.checker.check_model(onnx.load(partial), full_check=True)
         error = _max_relative_error(model, partial, in_channels, size) if check else float("nan")
+        if check and math.isnan(error):
+            raise ExportError(
+                "the trained network answers with what is not a number: its training went astray; lower "
+                "optimizer.lr, or use full precision (trainer.precision=32-true)"
+            )
         if check and not error <= MAX_RELATIVE_ERROR:
             raise ExportError(
                 f"the exported network differs from the trained one: relative error {error:.1e} on random "

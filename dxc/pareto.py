@@ -1,11 +1,16 @@
-"""Objectives: every metric a run can carry, declared once with its unit and direction.
+"""Objectives: every metric a run can carry, declared once with its unit and direction; and the front of several.
 
-Tracking, tables and figures take names, units and directions from here.
+Tracking, tables and figures take names, units and directions from here. The rest are pure functions on arrays whose
+columns are objectives.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 
 class Objective(NamedTuple):
@@ -46,3 +51,46 @@ def objective(metric: str) -> Objective:
     Raises KeyError for a metric that is not declared: a bug, not a user's mistake.
     """
     return OBJECTIVES[metric.split("/")[0]]
+
+
+def directions(names: Sequence[str]) -> list[bool]:
+    """For each objective, whether more is better. Raises KeyError as objective() does."""
+    return [objective(name).maximise for name in names]
+
+
+def non_dominated(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.bool_]:
+    """Which rows (n, objectives) no other row dominates; rows that tie in everything are all kept.
+
+    A row dominates another if it is at least as good in every objective and better in one. O(n log n) for two and
+    three objectives (Kung et al. 1975, doi 10.1145/321906.321910; moocore). Raises ValueError for NaN: a missing
+    value has no place in an order.
+    """
+    import moocore
+
+    points = _checked(values, maximise)
+    if not len(points):
+        return np.zeros(0, dtype=bool)
+    return moocore.is_nondominated(points, maximise=list(maximise), keep_weakly=True)
+
+
+def hypervolume(values: ArrayLike, *, reference: ArrayLike, maximise: Sequence[bool]) -> float:
+    """Volume between the rows (n, objectives) and a reference point that is worse in every objective.
+
+    Zitzler and Thiele 1998, doi 10.1007/BFb0056872; the unit is the product of the objectives' units. Rows that are
+    not better than the reference in every objective add nothing. Raises ValueError for NaN.
+    """
+    import moocore
+
+    points = _checked(values, maximise)
+    bound = _checked(reference, maximise)[0]
+    if not len(points):
+        return 0.0
+    return float(moocore.hypervolume(points, ref=bound, maximise=list(maximise)))
+
+
+def _checked(values: ArrayLike, maximise: Sequence[bool]) -> NDArray[np.float64]:
+    """A copy as (n, objectives), so that nothing the caller holds is changed."""
+    points = np.array(values, dtype=float).reshape(-1, len(maximise))
+    if np.isnan(points).any():
+        raise ValueError("an objective is NaN: set rows with missing values aside first")
+    return points

@@ -1,29 +1,34 @@
 """Runs in MLflow. The only module that imports mlflow.
 
-One run = one configuration; experiment = study. A run goes FAILED (an exception) or KILLED (a signal) with
-its traceback as an artifact; whatever it logged before stays.
+One run = one configuration; experiment = study. start_run writes a run while it is computed: it goes FAILED (an
+exception) or KILLED (a signal) with its traceback as an artifact; whatever it logged before stays. A search keeps what
+a trial says in a Record on disk first, and uploads it to the trial's run in a Store: a server that is away loses
+nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import getpass
+import json
 import logging
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from dxc.config import PROJECT_ROOT
-from dxc.errors import Stopped, TrackingError
+from dxc.errors import TrackingError, signals_raise
 from dxc.pareto import objective
+
+log = logging.getLogger(__name__)
 
 # Limits of one MLflow log_batch call.
 MAX_METRICS = 1000
@@ -34,8 +39,26 @@ Point = tuple[str, float, int]
 """One point of a curve: name, value, step."""
 
 
+class Sink(Protocol):
+    """Where an experiment puts what it finds: a Run or a Record."""
+
+    run_id: str
+    experiment_id: str
+    uri: str
+    stored: bool
+    """Whether log_files has copied the files, so that they may be removed."""
+
+    def log(self, metrics: Mapping[str, float], curves: Sequence[Point] = ()) -> None: ...
+
+    def tag(self, tags: Mapping[str, str]) -> None: ...
+
+    def log_files(self, folder: Path, under: str | None = None) -> None: ...
+
+
 class Run:
     """An MLflow run that is being written; without a client it writes nothing."""
+
+    stored = True
 
     def __init__(self, client: Any | None, run_id: str, experiment_id: str, uri: str) -> None:
         self._client = client
@@ -49,25 +72,16 @@ class Run:
         A value that is not finite is missing and is not logged. A metric that is not in the objective table
         is a KeyError: it has no unit and no direction.
         """
-        from mlflow.entities import Metric
-
-        if self._client is None:
-            return
-        now_ms = int(time.time() * 1000)
         for name in metrics:
             objective(name)
-        points = [(name, value, 0) for name, value in metrics.items()] + list(curves)
-        entities = [Metric(name, value, now_ms, step) for name, value, step in points if math.isfinite(value)]
-        for start in range(0, len(entities), MAX_METRICS):
-            self._client.log_batch(self.run_id, metrics=entities[start : start + MAX_METRICS])
+        if self._client is not None:
+            points = [(name, value, 0) for name, value in metrics.items()] + list(curves)
+            _log(self._client, self.run_id, points=points)
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags in one call."""
-        from mlflow.entities import RunTag
-
-        if self._client is None:
-            return
-        self._client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+        if self._client is not None:
+            _log(self._client, self.run_id, tags=tags)
 
     def log_files(self, folder: Path, under: str | None = None) -> None:
         """Everything in `folder` becomes an artifact under its relative path, in the artifact folder `under`."""
@@ -90,7 +104,6 @@ def start_run(
     Not `enabled`, nothing is written: one run has one writer, however many processes compute it.
     Raises TrackingError where the store cannot be used. SIGINT and SIGTERM become Stopped while it is open.
     """
-    from mlflow.entities import Param, RunTag
     from mlflow.exceptions import MlflowException
 
     if not enabled:
@@ -99,17 +112,13 @@ def start_run(
     try:
         client, experiment_id = _open_store(uri, study)
         run_id = client.create_run(experiment_id, run_name=name).info.run_id
-        entities = [Param(key, str(value)[:MAX_PARAM_LENGTH]) for key, value in params.items()]
-        all_tags = [RunTag(key, str(value)) for key, value in {**_standard_tags(), **tags}.items()]
-        client.log_batch(run_id, params=entities[:MAX_PARAMS], tags=all_tags)
-        for start in range(MAX_PARAMS, len(entities), MAX_PARAMS):
-            client.log_batch(run_id, params=entities[start : start + MAX_PARAMS])
+        _log(client, run_id, params=params, tags={**_standard_tags(), **tags})
     except MlflowException as error:
         raise TrackingError(_store_message(uri, error)) from error
 
     run = Run(client, run_id, experiment_id, uri)
     try:
-        with _signals_raise():
+        with signals_raise():
             yield run
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
@@ -118,6 +127,238 @@ def start_run(
             client.set_terminated(run_id, status)
         raise
     client.set_terminated(run_id, "FINISHED")
+
+
+class Record:
+    """What one trial says, on disk: a Sink that writes record.json at every step, to be uploaded later.
+
+    content: name, params, tags, metrics, curves, time_ms and whatever its owner adds (dxc.search.trial). A record
+    that is there already goes on.
+    """
+
+    stored = False  # the files stay where they are until they are uploaded
+
+    def __init__(self, folder: Path, **content: Any) -> None:
+        self.folder = folder
+        self.content: dict[str, Any] = {"tags": {}, "metrics": {}, "curves": [], **content}
+        self.run_id = self.experiment_id = self.uri = ""
+
+    @classmethod
+    def read(cls, folder: Path) -> Record | None:
+        """The record that lies in `folder`; None where none is or it cannot be read."""
+        try:
+            return cls(folder, **json.loads((folder / "record.json").read_text()))
+        except (OSError, ValueError):
+            return None
+
+    def write(self, **changes: Any) -> None:
+        """Change entries of the content and write it; an interrupted write leaves the record before it."""
+        self.content |= changes
+        self.folder.mkdir(parents=True, exist_ok=True)
+        draft = self.folder / f".record.{os.getpid()}"
+        draft.write_text(json.dumps(self.content))
+        draft.replace(self.folder / "record.json")
+
+    def log(self, metrics: Mapping[str, float], curves: Sequence[Point] = ()) -> None:
+        for name in metrics:
+            objective(name)
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self.write(
+            metrics=self.content["metrics"] | finite,
+            curves=[*self.content["curves"], *(list(point) for point in curves if math.isfinite(point[1]))],
+            time_ms=int(time.time() * 1000),
+        )
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        self.write(tags=self.content["tags"] | {key: str(value) for key, value in tags.items()})
+
+    def log_files(self, folder: Path, under: str | None = None) -> None:
+        """Nothing to do: upload takes the folder as it is."""
+
+    @contextlib.contextmanager
+    def opened(
+        self,
+        uri: str,
+        *,
+        study: str,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        enabled: bool = True,
+    ) -> Iterator[Record]:
+        """start_run's place, for an experiment that is recorded here. Signals raise Stopped in it too."""
+        self.write(name=name, params={key: str(value)[:MAX_PARAM_LENGTH] for key, value in params.items()})
+        self.tag(tags)
+        with signals_raise():
+            yield self
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """One run as it stands in a store; metrics hold the last value of each curve."""
+
+    run_id: str
+    status: str
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    start_ms: int
+
+
+T = TypeVar("T")
+
+
+class Store:
+    """One study in an MLflow store. Every call is tried again, with growing pauses, for `patience_s` seconds where
+    the store does not answer; then TrackingError."""
+
+    def __init__(self, uri: str, study: str, *, patience_s: float) -> None:
+        self.uri = uri
+        self.study = study
+        self._patience_s = patience_s
+        self._client, self.experiment_id = self._patiently(lambda: _open_store(uri, study))
+
+    def create(
+        self,
+        name: str,
+        tags: Mapping[str, str],
+        *,
+        params: Mapping[str, Any] | None = None,
+        parent: str | None = None,
+    ) -> str:
+        """A new run; returns its id."""
+        nested = {"mlflow.parentRunId": parent} if parent else {}
+        every = {**_standard_tags(), **nested, **tags}
+        run_id: str = self._patiently(
+            lambda: self._client.create_run(
+                self.experiment_id, run_name=name, tags={key: str(value) for key, value in every.items()}
+            )
+        ).info.run_id
+        if params:
+            self._patiently(lambda: _log(self._client, run_id, params=params))
+        return run_id
+
+    def runs(self, **tags: str) -> list[StoredRun]:
+        """Runs that carry these tags (a dot in a tag is written __), oldest first."""
+        condition = " and ".join(
+            f"tags.`{key.replace('__', '.')}` = '{value}'" for key, value in tags.items()
+        )
+        found: list[StoredRun] = []
+        token = None
+        while True:
+            page = self._patiently(
+                lambda token=token: self._client.search_runs(  # type: ignore[misc]
+                    [self.experiment_id],
+                    condition,
+                    max_results=1000,
+                    order_by=["attributes.start_time ASC"],
+                    page_token=token,
+                )
+            )
+            found += [_stored(run) for run in page]
+            token = page.token
+            if not token:
+                return found
+
+    def get(self, run_id: str) -> StoredRun:
+        return _stored(self._patiently(lambda: self._client.get_run(run_id)))
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        self._patiently(lambda: _log(self._client, run_id, tags=tags))
+
+    def status(self, run_id: str, status: str) -> None:
+        """SCHEDULED and RUNNING are open; FINISHED, FAILED and KILLED set the end time too."""
+        final = status in ("FINISHED", "FAILED", "KILLED")
+        change = self._client.set_terminated if final else self._client.update_run
+        self._patiently(lambda: change(run_id, status))
+
+    def log(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        points = [(name, value, 0) for name, value in metrics.items()]
+        self._patiently(lambda: _log(self._client, run_id, points=points))
+
+    def upload(self, run_id: str, record: Record, *, files: Path, tags: Mapping[str, str]) -> None:
+        """The files of a folder, if it is there, then everything a record holds, with further tags. Doing it twice
+        changes nothing."""
+        content = record.content
+        points = [(name, value, 0) for name, value in content["metrics"].items()]
+        points += [(name, value, step) for name, value, step in content["curves"]]
+
+        def write() -> None:
+            if files.is_dir():
+                self._client.log_artifacts(run_id, str(files))
+            _log(
+                self._client,
+                run_id,
+                points=points,
+                params=content.get("params"),
+                tags={"mlflow.runName": content.get("name", ""), **content["tags"], **tags},
+                time_ms=content.get("time_ms"),
+            )
+
+        self._patiently(write)
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        from mlflow.exceptions import MlflowException
+        from requests import RequestException
+
+        deadline = time.monotonic() + self._patience_s
+        pause_s = 0.5
+        while True:
+            try:
+                return action()
+            except (MlflowException, RequestException) as error:
+                if (full := disk_full(error)) is not None:
+                    raise full from error
+                if getattr(error, "error_code", "") in PERMANENT or time.monotonic() + pause_s > deadline:
+                    raise TrackingError(_store_message(self.uri, error)) from error
+                log.warning("the MLflow store does not answer; trying again in %.1f s", pause_s)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, 15)
+
+
+PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED")
+"""MLflow's error codes that waiting does not mend."""
+
+
+def disk_full(error: BaseException) -> TrackingError | None:
+    """The error to show where this one, or one that caused it, is a full disk; None where it is not."""
+    cause: BaseException | None = error
+    while cause is not None:
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "database or disk is full" in str(cause):
+            where = getattr(cause, "filename", None)
+            return TrackingError(
+                f"no space left on the disk{f' for {where}' if where else ''}: {cause}\n"
+                "Free some, then go on with the same command"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _stored(run: Any) -> StoredRun:
+    return StoredRun(
+        run.info.run_id, run.info.status, dict(run.data.tags), dict(run.data.metrics), run.info.start_time
+    )
+
+
+def _log(
+    client: Any,
+    run_id: str,
+    *,
+    points: Sequence[Point] = (),
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
+    time_ms: int | None = None,
+) -> None:
+    """Log to a run in as few calls as MLflow allows. A value that is not finite is missing and is not logged."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    now_ms = int(time.time() * 1000) if time_ms is None else time_ms
+    metrics = [Metric(name, value, now_ms, step) for name, value, step in points if math.isfinite(value)]
+    entries = [Param(key, str(value)[:MAX_PARAM_LENGTH]) for key, value in (params or {}).items()]
+    marks = [RunTag(key, str(value)) for key, value in (tags or {}).items()]
+    while metrics or entries or marks:
+        client.log_batch(run_id, metrics=metrics[:MAX_METRICS], params=entries[:MAX_PARAMS], tags=marks)
+        metrics, entries, marks = metrics[MAX_METRICS:], entries[MAX_PARAMS:], []
 
 
 def _open_store(uri: str, study: str) -> tuple[Any, str]:
@@ -206,22 +447,3 @@ def _git_commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+changes" if changes else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-@contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """SIGINT and SIGTERM raise Stopped in the main thread: a run is closed before its process ends."""
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise Stopped(signum)
-
-    try:
-        previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever owns it handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -19,6 +19,7 @@ from dxc.errors import require_whole
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 # Chips come from one memory map, a batch a look-up: loader processes would only add copying.
 warnings.filterwarnings("ignore", ".*does not have many workers.*")
+warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # a search's trials are single processes
 warnings.filterwarnings(
     "ignore", ".*treespec, LeafSpec.*"
 )  # Lightning 2.6.6 on torch 2.13, nothing to mend here
@@ -29,7 +30,7 @@ class FoldTrainer(pl.Trainer):
     can be added on the command line (`+trainer.gradient_clip_val=1`).
 
     channels_last: keep the model's weights in NHWC memory order, faster on CPUs by a seventh or more.
-        Not done on a CPU for networks that torch 2.13.0 would crash on (see _breaks_in_channels_last).
+        Not done on a CPU for networks that torch 2.13.0 would crash on (see breaks_in_channels_last).
     progress: a bar for each fold on a terminal, one line for each fold elsewhere.
 
     After fit(): `history` holds (metric, value, epoch) of every epoch, `train_seconds` the wall time of the
@@ -81,7 +82,7 @@ class _ChannelsLast(pl.Callback):
     """Convolutions follow the memory format of their weights: converting the model is enough."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if trainer.strategy.root_device.type == "cpu" and _breaks_in_channels_last(pl_module):
+        if trainer.strategy.root_device.type == "cpu" and breaks_in_channels_last(pl_module):
             return
         pl_module.to(memory_format=torch.channels_last)
 
@@ -89,7 +90,7 @@ class _ChannelsLast(pl.Callback):
         pl_module.to(memory_format=torch.contiguous_format)
 
 
-def _breaks_in_channels_last(module: nn.Module) -> bool:
+def breaks_in_channels_last(module: nn.Module) -> bool:
     """Whether torch would corrupt memory on a CPU.
 
     In torch 2.13.0 the backward pass of a strided 1x1 convolution in channels_last writes out of bounds where

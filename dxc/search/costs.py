@@ -1,0 +1,182 @@
+"""What is known of a network without training it: file size, parameters, multiply-accumulates, predicted latency.
+
+Each network is exported once, untrained, and predicted; the figures are kept in cache_dir/costs, one small file a
+network and device. What depends on trained weights (accuracy) or on the device itself (measured latency) is not here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from dxc.errors import DxcError
+from dxc.hardware import Hardware
+
+if TYPE_CHECKING:
+    from dxc.hardware.packages import Package
+
+log = logging.getLogger(__name__)
+
+COSTS_VERSION = 1  # names the cached files: raise it when export or prediction changes a figure
+WORTH_PROCESSES = 40  # networks; fewer are exported faster than processes start
+Known = dict[str, float]
+"""Metrics named as in dxc.pareto.OBJECTIVES."""
+
+
+class NetworkCosts:
+    """Costs of networks by their hash (dxc.search.space.Identity.network), on one device.
+
+    refused: {hash: why} for configurations that no network can be built from. notes: what cannot be predicted.
+    """
+
+    def __init__(self, hardware: Hardware, cache_dir: Path) -> None:
+        from dxc.hardware.costs import find_packages
+
+        self._hardware = hardware
+        self.notes: list[str] = []
+        self._packages = find_packages(hardware, self.notes)
+        self._folder = cache_dir / "costs" / f"{hardware.name}-{_fingerprint(self._packages)}"
+        self._known: dict[str, Known] = {}
+        self.refused: dict[str, str] = {}
+
+    def of(self, network: str, config: Mapping[str, Any]) -> Known:
+        """Costs of one network; computed if they are not known. {} where it is refused."""
+        if network not in self._known and network not in self.refused:
+            self.compute({network: config})
+        return self._known.get(network, {})
+
+    def compute(
+        self, networks: Mapping[str, Mapping[str, Any]], *, jobs: int = 1, progress: bool = False
+    ) -> None:
+        """Costs of many networks {hash: configuration}, `jobs` at once; interrupted, it goes on where it was."""
+        asked = [name for name in networks if name not in self._known and name not in self.refused]
+        for name in asked:
+            self._read(name)
+        todo = [name for name in asked if name not in self._known and name not in self.refused]
+        if not todo:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        bar = tqdm(
+            total=len(todo), desc="costs of networks", unit="network", disable=not progress, leave=False
+        )
+        with bar:
+            if len(todo) < WORTH_PROCESSES or jobs == 1:
+                for name in todo:
+                    self._keep(name, _cost(networks[name], self._packages))
+                    bar.update()
+                return
+            context = multiprocessing.get_context(
+                "spawn"
+            )  # a fork of a process with torch's threads can hang
+            with ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
+                futures = {
+                    pool.submit(_cost_alone, dict(networks[name]), self._hardware): name for name in todo
+                }
+                for future in as_completed(futures):
+                    self._keep(futures[future], future.result())
+                    bar.update()
+
+    def _path(self, network: str) -> Path:
+        return self._folder / f"{network}.json"
+
+    def _read(self, network: str) -> None:
+        try:
+            content = json.loads(self._path(network).read_text())
+        except (OSError, ValueError):
+            return
+        self._take(network, content)
+
+    def _keep(self, network: str, content: dict[str, Any]) -> None:
+        path = self._path(network)
+        draft = path.with_name(f".{network}.{os.getpid()}")
+        draft.write_text(json.dumps(content))
+        draft.replace(path)
+        self._take(network, content)
+
+    def _take(self, network: str, content: dict[str, Any]) -> None:
+        if "refused" in content:
+            self.refused[network] = content["refused"]
+        else:
+            self._known[network] = content
+
+
+def over_limits(known: Mapping[str, float], limits: Mapping[str, float]) -> list[str]:
+    """What of these costs is over its limit, a sentence each; a cost that is not known breaks no limit."""
+    return [
+        f"{name} {known[name]:.4g} is over the limit of {limit:g} (search.limits.{name})"
+        for name, limit in limits.items()
+        if name in known and known[name] > limit
+    ]
+
+
+def _fingerprint(packages: list[Package]) -> str:
+    """Names what the figures depend on beside the network: the predictors and how dxc reads them."""
+    about = [(each.name, json.dumps(each.about, sort_keys=True, default=str)) for each in packages]
+    return hashlib.blake2b(json.dumps([COSTS_VERSION, about]).encode(), digest_size=4).hexdigest()
+
+
+@cache
+def _packages_of_process(hardware: str) -> list[Package]:
+    from dxc.hardware.costs import find_packages
+
+    return find_packages(Hardware(**json.loads(hardware)), [], progress=False)
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)  # as many processes as cores
+
+
+def _cost_alone(config: dict[str, Any], hardware: Hardware) -> dict[str, Any]:
+    """_cost in a process of its own, which reads the packages once."""
+    return _cost(config, _packages_of_process(json.dumps(vars(hardware), default=dict)))
+
+
+def _cost(config: Mapping[str, Any], packages: list[Package]) -> dict[str, Any]:
+    """Costs of the network that config["model"] describes for one image, or {"refused": why}."""
+    from dxc.config import build
+    from dxc.export import count_macs, count_params, export_onnx
+    from dxc.hardware.costs import predict_all
+    from dxc.hardware.predict import latency_metrics
+
+    size, in_channels = config["data"]["size"], config["model"]["in_channels"]
+    try:
+        model = build(config["model"])
+        model.check_input_size(size)
+        _as_if_trained(model)
+        with tempfile.TemporaryDirectory() as folder:
+            exported = export_onnx(
+                model, Path(folder) / "model.onnx", in_channels=in_channels, size=size, check=False
+            )
+            latency = latency_metrics(predict_all(exported.path, packages))
+        return {
+            "onnx_mb": exported.onnx_mb,
+            "params": count_params(model),
+            "macs": count_macs(model, in_channels=in_channels, size=size),
+            **latency,
+        }
+    except DxcError as error:
+        return {"refused": str(error)}
+
+
+def _as_if_trained(model: Any) -> None:
+    """Give every layer biases of its own: the exporter shares equal ones, which makes another file."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.ndim == 1 and tensor.is_floating_point():
+                tensor.add_(torch.rand(tensor.shape, generator=generator) * 0.1)

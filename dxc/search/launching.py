@@ -1,0 +1,168 @@
+"""Hydra's launchers as a search needs them: many trials at once, some of which may die."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.object_type import ObjectType
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext
+from omegaconf import DictConfig, open_dict
+
+from dxc.config import PROJECT_ROOT
+from dxc.data.cache import usable_cores
+from dxc.errors import DxcError
+from dxc.search.study import LauncherError, Runner
+
+log = logging.getLogger(__name__)
+
+WATCH_EVERY_S = 0.5
+GRACE_S = 5.0
+SLURM_PARALLEL = 8  # a tuner that learns needs results between its proposals; search.parallel=N for more
+
+
+def runner_for(config: DictConfig, context: HydraContext, launcher: Launcher) -> Runner:
+    """What a search needs of Hydra, from what Hydra gives a sweeper."""
+    loader = context.config_loader
+
+    def compose(overrides: Sequence[str]) -> DictConfig:
+        cfg = loader.load_sweep_config(config, list(overrides))
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return cfg
+
+    def is_group(key: str) -> bool:
+        return bool(loader.get_group_options(key.split("@")[0], ObjectType.CONFIG))
+
+    jobs = 0
+
+    def launch(overrides: Sequence[Sequence[str]], watch: Callable[[], bool]) -> None:
+        nonlocal jobs
+        first, jobs = jobs, jobs + len(overrides)
+        batch = [list(each) for each in overrides]
+        if isinstance(
+            launcher, BasicLauncher
+        ):  # in this process: signals must find the main thread in the trial
+            _raise_failures(launcher.launch(batch, initial_job_idx=first))
+        else:
+            _launch_watched(launcher, batch, first, watch)
+
+    _find_dxc_in_workers()
+    return Runner(compose, is_group, launch, _parallel(config), Path(config.hydra.sweep.dir))
+
+
+def _launch_watched(
+    launcher: Launcher, batch: Sequence[Sequence[str]], first: int, watch: Callable[[], bool]
+) -> None:
+    """Launch in threads, so that trials are reported as they end and Ctrl-C is heard at once.
+
+    A launcher that still waits when `watch` says that nothing is left is left behind.
+    """
+    is_submitit = type(launcher).__module__.startswith("hydra_plugins.hydra_submitit_launcher")
+    if is_submitit:
+        _watch_queue()
+    # submitit gives up a whole batch when the first of its jobs has ended without a result: a batch for each trial
+    batches = [[each] for each in batch] if is_submitit else [batch]
+    returns: list[JobReturn] = []
+    errors: list[BaseException] = []
+
+    def run(part: Sequence[Sequence[str]], number: int) -> None:
+        try:
+            returns.extend(launcher.launch(part, initial_job_idx=number))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [
+        threading.Thread(target=run, args=(part, first + number), name="launcher", daemon=True)
+        for number, part in enumerate(batches)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        while _alive(threads, WATCH_EVERY_S):
+            if watch() and _alive(threads, GRACE_S):
+                return
+    except BaseException:
+        _kill_workers()
+        raise
+    _raise_failures(returns)
+    if errors:
+        raise LauncherError(f"{type(errors[0]).__name__}: {errors[0]}") from errors[0]
+
+
+def _alive(threads: Sequence[threading.Thread], seconds: float) -> bool:
+    """Whether one of the threads is still running after so long."""
+    deadline = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return any(thread.is_alive() for thread in threads)
+
+
+@functools.cache
+def _watch_queue() -> None:
+    """Have submitit ask squeue how its jobs are, where it would ask sacct: a cluster without accounting has no answer
+    to that, and a job that was killed or cancelled would be waited for without end."""
+    from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
+
+    class QueueWatcher(SlurmInfoWatcher):
+        def __init__(self) -> None:
+            super().__init__(delay_s=60)
+            self._lock = threading.Lock()
+
+        def update(self) -> None:
+            with self._lock:  # a job that was submitted after squeue's answer is not missing from it
+                super().update()
+
+        def _make_command(self) -> list[str] | None:
+            self._asked = self._registered - self._finished
+            command = ["squeue", "--me", "--states=all", "--noheader", "--format=%i|%T"]
+            return command if self._asked else None
+
+        def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
+            text = string if isinstance(string, str) else string.decode()
+            states = dict(line.strip().partition("|")[::2] for line in text.splitlines())
+            # Slurm forgets a job some minutes after its end
+            return {job: {"JobID": job, "State": states.get(job, "FORGOTTEN")} for job in self._asked}
+
+    SlurmJob.watcher = QueueWatcher()
+
+
+def _raise_failures(returns: Sequence[JobReturn]) -> None:
+    """Trials do not raise for what is wrong with them: an exception is the search's to hear, DxcErrors first."""
+    failed = [each._return_value for each in returns if each.status == JobStatus.FAILED]
+    for error in sorted(failed, key=lambda error: not isinstance(error, DxcError)):
+        raise error
+
+
+def _kill_workers() -> None:
+    """joblib's workers outlive an interrupted search otherwise; jobs of a cluster go on and record what they find."""
+    if "joblib" in sys.modules:
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor().shutdown(wait=False, kill_workers=True)
+
+
+def _find_dxc_in_workers() -> None:
+    """Processes that launchers start import search.py's modules from the checkout."""
+    paths = [str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+
+
+def _parallel(config: DictConfig) -> int:
+    """How many trials the chosen launcher runs at once."""
+    launcher = config.hydra.launcher
+    if "n_jobs" in launcher:  # joblib
+        n_jobs = launcher.n_jobs
+        return n_jobs if n_jobs > 0 else max(1, usable_cores() + 1 + n_jobs)
+    if "array_parallelism" in launcher:  # submitit
+        return min(int(launcher.array_parallelism), SLURM_PARALLEL)
+    return 1

@@ -1,0 +1,742 @@
+"""The loop of a search: propose, check against limits, launch, record; until the study has its number of trials.
+
+Everything it needs of Hydra comes in through Runner, so that it runs without the plugin too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dxc.config import build, canonical, describe, flatten
+from dxc.data.cache import usable_cores
+from dxc.errors import DxcError, SearchError, require_folder_name, signals_raise
+from dxc.hardware import Hardware
+from dxc.pareto import directions, non_dominated, objective
+from dxc.report.progress import Progress
+from dxc.search import (
+    DEFAULT_TRIALS,
+    FAILED,
+    FINISHED,
+    INFEASIBLE,
+    KNOWN_COSTS,
+    PLANNED,
+    STOPPED,
+    Rung,
+    Settings,
+)
+from dxc.search.costs import Known, NetworkCosts, over_limits
+from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_numbers
+from dxc.search.ledger import Entry, Ledger
+from dxc.search.space import Catalogue, Compose, Identity, Point, Space, parse_space
+from dxc.search.strategies import NniTuner, Proposal
+from dxc.tracking import Store
+
+log = logging.getLogger(__name__)
+
+WHOLE_SPACE = 20_000  # points; of a larger space costs are computed as points are proposed
+SAMPLE = 2_000  # candidates that tuner=pareto considers of a larger space
+REPEATS = 200  # proposals in a row that are known already, before one is drawn at random
+DEAD_AFTER_S = 10  # that nobody holds the lock of a trial that was begun
+MEDIAN_OF = 5  # trials that median stopping wants to have seen
+
+
+class LauncherError(Exception):
+    """A launcher, not a trial, failed: a worker died, a queue refused a job."""
+
+
+@dataclass(frozen=True)
+class Runner:
+    """What a search needs of its surroundings.
+
+    compose: overrides -> configuration. is_group: whether a key is a config group. launch: runs search.py's main
+    with each list of overrides and returns when all have ended; what came of them is on disk. Where it can, it calls
+    the function it is given now and then, and stops waiting when that is true; raises LauncherError, or what a trial
+    raised. parallel: how many trials it runs at once. folder: multirun/STUDY.
+    """
+
+    compose: Compose
+    is_group: Callable[[str], bool]
+    launch: Callable[[Sequence[Sequence[str]], Callable[[], bool]], None]
+    parallel: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial to launch. rung: None is the full protocol. stop_below: see dxc.search.trial."""
+
+    entry: Entry
+    rung: Rung | None = None
+    stop_below: Sequence[float] = ()
+
+
+def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: Runner) -> None:
+    """Run, or go on with, the search that a space (conf/space) and the overrides of a command line describe.
+
+    Raises DxcError for what a user can mend, before anything is trained where that is possible.
+    """
+    space = parse_space(params, arguments)
+    catalogue = Catalogue(space, runner.compose, runner.is_group)
+    base = catalogue.base
+    require_folder_name("study", base["study"])
+    settings = Settings.of(base["search"])
+    progress = Progress(base["study"], settings.objectives)
+    costs = NetworkCosts(Hardware.of(base["hardware"]), Path(base["cache_dir"]))
+    survey = Survey(space, catalogue, settings, costs)
+    chips = prepare_chips(catalogue)
+    progress.begin(survey.summary(), settings, costs.notes)
+    survey.require_feasible()
+    if settings.dry_run:
+        trials = survey.wanted()
+        progress.dry_run(
+            survey.table(),
+            seconds=survey.estimate(chips) * trials / len(survey.feasible),
+            trials=trials,
+            parallel=settings.parallel or runner.parallel,
+        )
+        return
+
+    store = Store(base["tracking"]["uri"], base["study"], patience_s=settings.store_patience_s)
+    with Ledger(store, runner.folder) as ledger:
+        ledger.open(_fixed(space, base, settings, chips), force=settings.force)
+        study = Study(survey, ledger, runner, chips, progress)
+        status = "KILLED"
+        try:
+            with signals_raise():
+                study.run()
+            status = "FINISHED"
+        finally:
+            study.end(status)
+
+
+@dataclass(frozen=True)
+class Chips:
+    """What the trials are trained on. hashes: dxc.data of each data section. folds and images are per trial."""
+
+    hashes: Sequence[str]
+    folds: int
+    train_images: int
+    val_images: int
+
+
+def prepare_chips(catalogue: Catalogue) -> Chips:
+    """Read the chips of every data variant once, before trials beside each other would."""
+    hashes: dict[str, None] = {}
+    sections: dict[str, dict[str, Any]] = {}
+    for point in _data_points(catalogue):
+        config = catalogue.identity(point).config
+        data = {key: value for key, value in config["data"].items() if key != "batch_size"}
+        sections.setdefault(json.dumps([data, config["source"]], sort_keys=True, default=str), config)
+    for config in sections.values():
+        datamodule = build(config["data"], source=build(config["source"]))
+        datamodule.prepare_data()
+        hashes.setdefault(datamodule.cache.data_hash)
+        folds = datamodule.folds
+    return Chips(
+        list(hashes), len(folds), sum(len(fold.train) for fold in folds), sum(len(fold.val) for fold in folds)
+    )
+
+
+def _data_points(catalogue: Catalogue) -> Iterator[Point]:
+    """Points that differ in the axes of data and source only."""
+    axes = catalogue.space.axes
+    ranges = [
+        range(len(a.values)) if a.path.split(".")[0].split("@")[0] in ("data", "source") else (0,)
+        for a in axes
+    ]
+    return itertools.product(*ranges)
+
+
+def _fixed(space: Space, base: Mapping[str, Any], settings: Settings, chips: Chips) -> dict[str, Any]:
+    """What must not change while a study goes on: everything but the axes' values and how it is run."""
+    searched = {axis.path for axis in space.axes}
+    groups = {key.split("@")[0] for key in searched if "." not in key}
+    fixed = {
+        key: value
+        for key, value in flatten(canonical(dict(base))).items()
+        if key not in searched and key.split(".")[0] not in groups
+    }
+    fixed = {
+        key: value for key, value in fixed.items() if key != "model.in_channels"
+    }  # follows from the data
+    fixed |= {f"space {axis.path}": ",".join(axis.values) for axis in space.axes}
+    fixed |= {f"search.{key}": getattr(settings, key) for key in ("tuner", "seed", "early_stop")}
+    fixed |= {f"search.limits.{name}": limit for name, limit in settings.limits.items()}
+    fixed["search.objectives"] = ",".join(settings.objectives)
+    fixed["search.objective"] = settings.objective
+    if settings.tuner == "pareto":
+        fixed["search.rungs"] = settings.rungs
+    fixed["chips"] = ",".join(chips.hashes)
+    return fixed
+
+
+class Survey:
+    """What is known of a space before anything is trained."""
+
+    def __init__(self, space: Space, catalogue: Catalogue, settings: Settings, costs: NetworkCosts) -> None:
+        self.space = space
+        self.catalogue = catalogue
+        self.settings = settings
+        self.costs = costs
+        self.whole = space.size <= WHOLE_SPACE
+
+    @cached_property
+    def trials(self) -> dict[str, Point]:
+        """The distinct trials of the space, or of a sample of it where it is too large."""
+        if self.whole:
+            trials = self.catalogue.distinct()
+        else:
+            rng = random.Random(self.settings.seed)
+            drawn = [tuple(rng.randrange(len(a.values)) for a in self.space.axes) for _ in range(SAMPLE)]
+            trials = {self.catalogue.identity(point).trial: point for point in drawn}
+        identities = [self.catalogue.identity(point) for point in trials.values()]
+        self.costs.compute({i.network: i.config for i in identities}, jobs=usable_cores(), progress=True)
+        return trials
+
+    def identity(self, trial: str) -> Identity:
+        return self.catalogue.identity(self.trials[trial])
+
+    def known(self, identity: Identity) -> Known:
+        return self.costs.of(identity.network, identity.config)
+
+    def against(self, identity: Identity) -> str:
+        """Why a trial is not trained; '' where it is."""
+        known = self.known(identity)
+        if reason := self.costs.refused.get(identity.network):
+            return reason
+        return "; ".join(over_limits(known, self.settings.limits))
+
+    @cached_property
+    def feasible(self) -> list[str]:
+        return [trial for trial in self.trials if not self.against(self.identity(trial))]
+
+    def wanted(self) -> int:
+        """How many trials the study is to have."""
+        if not self.whole:
+            return self.settings.max_trials or DEFAULT_TRIALS
+        default = len(self.feasible) if self.settings.tuner == "grid" else DEFAULT_TRIALS
+        return min(self.settings.max_trials or default, len(self.feasible))
+
+    def require_feasible(self) -> None:
+        """Raise SearchError where no trial is feasible: which limit rules out how many, and the nearest one."""
+        if self.feasible:
+            return
+        counts: dict[str, int] = {}
+        nearest: tuple[float, str] | None = None
+        limits = self.settings.limits
+        for trial in self.trials:
+            identity = self.identity(trial)
+            known = self.known(identity)
+            if not known:
+                counts["no network can be built"] = counts.get("no network can be built", 0) + 1
+                continue
+            over = {name: known[name] / limits[name] for name in limits if known.get(name, 0) > limits[name]}
+            for name in over:
+                text = f"search.limits.{name}={limits[name]:g}"
+                counts[text] = counts.get(text, 0) + 1
+            worst = max(over.values())
+            if nearest is None or worst < nearest[0]:
+                values = ", ".join(f"{name} {known[name]:.4g}" for name in over)
+                nearest = (worst, f"{describe(identity.config)} with {values}")
+        lines = "\n".join(
+            f"  {text} rules out {count} of {len(self.trials)}" for text, count in counts.items()
+        )
+        closest = f"\nThe nearest is {nearest[1]}." if nearest else ""
+        raise SearchError(
+            f"no point of the space is within the limits:\n{lines}{closest}\nRaise a limit, or widen the space"
+        )
+
+    def summary(self) -> dict[str, int]:
+        networks = {self.identity(trial).network for trial in self.trials}
+        return {
+            "points": self.space.size,
+            "trials": len(self.trials),
+            "networks": len(networks),
+            "infeasible": len(self.trials) - len(self.feasible),
+        }
+
+    def table(self) -> list[tuple[str, Known, str]]:
+        """(description, known costs, why not) of every distinct trial."""
+        rows = []
+        for trial in self.trials:
+            identity = self.identity(trial)
+            rows.append((describe(identity.config), self.known(identity), self.against(identity)))
+        return rows
+
+    def estimate(self, chips: Chips) -> float:
+        """Seconds of training that all feasible trials take, one after the other: steps of four networks are timed,
+        from the least to the most multiply-accumulates, and the others lie between them."""
+        from dxc.experiment import seconds_per_image
+
+        by_macs = sorted(self.feasible, key=lambda trial: self.known(self.identity(trial))["macs"])
+        timed = {by_macs[place * (len(by_macs) - 1) // 3] for place in range(4)}
+        points = []
+        for trial in timed:
+            identity = self.identity(trial)
+            points.append((self.known(identity)["macs"], *seconds_per_image(identity.config)))
+        macs = np.array([p[0] for p in points])
+        train, val = (np.array([p[k] for p in points]) for k in (1, 2))
+        total = 0.0
+        for trial in self.feasible:
+            identity = self.identity(trial)
+            epochs = identity.config["trainer"]["max_epochs"]
+            at = self.known(identity)["macs"]
+            seconds = chips.train_images * _line(macs, train, at) + chips.val_images * _line(macs, val, at)
+            total += epochs * seconds
+        return total
+
+
+def _line(x: Any, y: Any, at: float) -> float:
+    """Value at `at` between the nearest measured points, or on the line through the nearest two."""
+    order = np.argsort(x)
+    x, y = x[order], y[order]
+    if at <= x[-1] or len(x) < 2:
+        return float(np.interp(at, x, y))
+    return float(y[-1] + (y[-1] - y[-2]) / max(x[-1] - x[-2], 1.0) * (at - x[-1]))
+
+
+class Study:
+    """One search at work on a study."""
+
+    def __init__(
+        self, survey: Survey, ledger: Ledger, runner: Runner, chips: Chips, progress: Progress
+    ) -> None:
+        self.survey = survey
+        self.settings = survey.settings
+        self.ledger = ledger
+        self.runner = runner
+        self.progress = progress
+        self.folds = chips.folds
+        self.epochs = survey.catalogue.base["trainer"]["max_epochs"]
+        self.ladder = self.settings.ladder(self.folds, self.epochs)
+        self.parallel = self.settings.parallel or runner.parallel
+        self.total = survey.wanted()
+        self._told: set[str] = set()
+        self._failures_before = self._count(FAILED)
+        self._reported: set[tuple[str, Rung | None, int]] = set()
+        self._silent_since: dict[str, float] = {}
+        self._launched = 0.0
+
+    def run(self) -> None:
+        """Until the study has its number of trials, or the space has no more."""
+        if before := [e for e in self.ledger.entries.values() if e.state in (FINISHED, FAILED, STOPPED)]:
+            self.progress.resumed(len(before), self._count(FINISHED))
+        if self.settings.tuner == "pareto":
+            self._run_front()
+        else:
+            self._run_nni()
+
+    def end(self, status: str) -> None:
+        """Close the study's run and print what there is, also where the search was stopped."""
+        try:
+            if status == "FINISHED":
+                self._close_planned()
+            self.ledger.close(status)
+        except DxcError as error:
+            if status == "FINISHED":
+                raise
+            log.warning("%s", error)
+        rows = self._front_rows()
+        self.progress.end(
+            rows,
+            objectives=self._objectives(),
+            counts={state: self._count(state) for state in (FINISHED, STOPPED, FAILED, INFEASIBLE, PLANNED)},
+            store=self.ledger.store,
+            complete=status == "FINISHED",
+            folder=self.ledger.folder,
+        )
+
+    # --- NNI's tuners ------------------------------------------------------------------------------------------
+
+    def _run_nni(self) -> None:
+        tuner = NniTuner(
+            self.settings.tuner,
+            self.survey.space,
+            seed=self.settings.seed,
+            trials=self.total,
+            parallel=self.parallel,
+            maximise=objective(self.settings.objective).maximise,
+        )
+        self._work([Job(entry) for entry in self._orphans()])
+        while (left := self.total - self._trained()) > 0:
+            with self.ledger.lock():
+                self.ledger.refresh_if_shared()
+                members, repeated, exhausted = self._draw(tuner, left)
+            if not members:
+                break
+            thresholds = self._medians()
+            self._work([Job(entry, stop_below=thresholds) for _, entry in members])
+            for proposal, entry in (*members, *repeated):
+                self._tell(tuner, proposal, self.ledger.entries[entry.trial])
+            if exhausted:
+                break
+
+    def _draw(
+        self, tuner: NniTuner, left: int
+    ) -> tuple[list[tuple[Proposal, Entry]], list[tuple[Proposal, Entry]], bool]:
+        """The next batch: proposals this process has not seen yet, with their entries; those that repeat one of the
+        batch; and whether the tuner has no more. What is known is answered at once.
+
+        Trials of an earlier sitting take their place in a batch again, so that the tuner sees the same order.
+        """
+        members: list[tuple[Proposal, Entry]] = []
+        repeated: list[tuple[Proposal, Entry]] = []
+        new = repeats = 0
+        while len(members) < self.parallel and new < left and not (members and tuner.full):
+            proposal = tuner.ask() if repeats < REPEATS else self._any_new()
+            if proposal is None:
+                return members, repeated, True
+            identity = self.survey.catalogue.identity(proposal.point)
+            entry = self.ledger.entries.get(identity.trial)
+            if identity.trial in self._told and entry is not None:
+                repeats += 1
+                if any(entry is each for _, each in members):
+                    repeated.append((proposal, entry))
+                else:
+                    self._tell(tuner, proposal, entry)
+                continue
+            self._told.add(identity.trial)
+            if entry is None:
+                entry = self._enter(identity, proposal.point)
+                new += entry.state == PLANNED
+            repeats = 0
+            if entry.state == INFEASIBLE:
+                self._tell(tuner, proposal, entry)
+            else:
+                members.append((proposal, entry))
+        return members, repeated, False
+
+    def _any_new(self) -> Proposal | None:
+        """A point at random that is not in the study yet: the tuner goes round in circles."""
+        rest = [trial for trial in self.survey.feasible if trial not in self.ledger.entries]
+        if not rest:
+            return None
+        trial = random.Random(self.settings.seed + len(self.ledger.entries)).choice(rest)
+        return Proposal(0, self.survey.trials[trial])
+
+    def _tell(self, tuner: NniTuner, proposal: Proposal, entry: Entry) -> None:
+        value = self._value(entry)
+        if proposal.number:
+            tuner.tell(proposal, value)
+        elif value is not None:
+            tuner.learn(proposal.point, value)
+
+    def _value(self, entry: Entry) -> float | None:
+        if entry.state == STOPPED and self.settings.objective == "accuracy":
+            return statistics.mean(_longest(entry.rungs))
+        return entry.metrics.get(self.settings.objective) if entry.state == FINISHED else None
+
+    def _medians(self) -> list[float]:
+        """For 1, 2, ... folds, the median accuracy of the trials so far after as many; [] without early_stop."""
+        if self.settings.early_stop != "median":
+            return []
+        thresholds = []
+        for folds in range(1, self.folds):
+            means = [
+                statistics.mean(values[:folds])
+                for entry in self.ledger.entries.values()
+                if entry.state in (FINISHED, STOPPED) and len(values := _longest(entry.rungs)) >= folds
+            ]
+            if len(means) < MEDIAN_OF:
+                break
+            thresholds.append(statistics.median(means))
+        return thresholds
+
+    # --- tuner=pareto ------------------------------------------------------------------------------------------
+
+    def _run_front(self) -> None:
+        chooser = self._front_search()
+        budget = self.total * self.folds * self.epochs
+        while True:
+            with self.ledger.lock():
+                self.ledger.refresh_if_shared()
+                busy = [e for e in self.ledger.entries.values() if self.ledger.elsewhere(e)]
+                reserved = len(busy) * self.folds * self.epochs
+                chosen = chooser.next(
+                    {e.trial: e.rungs for e in self.ledger.entries.values() if e.rungs},
+                    busy=[e.trial for e in busy],
+                    without=[
+                        e.trial for e in self.ledger.entries.values() if e.state in (FAILED, INFEASIBLE)
+                    ],
+                    count=self.parallel,
+                    epochs_left=budget - self._epochs() - reserved,
+                )
+                jobs = []
+                for trial, rung in chosen:
+                    point = self.survey.trials[trial]
+                    entry = self.ledger.entries.get(trial) or self._enter(self.survey.identity(trial), point)
+                    if entry.owner != self.ledger.search_id:
+                        self.ledger.take_over(entry)
+                    jobs.append(Job(entry, None if rung == self.ladder[-1] else rung))
+            if not jobs and not busy:
+                return
+            self._work(jobs)
+            if not jobs:
+                self.ledger.wait_for(busy[0])
+
+    def _front_search(self) -> FrontSearch:
+        names = [name for name in self.settings.objectives if name != "accuracy"]
+        identities = [self.survey.identity(trial) for trial in self.survey.feasible]
+        known = [self.survey.known(identity) for identity in identities]
+        if missing := [name for name in names if any(name not in costs for costs in known)]:
+            raise SearchError(
+                f"search.tuner=pareto needs {', '.join(missing)} of every network, which hardware="
+                f"{self.survey.catalogue.base['hardware']['name']} does not give: "
+                f"{'; '.join(self.survey.costs.notes)}. Leave it out (search.objectives=[accuracy,onnx_mb]) or "
+                "choose another tuner"
+            )
+        flat = [flatten(canonical(identity.config)) for identity in identities]
+        keys = {key for row in flat for key in row if len({str(other.get(key)) for other in flat}) > 1}
+        rows = [{key: row[key] for key in keys & row.keys()} for row in flat]
+        candidates = Candidates(
+            self.survey.feasible,
+            knob_numbers(rows),
+            np.array([[costs[name] for name in names] for costs in known]),
+            names,
+        )
+        return FrontSearch(candidates, self.ladder, seed=self.settings.seed)
+
+    def _epochs(self) -> int:
+        """Epochs x folds trained in this study so far."""
+        spent = 0
+        for entry in self.ledger.entries.values():
+            climbed = [n for n, rung in enumerate(self.ladder) if rung in entry.rungs]
+            spent += sum(epochs_of(self.ladder, n) for n in climbed)
+            spent += (self.folds * self.epochs) * (entry.state == FAILED)
+        return spent
+
+    # --- both --------------------------------------------------------------------------------------------------
+
+    def _enter(self, identity: Identity, point: Point) -> Entry:
+        """A new trial in the ledger: planned, or infeasible with the reason."""
+        heading: dict[str, Any] = {
+            "name": describe(identity.config),
+            "overrides": self.survey.space.overrides(point),
+            "tags": {"dxc.design": identity.design},
+        }
+        if reason := self.survey.against(identity):
+            parameters = flatten({key: value for key, value in identity.config.items() if key != "search"})
+            known = {name: v for name, v in self.survey.known(identity).items() if name in KNOWN_COSTS}
+            entry = self.ledger.infeasible(
+                identity.trial, **heading, parameters=parameters, reason=reason, known=known
+            )
+            self.progress.infeasible(heading["name"], reason)
+            return entry
+        return self.ledger.plan(identity.trial, **heading)
+
+    def _orphans(self) -> list[Entry]:
+        """Trials that were planned or begun by a search that is gone."""
+        with self.ledger.lock():
+            found = [
+                entry
+                for entry in self.ledger.entries.values()
+                if entry.state not in (FINISHED, FAILED, INFEASIBLE, STOPPED)
+                and self.survey.space.point_of(entry.overrides) is not None
+                and not self.ledger.elsewhere(entry)
+            ]
+            for entry in found:
+                self.ledger.take_over(entry)
+        return found
+
+    def _work(self, jobs: Sequence[Job]) -> None:
+        """Bring these trials to an end: launch those that nobody works on, wait for the others."""
+        todo = [job for job in jobs if not self._over(job)]
+        mine = [job for job in todo if not self.ledger.elsewhere(job.entry)]
+        theirs = [job for job in todo if job not in mine]
+        while mine:
+            for start in range(0, len(mine), self.parallel):
+                self._launch(mine[start : start + self.parallel])
+            again = [job for job in mine if self._again(job)]
+            self._check_failures()
+            mine = again
+        for job in theirs:
+            self.ledger.wait_for(job.entry)
+            entry = self.ledger.entries[job.entry.trial]
+            if not self._over(Job(entry, job.rung)):
+                self.ledger.take_over(entry)
+                self._work([Job(entry, job.rung, job.stop_below)])
+
+    def _over(self, job: Job) -> bool:
+        entry = job.entry
+        if job.rung is not None and job.rung in entry.rungs:
+            return True
+        if entry.state == STOPPED:  # by median stopping; tuner=pareto may climb on
+            return job.rung is None and self.settings.tuner != "pareto"
+        return entry.state in (FINISHED, FAILED, INFEASIBLE)
+
+    def _again(self, job: Job) -> bool:
+        """Whether a launched trial has to be launched again."""
+        entry = job.entry
+        if self._over(job) and entry.state != FAILED:
+            return False
+        if entry.state == FAILED and entry.attempts <= self.settings.retries:
+            log.info("%s: trying again after %s", entry.trial, entry.reason)
+            return True
+        return not self._over(job)
+
+    def _launch(self, jobs: Sequence[Job]) -> None:
+        overrides = [self._job_overrides(job, slot) for slot, job in enumerate(jobs)]
+        attempts = {job.entry.trial: job.entry.attempts + 1 for job in jobs}
+        failure: LauncherError | None = None
+        self._launched = time.time()
+        with self.progress.running(len(jobs), done=self._done_share()):
+            try:
+                self.runner.launch(overrides, lambda: self._watch(jobs))
+            except LauncherError as error:  # a worker that was killed; what the others did is on disk
+                failure = error
+            except Exception:
+                self._collect_all(jobs)
+                raise
+        collected = self._collect_all(jobs)
+        if failure is not None and not collected and not any(self._started(job) for job in jobs):
+            raise SearchError(f"the launcher could not start trials: {failure}") from failure
+        for job in jobs:
+            entry = job.entry
+            if entry.trial in collected:
+                continue
+            entry.attempts = attempts[entry.trial]
+            self.ledger.count_attempt(entry, entry.attempts)
+            if entry.attempts > self.settings.retries:
+                self.ledger.fail(
+                    entry,
+                    "its process ended without a word (killed, out of memory?); see the trial's directory",
+                )
+                self._report(job)
+
+    def _collect_all(self, jobs: Sequence[Job]) -> set[str]:
+        """Take over from disk what these trials found, and report it; returns those that are over, as asked."""
+        over = set()
+        for job in jobs:
+            if self.ledger.collect(job.entry) and (self._over(job) or job.entry.state == FAILED):
+                over.add(job.entry.trial)
+                if (job.entry.trial, job.rung, job.entry.attempts) not in self._reported:
+                    self._reported.add((job.entry.trial, job.rung, job.entry.attempts))
+                    self._report(job)
+        return over
+
+    def _watch(self, jobs: Sequence[Job]) -> bool:
+        """Report what has ended; True when all of them have ended or died."""
+        over = self._collect_all(jobs)
+        now = time.monotonic()
+        for job in jobs:
+            trial = job.entry.trial
+            if trial in over or not self._started(job) or self.ledger.elsewhere(job.entry):
+                self._silent_since.pop(trial, None)
+            else:
+                self._silent_since.setdefault(trial, now)
+        dead = {trial for trial, since in self._silent_since.items() if now - since > DEAD_AFTER_S}
+        return all(job.entry.trial in over | dead for job in jobs)
+
+    def _started(self, job: Job) -> bool:
+        """Whether a process has begun with the trial since it was launched."""
+        lock = self.ledger.folder / job.entry.trial / ".lock"
+        return lock.exists() and lock.stat().st_mtime >= self._launched
+
+    def _job_overrides(self, job: Job, slot: int) -> list[str]:
+        entry = job.entry
+        fields = {
+            "trial": f"'{entry.trial}'",  # quoted: a hash may read as a number
+            "run_id": f"'{entry.run_id}'",
+            "attempt": entry.attempts + 1,
+            "folds": job.rung.folds if job.rung else "null",
+            "epochs": job.rung.epochs if job.rung else "null",
+            "device": slot if self.parallel > 1 else "null",
+            "stop_below": "[" + ",".join(f"{value:.6f}" for value in job.stop_below) + "]",
+        }
+        listing = ",".join(f"{key}:{value}" for key, value in fields.items())
+        return [*self.survey.space.fixed, *entry.overrides, f"search.job={{{listing}}}"]
+
+    def _check_failures(self) -> None:
+        failures = self._count(FAILED) - self._failures_before
+        if failures > self.settings.max_failures:
+            last = next(e for e in reversed(list(self.ledger.entries.values())) if e.state == FAILED)
+            raise SearchError(
+                f"{failures} trials failed (search.max_failures={self.settings.max_failures}), the last with: "
+                f"{last.reason}\nIts traceback is in {self.ledger.folder / last.trial}; mend the cause and start again"
+            )
+
+    def _report(self, job: Job) -> None:
+        entry = job.entry
+        name = describe(self.survey.catalogue.identity(self._point(entry)).config)
+        self.progress.trial(
+            name,
+            entry,
+            part=job.rung,
+            on_front=entry.trial in self._front(),
+            done=self._done_share(),
+            total=self.total,
+        )
+
+    def _done_share(self) -> float:
+        """Trials' worth of training done so far."""
+        if self.settings.tuner == "pareto":
+            return self._epochs() / (self.folds * self.epochs)
+        return sum(self._count(state) for state in (FINISHED, FAILED, STOPPED))
+
+    def _point(self, entry: Entry) -> Point:
+        point = self.survey.space.point_of(entry.overrides)
+        if point is None:
+            raise SearchError(f"trial {entry.trial} is not in the space: {entry.overrides}")
+        return point
+
+    def _trained(self) -> int:
+        """Trials that count towards the total, those that others work on included."""
+        return sum(
+            entry.state in (FINISHED, FAILED, STOPPED)
+            or (entry.state != INFEASIBLE and self.ledger.elsewhere(entry))
+            for entry in self.ledger.entries.values()
+        )
+
+    def _count(self, state: str) -> int:
+        return sum(entry.state == state for entry in self.ledger.entries.values())
+
+    def _close_planned(self) -> None:
+        """Trials that were planned once and are not worth training any more."""
+        for entry in self._orphans() if self.settings.tuner == "pareto" else ():
+            entry.state, entry.reason = STOPPED, "planned, and not chosen again"
+            self.ledger.store.tag(entry.run_id, {"dxc.state": STOPPED, "dxc.reason": entry.reason})
+            self.ledger.store.status(entry.run_id, "KILLED")
+
+    def _objectives(self) -> list[str]:
+        """The objectives that finished trials have."""
+        finished = [e for e in self.ledger.entries.values() if e.state == FINISHED]
+        return [name for name in self.settings.objectives if all(name in e.metrics for e in finished)]
+
+    def _front(self) -> dict[str, Entry]:
+        """The finished trials that no other dominates, best accuracy first."""
+        names = self._objectives()
+        finished = [e for e in self.ledger.entries.values() if e.state == FINISHED]
+        if not finished or not names:
+            return {}
+        values = [[entry.metrics[name] for name in names] for entry in finished]
+        keep = non_dominated(values, maximise=directions(names))
+        front = [entry for entry, kept in zip(finished, keep, strict=True) if kept]
+        front.sort(key=lambda e: e.metrics[names[0]], reverse=directions(names[:1])[0])
+        return {entry.trial: entry for entry in front}
+
+    def _front_rows(self) -> list[tuple[str, Entry]]:
+        rows = []
+        for entry in self._front().values():
+            point = self.survey.space.point_of(entry.overrides)
+            name = (
+                describe(self.survey.catalogue.identity(point).config) if point else " ".join(entry.overrides)
+            )
+            rows.append((name, entry))
+        return rows
+
+
+def _longest(rungs: Mapping[Rung, Sequence[float]]) -> Sequence[float]:
+    return rungs[max(rungs, key=lambda r: (r.epochs, r.folds))] if rungs else [math.nan]

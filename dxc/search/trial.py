@@ -1,0 +1,170 @@
+"""One trial, in whichever process a launcher starts: what search.py's main does with a composed configuration.
+
+The trial's lock is held throughout. What it finds is written to multirun/STUDY/TRIAL/record.json first and uploaded
+last, so that a server that is away, or a kill at any moment, loses no more than the fold in work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from dxc.config import resolved, trial_hash
+from dxc.errors import Stopped, TrackingError
+from dxc.search import FAILED, FINISHED, PLANNED, RUNNING, STOPPED, Rung
+from dxc.search.ledger import ARTIFACTS, FOLDS, host, rungs_from, rungs_to, upload
+from dxc.tracking import Record, Store, disk_full
+
+log = logging.getLogger(__name__)
+
+
+class StoppedEarlyError(Exception):
+    """Median stopping: the trial is worse than half of those before it."""
+
+
+def run_trial(cfg: DictConfig, folder: Path) -> str:
+    """Train what `cfg` describes and record it in `folder`; returns the trial's state.
+
+    cfg.search.job: trial, run_id, attempt, folds and epochs (the rung to climb; null for the full protocol), device (a
+    GPU's number or null), stop_below (for each number of folds, the accuracy under which it is not worth going on).
+    A trial that fails is recorded and does not raise. Raises TrackingError where the store or the disk cannot be used:
+    that is no fault of the trial's.
+    """
+    config = resolved(cfg)
+    job = config["search"]["job"]
+    if trial_hash(config) != job["trial"]:  # the search derived it without composing: both must agree
+        raise RuntimeError(
+            f"trial {job['trial']} was composed to {trial_hash(config)}: a bug in dxc.search.space"
+        )
+    with FileLock(folder / ".lock"):
+        record = Record.read(folder)
+        if record is None or record.content.get("run_id") != job["run_id"]:
+            record = Record(folder, run_id=job["run_id"], trial=job["trial"])
+        store = Store(
+            config["tracking"]["uri"], config["study"], patience_s=config["search"]["store_patience_s"]
+        )
+        if not _done(record, job):
+            training = cfg.copy()
+            with open_dict(training):
+                del training["search"]  # what train.py would be given
+            _train(training, record, store, job)
+        if not record.content.get("uploaded"):
+            upload(store, record)
+    return record.content["state"]
+
+
+def _done(record: Record, job: Mapping[str, Any]) -> bool:
+    """Whether another process has done this already (a job of an earlier search that was still in a queue)."""
+    state = record.content.get("state")
+    if state == FINISHED or (state == FAILED and record.content["attempts"] >= job["attempt"]):
+        return True
+    if state == STOPPED and _rung(job) is None:
+        return record.content.get("early", False)  # a part of the protocol is not the whole
+    return state == STOPPED and _rung(job) in rungs_from(record.content["tags"]["dxc.rungs"])
+
+
+def _rung(job: Mapping[str, Any]) -> Rung | None:
+    return Rung(job["folds"], job["epochs"]) if job.get("folds") else None
+
+
+def _train(cfg: DictConfig, record: Record, store: Store, job: Mapping[str, Any]) -> None:
+    started = time.monotonic()
+    before_s = record.content.get("seconds", 0.0)
+    store.tag(job["run_id"], {"dxc.state": RUNNING, "dxc.host": host()})
+    store.status(job["run_id"], "RUNNING")
+    record.write(state=RUNNING, uploaded=True, begun=record.content.get("begun", 0) + 1)
+    (record.folder / "traceback.txt").unlink(missing_ok=True)
+    end: dict[str, Any]
+    try:
+        _on_device(cfg, job.get("device"))
+        end = _compute(cfg, record, job)
+    except (Stopped, KeyboardInterrupt):
+        with contextlib.suppress(TrackingError):
+            store.tag(job["run_id"], {"dxc.state": PLANNED})
+        record.write(state=PLANNED)
+        raise
+    except TrackingError:
+        raise
+    except Exception as error:
+        if full := disk_full(error):
+            raise full from error
+        log.exception("the trial failed")
+        end = {"state": FAILED, "reason": _reason(error)}
+        _free_memory()
+        text = traceback.format_exc()
+        (record.folder / "traceback.txt").write_text(text)
+        (record.folder / ARTIFACTS).mkdir(exist_ok=True)
+        (record.folder / ARTIFACTS / "traceback.txt").write_text(text)
+    record.write(
+        **end, attempts=job["attempt"], seconds=before_s + time.monotonic() - started, uploaded=False
+    )
+
+
+def _compute(cfg: DictConfig, record: Record, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Climb the rung, or the full protocol; returns what to write: the state and, where it stopped, why."""
+    from dxc.experiment import run, train_part
+
+    rungs = rungs_from(record.content["tags"].get("dxc.rungs", "[]"))
+    rung = _rung(job)
+    keep = record.folder / FOLDS
+    if rung is not None:
+        rungs[rung] = train_part(cfg, record, folds=rung.folds, epochs=rung.epochs, keep=keep)
+        record.tag({"dxc.rungs": rungs_to(rungs)})
+        return {"state": STOPPED, "reason": f"trained in part: {rung.folds} fold(s), {rung.epochs} epoch(s)"}
+
+    epochs = cfg.trainer.max_epochs
+    seen: list[float] = []
+
+    def after_fold(accuracies: list[float]) -> None:
+        seen[:] = accuracies
+        limits = job.get("stop_below") or []
+        if len(accuracies) <= len(limits) and sum(accuracies) / len(accuracies) < limits[len(accuracies) - 1]:
+            raise StoppedEarlyError
+
+    (record.folder / ARTIFACTS).mkdir(parents=True, exist_ok=True)
+    try:
+        result = run(cfg, record.folder / ARTIFACTS, record=record, keep=keep, after_fold=after_fold)
+    except StoppedEarlyError:
+        rungs[Rung(len(seen), epochs)] = seen
+        record.tag({"dxc.rungs": rungs_to(rungs)})
+        return {
+            "state": STOPPED,
+            "early": True,
+            "reason": f"accuracy {sum(seen) / len(seen):.4f} after {len(seen)} fold(s) is below the median of "
+            f"the trials before, {job['stop_below'][len(seen) - 1]:.4f}",
+        }
+    rungs[Rung(len(result.fold_accuracies), epochs)] = list(result.fold_accuracies.values())
+    record.tag({"dxc.rungs": rungs_to(rungs), "dxc.notes": " | ".join(result.notes)})
+    return {"state": FINISHED, "reason": ""}
+
+
+def _on_device(cfg: DictConfig, device: int | None) -> None:
+    """Train on one of several GPUs; where there is none, the number means nothing."""
+    if device is None or cfg.trainer.accelerator not in ("auto", "gpu", "cuda") or cfg.trainer.devices != 1:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        OmegaConf.update(cfg, "trainer.devices", [device % torch.cuda.device_count()])
+
+
+def _reason(error: Exception) -> str:
+    """The error in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def _free_memory() -> None:
+    """After an out-of-memory error the next trial in this process finds the GPU empty."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,1 @@
+"""Hydra sweeper of dxc: `hydra/sweeper=nni`. Hydra discovers plugins in the namespace hydra_plugins only."""

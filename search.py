@@ -1,0 +1,23 @@
+"""Search a space of networks: `python search.py model.kernel=3 search.tuner=tpe study=first` (see --help)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+import dxc.config  # noqa: F401  registers the resolvers that conf/ uses
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="search")
+def main(cfg: DictConfig) -> str:
+    """One trial; the sweeper (hydra_plugins/nni_sweeper) calls it for each."""
+    from dxc.search.trial import run_trial
+
+    return run_trial(cfg, Path(HydraConfig.get().runtime.output_dir))
+
+
+if __name__ == "__main__":
+    main()

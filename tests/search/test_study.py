@@ -1,0 +1,359 @@
+"""The loop of a search, in this process, on real chips and a real store."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from dxc.errors import ConfigError, SearchError, TrackingError
+from dxc.search.ledger import Entry, Ledger
+from dxc.tracking import Record, Store
+from tests.search.searches import Searching, composed
+
+
+def test_a_whole_grid(searching: Searching, capsys: pytest.CaptureFixture[str]) -> None:
+    """Eight points are five trials; each is trained once and is everything that a run of train.py is."""
+    runs = searching("search.tuner=grid", "model.pool_kernel=2,3")
+    assert len(runs) == 6 and len(set(searching.launched)) == len(searching.launched) == 6
+    client = MlflowClient(searching.uri)
+    (parent,) = Store(searching.uri, "first", patience_s=0).runs(dxc__kind="study")
+    assert parent.status == "FINISHED"
+    for run in runs:
+        assert run.status == "FINISHED" and run.tags["dxc.state"] == "finished"
+        assert run.tags["mlflow.parentRunId"] == parent.run_id
+        assert {"accuracy", "onnx_mb", "macs", "fit_seconds", "fold1/val_accuracy"} <= set(run.metrics)
+        assert {"dxc.design", "dxc.data", "device", "model", "data"} <= set(run.tags)
+        names = {each.path for each in client.list_artifacts(run.run_id)}
+        assert {"model.onnx", "config.yaml", "predictions.parquet"} <= names
+        stored = client.get_run(run.run_id)
+        assert stored.data.params["model.width"] == "4" and "search.tuner" not in stored.data.params
+        assert (searching.folder / run.tags["dxc.trial"] / "record.json").exists()
+        assert not (searching.folder / run.tags["dxc.trial"] / "folds").exists()
+    shown = capsys.readouterr().out
+    assert "8 points, 6 distinct trials of 6 networks" in shown
+    assert shown.count("accuracy 0.") + shown.count("accuracy 1.") == 6
+    assert "front of study 'first'" in shown and "6 finished" in shown
+
+
+def test_the_same_trial_as_train(searching: Searching, tmp_path: Path) -> None:
+    """A trial is what train.py makes of the same configuration: identity and numbers."""
+    from dxc.experiment import run
+
+    trial = searching("search.max_trials=1")[0]
+    point = json.loads(trial.tags["dxc.point"])
+    fixed = [each for each in searching.common if "," not in each or "[" in each]
+    cfg = composed([*fixed, *point, "study=other"])
+    result = run(cfg, tmp_path / "out")
+    assert result.metrics["accuracy"] == trial.metrics["accuracy"]
+    other = MlflowClient(searching.uri).get_run(result.run_id)
+    for tag in ("dxc.trial", "dxc.design", "dxc.data"):
+        assert other.data.tags[tag] == trial.tags[tag]
+
+
+def test_going_on_to_the_same_total(searching: Searching) -> None:
+    """Stopped after two trials, the same command trains the others and only those; then there is nothing to do."""
+
+    class Enough(Exception):
+        pass
+
+    def two(jobs: Sequence[Sequence[str]], watch: Callable[[], bool]) -> None:
+        if len(searching.launched) == 2:
+            raise Enough
+        searching.launch(jobs, watch)
+
+    with pytest.raises(Enough):
+        searching("search.max_trials=4", launch=two)
+    assert sorted(searching.states().values()) == ["finished", "finished", "planned"]
+    first = searching.launched[:2]
+    assert len(searching("search.max_trials=4")) == 4
+    assert set(searching.states().values()) == {"finished"}
+    assert len(searching.launched) == 4 and searching.launched[:2] == first
+    searching("search.max_trials=4")
+    assert len(searching.launched) == 4
+    searching("search.max_trials=5")  # more is asked for: more is trained
+    assert len(searching.launched) == 5
+
+
+@pytest.mark.parametrize("tuner", ["random", "tpe", "evolution"])
+def test_a_stopped_search_proposes_what_an_unbroken_one_does(
+    searching: Searching, tuner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tuner's state is rebuilt from results: the order of trials does not depend on where it was stopped."""
+    import random
+
+    import dxc.search.trial as trial
+
+    def instant(cfg: object, record: Record, job: dict) -> dict:
+        value = random.Random(job["trial"]).random()
+        record.log({"accuracy": value, "onnx_mb": 1.0})
+        return {"state": "finished", "reason": ""}
+
+    monkeypatch.setattr(trial, "_compute", instant)
+    common = [f"search.tuner={tuner}", "model.padding=1,2,3", "model.width=4,5,6", "model.pool_stride=1,2"]
+    searching(*common, "search.max_trials=14")
+    unbroken = searching.launched
+    searching.launched = []
+    searching.folder = searching.folder.parent / "second"
+    for total in (3, 9, 14):
+        searching(*common, f"search.max_trials={total}", "study=second")
+    assert searching.launched == unbroken
+
+
+def test_limits_before_training(searching: Searching, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is over a limit is recorded with the reason and its costs, told to the tuner, and never trained."""
+    runs = searching("search.tuner=grid", "model.width=4,8", "search.limits={onnx_mb:0.3}")
+    kinds = {run.tags["dxc.state"] for run in runs}
+    assert kinds == {"finished", "infeasible"}
+    for run in runs:
+        wide = "model.width=8" in json.loads(run.tags["dxc.point"])
+        assert (run.tags["dxc.state"] == "infeasible") == wide
+        if wide:
+            assert re.fullmatch(
+                r"onnx_mb 0\.711\d is over the limit of 0\.3 \(search\.limits\.onnx_mb\)",
+                run.tags["dxc.reason"],
+            )
+            assert run.status == "KILLED" and run.tags["dxc.trial"] not in searching.launched
+            assert run.metrics["onnx_mb"] == pytest.approx(0.7113, abs=2e-4)
+            assert "accuracy" not in run.metrics
+    assert "not trained: onnx_mb 0.711" in capsys.readouterr().out
+
+
+def test_an_empty_feasible_set(searching: Searching) -> None:
+    with pytest.raises(SearchError) as raised:
+        searching("model.width=8,4", "search.limits={onnx_mb:0.1,macs:1}")
+    message = str(raised.value)
+    assert "search.limits.onnx_mb=0.1 rules out 12 of 12" in message
+    assert "search.limits.macs=1 rules out 12 of 12" in message
+    assert "The nearest is resnet18 k3 s2 p1 w4" in message
+    assert not (searching.tmp_path / "mlflow.db").exists()
+
+
+def test_a_failing_trial(searching: Searching, capsys: pytest.CaptureFixture[str]) -> None:
+    """A loss that is not a number: tried again once, recorded as failed with its traceback; the others go on."""
+    faulty = [
+        "search.tuner=grid",
+        "optimizer.lr=1e-3,1e30",
+        "model.stride=2",
+        "model.pool=none",
+        "trainer.max_epochs=2",
+    ]
+    runs = searching(*faulty)
+    by_state = {run.tags["dxc.state"] for run in runs}
+    assert by_state == {"finished", "failed"}
+    failed = [run for run in runs if run.tags["dxc.state"] == "failed"]
+    assert len(failed) == 1 and all(run.status == "FAILED" for run in failed)
+    for run in failed:
+        assert searching.launched.count(run.tags["dxc.trial"]) == 2 and run.tags["dxc.attempts"] == "2"
+        assert run.tags["dxc.reason"].startswith("TrainingError: the training loss is")
+        trace = (searching.folder / run.tags["dxc.trial"] / "traceback.txt").read_text()
+        assert "TrainingError: the training loss is" in trace
+        stored = MlflowClient(searching.uri).download_artifacts(run.run_id, "traceback.txt")
+        assert Path(stored).read_text() == trace
+    assert "FAILED: TrainingError: the training loss is" in capsys.readouterr().out
+    launched = len(searching.launched)
+    searching(*faulty)
+    assert len(searching.launched) == launched  # what failed twice is not tried again
+
+
+def test_a_hopeless_search_stops(searching: Searching) -> None:
+    with pytest.raises(SearchError, match="2 trials failed .search.max_failures=1., the last with: "):
+        searching(
+            "optimizer.lr=1e30,1e31", "search.retries=0", "search.max_failures=1", "search.max_trials=8"
+        )
+    assert len(searching.launched) == 2
+    (parent,) = Store(searching.uri, "first", patience_s=0).runs(dxc__kind="study")
+    assert parent.status == "KILLED"
+
+
+def test_another_configuration_is_refused(searching: Searching) -> None:
+    searching("search.max_trials=1")
+    with pytest.raises(SearchError) as raised:
+        searching("search.max_trials=2", "optimizer.lr=0.01", "model.width=4,8", "model.stride=2")
+    message = str(raised.value)
+    for line in (
+        "optimizer.lr: 0.001 -> 0.01",
+        "space model.width: not there -> 4,8",
+        "space model.stride: 1,2 -> not there",
+        "study=NEW",
+        "search.force=true",
+    ):
+        assert line in message
+    runs = searching("search.max_trials=2", "optimizer.lr=0.01", "search.force=true")
+    assert len(runs) == 2
+    searching("search.max_trials=2", "optimizer.lr=0.01")  # the new configuration is the study's now
+
+
+def test_other_chips_are_refused(searching: Searching) -> None:
+    import numpy as np
+
+    from tests.conftest import write_tif
+
+    searching("search.max_trials=1")
+    root = Path(next(each for each in searching.common if each.startswith("source.root=")).split("=", 1)[1])
+    chip = next(root.rglob("*DEM/T/*.tif"))
+    write_tif(chip, np.random.default_rng(7).normal(300, 1, (1, 20, 20)).astype("float32"))
+    with pytest.raises(SearchError, match="chips: [0-9a-f]{16} -> [0-9a-f]{16}"):
+        searching("search.max_trials=2")
+
+
+def test_median_stopping(searching: Searching) -> None:
+    """After five trials, the medians of the accuracies after each fold go with a trial, which stops below them."""
+    limits: list[list[float]] = []
+
+    def launch(jobs: Sequence[Sequence[str]], watch: Callable[[], bool]) -> None:
+        for overrides in jobs:
+            *rest, job = overrides
+            given = re.search(r"stop_below:\[(.*)\]", job)
+            assert given is not None
+            limits.append([float(each) for each in given[1].split(",") if each])
+            if len(limits) == 7:  # as if all before had been perfect
+                job = job.replace(given[0], "stop_below:[1.01]")
+            searching.run([*rest, job])
+
+    runs = searching("search.early_stop=median", "model.padding=1,2", "search.max_trials=8", launch=launch)
+    firsts = [json.loads(run.tags["dxc.rungs"])[0]["accuracies"][0] for run in runs]
+    assert limits[:5] == [[]] * 5
+    assert limits[5:] == [[pytest.approx(statistics.median(firsts[:n]), abs=1e-6)] for n in (5, 6, 7)]
+    stopped = runs[6]
+    assert stopped.tags["dxc.state"] == "stopped" and stopped.status == "KILLED"
+    assert json.loads(stopped.tags["dxc.rungs"])[0]["folds"] == 1 and "accuracy" not in stopped.metrics
+    assert "after 1 fold(s) is below the median of the trials before, 1.0100" in stopped.tags["dxc.reason"]
+    assert sum(run.tags["dxc.state"] == "finished" for run in runs) == 7
+    searching("search.early_stop=median", "model.padding=1,2", "search.max_trials=8")
+    assert len(limits) == 8 and not searching.launched[8:]
+
+
+def test_the_front_search(searching: Searching) -> None:
+    """Parts first; the epochs that were asked for are not exceeded; what is finished was trained in full, once."""
+    runs = searching(
+        "search.tuner=pareto",
+        "model.width=4,6,8",
+        "model.padding=1,2",
+        "trainer.max_epochs=2",
+        "search.rungs=[[1,0.5],[1,1.0]]",
+        "search.max_trials=6",
+    )
+    epochs = 0
+    for run in runs:
+        rungs = json.loads(run.tags.get("dxc.rungs", "[]"))
+        climbed = [(each["folds"], each["epochs"]) for each in rungs]
+        assert climbed == [(1, 1), (1, 2), (2, 2)][: len(climbed)]
+        epochs += {0: 0, 1: 1, 2: 3, 3: 5}[len(climbed)]
+        assert (run.tags["dxc.state"] == "finished") == (len(climbed) == 3)
+        if len(climbed) == 3:
+            assert rungs[2]["accuracies"][0] == rungs[1]["accuracies"][0]  # kept, not trained again
+            assert run.metrics["accuracy"] == pytest.approx(sum(rungs[2]["accuracies"]) / 2)
+    assert epochs <= 6 * 2 * 2
+    assert any(run.tags["dxc.state"] == "finished" for run in runs)
+    assert any(run.tags["dxc.state"] == "stopped" for run in runs)
+    launched = len(searching.launched)
+    searching(
+        "search.tuner=pareto",
+        "model.width=4,6,8",
+        "model.padding=1,2",
+        "trainer.max_epochs=2",
+        "search.rungs=[[1,0.5],[1,1.0]]",
+        "search.max_trials=6",
+    )
+    assert len(searching.launched) == launched
+
+
+def test_dry_run(searching: Searching, capsys: pytest.CaptureFixture[str]) -> None:
+    searching_runs = searching("search.dry_run=true", "model.width=4,8", "search.limits={onnx_mb:0.3}")
+    shown = capsys.readouterr().out
+    assert "16 points, 12 distinct trials of 12 networks, 6 trials over a limit" in shown
+    assert shown.count("not trained: onnx_mb") == 6
+    assert "training 6 trials: about" in shown and "nothing was trained or recorded" in shown
+    assert searching_runs == [] and searching.launched == []
+
+
+def test_a_store_that_goes_away(searching: Searching) -> None:
+    """The finished trial is kept on disk; the same command uploads it and goes on, without training it again."""
+    database = searching.tmp_path / "mlflow.db"
+    away = searching.tmp_path / "away.db"
+
+    def launch(jobs: Sequence[Sequence[str]], watch: Callable[[], bool]) -> None:
+        import dxc.search.trial as trial
+
+        compute = trial._compute
+
+        def leave(*arguments: object) -> dict:
+            end = compute(*arguments)  # type: ignore[arg-type]
+            database.rename(away)
+            database.mkdir()  # nothing can be opened there
+            return end
+
+        with pytest.MonkeyPatch.context() as patch:
+            if len(searching.launched) == 1:
+                patch.setattr(trial, "_compute", leave)
+            searching.launch(jobs, watch)
+
+    with pytest.raises(TrackingError, match="cannot be used"):
+        searching("search.max_trials=3", launch=launch)
+    lost = searching.launched[1]
+    record = Record.read(searching.folder / lost)
+    assert record is not None and record.content["state"] == "finished" and not record.content["uploaded"]
+    assert (searching.folder / lost / "artifacts" / "model.onnx").exists()
+    database.rmdir()
+    away.rename(database)
+    runs = searching("search.max_trials=3")
+    assert set(searching.states().values()) == {"finished"} and len(runs) == 3
+    assert searching.launched.count(lost) == 1
+    (run,) = [each for each in runs if each.tags["dxc.trial"] == lost]
+    assert run.metrics["accuracy"] == record.content["metrics"]["accuracy"]
+    assert "model.onnx" in {each.path for each in MlflowClient(searching.uri).list_artifacts(run.run_id)}
+
+
+def test_two_searches_at_once(searching: Searching) -> None:
+    """A second search begins while the first is about to train: together they reach the total, no trial twice."""
+    second = Searching(searching.tmp_path / "chips", searching.tmp_path)
+
+    class Waiting(Exception):
+        pass
+
+    def wait(self: Ledger, entry: Entry) -> None:
+        assert entry.trial not in second.launched
+        raise Waiting
+
+    def launch(jobs: Sequence[Sequence[str]], watch: Callable[[], bool]) -> None:
+        if not second.launched:
+            # it draws the same three trials, trains the two that are free, and waits for the first's
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(Waiting):
+                patch.setattr(Ledger, "wait_for", wait)
+                second("search.max_trials=3", parallel=3)
+        searching.launch(jobs, watch)
+
+    searching("search.max_trials=3", launch=launch)
+    assert [run.tags["dxc.state"] for run in searching.trials()] == ["finished"] * 3
+    assert len(searching.launched) == 1 and len(second.launched) == 2
+    assert not set(searching.launched) & set(second.launched)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["search.tuner=anneal"], "search.tuner=anneal is unknown; choose one of pareto, random, grid, tpe, evolution"),
+        (["model.kernal=3,5"], "Could not override 'model.kernal'"),
+        (["data=5ch,9ch"], "Could not find 'data/9ch'"),
+        (["study=a/b"], "study=a/b names a folder"),
+        (["search.objectives=[speed]"], "search.objectives=speed is unknown; choose one of accuracy"),
+        (["search.limits={speed:3}"], "search.limits.speed: no such cost"),
+        (["search.max_trials=0"], "search.max_trials must be a whole number of at least 1, not 0"),
+        (["search.rungs=[[0,1]]"], "search.rungs must be a list of"),
+        (["search.tuner=pareto", "search.objectives=[accuracy,f1]"], "must hold accuracy and at least one of"),
+        (["search.tuner=pareto", "search.objectives=[accuracy,latency_ms]"], "needs latency_ms of every network"),
+        (["search.early_stop=average"], "search.early_stop=average is unknown"),
+        (["+search.speed=3"], "search has no speed"),
+    ],
+)  # fmt: skip
+def test_bad_input(searching: Searching, overrides: list[str], message: str) -> None:
+    with pytest.raises((ConfigError, SearchError)) as raised:
+        searching(*overrides)
+    assert message in str(raised.value)
+    assert not searching.launched
