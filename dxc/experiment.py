@@ -5,6 +5,7 @@ GeoTIFF chips -> channels -> k-fold training -> ONNX -> what it costs -> MLflow.
 
 from __future__ import annotations
 
+import io
 import logging
 import shutil
 import statistics
@@ -239,7 +240,7 @@ def _trained_fold(
 ) -> TrainedFold:
     """One fold, from the folder `keep` where it is there, trained by the same epochs on the same chips."""
     if keep is None:
-        return _train_fold(config, datamodule, fold, number)
+        return train_fold(config, datamodule, fold, number)
     import torch
 
     chips = datamodule.cache.data_hash if datamodule.cache else ""
@@ -250,12 +251,14 @@ def _trained_fold(
         model.load_state_dict(kept["weights"])
         numbers = {key: kept[key] for key in kept if key not in ("weights", "points")}
         return TrainedFold(**numbers, model=model, curves=curves)
-    trained = _train_fold(config, datamodule, fold, number)
+    trained = train_fold(config, datamodule, fold, number)
     content = {key: value for key, value in vars(trained).items() if key not in ("model", "curves")}
     content |= {"weights": trained.model.state_dict(), "points": [list(point) for point in trained.curves]}
     keep.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()  # torch would hide a full disk behind an error of its own
+    torch.save(content, buffer)
     draft = path.with_name(f".{path.name}")
-    torch.save(content, draft)
+    draft.write_bytes(buffer.getvalue())
     draft.replace(path)
     return trained
 
@@ -316,7 +319,7 @@ def _read_chips(datamodule: ChipDataModule) -> ChipCache:
     return cache
 
 
-def _train_fold(config: dict[str, Any], datamodule: ChipDataModule, fold: Fold, number: int) -> TrainedFold:
+def train_fold(config: dict[str, Any], datamodule: ChipDataModule, fold: Fold, number: int) -> TrainedFold:
     """Train a fresh network on one fold. The seed depends on the fold alone: folds may run in any order."""
     import pytorch_lightning as pl
 

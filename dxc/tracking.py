@@ -364,6 +364,7 @@ def _log(
 def _open_store(uri: str, study: str) -> tuple[Any, str]:
     """Client and experiment id; an embedded store is created, one process at a time."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its default waits for minutes
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run
     from filelock import FileLock
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException

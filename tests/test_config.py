@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,14 @@ from omegaconf import OmegaConf
 from dxc.config import PROJECT_ROOT, build, canonical, describe, design_hash, flatten, resolved, trial_hash
 from dxc.errors import ConfigError
 from dxc.hardware import Hardware
+from dxc.search.space import parse_space
 
 CONF = PROJECT_ROOT / "conf"
 
 
-def _compose(*overrides: str) -> dict:
+def _compose(*overrides: str, script: str = "train") -> dict:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return resolved(compose("train", overrides=list(overrides)))
+        return resolved(compose(script, overrides=list(overrides)))
 
 
 def _options(group: str) -> list[str]:
@@ -34,11 +36,24 @@ def _options(group: str) -> list[str]:
     ],
 )
 def test_every_option_composes_and_opens_with_its_command(override: str) -> None:
-    config = _compose(override)
+    lines = (CONF / f"{override.replace('=', '/')}.yaml").read_text().splitlines()
+    (script,) = re.findall(r"^# python (train|search)\.py ", "\n".join(lines[:2]), re.MULTILINE)
+    config = _compose(override, script=script)
     assert config["model"]["in_channels"] == len(config["data"]["channels"])
     Hardware.of(config["hardware"])
-    lines = (CONF / f"{override.replace('=', '/')}.yaml").read_text().splitlines()
-    assert any(line.startswith("# python train.py") for line in lines[:2])
+
+
+@pytest.mark.parametrize("model", _options("space"))
+def test_every_space_is_of_a_model_and_has_its_knobs(model: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("search", overrides=[f"model={model}"], return_hydra_config=True)
+    lines = (CONF / f"space/{model}.yaml").read_text().splitlines()
+    assert lines[0].startswith(f"# python search.py model={model} ")
+    space = parse_space(cfg.hydra.sweeper.params, [])
+    for axis in space.axes:
+        assert (CONF / axis.key).is_dir() or OmegaConf.select(
+            cfg, axis.key, throw_on_missing=True
+        ) is not None
 
 
 def test_the_contract_command_composes() -> None:

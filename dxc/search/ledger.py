@@ -8,6 +8,7 @@ home directory); the store may be anywhere.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -77,9 +78,11 @@ class Ledger:
         self._study_lock = FileLock(folder / ".lock")
         self._alive_lock = FileLock(folder / SEARCHES / self.search_id)
         self._others: frozenset[str] = frozenset()
+        self._alive: frozenset[str] = frozenset()
 
     def __enter__(self) -> Ledger:
-        self._alive_lock.acquire()
+        with self.lock():  # or a search that clears away the dead ones could take this one for dead
+            self._alive_lock.acquire()
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -132,10 +135,15 @@ class Ledger:
 
     def refresh_if_shared(self) -> None:
         """Read the store again where another search of this study works or has worked beside this one."""
-        others = frozenset(path.name for path in (self.folder / SEARCHES).iterdir()) - {self.search_id}
-        if others != self._others or any(_held(self.folder / SEARCHES / other) for other in others):
+        others = self._other_searches()
+        alive = frozenset(other for other in others if _held(self.folder / SEARCHES / other))
+        # one that was alive at the last look may have planned a trial and ended since
+        if alive or self._alive or others != self._others:
             self.refresh()
-        self._others = others
+        self._others, self._alive = others, alive
+
+    def _other_searches(self) -> frozenset[str]:
+        return frozenset(path.name for path in (self.folder / SEARCHES).iterdir()) - {self.search_id}
 
     def refresh(self) -> None:
         """Read every trial from the store, and upload what was kept on disk while it was away."""
@@ -207,10 +215,11 @@ class Ledger:
         content = record.content
         entry.attempts = content.get("attempts", 0)
         if content.get("state") not in (*OVER, STOPPED):
+            entry.state = content.get("state", entry.state)  # a trial that had failed or stopped runs again
             return False
         if not content.get("uploaded"):
             # a process that is still there uploads it itself: two at once would lose files to each other
-            with contextlib.suppress(Timeout), FileLock(self.folder / entry.trial / ".lock", timeout=0):
+            with contextlib.suppress(Timeout), FileLock(self.folder / entry.trial / ".lock", timeout=1):
                 record = Record.read(self.folder / entry.trial) or record
                 if not record.content.get("uploaded"):
                     upload(self.store, record)
@@ -270,15 +279,14 @@ def upload(store: Store, record: Record) -> None:
 
 
 def _held(path: Path) -> bool:
-    """Whether a live process holds a lock."""
-    if not path.exists():
-        return False
-    lock = FileLock(path)
+    """Whether a live process holds a lock (filelock takes it by flock). Asking together does not look like holding."""
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
         return True
-    lock.release()
     return False
 
 

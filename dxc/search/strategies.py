@@ -52,6 +52,8 @@ class NniTuner:
         with self._own_random():
             self._tuner = _make(name, seed, population)
             self._tuner.update_search_space(self._finite)
+            if name in ("random", "tpe"):
+                self._tuner.dedup = _Repeats()
             if name == "evolution":
                 self._room = population - 1
                 _seed_evolution(self._tuner, seed)
@@ -62,7 +64,7 @@ class NniTuner:
         return self._untold >= self._room
 
     def ask(self) -> Proposal | None:
-        """The next proposal; None when the tuner has no more."""
+        """The next proposal, which may repeat an earlier one; None when the tuner has no more (grid)."""
         import nni
 
         self._numbers += 1
@@ -106,6 +108,17 @@ class NniTuner:
         finally:
             self._random = random.getstate()
             random.setstate(outside)
+
+
+class _Repeats:
+    """In place of NNI's deduplication, which answers a repeated proposal with the next point in grid order: TPE would
+    search the first corner of the space as soon as it has found something. A search answers repeats itself."""
+
+    def __call__(self, parameters: Any) -> Any:
+        return parameters
+
+    def add_history(self, parameters: Any) -> None:
+        pass
 
 
 def _make(name: str, seed: int, population: int) -> Any:

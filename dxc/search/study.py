@@ -329,6 +329,7 @@ class Study:
         self._reported: set[tuple[str, Rung | None, int]] = set()
         self._silent_since: dict[str, float] = {}
         self._launched = 0.0
+        self._attempts: dict[str, int] = {}
 
     def run(self) -> None:
         """Until the study has its number of trials, or the space has no more."""
@@ -370,19 +371,23 @@ class Study:
             parallel=self.parallel,
             maximise=objective(self.settings.objective).maximise,
         )
-        self._work([Job(entry) for entry in self._orphans()])
-        while (left := self.total - self._trained()) > 0:
-            with self.ledger.lock():
-                self.ledger.refresh_if_shared()
-                members, repeated, exhausted = self._draw(tuner, left)
-            if not members:
-                break
-            thresholds = self._medians()
-            self._work([Job(entry, stop_below=thresholds) for _, entry in members])
-            for proposal, entry in (*members, *repeated):
-                self._tell(tuner, proposal, self.ledger.entries[entry.trial])
-            if exhausted:
-                break
+        exhausted = False
+        while True:
+            if orphans := self._orphans():
+                self._work([Job(entry) for entry in orphans])
+            elif not exhausted and (left := self.total - self._trained()) > 0:
+                with self.ledger.lock():
+                    self.ledger.refresh_if_shared()
+                    members, repeated, exhausted = self._draw(tuner, left)
+                exhausted = exhausted or not members
+                thresholds = self._medians()
+                self._work([Job(entry, stop_below=thresholds) for _, entry in members])
+                for proposal, entry in (*members, *repeated):
+                    self._tell(tuner, proposal, self.ledger.entries[entry.trial])
+            elif busy := [e for e in self.ledger.entries.values() if self.ledger.elsewhere(e)]:
+                self.ledger.wait_for(busy[0])
+            else:
+                return
 
     def _draw(
         self, tuner: NniTuner, left: int
@@ -480,6 +485,7 @@ class Study:
                     entry = self.ledger.entries.get(trial) or self._enter(self.survey.identity(trial), point)
                     if entry.owner != self.ledger.search_id:
                         self.ledger.take_over(entry)
+                    entry.attempts = 0  # of this rung
                     jobs.append(Job(entry, None if rung == self.ladder[-1] else rung))
             if not jobs and not busy:
                 return
@@ -546,6 +552,7 @@ class Study:
                 if entry.state not in (FINISHED, FAILED, INFEASIBLE, STOPPED)
                 and self.survey.space.point_of(entry.overrides) is not None
                 and not self.ledger.elsewhere(entry)
+                and not self._ended(Job(entry))
             ]
             for entry in found:
                 self.ledger.take_over(entry)
@@ -569,6 +576,10 @@ class Study:
                 self.ledger.take_over(entry)
                 self._work([Job(entry, job.rung, job.stop_below)])
 
+    def _ended(self, job: Job) -> bool:
+        """Whether a trial is over, by what its process left on disk; jobs of a search that is gone go on without it."""
+        return self.ledger.collect(job.entry) and self._over(job)
+
     def _over(self, job: Job) -> bool:
         entry = job.entry
         if job.rung is not None and job.rung in entry.rungs:
@@ -589,7 +600,7 @@ class Study:
 
     def _launch(self, jobs: Sequence[Job]) -> None:
         overrides = [self._job_overrides(job, slot) for slot, job in enumerate(jobs)]
-        attempts = {job.entry.trial: job.entry.attempts + 1 for job in jobs}
+        self._attempts = {job.entry.trial: job.entry.attempts + 1 for job in jobs}
         failure: LauncherError | None = None
         self._launched = time.time()
         with self.progress.running(len(jobs), done=self._done_share()):
@@ -607,7 +618,7 @@ class Study:
             entry = job.entry
             if entry.trial in collected:
                 continue
-            entry.attempts = attempts[entry.trial]
+            entry.attempts = self._attempts[entry.trial]
             self.ledger.count_attempt(entry, entry.attempts)
             if entry.attempts > self.settings.retries:
                 self.ledger.fail(
@@ -620,10 +631,14 @@ class Study:
         """Take over from disk what these trials found, and report it; returns those that are over, as asked."""
         over = set()
         for job in jobs:
-            if self.ledger.collect(job.entry) and (self._over(job) or job.entry.state == FAILED):
-                over.add(job.entry.trial)
-                if (job.entry.trial, job.rung, job.entry.attempts) not in self._reported:
-                    self._reported.add((job.entry.trial, job.rung, job.entry.attempts))
+            entry = job.entry
+            ended = self._ended(job)
+            if entry.state == FAILED and entry.attempts < self._attempts[entry.trial]:
+                continue  # what it was launched again for
+            if ended:
+                over.add(entry.trial)
+                if (entry.trial, job.rung, entry.attempts) not in self._reported:
+                    self._reported.add((entry.trial, job.rung, entry.attempts))
                     self._report(job)
         return over
 
@@ -696,7 +711,7 @@ class Study:
         """Trials that count towards the total, those that others work on included."""
         return sum(
             entry.state in (FINISHED, FAILED, STOPPED)
-            or (entry.state != INFEASIBLE and self.ledger.elsewhere(entry))
+            or (entry.state != INFEASIBLE and (self.ledger.elsewhere(entry) or self._ended(Job(entry))))
             for entry in self.ledger.entries.values()
         )
 

@@ -44,20 +44,26 @@ def run_trial(cfg: DictConfig, folder: Path) -> str:
         raise RuntimeError(
             f"trial {job['trial']} was composed to {trial_hash(config)}: a bug in dxc.search.space"
         )
-    with FileLock(folder / ".lock"):
-        record = Record.read(folder)
-        if record is None or record.content.get("run_id") != job["run_id"]:
-            record = Record(folder, run_id=job["run_id"], trial=job["trial"])
-        store = Store(
-            config["tracking"]["uri"], config["study"], patience_s=config["search"]["store_patience_s"]
-        )
-        if not _done(record, job):
-            training = cfg.copy()
-            with open_dict(training):
-                del training["search"]  # what train.py would be given
-            _train(training, record, store, job)
-        if not record.content.get("uploaded"):
-            upload(store, record)
+    try:
+        with FileLock(folder / ".lock"):
+            return _run_locked(cfg, config, folder)
+    except OSError as error:
+        raise disk_full(error) or error from None
+
+
+def _run_locked(cfg: DictConfig, config: Mapping[str, Any], folder: Path) -> str:
+    job = config["search"]["job"]
+    record = Record.read(folder)
+    if record is None or record.content.get("run_id") != job["run_id"]:
+        record = Record(folder, run_id=job["run_id"], trial=job["trial"])
+    store = Store(config["tracking"]["uri"], config["study"], patience_s=config["search"]["store_patience_s"])
+    if not _done(record, job):
+        training = cfg.copy()
+        with open_dict(training):
+            del training["search"]  # what train.py would be given
+        _train(training, record, store, job)
+    if not record.content.get("uploaded"):
+        upload(store, record)
     return record.content["state"]
 
 
@@ -87,9 +93,9 @@ def _train(cfg: DictConfig, record: Record, store: Store, job: Mapping[str, Any]
         _on_device(cfg, job.get("device"))
         end = _compute(cfg, record, job)
     except (Stopped, KeyboardInterrupt):
-        with contextlib.suppress(TrackingError):
+        with contextlib.suppress(TrackingError, OSError):
             store.tag(job["run_id"], {"dxc.state": PLANNED})
-        record.write(state=PLANNED)
+            record.write(state=PLANNED)
         raise
     except TrackingError:
         raise
