@@ -1,0 +1,241 @@
+"""search.py as a user runs it: real processes, stopped and killed, read back from MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dxc.config import PROJECT_ROOT
+from dxc.tracking import Record, Store, StoredRun
+from tests.conftest import ChipMaker
+from tests.search.searches import SMALL
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+class Command:
+    """`python search.py` on tiny chips, in a study of a temporary folder."""
+
+    def __init__(self, root: Path, tmp_path: Path) -> None:
+        self.uri = f"sqlite:///{tmp_path}/mlflow.db"
+        self.folder = tmp_path / "multirun" / "first"
+        self.common = [
+            "source=chips",
+            f"source.root={root}",
+            f"cache_dir={tmp_path}/cache",
+            f"tracking.uri={self.uri}",
+            f"hydra.sweep.dir={tmp_path}/multirun/${{study}}",
+            "study=first",
+            *SMALL,
+        ]
+
+    def line(self, *overrides: str) -> list[str]:
+        keys = {each.split("=")[0] for each in overrides}
+        common = [each for each in self.common if each.split("=")[0] not in keys]
+        return [sys.executable, "search.py", *common, *overrides]
+
+    def run(self, *overrides: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            self.line(*overrides),
+            cwd=PROJECT_ROOT,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    def start(self, *overrides: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            self.line(*overrides),
+            cwd=PROJECT_ROOT,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def trials(self) -> list[StoredRun]:
+        if not Path(self.uri.removeprefix("sqlite:///")).exists():
+            return []
+        return Store(self.uri, "first", patience_s=5).runs(dxc__kind="trial")
+
+    def begun(self) -> dict[str, int]:
+        """How often training was begun, by trial."""
+        records = [Record.read(path.parent) for path in self.folder.glob("*/record.json")]
+        return {each.content["trial"]: each.content.get("begun", 0) for each in records if each is not None}
+
+
+@pytest.fixture
+def command(make_chips: ChipMaker, tmp_path: Path) -> Command:
+    return Command(make_chips(regions=("NE",), per_class=8), tmp_path)
+
+
+def _until(process: subprocess.Popen, text: str) -> str:
+    """What the process prints up to a line with this text."""
+    seen = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        seen += line
+        if text in line:
+            return seen
+    raise AssertionError(f"ended without {text!r}:\n{seen}")
+
+
+def test_killed_ten_times(command: Command) -> None:
+    """kill -9 at random moments, ten times: nothing that was finished is lost, changed or trained again, and the study
+    ends with the number of trials that was asked for."""
+    total = 16
+    overrides = ["model.padding=1,2,3", f"search.max_trials={total}", "trainer.max_epochs=2"]
+    rng = random.Random(1)
+    finished: dict[str, tuple[float, int]] = {}
+    for _ in range(10):
+        process = command.start(*overrides)
+        _until(process, "study 'first'")
+        time.sleep(rng.uniform(0.0, 1.6))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        now = {
+            run.tags["dxc.trial"]: (run.metrics["accuracy"], command.begun()[run.tags["dxc.trial"]])
+            for run in command.trials()
+            if run.tags["dxc.state"] == "finished"
+        }
+        assert finished.items() <= now.items()
+        finished = now
+    assert len(finished) < total, "the kills came too late to show anything"
+
+    done = command.run(*overrides)
+    assert done.returncode == 0, done.stderr
+    runs = command.trials()
+    assert len(runs) == len({run.tags["dxc.trial"] for run in runs}) == total
+    assert {run.tags["dxc.state"] for run in runs} == {"finished"}
+    assert {run.status for run in runs} == {"FINISHED"}
+    after = {
+        run.tags["dxc.trial"]: (run.metrics["accuracy"], command.begun()[run.tags["dxc.trial"]])
+        for run in runs
+    }
+    assert finished.items() <= after.items()
+    # a kill costs one beginning at most
+    assert sum(begun for _, begun in after.values()) <= total + 10
+    for run in runs:
+        (rung,) = json.loads(run.tags["dxc.rungs"])
+        assert rung["folds"] == 2 and run.metrics["accuracy"] == pytest.approx(sum(rung["accuracies"]) / 2)
+
+
+def test_two_processes_at_once(command: Command) -> None:
+    """Two searches of one study, started together: six trials in all, each trained once."""
+    overrides = ["model.padding=1,2,3", "search.max_trials=6", "trainer.max_epochs=2"]
+    first, second = command.start(*overrides), command.start(*overrides)
+    outputs = [process.communicate(timeout=200)[0] for process in (first, second)]
+    assert [process.returncode for process in (first, second)] == [0, 0], outputs
+    runs = command.trials()
+    assert len(runs) == len({run.tags["dxc.trial"] for run in runs}) == 6
+    assert {run.tags["dxc.state"] for run in runs} == {"finished"}
+    assert sorted(command.begun().values()) == [1] * 6
+    assert all("6 finished" in output for output in outputs)
+
+
+def test_ctrl_c_and_going_on(command: Command) -> None:
+    process = command.start("model.padding=1,2,3", "search.max_trials=8")
+    seen = _until(process, "1/8")
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in seen + rest
+    assert "stopped before its end: the same command goes on from here" in rest
+    assert "stopped by SIGINT" in rest and "front of study 'first'" in rest
+    assert "running" not in {run.tags["dxc.state"] for run in command.trials()}
+    done = command.run("model.padding=1,2,3", "search.max_trials=8")
+    assert done.returncode == 0 and "going on: " in done.stdout
+    assert len([run for run in command.trials() if run.tags["dxc.state"] == "finished"]) == 8
+
+
+def test_joblib(command: Command) -> None:
+    """Two trials at once in processes of their own; a worker that is killed is noticed, and its trial tried again."""
+    overrides = [
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+        "search.max_trials=4",
+        "trainer.max_epochs=40",
+    ]
+    process = command.start(*overrides)
+    try:
+        _until(process, "study 'first'")
+        deadline = time.monotonic() + 60
+        victim = None
+        while victim is None and time.monotonic() < deadline:
+            running = [run for run in command.trials() if run.tags["dxc.state"] == "running"]
+            victim = next((run for run in running if "dxc.host" in run.tags), None)
+            time.sleep(0.05)
+        assert victim is not None
+        pid = int(victim.tags["dxc.host"].rsplit(":", 1)[1])
+        assert pid != process.pid
+        os.kill(pid, signal.SIGKILL)
+        output, _ = process.communicate(timeout=200)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output
+    runs = command.trials()
+    assert len(runs) == 4 and {run.tags["dxc.state"] for run in runs} == {"finished"}
+    assert len({run.tags["dxc.host"] for run in runs}) >= 2
+    assert command.begun()[victim.tags["dxc.trial"]] == 2
+
+
+def test_a_full_disk(command: Command, tmp_path: Path) -> None:
+    """The search stops with what to do; with room again, it goes on and nothing is recorded as failed."""
+    small = tmp_path / "multirun"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        done = command.run("search.max_trials=3", "model.width=16")
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "no space left on the disk" in done.stderr and "same command" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert "failed" not in {run.tags["dxc.state"] for run in command.trials()}
+        subprocess.run(["mount", "-o", "remount,size=60m", str(small)], check=True)
+        done = command.run("search.max_trials=3", "model.width=16")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert [run.tags["dxc.state"] for run in command.trials()] == ["finished"] * 3
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["search.tuner=anneal"], "search.tuner=anneal is unknown"),
+        (["model.kernel=3", "model.kernel=3,5"], "pinned and swept at once"),
+        (["study=a/b"], "names a folder"),
+    ],
+)
+def test_mistakes_get_one_message(command: Command, overrides: list[str], message: str) -> None:
+    line = [
+        each for each in command.line() if each.split("=")[0] not in ("model.kernel", "study")
+    ] + overrides
+    done = subprocess.run(line, cwd=PROJECT_ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not command.folder.parent.exists()
+
+
+def test_help_is_quick_and_says_how() -> None:
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "search.py", "--help"], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and time.monotonic() - started < 10
+    for line in ("search.py search.tuner=tpe study=first", "hydra/launcher=joblib", "space: resnet18"):
+        assert line in done.stdout
