@@ -1,0 +1,498 @@
+"""How much training a search saves: a whole grid is recorded once, and every tuner searches the record again.
+
+    python benchmarks/search_cost.py             replays the recorded grid, about 6 minutes on 4 cores
+    python benchmarks/search_cost.py --record    records it: 4 processes for 2 hours; interrupted, it goes on
+
+The space is the published one at a quarter of its width, without its middle: 120 networks x 2 channel sets (first
+kernel 3, 5; stride 1, 2; padding 1, 2, 3; five pools; width 8, 16) on 800 synthetic chips at 2 m (50 x 50 pixels),
+3 folds of 5 epochs, batch 16, 3 seeds of the training. results/search_grid.csv holds the accuracy of each fold after
+each epoch.
+
+A replay gives a tuner the accuracies of one seed. What counts is what it trained in full, judged by the means over
+seeds: the hypervolume (accuracy, latency_ms, onnx_mb; reference: the worst of the grid) as a share of the whole grid's,
+and the share of the true front that is among it. A budget is a share of the grid's epochs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from _record import ROOT, save
+from hydra import compose, initialize_config_dir
+from tqdm import tqdm
+
+from dxc.config import resolved
+from dxc.data.cache import usable_cores
+from dxc.hardware import Hardware
+from dxc.pareto import directions, hypervolume, non_dominated
+from dxc.search import Rung
+from dxc.search.costs import NetworkCosts
+from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_numbers
+from dxc.search.space import Axis, Catalogue, Space, network_hash, parse_space
+from dxc.search.strategies import NniTuner
+
+TABLE = ROOT / "benchmarks" / "results" / "search_grid.csv"
+CACHE = ROOT / "cache"
+CHIPS, SEEDS, FOLDS, EPOCHS = 800, 3, 3, 5
+AXES = {
+    "data": ("5ch", "7ch"),
+    "kernel": ("3", "5"),
+    "stride": ("1", "2"),
+    "padding": ("1", "2", "3"),
+    "pool": ("none", "max"),
+    "pool_kernel": ("2", "3"),
+    "pool_stride": ("1", "2"),
+    "width": ("8", "16"),
+}
+OBJECTIVES = ["accuracy", "latency_ms", "onnx_mb"]
+BUDGETS = (0.02, 0.05, 0.10, 0.20)
+ENOUGH = 0.99
+CURVES = [f"fold{fold}_epoch{epoch}" for fold in range(1, FOLDS + 1) for epoch in range(1, EPOCHS + 1)]
+
+Knobs = tuple[str, ...]
+"""Values of AXES, in that order; the pool's knobs are 3 and 2 without a pool."""
+
+
+def knobs_of(values: Knobs) -> Knobs:
+    named = dict(zip(AXES, values, strict=True))
+    if named["pool"] == "none":
+        named |= {"pool_kernel": "3", "pool_stride": "2"}
+    return tuple(named.values())
+
+
+def grid() -> list[Knobs]:
+    """The distinct points of the space."""
+    return list(dict.fromkeys(knobs_of(values) for values in product(*AXES.values())))
+
+
+# --- recording -------------------------------------------------------------------------------------------------------
+
+
+def halve(root: Path, out: Path) -> None:
+    """Chips of half the resolution: every 2 x 2 pixels averaged."""
+    import rasterio
+    from rasterio.enums import Resampling
+
+    for path in tqdm(sorted(root.rglob("*.tif")), desc="2 m chips", leave=False):
+        with rasterio.open(path) as file:
+            height, width = file.height // 2, file.width // 2
+            bands = file.read(out_shape=(file.count, height, width), resampling=Resampling.average)
+            profile = {
+                "driver": "GTiff",
+                "count": file.count,
+                "dtype": bands.dtype,
+                "height": height,
+                "width": width,
+                "crs": file.crs,
+                "transform": file.transform * file.transform.scale(2, 2),
+            }
+        target = out / path.relative_to(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with rasterio.open(target, "w", **profile) as file:
+            file.write(bands)
+
+
+def chips() -> Path:
+    from dxc.data.synthetic import SyntheticSource
+
+    out = CACHE / f"search-cost-chips-{CHIPS}"
+    if not out.exists():
+        draft = out.with_name(f".{out.name}")
+        halve(SyntheticSource(chips=CHIPS, cache_dir=str(CACHE)).prepare(), draft)
+        draft.rename(out)
+    return out
+
+
+@cache
+def prepared(data: str, root: str, accelerator: str) -> tuple[dict[str, Any], Any]:
+    """The configuration of one channel set and its chips, once a process."""
+    from dxc.config import build
+
+    overrides = [
+        f"data={data}",
+        "source=chips",
+        f"source.root={root}",
+        f"data.folds={FOLDS}",
+        f"cache_dir={CACHE}",
+    ]
+    overrides += [
+        "data.size=50",
+        f"trainer.max_epochs={EPOCHS}",
+        f"trainer.accelerator={accelerator}",
+        "progress=false",
+    ]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = resolved(compose("train", overrides=overrides))
+    datamodule = build(config["data"], source=build(config["source"]))
+    datamodule.prepare_data()
+    return config, datamodule
+
+
+def configured(config: dict[str, Any], knobs: Knobs) -> dict[str, Any]:
+    own = {key: int(value) if value.isdigit() else value for key, value in zip(AXES, knobs, strict=True)}
+    own.pop("data")
+    return {**config, "model": {**config["model"], **own}}
+
+
+def train(knobs: Knobs, seed: int, root: str, accelerator: str) -> dict[str, Any]:
+    """One trial: the accuracy of each fold after each epoch."""
+    import logging
+
+    import torch
+
+    from dxc.experiment import train_fold
+
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    config, datamodule = prepared(knobs[0], root, accelerator)
+    config = {**configured(config, knobs), "seed": 10 * seed}
+    started = time.perf_counter()
+    folds = [train_fold(config, datamodule, fold, number) for number, fold in enumerate(datamodule.folds)]
+    curve = [value for fold in folds for name, value, _ in fold.curves if name.endswith("val_accuracy")]
+    return {
+        **dict(zip(AXES, knobs, strict=True)),
+        "seed": seed,
+        **dict(zip(CURVES, curve, strict=True)),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def record(jobs: int, accelerator: str) -> None:
+    """Train what is missing of the grid and write the table; lines are kept in cache/ until it is complete."""
+    root = chips()
+    for data in AXES["data"]:
+        prepared(data, str(root), accelerator)
+    lines = CACHE / "search_grid.jsonl"
+    rows = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    done = {(*(row[axis] for axis in AXES), row["seed"]) for row in rows}
+    todo: list[tuple[Knobs, int]] = []
+    for seed in range(SEEDS):
+        points = [knobs for knobs in grid() if (*knobs, seed) not in done]
+        random.Random(seed).shuffle(points)  # an even load, and a fair estimate of the time left
+        todo += [(knobs, seed) for knobs in points]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool, lines.open("a") as file:
+        futures = [pool.submit(train, knobs, seed, str(root), accelerator) for knobs, seed in todo]
+        for future in tqdm(as_completed(futures), total=len(futures), unit="trial"):
+            rows.append(future.result())
+            file.write(json.dumps(rows[-1]) + "\n")
+            file.flush()
+    write_table(rows)
+
+
+def write_table(rows: list[dict[str, Any]]) -> None:
+    """Add what the networks cost and write the table that is shipped."""
+    known = costs_of_grid()
+    table = pd.DataFrame(rows)
+    for name in ("latency_ms", "onnx_mb", "macs"):
+        table[name] = [known[knobs][name] for knobs in table[list(AXES)].itertuples(index=False, name=None)]
+    table = table[[*AXES, "seed", "latency_ms", "onnx_mb", "macs", *CURVES, "seconds"]]
+    table = table.sort_values([*AXES, "seed"])
+    draft = TABLE.with_suffix(".tmp")
+    table.to_csv(draft, index=False, float_format="%.6g")
+    draft.replace(TABLE)
+    print(f"wrote {TABLE.relative_to(ROOT)}: {len(table)} trials")
+
+
+def costs_of_grid() -> dict[Knobs, dict[str, float]]:
+    configs = {}
+    for data in AXES["data"]:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            base = resolved(compose("train", overrides=[f"data={data}", "data.size=50"]))
+        configs |= {knobs: configured(base, knobs) for knobs in grid() if knobs[0] == data}
+    costs = NetworkCosts(Hardware.of(base["hardware"]), CACHE)
+    costs.compute({network_hash(c): c for c in configs.values()}, jobs=usable_cores(), progress=True)
+    return {knobs: costs.of(network_hash(config), config) for knobs, config in configs.items()}
+
+
+# --- replaying -------------------------------------------------------------------------------------------------------
+
+
+class Spent(NamedTuple):
+    """A trial that was trained in full, and the epochs that the search had spent by then."""
+
+    epochs: int
+    point: int
+
+
+class Grid:
+    """The recorded table: curves (points, seeds, folds, epochs), costs (points, 2), accuracy by seed means."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        axes = list(AXES)
+        table = table.astype(dict.fromkeys(axes, str)).set_index([*axes, "seed"]).sort_index()
+        self.points = [knobs for knobs in grid() if knobs in set(table.index.droplevel("seed"))]
+        self.seeds = sorted(set(table.index.get_level_values("seed")))
+        ordered = table.loc[[(*knobs, seed) for knobs in self.points for seed in self.seeds]]
+        self.curves = ordered[CURVES].to_numpy().reshape(len(self.points), len(self.seeds), FOLDS, EPOCHS)
+        self.costs = ordered[["latency_ms", "onnx_mb"]].to_numpy()[:: len(self.seeds)]
+        self.accuracy = self.curves[..., -1].mean(axis=(1, 2))
+        self.values = np.column_stack([self.accuracy, self.costs])
+        self.maximise = directions(OBJECTIVES)
+        self.reference = [self.accuracy.min(), *self.costs.max(axis=0)]
+        self.front = set(np.flatnonzero(non_dominated(self.values, maximise=self.maximise)))
+        self.whole = self._volume(range(len(self.points)))
+        self.epochs = len(self.points) * FOLDS * EPOCHS
+
+    def _volume(self, points: Any) -> float:
+        return hypervolume(self.values[list(points)], reference=self.reference, maximise=self.maximise)
+
+    def score(self, points: list[int]) -> tuple[float, float]:
+        """Share of the hypervolume, and of the front, that these points hold by the means over seeds."""
+        return self._volume(points) / self.whole, len(self.front & set(points)) / len(self.front)
+
+    def seen(self, point: int, seed: int) -> float:
+        """The accuracy a tuner is told: mean over folds, last epoch, of one training."""
+        return float(self.curves[point, self.seeds[seed % len(self.seeds)], :, -1].mean())
+
+
+def by_nni(name: str, grid: Grid, seed: int, budget: int) -> list[Spent]:
+    """One of NNI's tuners, on accuracy, as search.py uses it."""
+    space = Space(tuple(Axis(key, values) for key, values in AXES.items()), ())
+    number = {knobs: n for n, knobs in enumerate(grid.points)}
+    total = budget // (FOLDS * EPOCHS)
+    tuner = NniTuner(name, space, seed=seed, trials=total, parallel=1, maximise=True)
+    rng = random.Random(seed)
+    told: dict[int, float] = {}
+    repeats = 0
+    while len(told) < total:
+        if repeats > 200:  # as dxc.search.study does
+            point = rng.choice([n for n in range(len(grid.points)) if n not in told])
+            told[point], repeats = grid.seen(point, seed), 0
+            continue
+        proposal = tuner.ask()
+        if proposal is None:
+            break
+        own = zip(AXES.values(), proposal.point, strict=True)
+        point = number[knobs_of(tuple(values[position] for values, position in own))]
+        repeats = repeats + 1 if point in told else 0
+        told.setdefault(point, grid.seen(point, seed))
+        tuner.tell(proposal, told[point])
+    return [Spent((n + 1) * FOLDS * EPOCHS, point) for n, point in enumerate(told)]
+
+
+def by_local_search(grid: Grid, seed: int, budget: int) -> list[Spent]:
+    """Pareto local search (Paquete et al. 2004): from a member of the front so far to a neighbour, which differs in one
+    knob; from a random point where the front has no new neighbours."""
+    rng = random.Random(seed)
+    told: dict[int, float] = {}
+    total = budget // (FOLDS * EPOCHS)
+
+    def differ(one: Knobs, other: Knobs) -> int:
+        pools = {one[4], other[4]}
+        keys = [k for k in range(len(AXES)) if k not in (5, 6) or "none" not in pools]
+        return sum(one[k] != other[k] for k in keys)
+
+    def step() -> int:
+        known = list(told)
+        values = np.column_stack([[told[n] for n in known], grid.costs[known]])
+        front = [
+            n for n, kept in zip(known, non_dominated(values, maximise=grid.maximise), strict=True) if kept
+        ]
+        rng.shuffle(front)
+        for member in front:
+            new = [
+                n
+                for n, knobs in enumerate(grid.points)
+                if n not in told and differ(knobs, grid.points[member]) == 1
+            ]
+            if new:
+                return rng.choice(new)
+        return rng.choice([n for n in range(len(grid.points)) if n not in told])
+
+    while len(told) < total:
+        point = step() if told else rng.randrange(len(grid.points))
+        told[point] = grid.seen(point, seed)
+    return [Spent((n + 1) * FOLDS * EPOCHS, point) for n, point in enumerate(told)]
+
+
+def by_front(rungs: list[tuple[int, float]], grid: Grid, seed: int, budget: int) -> list[Spent]:
+    """search.tuner=pareto, one trial after the other."""
+    ladder = [Rung(folds, max(1, round(share * EPOCHS))) for folds, share in rungs] + [Rung(FOLDS, EPOCHS)]
+    named = [dict(zip(AXES, knobs, strict=True)) for knobs in grid.points]
+    rows: list[dict[str, Any]] = []
+    for knobs in named:
+        known = {key: int(value) if value.isdigit() else value for key, value in knobs.items()}
+        if knobs["pool"] == "none":
+            del known["pool_kernel"], known["pool_stride"]
+        rows.append(known)
+    names = [str(n) for n in range(len(grid.points))]
+    candidates = Candidates(names, knob_numbers(rows), grid.costs, OBJECTIVES[1:])
+    search = FrontSearch(candidates, ladder, seed=seed)
+    curves = grid.curves[:, grid.seeds[seed % len(grid.seeds)]]
+    seen: dict[str, dict[Rung, list[float]]] = {}
+    spent = 0
+    done: list[Spent] = []
+    while chosen := search.next(seen, count=1, epochs_left=budget - spent):
+        ((name, rung),) = chosen
+        seen.setdefault(name, {})[rung] = list(curves[int(name), : rung.folds, rung.epochs - 1])
+        spent += epochs_of(ladder, ladder.index(rung))
+        if rung == ladder[-1]:
+            done.append(Spent(spent, int(name)))
+    return done
+
+
+RUNGS = {
+    "pareto": [(1, 1.0)],
+    "pareto, epochs first": [(1, 0.4), (1, 1.0)],
+    "pareto, no rungs": [],
+}
+STRATEGIES = (*RUNGS, "random", "tpe", "evolution", "local search")
+
+
+def replay(strategy: str, seed: int, budget: float) -> list[Spent]:
+    grid = _grid()
+    epochs = int(budget * grid.epochs)
+    if strategy in RUNGS:
+        return by_front(RUNGS[strategy], grid, seed, epochs)
+    if strategy == "local search":
+        return by_local_search(grid, seed, epochs)
+    return by_nni(strategy, grid, seed, epochs)
+
+
+@cache
+def _grid() -> Grid:
+    return Grid(pd.read_csv(TABLE))
+
+
+def _one_thread() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def replays(seeds: int) -> dict[str, Any]:
+    """Every strategy with every budget, and without one until it holds ENOUGH of the hypervolume."""
+    grid = _grid()
+    figures: dict[str, Any] = {}
+    tasks = [
+        (s, seed, b)
+        for s in STRATEGIES
+        for seed in range(seeds)
+        for b in (*BUDGETS, 0.6 if s in RUNGS else 1.0)
+    ]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(usable_cores(), mp_context=context, initializer=_one_thread) as pool:
+        futures = {pool.submit(replay, *task): task for task in tasks}
+        done = {}
+        for future in tqdm(as_completed(futures), total=len(tasks), unit="replay", leave=False):
+            done[futures[future]] = future.result()
+    for strategy in STRATEGIES:
+        own: dict[str, Any] = {}
+        for budget in BUDGETS:
+            scores = [
+                grid.score([each.point for each in done[strategy, seed, budget]]) for seed in range(seeds)
+            ]
+            own[f"{budget:.0%}"] = {
+                "hypervolume": _quartiles([volume for volume, _ in scores]),
+                "front": _quartiles([share for _, share in scores]),
+            }
+        own["epochs_to_99_percent"] = _quartiles(
+            [_reached(grid, done[strategy, seed, 0.6 if strategy in RUNGS else 1.0]) for seed in range(seeds)]
+        )
+        figures[strategy] = own
+    return figures
+
+
+def _reached(grid: Grid, done: list[Spent]) -> float:
+    """Share of the grid's epochs that was spent when ENOUGH of the hypervolume was there; infinite if it never was."""
+    for n in range(1, len(done) + 1):
+        if grid.score([each.point for each in done[:n]])[0] >= ENOUGH:
+            return done[n - 1].epochs / grid.epochs
+    return float("inf")
+
+
+def _quartiles(values: list[float]) -> list[float]:
+    """[median, lower quartile, upper quartile]"""
+    ordered = sorted(values)
+    low, middle, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.25, 0.5, 0.75))
+    return [
+        round(value, 4) for value in (statistics.median(values) if np.isfinite(high) else middle, low, high)
+    ]
+
+
+def show(figures: dict[str, Any]) -> None:
+    grid = _grid()
+    print(
+        f"{len(grid.points)} points, {len(grid.seeds)} seeds; accuracy {grid.accuracy.min():.3f} to "
+        f"{grid.accuracy.max():.3f}, {len(grid.front)} on the front by the means over seeds"
+    )
+    print(
+        "share of the grid's hypervolume: median (quartiles), and of its front, after a share of its epochs"
+    )
+    for strategy, own in figures.items():
+        cells = []
+        for budget in BUDGETS:
+            (middle, low, high), (front, _, _) = own[f"{budget:.0%}"].values()
+            cells.append(f"{budget:.0%}: {middle:.3f} ({low:.3f} to {high:.3f}), front {front:.2f}")
+        middle, low, high = own["epochs_to_99_percent"]
+        print(f"{strategy:22s} {'   '.join(cells)}   99 % after {middle:.1%} ({low:.1%} to {high:.1%})")
+    ratio = figures["random"]["epochs_to_99_percent"][0] / figures["pareto"]["epochs_to_99_percent"][0]
+    print(f"random needs {ratio:.1f} times the epochs of pareto for 99 % of the hypervolume")
+
+
+# --- the cost of a space ---------------------------------------------------------------------------------------------
+
+
+def cost_of_space() -> dict[str, Any]:
+    """Seconds to know the costs of every network of the published space, both channel sets, from nothing."""
+    import yaml
+
+    params = yaml.safe_load((ROOT / "conf" / "space" / "resnet18.yaml").read_text())
+
+    def composed(overrides: Any) -> Any:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return compose("train", overrides=list(overrides))
+
+    started = time.perf_counter()
+    catalogue = Catalogue(parse_space(params, []), composed, lambda key: (ROOT / "conf" / key).is_dir())
+    identities = [catalogue.identity(point) for point in catalogue.distinct().values()]
+    identified = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        costs = NetworkCosts(Hardware.of(identities[0].config["hardware"]), Path(folder))
+        costs.compute({i.network: i.config for i in identities}, jobs=usable_cores(), progress=True)
+    costed = time.perf_counter()
+    return {
+        "points": catalogue.space.size,
+        "networks": len(identities),
+        "processes": usable_cores(),
+        "seconds_to_identify": round(identified - started, 1),
+        "seconds_to_cost": round(costed - identified, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--record", action="store_true")
+    parser.add_argument("--jobs", type=int, default=usable_cores(), help="trials at once while recording")
+    parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
+    parser.add_argument("--seeds", type=int, default=20, help="replays of each tuner")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/search_cost.json")
+    arguments = parser.parse_args()
+    if arguments.record:
+        record(arguments.jobs, arguments.accelerator)
+    space = cost_of_space()
+    print(
+        f"{space['points']} points of the published space, {space['networks']} networks: identified in "
+        f"{space['seconds_to_identify']} s, costed in {space['seconds_to_cost']} s with {space['processes']} processes"
+    )
+    figures = replays(arguments.seeds)
+    show(figures)
+    if arguments.save:
+        save("search_cost", {"space": space, "replays": arguments.seeds, "strategies": figures})
+
+
+if __name__ == "__main__":
+    main()
