@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,21 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def _new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def store_file(tmp_path: Path, _new_store: Path) -> Path:
+    """tmp_path/mlflow.db, an MLflow store without runs: a copy, because MLflow takes seconds to make one."""
+    return Path(shutil.copy(_new_store, tmp_path))
 
 
 def write_tif(path: Path, array: np.ndarray, *, crs: str | None = "EPSG:26914", **options: object) -> Path:

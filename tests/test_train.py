@@ -25,6 +25,8 @@ from dxc.models.resnet import ResNet
 from dxc.pareto import OBJECTIVES
 from tests.conftest import ChipMaker, write_tif
 
+pytestmark = pytest.mark.usefixtures("store_file")
+
 SMALL = ["model.width=4", "data.size=20", "data.batch_size=8", "trainer.max_epochs=2", "data.folds=3"]
 # what it costs takes several seconds a run: left to the tests of costs
 SMALL += ["hardware.predictors=[]", "hardware.measure=false", "profile=none"]

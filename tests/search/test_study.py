@@ -96,11 +96,11 @@ def test_a_stopped_search_proposes_what_an_unbroken_one_does(
 
     monkeypatch.setattr(trial, "_compute", instant)
     common = [f"search.tuner={tuner}", "model.padding=1,2,3", "model.width=4,5,6", "model.pool_stride=1,2"]
-    searching(*common, "search.max_trials=14")
+    searching(*common, "search.max_trials=10")
     unbroken = searching.launched
     searching.launched = []
     searching.folder = searching.folder.parent / "second"
-    for total in (3, 9, 14):
+    for total in (4, 10):
         searching(*common, f"search.max_trials={total}", "study=second")
     assert searching.launched == unbroken
 
@@ -131,7 +131,7 @@ def test_an_empty_feasible_set(searching: Searching) -> None:
     assert "search.limits.onnx_mb=0.1 rules out 12 of 12" in message
     assert "search.limits.macs=1 rules out 12 of 12" in message
     assert "The nearest is resnet18 k3 s2 p1 w4" in message
-    assert not (searching.tmp_path / "mlflow.db").exists()
+    assert searching.trials() == []
 
 
 def test_a_failing_trial(searching: Searching, capsys: pytest.CaptureFixture[str]) -> None:
