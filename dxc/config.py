@@ -107,6 +107,8 @@ def canonical(cfg: dict[str, Any]) -> dict[str, Any]:
         kept["model"] = canonical_knobs(kept["model"])
     if "hardware" in kept:
         kept["hardware"] = kept["hardware"]["name"]  # its facts follow from its name
+    if isinstance(devices := kept.get("trainer", {}).get("devices"), list):
+        kept["trainer"]["devices"] = len(devices)  # how many of them, not which
     data = kept.get("data", {})
     if data.get("split") != "kfold":
         data.pop("folds", None)

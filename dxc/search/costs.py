@@ -67,9 +67,8 @@ class NetworkCosts:
         if not todo:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        bar = tqdm(
-            total=len(todo), desc="costs of networks", unit="network", disable=not progress, leave=False
-        )
+        hidden = None if progress else True  # None: shown on a terminal only
+        bar = tqdm(total=len(todo), desc="costs of networks", unit="network", disable=hidden, leave=False)
         with bar:
             if len(todo) < WORTH_PROCESSES or jobs == 1:
                 for name in todo:

@@ -27,6 +27,7 @@ Seen = Mapping[str, Mapping[Rung, Sequence[float]]]
 FIRST = 10  # candidates on the first rung before the surrogate is asked
 PRIOR_FOLDS = 4  # weight of the prior beside what was seen of a rung's noise
 PRIOR_FOLD_STD = 0.03  # accuracy of one fold about the mean of its design
+MARGIN = 0.1  # the reference point lies this share of the range beyond the worst (see _expected_improvement)
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(7)  # quadrature over a normal distribution
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
 
@@ -184,13 +185,17 @@ class FrontSearch:
         return offsets, variances
 
     def _expected_improvement(self, front: Floats, which: NDArray[Any], mean: Floats, std: Floats) -> Floats:
-        """Expected hypervolume improvement of the candidates `which` over `front` (losses, accuracy first)."""
+        """Expected hypervolume improvement of the candidates `which` over `front` (losses, accuracy first).
+
+        The reference point lies beyond the worst in every objective: at the worst itself, the designs of most accuracy
+        and most cost would count for nothing (Ishibuchi et al. 2018, doi 10.1162/evco_a_00226).
+        """
         from moocore import Hypervolume
 
         lowest = min(-front[:, 0].max() if len(front) else 1.0, float((mean - 2 * std).min()))
-        reference = np.array(
-            [-lowest, *(self._losses.max(axis=0) + 0.01 * np.ptp(self._losses, axis=0) + 1e-12)]
-        )
+        highest = max(-front[:, 0].min() if len(front) else 0.0, float(mean.max()))
+        worst, ranges = self._losses.max(axis=0), np.ptp(self._losses, axis=0)
+        reference = np.array([-lowest + MARGIN * (highest - lowest), *(worst + MARGIN * ranges + 1e-12)])
         if len(front):
             front = front[non_dominated(front, maximise=[False] * front.shape[1])]
         volume = Hypervolume(ref=reference)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
@@ -27,6 +29,10 @@ log = logging.getLogger(__name__)
 
 WATCH_EVERY_S = 0.5
 GRACE_S = 5.0
+FORGOTTEN = "FORGOTTEN"  # Slurm forgets a job some minutes after its end
+ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL"}
+ENDED |= {"OUT_OF_MEMORY", "PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT", FORGOTTEN}
+"""Of squeue's states those that nothing follows; a job may also be configuring, suspended, held, completing ..."""
 SLURM_PARALLEL = 8  # a tuner that learns needs results between its proposals; search.parallel=N for more
 
 
@@ -57,7 +63,9 @@ def runner_for(config: DictConfig, context: HydraContext, launcher: Launcher) ->
             _launch_watched(launcher, batch, first, watch)
 
     _find_dxc_in_workers()
-    return Runner(compose, is_group, launch, _parallel(config), Path(config.hydra.sweep.dir))
+    runner = Runner(compose, is_group, launch, _parallel(config), Path(config.hydra.sweep.dir))
+    # Slurm knows which jobs have ended; one that it has put back into its queue goes on later
+    return replace(runner, dead_after_s=math.inf) if _is_submitit(launcher) else runner
 
 
 def _launch_watched(
@@ -67,8 +75,9 @@ def _launch_watched(
 
     A launcher that still waits when `watch` says that nothing is left is left behind.
     """
-    is_submitit = type(launcher).__module__.startswith("hydra_plugins.hydra_submitit_launcher")
+    is_submitit = _is_submitit(launcher)
     if is_submitit:
+        _leave_own_job()
         _watch_queue()
     # submitit gives up a whole batch when the first of its jobs has ended without a result: a batch for each trial
     batches = [[each] for each in batch] if is_submitit else [batch]
@@ -99,12 +108,23 @@ def _launch_watched(
         raise LauncherError(f"{type(errors[0]).__name__}: {errors[0]}") from errors[0]
 
 
+def _is_submitit(launcher: Launcher) -> bool:
+    return type(launcher).__module__.startswith("hydra_plugins.hydra_submitit_launcher")
+
+
 def _alive(threads: Sequence[threading.Thread], seconds: float) -> bool:
     """Whether one of the threads is still running after so long."""
     deadline = time.monotonic() + seconds
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     return any(thread.is_alive() for thread in threads)
+
+
+def _leave_own_job() -> None:
+    """A search may be a job of Slurm itself: srun would take what it was given for what its trials asked."""
+    if "SLURM_JOB_ID" in os.environ:
+        for name in [key for key in os.environ if key.startswith("SLURM_") and key != "SLURM_CONF"]:
+            del os.environ[name]
 
 
 @functools.cache
@@ -130,8 +150,10 @@ def _watch_queue() -> None:
         def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
             text = string if isinstance(string, str) else string.decode()
             states = dict(line.strip().partition("|")[::2] for line in text.splitlines())
-            # Slurm forgets a job some minutes after its end
-            return {job: {"JobID": job, "State": states.get(job, "FORGOTTEN")} for job in self._asked}
+            return {job: {"JobID": job, "State": states.get(job, FORGOTTEN)} for job in self._asked}
+
+        def is_done(self, job_id: str, mode: str = "standard") -> bool:
+            return self.get_state(job_id, mode=mode) in ENDED
 
     SlurmJob.watcher = QueueWatcher()
 

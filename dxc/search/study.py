@@ -43,7 +43,6 @@ from dxc.tracking import Store
 log = logging.getLogger(__name__)
 
 REPEATS = 200  # proposals in a row that are known already, before one is drawn at random
-DEAD_AFTER_S = 10  # that nobody holds the lock of a trial that was begun
 MEDIAN_OF = 5  # trials that median stopping wants to have seen
 
 
@@ -58,7 +57,8 @@ class Runner:
     compose: overrides -> configuration. is_group: whether a key is a config group. launch: runs search.py's main
     with each list of overrides and returns when all have ended; what came of them is on disk. Where it can, it calls
     the function it is given now and then, and stops waiting when that is true; raises LauncherError, or what a trial
-    raised. parallel: how many trials it runs at once. folder: multirun/STUDY.
+    raised. parallel: how many trials it runs at once. folder: multirun/STUDY. dead_after_s: for how long nobody may
+    hold the lock of a trial that was begun; infinite where launch itself finds out which jobs are over.
     """
 
     compose: Compose
@@ -66,6 +66,7 @@ class Runner:
     launch: Callable[[Sequence[Sequence[str]], Callable[[], bool]], None]
     parallel: int
     folder: Path
+    dead_after_s: float = 10
 
 
 @dataclass(frozen=True)
@@ -454,7 +455,7 @@ class Study:
             if entry.attempts > self.settings.retries:
                 self.ledger.fail(
                     entry,
-                    "its process ended without a word (killed, out of memory?); see the trial's directory",
+                    "its process ended without a word (killed, out of memory or time?); see the trial's directory",
                 )
                 self._report(job)
 
@@ -483,7 +484,9 @@ class Study:
                 self._silent_since.pop(trial, None)
             else:
                 self._silent_since.setdefault(trial, now)
-        dead = {trial for trial, since in self._silent_since.items() if now - since > DEAD_AFTER_S}
+        dead = {
+            trial for trial, since in self._silent_since.items() if now - since > self.runner.dead_after_s
+        }
         return all(job.entry.trial in over | dead for job in jobs)
 
     def _started(self, job: Job) -> bool:

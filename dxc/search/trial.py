@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
+import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from filelock import FileLock
@@ -45,10 +48,34 @@ def run_trial(cfg: DictConfig, folder: Path) -> str:
             f"trial {job['trial']} was composed to {trial_hash(config)}: a bug in dxc.search.space"
         )
     try:
-        with FileLock(folder / ".lock"):
+        with _time_limit_stops(), FileLock(folder / ".lock"):
             return _run_locked(cfg, config, folder)
     except OSError as error:
         raise disk_full(error) or error from None
+
+
+@contextlib.contextmanager
+def _time_limit_stops() -> Iterator[None]:
+    """A cluster's job that nears its time limit is stopped, and its trial has not failed.
+
+    submitit hears of the limit by SIGUSR2. It has the job queued again, or raises what would look like an error here.
+    """
+    told = signal.getsignal(signal.SIGUSR2)
+    if not callable(told) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        try:
+            told(signum, frame)
+        except Exception as error:
+            raise Stopped(signum) from error
+
+    signal.signal(signal.SIGUSR2, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR2, told)
 
 
 def _run_locked(cfg: DictConfig, config: Mapping[str, Any], folder: Path) -> str:

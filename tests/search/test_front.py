@@ -39,9 +39,9 @@ def test_expected_improvement_against_chance() -> None:
     front = np.column_stack([-truth[:6], candidates.costs[:6]])
     which = np.array([10, 20, 30])
     gains = search._expected_improvement(front, which, mean, std)
-    lowest = min(truth[:6].min(), (mean - 2 * std).min())
+    lowest, highest = min(truth[:6].min(), (mean - 2 * std).min()), max(truth[:6].max(), mean.max())
     costs = candidates.costs
-    reference = [-lowest, *(costs.max(axis=0) + 0.01 * np.ptp(costs, axis=0) + 1e-12)]
+    reference = [-lowest + 0.1 * (highest - lowest), *(costs.max(axis=0) + 0.1 * np.ptp(costs, axis=0))]
     minimise = [False] * 3
     before = hypervolume(front, reference=reference, maximise=minimise)
     for gain, n in zip(gains, which, strict=True):
