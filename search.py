@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -20,4 +21,7 @@ def main(cfg: DictConfig) -> str:
 
 
 if __name__ == "__main__":
+    if not {"--cfg", "-c", "--info", "-i", "--run", "-r", "--shell-completion", "-sc"} & set(sys.argv):
+        # conf/search.yaml says so too, but there Hydra hides a mistyped key behind a complaint about axes
+        sys.argv.append("--multirun")
     main()

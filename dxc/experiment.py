@@ -175,8 +175,8 @@ def train_part(cfg: DictConfig, record: Record, *, folds: int, epochs: int, keep
     return accuracies
 
 
-def seconds_per_image(config: dict[str, Any], *, steps: int = 3) -> tuple[float, float]:
-    """Seconds that one image costs in training and in validation, from a few timed steps on random chips.
+def seconds_per_image(config: dict[str, Any], *, at_least_s: float = 1.0) -> tuple[float, float]:
+    """Seconds that one image costs in training and in validation: the median of steps on random chips.
 
     Without the loading of chips and the trainer's own work, which are small beside it.
     """
@@ -195,24 +195,34 @@ def seconds_per_image(config: dict[str, Any], *, steps: int = 3) -> tuple[float,
     optimizer, loss = build(config["optimizer"])(model.parameters()), nn.CrossEntropyLoss()
     images = torch.rand(batch, config["model"]["in_channels"], size, size, device=device)
     labels = torch.zeros(batch, dtype=torch.long, device=device)
+    precision = str(config["trainer"]["precision"])
+    dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
+    mixed = torch.autocast(device.type, dtype, enabled="mixed" in precision)
 
     def timed(step: Callable[[], object]) -> float:
-        step()  # the first allocates
-        started = time.perf_counter()
-        for _ in range(steps):
+        seconds: list[float] = []
+        while len(seconds) < 5 or sum(seconds) < at_least_s:
+            started = time.perf_counter()
             step()
-        if on_gpu:
-            torch.cuda.synchronize()
-        return (time.perf_counter() - started) / steps / batch
+            if on_gpu:
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+        return statistics.median(seconds) / batch  # the first, which allocates, hardly moves it
 
     def train() -> None:
         optimizer.zero_grad()
-        loss(model(images), labels).backward()
+        with mixed:
+            value = loss(model(images), labels)
+        value.backward()
         optimizer.step()
+
+    def validate() -> None:
+        with mixed:
+            model.eval()(images)
 
     training = timed(train)
     with torch.inference_mode():
-        return training, timed(lambda: model.eval()(images))
+        return training, timed(validate)
 
 
 def _heading(config: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:

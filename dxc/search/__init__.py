@@ -89,7 +89,7 @@ class Settings:
         for name in ("max_trials", "parallel"):
             if section[name] is not None:
                 require_whole(f"search.{name}", section[name], at_least=1)
-        _check_limits(section["limits"] or {})
+        limits = _limits(section["limits"])
         _check_rungs(section["rungs"])
         patience = section["store_patience_s"]
         if not isinstance(patience, int | float) or isinstance(patience, bool) or not patience >= 0:
@@ -97,7 +97,7 @@ class Settings:
         for name in ("force", "dry_run"):
             if not isinstance(section[name], bool):
                 raise ConfigError(f"search.{name} must be true or false, not {section[name]!r}")
-        return cls(**{**section, "limits": section["limits"] or {}})
+        return cls(**{**section, "limits": limits})
 
     def ladder(self, folds: int, epochs: int) -> list[Rung]:
         """The rungs that tuner=pareto climbs; the last is the full protocol of so many folds and epochs."""
@@ -116,16 +116,17 @@ def _one_of(name: str, value: Any, choices: Sequence[str] | Mapping[str, Any]) -
         raise ConfigError(f"{name}={value} is unknown; choose one of {', '.join(choices)}")
 
 
-def _check_limits(limits: Any) -> None:
+def _limits(limits: Any) -> dict[str, float]:
+    """Those that are set: null is no limit."""
     if not isinstance(limits, Mapping):
-        raise ConfigError(
-            f"search.limits must name metrics: search.limits={{latency_ms:150}}, not {limits!r}"
-        )
+        raise ConfigError(f"search.limits must name costs: search.limits.onnx_mb=12, not {limits!r}")
+    limits = {name: limit for name, limit in limits.items() if limit is not None}
     for name, limit in limits.items():
-        if name not in COSTS:
+        if name not in KNOWN_COSTS:
             raise ConfigError(f"search.limits.{name}: no such cost; {', '.join(KNOWN_COSTS)} have limits")
         if not isinstance(limit, int | float) or isinstance(limit, bool) or not limit > 0:
-            raise ConfigError(f"search.limits.{name} must be a number over 0, not {limit!r}")
+            raise ConfigError(f"search.limits.{name} must be a number over 0, or null, not {limit!r}")
+    return limits
 
 
 def _check_rungs(rungs: Any) -> None:

@@ -107,7 +107,7 @@ def test_a_stopped_search_proposes_what_an_unbroken_one_does(
 
 def test_limits_before_training(searching: Searching, capsys: pytest.CaptureFixture[str]) -> None:
     """What is over a limit is recorded with the reason and its costs, told to the tuner, and never trained."""
-    runs = searching("search.tuner=grid", "model.width=4,8", "search.limits={onnx_mb:0.3}")
+    runs = searching("search.tuner=grid", "model.width=4,8", "search.limits.onnx_mb=0.3")
     kinds = {run.tags["dxc.state"] for run in runs}
     assert kinds == {"finished", "infeasible"}
     for run in runs:
@@ -126,7 +126,7 @@ def test_limits_before_training(searching: Searching, capsys: pytest.CaptureFixt
 
 def test_an_empty_feasible_set(searching: Searching) -> None:
     with pytest.raises(SearchError) as raised:
-        searching("model.width=8,4", "search.limits={onnx_mb:0.1,macs:1}")
+        searching("model.width=8,4", "search.limits.onnx_mb=0.1", "search.limits.macs=1")
     message = str(raised.value)
     assert "search.limits.onnx_mb=0.1 rules out 12 of 12" in message
     assert "search.limits.macs=1 rules out 12 of 12" in message
@@ -265,7 +265,7 @@ def test_the_front_search(searching: Searching) -> None:
 
 
 def test_dry_run(searching: Searching, capsys: pytest.CaptureFixture[str]) -> None:
-    searching_runs = searching("search.dry_run=true", "model.width=4,8", "search.limits={onnx_mb:0.3}")
+    searching_runs = searching("search.dry_run=true", "model.width=4,8", "search.limits.onnx_mb=0.3")
     shown = capsys.readouterr().out
     assert "16 points, 12 distinct trials of 12 networks, 6 trials over a limit" in shown
     assert shown.count("not trained: onnx_mb") == 6
@@ -343,7 +343,8 @@ def test_two_searches_at_once(searching: Searching) -> None:
         (["data=5ch,9ch"], "Could not find 'data/9ch'"),
         (["study=a/b"], "study=a/b names a folder"),
         (["search.objectives=[speed]"], "search.objectives=speed is unknown; choose one of accuracy"),
-        (["search.limits={speed:3}"], "search.limits.speed: no such cost"),
+        (["+search.limits.speed=3"], "search.limits.speed: no such cost"),
+        (["search.limits.macs=0"], "search.limits.macs must be a number over 0, or null"),
         (["search.max_trials=0"], "search.max_trials must be a whole number of at least 1, not 0"),
         (["search.rungs=[[0,1]]"], "search.rungs must be a list of"),
         (["search.tuner=pareto", "search.objectives=[accuracy,f1]"], "must hold accuracy and at least one of"),
