@@ -1,11 +1,11 @@
-# make setup | demo | test | lint | bench | ui | clean       every target does the set-up it misses
+# make setup | demo | test | test-slurm | lint | bench | ui | clean       every target does the set-up it misses
 
 VENV := .venv
 PY := $(VENV)/bin/python
 PORT ?= 5000
 ARGS ?=
 
-.PHONY: setup demo test lint bench ui clean
+.PHONY: setup demo test test-slurm lint bench ui clean
 .DEFAULT_GOAL := setup
 
 # The first of these that is Python 3.11; or name one: make setup PYTHON=/path/to/python3.11
@@ -23,12 +23,17 @@ $(VENV)/.installed: requirements.txt constraints.txt
 	@touch $@
 
 demo: setup
-	$(PY) train.py experiment=demo
-	@echo "next:  make ui                                 compare runs in the browser"
-	@echo "       $(PY) train.py --help         what can be changed"
+	$(PY) search.py experiment=demo_search
+	@echo "next:  make ui                                 compare the trials in the browser"
+	@echo "       $(PY) search.py --help        what can be searched"
+	@echo "       $(PY) train.py --help         what can be trained"
 
 test: setup
 	$(PY) -m pytest -q $(ARGS)
+
+# Starts and stops a Slurm, a PostgreSQL and an MLflow server of its own; .ci/slurm-packages installs what they need.
+test-slurm: setup
+	$(PY) -m pytest -q -rs -m slurm tests/slurm $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .

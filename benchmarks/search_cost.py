@@ -1,6 +1,6 @@
 """How much training a search saves: a whole grid is recorded once, and every tuner searches the record again.
 
-    python benchmarks/search_cost.py             replays the recorded grid, about 6 minutes on 4 cores
+    python benchmarks/search_cost.py             replays the recorded grid, about 25 minutes on 4 cores
     python benchmarks/search_cost.py --record    records it: 4 processes for 2 hours; interrupted, it goes on
 
 The space is the published one at a quarter of its width, without its middle: 120 networks x 2 channel sets (first
@@ -23,6 +23,7 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from itertools import product
@@ -261,7 +262,7 @@ class Grid:
         return float(self.curves[point, self.seeds[seed % len(self.seeds)], :, -1].mean())
 
 
-def by_nni(name: str, grid: Grid, seed: int, budget: int) -> list[Spent]:
+def by_nni(name: str, grid: Grid, seed: int, budget: int) -> Iterator[Spent]:
     """One of NNI's tuners, on accuracy, as search.py uses it."""
     space = Space(tuple(Axis(key, values) for key, values in AXES.items()), ())
     number = {knobs: n for n, knobs in enumerate(grid.points)}
@@ -274,19 +275,22 @@ def by_nni(name: str, grid: Grid, seed: int, budget: int) -> list[Spent]:
         if repeats > 200:  # as dxc.search.study does
             point = rng.choice([n for n in range(len(grid.points)) if n not in told])
             told[point], repeats = grid.seen(point, seed), 0
+            yield Spent(len(told) * FOLDS * EPOCHS, point)
             continue
         proposal = tuner.ask()
         if proposal is None:
             break
         own = zip(AXES.values(), proposal.point, strict=True)
         point = number[knobs_of(tuple(values[position] for values, position in own))]
-        repeats = repeats + 1 if point in told else 0
+        new = point not in told
+        repeats = 0 if new else repeats + 1
         told.setdefault(point, grid.seen(point, seed))
         tuner.tell(proposal, told[point])
-    return [Spent((n + 1) * FOLDS * EPOCHS, point) for n, point in enumerate(told)]
+        if new:
+            yield Spent(len(told) * FOLDS * EPOCHS, point)
 
 
-def by_local_search(grid: Grid, seed: int, budget: int) -> list[Spent]:
+def by_local_search(grid: Grid, seed: int, budget: int) -> Iterator[Spent]:
     """Pareto local search (Paquete et al. 2004): from a member of the front so far to a neighbour, which differs in one
     knob; from a random point where the front has no new neighbours."""
     rng = random.Random(seed)
@@ -318,13 +322,11 @@ def by_local_search(grid: Grid, seed: int, budget: int) -> list[Spent]:
     while len(told) < total:
         point = step() if told else rng.randrange(len(grid.points))
         told[point] = grid.seen(point, seed)
-    return [Spent((n + 1) * FOLDS * EPOCHS, point) for n, point in enumerate(told)]
+        yield Spent(len(told) * FOLDS * EPOCHS, point)
 
 
-def by_front(
-    rungs: list[tuple[int, float]], grid: Grid, seed: int, budget: int, enough: float
-) -> list[Spent]:
-    """search.tuner=pareto, one trial after the other; ends when it holds `enough` of the hypervolume."""
+def by_front(rungs: list[tuple[int, float]], grid: Grid, seed: int, budget: int) -> Iterator[Spent]:
+    """search.tuner=pareto, one trial after the other."""
     ladder = [Rung(folds, max(1, round(share * EPOCHS))) for folds, share in rungs] + [Rung(FOLDS, EPOCHS)]
     named = [dict(zip(AXES, knobs, strict=True)) for knobs in grid.points]
     rows: list[dict[str, Any]] = []
@@ -339,16 +341,12 @@ def by_front(
     curves = grid.curves[:, grid.seeds[seed % len(grid.seeds)]]
     seen: dict[str, dict[Rung, list[float]]] = {}
     spent = 0
-    done: list[Spent] = []
     while chosen := search.next(seen, count=1, epochs_left=budget - spent):
         ((name, rung),) = chosen
         seen.setdefault(name, {})[rung] = list(curves[int(name), : rung.folds, rung.epochs - 1])
         spent += epochs_of(ladder, ladder.index(rung))
         if rung == ladder[-1]:
-            done.append(Spent(spent, int(name)))
-            if grid.score([each.point for each in done])[0] >= enough:
-                break
-    return done
+            yield Spent(spent, int(name))
 
 
 RUNGS = {
@@ -364,10 +362,17 @@ def replay(strategy: str, seed: int, budget: float) -> list[Spent]:
     grid = _grid()
     epochs = int(budget * grid.epochs)
     if strategy in RUNGS:
-        return by_front(RUNGS[strategy], grid, seed, epochs, enough=ENOUGH if budget == 1.0 else 2.0)
-    if strategy == "local search":
-        return by_local_search(grid, seed, epochs)
-    return by_nni(strategy, grid, seed, epochs)
+        proposed = by_front(RUNGS[strategy], grid, seed, epochs)
+    elif strategy == "local search":
+        proposed = by_local_search(grid, seed, epochs)
+    else:
+        proposed = by_nni(strategy, grid, seed, epochs)
+    done: list[Spent] = []
+    for each in proposed:
+        done.append(each)
+        if budget == 1.0 and grid.score([one.point for one in done])[0] >= ENOUGH:
+            break
+    return done
 
 
 @cache

@@ -48,7 +48,7 @@ class Contender:
 
 CONTENDERS = {
     "dxc": Contender("dxc, tuner=random", trials=48, warm_up=8),
-    "dxc_pareto": Contender("dxc, tuner=pareto", trials=8, warm_up=12, unit="training"),  # about 40 trainings
+    "dxc_pareto": Contender("dxc, tuner=pareto", trials=8, warm_up=12, unit="training"),  # about 20 trainings
     "nni": Contender("NNI experiment", trials=8, warm_up=1),
     "hydra": Contender("Hydra multirun", trials=48, warm_up=8),
 }
