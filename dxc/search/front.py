@@ -101,16 +101,19 @@ class FrontSearch:
             if name in self._position:
                 n = self._position[name]
                 front = np.vstack([front, [-mean[n], *self._losses[n]]])
-        # what is nearly trained may not rule out what can still be trained
         while len(chosen) < count:
+            # what is nearly trained may not rule out what can still be trained
             allowed = np.flatnonzero(open_ & (to_full <= epochs_left))
             if not len(allowed):
                 break
-            gain = self._expected_improvement(front, allowed, mean, std) / to_full[allowed]
-            if gain.max() > 0:
-                n = int(allowed[np.argmax(gain)])
+            best = int(allowed[np.argmax(mean[allowed])])
+            if mean[best] - std[best] > (-front[:, 0].min() if len(front) else 0.0):
+                n = best  # clearly the most accurate: the end of the front, whose volume is small where it costs most
             else:
-                n = int(allowed[np.argmax(mean[allowed] + 2 * std[allowed])])
+                gain = self._expected_improvement(front, allowed, mean, std) / to_full[allowed]
+                if gain.max() <= 0:
+                    gain = mean[allowed] + 2 * std[allowed]
+                n = int(allowed[np.argmax(gain)])
             chosen.append(self._step(n, level))
             open_[n] = False
             epochs_left -= to_full[n]

@@ -23,8 +23,11 @@ from pathlib import Path
 
 import psutil
 
-INSTALL = "apt-get install slurm-wlm munge postgresql"
+INSTALL = "run .ci/slurm-packages"
 PROGRAMS = ("sbatch", "slurmctld", "slurmd", "munged", "initdb")
+
+NODE_CORES = 2
+"""Of the cluster's one node, whatever this machine has: nothing binds a job to cores."""
 
 START_S = 60.0
 """How long a service may take to answer; a busy machine needs some seconds."""
@@ -54,7 +57,7 @@ SelectTypeParameters=CR_Core
 AccountingStorageType=accounting_storage/none
 KillWait={kill_wait_s}
 ReturnToService=2
-# the node is what is written here: in a container it is less than what slurmd sees
+# the node is what is written here, not what slurmd sees
 SlurmdParameters=config_overrides
 NodeName={host} NodeAddr={address} Sockets=1 CoresPerSocket={cores} ThreadsPerCore=1 RealMemory={memory_mb}
 PartitionName=debug Nodes={host} Default=YES
@@ -74,7 +77,7 @@ def missing() -> str:
 
 @contextlib.contextmanager
 def slurm(folder: Path) -> Iterator[dict[str, str]]:
-    """A cluster of one node, this machine's usable cores, with one partition `debug`. Needs root.
+    """A cluster of one node with two cores, this machine, and one partition `debug`. Needs root.
 
     Yields the variables that point sbatch, squeue, scancel and sinfo to it: add them to their environment.
     On exit its jobs are cancelled, or killed where they do not end.
@@ -217,7 +220,7 @@ def _slurm_conf(folder: Path) -> str:
         controller_port=controller_port,
         node_port=node_port,
         kill_wait_s=STOP_S,
-        cores=len(os.sched_getaffinity(0)),
+        cores=NODE_CORES,
         memory_mb=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20 // 2,
     )
 

@@ -30,11 +30,25 @@ TRIALS = 4
 FOLDS = 3
 AXES = ("model.kernel=3,5", "model.padding=1,2")
 WAIT_S = 120
-# four jobs that ask for half of the one node each
-TWO_AT_ONCE = (
-    "search.parallel=4",
-    f"hydra.launcher.cpus_per_task={max(1, len(os.sched_getaffinity(0)) // 2)}",
-)
+
+# Every process of a search imports this: while the file is there, trials wait when they have trained a fold.
+HOLD = """
+import time
+from pathlib import Path
+
+from dxc import experiment
+
+train_fold = experiment.train_fold
+
+
+def held(config, datamodule, fold, number):
+    while number and Path({path!r}).exists():
+        time.sleep(0.1)
+    return train_fold(config, datamodule, fold, number)
+
+
+experiment.train_fold = held
+"""
 
 
 @dataclass(frozen=True)
@@ -51,9 +65,16 @@ class Bench:
     def folder(self) -> Path:
         return self.tmp_path / "multirun" / self.study
 
+    @property
+    def hold(self) -> Path:
+        """While this file is there, trials that have trained a fold wait."""
+        return self.tmp_path / "hold" / "on"
+
     @contextlib.contextmanager
-    def search(self, *overrides: str, axes: Sequence[str] = AXES) -> Iterator[subprocess.Popen[bytes]]:
-        """A search that is under way; its output is in search.log."""
+    def search(
+        self, *overrides: str, axes: Sequence[str] = AXES, env: Mapping[str, str] | None = None
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """A search that is under way, with more variables in its environment; its output is in search.log."""
         command = [
             *(sys.executable, "search.py", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=debug"),
             *("source=chips", f"source.root={self.chips}", "data=5ch", *SMALL),
@@ -64,7 +85,8 @@ class Bench:
             "progress=true",  # a job's log has a line for each fold it has trained
             *overrides,
         ]
-        env = os.environ | dict(self.cluster) | {"OMP_NUM_THREADS": "1"}
+        paths = {"PYTHONPATH": f"{PROJECT_ROOT}:{self.hold.parent}"}
+        env = {**os.environ, **self.cluster, "OMP_NUM_THREADS": "1", **paths, **(env or {})}
         with (self.tmp_path / "search.log").open("ab") as log:
             process = subprocess.Popen(command, cwd=PROJECT_ROOT, env=env, stdout=log, stderr=log)
         try:
@@ -85,13 +107,13 @@ class Bench:
             assert time.monotonic() < deadline, (self.tmp_path / "search.log").read_text()
             time.sleep(0.2)
 
-    def require_success(self, search: subprocess.Popen[bytes]) -> None:
+    def require_success(self, search: subprocess.Popen[bytes], *, trials: int = TRIALS) -> None:
         """Until the search has ended; what it or one before it left in the queue changes nothing any more."""
         self.wait_for(lambda: search.poll() is not None)
         assert search.returncode == 0, (self.tmp_path / "search.log").read_text()
-        self.check()
+        self.check(trials)
         self.wait_for(lambda: not self.slurm("squeue", "--noheader"))
-        self.check()
+        self.check(trials)
 
     def trials(self) -> list[Run]:
         """The child runs of the study's one parent run."""
@@ -106,7 +128,7 @@ class Bench:
         return client.search_runs([experiment.experiment_id], children)
 
     def begun(self) -> list[Run]:
-        """Trials that have trained a fold and are at the next."""
+        """Trials that have trained a fold and are at the next: they wait there on `hold`."""
         return [
             each
             for each in self.trials()
@@ -123,11 +145,11 @@ class Bench:
         """Every Slurm job that was ever begun for the study."""
         return {path.name.removesuffix("_0_log.out") for path in self.folder.glob(".submitit/*/*_0_log.out")}
 
-    def check(self) -> None:
-        """All that a study of finished trials has to have in the end, however it got there."""
+    def check(self, count: int) -> None:
+        """All that a study of so many finished trials has to have in the end, however it got there."""
         trials = self.trials()
-        assert [each.data.tags["dxc.state"] for each in trials] == ["finished"] * TRIALS
-        assert len({each.data.tags["dxc.trial"] for each in trials}) == TRIALS
+        assert [each.data.tags["dxc.state"] for each in trials] == ["finished"] * count
+        assert len({each.data.tags["dxc.trial"] for each in trials}) == count
         client = MlflowClient(self.store)
         for trial in trials:
             assert trial.info.status == "FINISHED"
@@ -138,29 +160,34 @@ class Bench:
             assert record and record.content["uploaded"]
         (study,) = client.search_runs([trials[0].info.experiment_id], "tags.`dxc.kind` = 'study'")
         assert study.info.status == "FINISHED"
-        assert f"trials:   {TRIALS} finished" in (self.tmp_path / "search.log").read_text()
+        assert f"trials:   {count} finished" in (self.tmp_path / "search.log").read_text()
         # no fold was trained twice, neither by two jobs nor by the one that went on with a dead one's trial
         logs = "".join(path.read_text() for path in self.folder.glob(".submitit/*/*_log.err"))
-        assert len(re.findall(r"^fold\d \(\d of 3\): ", logs, re.MULTILINE)) == TRIALS * FOLDS
+        assert len(re.findall(r"^fold\d \(\d of 3\): ", logs, re.MULTILINE)) == count * FOLDS
 
 
 @pytest.fixture
 def bench(
     make_chips: ChipMaker, tmp_path: Path, store: str, cluster: dict[str, str], request: pytest.FixtureRequest
 ) -> Bench:
-    return Bench(request.node.name, make_chips(per_class=6), tmp_path, store, cluster)
+    bench = Bench(request.node.name, make_chips(per_class=6), tmp_path, store, cluster)
+    bench.hold.parent.mkdir()
+    (bench.hold.parent / "sitecustomize.py").write_text(HOLD.format(path=str(bench.hold)))
+    return bench
 
 
 def test_a_search_on_slurm(bench: Bench) -> None:
-    with bench.search("search.parallel=2") as search:
+    """Started in a job of its own, which asked for memory in a way that excludes how its trials' jobs ask for it."""
+    own = {"SLURM_JOB_ID": "1", "SLURM_MEM_PER_CPU": "500"}
+    with bench.search("search.parallel=2", "hydra.launcher.mem_gb=1", env=own) as search:
         bench.require_success(search)
     assert {each.data.tags["dxc.attempts"] for each in bench.trials()} == {"1"}
     assert len(bench.jobs()) == TRIALS
 
 
 def test_the_front_search_on_slurm(bench: Bench) -> None:
-    """Two jobs train a part, a third one of these trials in full: for longer than a begun trial may be silent."""
-    rung = ["search.tuner=pareto", "search.max_trials=2", "search.rungs=[[1,0.1]]", "trainer.max_epochs=300"]
+    """Two jobs train a part, a third one of these trials in full."""
+    rung = ["search.tuner=pareto", "search.max_trials=2", "search.rungs=[[1,0.1]]", "trainer.max_epochs=20"]
     with bench.search("search.parallel=2", *rung, axes=["model.kernel=3", "model.padding=1,2"]) as search:
         bench.wait_for(lambda: search.poll() is not None)
     trials = bench.trials()
@@ -171,13 +198,15 @@ def test_the_front_search_on_slurm(bench: Bench) -> None:
 
 def test_jobs_that_end_without_a_word_are_done_again(bench: Bench) -> None:
     """One killed as by a kernel out of memory, one cancelled while it runs, one cancelled while it is queued."""
-    with bench.search(*TWO_AT_ONCE, "trainer.max_epochs=20", "search.retries=1") as search:
+    bench.hold.touch()
+    with bench.search("search.parallel=4", "search.retries=1") as search:
         bench.wait_for(lambda: len(bench.begun()) == 2)
         killed, cancelled = bench.begun()
         queued = bench.slurm("squeue", "--noheader", "--states=PENDING", "--format=%i").split()
         os.kill(int(killed.data.tags["dxc.host"].split(":")[1]), signal.SIGKILL)
         jobs = [bench.job(killed), bench.job(cancelled), queued[0]]
         bench.slurm("scancel", *jobs[1:])
+        bench.hold.unlink()
         bench.require_success(search)
     attempts = {each.info.run_id: each.data.tags["dxc.attempts"] for each in bench.trials()}
     assert attempts[killed.info.run_id] == attempts[cancelled.info.run_id] == "2"
@@ -185,12 +214,37 @@ def test_jobs_that_end_without_a_word_are_done_again(bench: Bench) -> None:
     assert not {bench.job(each) for each in bench.trials()} & set(jobs)
 
 
+def test_jobs_that_slurm_stops(bench: Bench) -> None:
+    """One is put back into the queue and goes on from there, one is told of its time limit and is done again."""
+    bench.hold.touch()
+    options = ["search.parallel=2", "search.max_trials=2", "search.retries=1", "hydra.launcher.timeout_min=5"]
+    with bench.search(*options) as search:
+        bench.wait_for(lambda: len(bench.begun()) == 2)
+        requeued, limited = bench.begun()
+        jobs = {trial.info.run_id: bench.job(trial) for trial in (requeued, limited)}
+        bench.slurm("scontrol", "requeue", jobs[requeued.info.run_id])
+        bench.slurm("scancel", "--signal=USR2", jobs[limited.info.run_id])  # as Slurm does some time before
+        bench.hold.unlink()
+        bench.require_success(search, trials=2)
+    attempts = {each.info.run_id: each.data.tags["dxc.attempts"] for each in bench.trials()}
+    assert attempts == {requeued.info.run_id: "1", limited.info.run_id: "2"}
+    again = {each.info.run_id for each in bench.trials() if bench.job(each) != jobs[each.info.run_id]}
+    assert again == {limited.info.run_id}
+
+
 def test_a_killed_search_goes_on(bench: Bench) -> None:
     """Two of its jobs run, two are queued; all four stay in Slurm, beside those of the search that goes on."""
-    with bench.search(*TWO_AT_ONCE, "trainer.max_epochs=300") as search:
+
+    def states() -> list[str]:
+        return sorted(bench.slurm("squeue", "--noheader", "--format=%T").split())
+
+    bench.hold.touch()
+    with bench.search("search.parallel=4") as search:
         bench.wait_for(lambda: len(bench.begun()) == 2)
         search.kill()
-    assert bench.slurm("squeue", "--noheader", "--format=%T").split().count("PENDING") == 2
-    with bench.search(*TWO_AT_ONCE, "trainer.max_epochs=300") as search:
+    assert states() == ["PENDING"] * 2 + ["RUNNING"] * 2
+    with bench.search("search.parallel=4") as search:
+        bench.wait_for(lambda: states() == ["PENDING"] * 4 + ["RUNNING"] * 2)
+        bench.hold.unlink()
         bench.require_success(search)
     assert {each.data.tags["dxc.attempts"] for each in bench.trials()} == {"1"}
