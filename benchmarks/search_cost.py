@@ -23,7 +23,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from itertools import product
@@ -47,6 +47,7 @@ from dxc.search.space import Axis, Catalogue, Space, network_hash, parse_space
 from dxc.search.strategies import NniTuner
 
 TABLE = ROOT / "benchmarks" / "results" / "search_grid.csv"
+RESULTS = TABLE.with_name("search_cost.json")
 CACHE = ROOT / "cache"
 CHIPS, SEEDS, FOLDS, EPOCHS = 800, 3, 3, 5
 AXES = {
@@ -384,13 +385,13 @@ def _one_thread() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
-def replays(seeds: int) -> dict[str, Any]:
-    """Every strategy with every budget, and without one until it holds ENOUGH of the hypervolume."""
+def replays(seeds: int, strategies: Sequence[str]) -> dict[str, Any]:
+    """Strategies with every budget, and without one until it holds ENOUGH of the hypervolume."""
     grid = _grid()
     figures: dict[str, Any] = {}
     tasks = [
         (strategy, seed, budget)
-        for strategy in STRATEGIES
+        for strategy in strategies
         for seed in range(seeds)
         for budget in (*BUDGETS, 1.0)
     ]
@@ -400,7 +401,7 @@ def replays(seeds: int) -> dict[str, Any]:
         done = {}
         for future in tqdm(as_completed(futures), total=len(tasks), unit="replay", leave=False, disable=None):
             done[futures[future]] = future.result()
-    for strategy in STRATEGIES:
+    for strategy in strategies:
         own: dict[str, Any] = {}
         for budget in BUDGETS:
             scores = [
@@ -450,6 +451,8 @@ def show(figures: dict[str, Any]) -> None:
             cells.append(f"{budget:.0%}: {middle:.3f} ({low:.3f} to {high:.3f}), front {front:.2f}")
         middle, low, high = own["epochs_to_99_percent"]
         print(f"{strategy:22s} {'   '.join(cells)}   99 % after {middle:.1%} ({low:.1%} to {high:.1%})")
+    if not {"random", "pareto"} <= set(figures):
+        return
     ratio = figures["random"]["epochs_to_99_percent"][0] / figures["pareto"]["epochs_to_99_percent"][0]
     print(f"random needs {ratio:.1f} times the epochs of pareto for 99 % of the hypervolume")
 
@@ -490,19 +493,35 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=usable_cores(), help="trials at once while recording")
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--seeds", type=int, default=20, help="replays of each tuner")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/search_cost.json")
+    parser.add_argument(
+        "--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES,
+        help="replay these; the saved figures of the others stay",
+    )  # fmt: skip
+    parser.add_argument("--part", choices=["space", "replay"], help="one of the two; both if not given")
+    parser.add_argument(
+        "--save", action="store_true", help="write benchmarks/results/search_{space,cost}.json"
+    )
     arguments = parser.parse_args()
     if arguments.record:
         record(arguments.jobs, arguments.accelerator)
-    space = cost_of_space()
-    print(
-        f"{space['points']} points of the published space, {space['networks']} networks: identified in "
-        f"{space['seconds_to_identify']} s, costed in {space['seconds_to_cost']} s with {space['processes']} processes"
-    )
-    figures = replays(arguments.seeds)
-    show(figures)
-    if arguments.save:
-        save("search_cost", {"space": space, "replays": arguments.seeds, "strategies": figures})
+    if arguments.part != "replay":
+        space = cost_of_space()
+        print(
+            f"{space['points']} points of the published space, {space['networks']} networks: identified in "
+            f"{space['seconds_to_identify']} s, costed in {space['seconds_to_cost']} s "
+            f"with {space['processes']} processes"
+        )
+        if arguments.save:
+            save("search_space", space)
+    if arguments.part != "space":
+        figures = replays(arguments.seeds, arguments.strategies)
+        if RESULTS.exists():
+            saved = json.loads(RESULTS.read_text())
+            kept = saved["strategies"] if saved["replays"] == arguments.seeds else {}
+            figures = {name: each for name in STRATEGIES if (each := figures.get(name) or kept.get(name))}
+        show(figures)
+        if arguments.save:
+            save("search_cost", {"replays": arguments.seeds, "strategies": figures})
 
 
 if __name__ == "__main__":
