@@ -3,23 +3,25 @@
 One run = one configuration; experiment = study. start_run writes a run while it is computed: it goes FAILED (an
 exception) or KILLED (a signal) with its traceback as an artifact; whatever it logged before stays. A search keeps what
 a trial says in a Record on disk first, and uploads it to the trial's run in a Store: a server that is away loses
-nothing.
+nothing. A Reader reads what others have written, and changes nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import getpass
 import json
 import logging
 import math
 import os
+import re
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -34,6 +36,9 @@ log = logging.getLogger(__name__)
 MAX_METRICS = 1000
 MAX_PARAMS = 100
 MAX_PARAM_LENGTH = 6000
+
+PAGE = 1000  # runs read at once
+MAX_LISTED = 2000  # run ids in one condition: databases and MLflow's parser limit them
 
 Point = tuple[str, float, int]
 """One point of a curve: name, value, step."""
@@ -201,20 +206,89 @@ class StoredRun:
     status: str
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
+    params: Mapping[str, str]
     start_ms: int
+    end_ms: int | None
+    artifact_uri: str
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether it is a configuration, and not what holds a study together or says what was found out about it."""
+        return self.tags.get("dxc.kind") not in ("study", "analysis")
 
 
 T = TypeVar("T")
 
 
-class Store:
-    """One study in an MLflow store. Every call is tried again, with growing pauses, for `patience_s` seconds where
-    the store does not answer; then TrackingError."""
+class _Patient:
+    """Calls to the store at `uri`. Each is tried again, with growing pauses, for `patience_s` seconds where the store
+    does not answer; then TrackingError."""
+
+    def __init__(self, uri: str, patience_s: float) -> None:
+        self.uri = uri
+        self._client: Any = None
+        self._patience_s = patience_s
+
+    def _search(
+        self, experiment_id: str, condition: str, *, deleted: bool = False, limit: int | None = None
+    ) -> Iterator[StoredRun]:
+        """Runs of an experiment that meet a condition of MLflow's, oldest first."""
+        token = None
+        while True:
+            page = self._page(experiment_id, condition, limit or PAGE, deleted=deleted, token=token)
+            yield from map(_stored, page)
+            token = page.token
+            if not token or limit:
+                return
+
+    def _page(
+        self,
+        experiment_id: str,
+        condition: str,
+        size: int,
+        *,
+        order: str = "start_time",
+        deleted: bool = False,
+        token: str | None = None,
+    ) -> Any:
+        from mlflow.entities import ViewType
+
+        return self._patiently(
+            lambda: self._client.search_runs(
+                [experiment_id],
+                condition,
+                run_view_type=ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY,
+                max_results=size,
+                order_by=[f"attributes.{order} ASC"],
+                page_token=token,
+            )
+        )
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        from mlflow.exceptions import MlflowException
+        from requests import RequestException
+
+        deadline = time.monotonic() + self._patience_s
+        pause_s = 0.5
+        while True:
+            try:
+                return action()
+            except (MlflowException, RequestException) as error:
+                if (full := disk_full(error)) is not None:
+                    raise full from error
+                if getattr(error, "error_code", "") in PERMANENT or time.monotonic() + pause_s > deadline:
+                    raise TrackingError(_store_message(self.uri, error)) from error
+                log.warning("the MLflow store does not answer; trying again in %.1f s", pause_s)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, 15)
+
+
+class Store(_Patient):
+    """One study in an MLflow store; it is made where it is not there."""
 
     def __init__(self, uri: str, study: str, *, patience_s: float) -> None:
-        self.uri = uri
+        super().__init__(uri, patience_s)
         self.study = study
-        self._patience_s = patience_s
         self._client, self.experiment_id = self._patiently(lambda: _open_store(uri, study))
 
     def create(
@@ -242,22 +316,7 @@ class Store:
         condition = " and ".join(
             f"tags.`{key.replace('__', '.')}` = '{value}'" for key, value in tags.items()
         )
-        found: list[StoredRun] = []
-        token = None
-        while True:
-            page = self._patiently(
-                lambda token=token: self._client.search_runs(  # type: ignore[misc]
-                    [self.experiment_id],
-                    condition,
-                    max_results=1000,
-                    order_by=["attributes.start_time ASC"],
-                    page_token=token,
-                )
-            )
-            found += [_stored(run) for run in page]
-            token = page.token
-            if not token:
-                return found
+        return list(self._search(self.experiment_id, condition))
 
     def get(self, run_id: str) -> StoredRun:
         return _stored(self._patiently(lambda: self._client.get_run(run_id)))
@@ -296,23 +355,129 @@ class Store:
 
         self._patiently(write)
 
-    def _patiently(self, action: Callable[[], T]) -> T:
-        from mlflow.exceptions import MlflowException
-        from requests import RequestException
 
-        deadline = time.monotonic() + self._patience_s
-        pause_s = 0.5
+@dataclass(frozen=True)
+class Study:
+    """An experiment of a store; created_ms tells it from one of the same id in another database."""
+
+    name: str
+    experiment_id: str
+    created_ms: int | None
+
+
+class Reader(_Patient):
+    """What an MLflow store holds. Reading creates nothing: no file, no table, no experiment.
+
+    Raises TrackingError where there is no store, where it cannot be used, or where its tables are of another MLflow.
+    """
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri, patience_s=0)  # MLflow tries a server four times
+        _require_tables(uri)
+        self._client = self._patiently(lambda: _client(uri))
+
+    def studies(self) -> list[Study]:
+        """Oldest first, without deleted ones."""
+        found: list[Any] = []
+        token = None
         while True:
-            try:
-                return action()
-            except (MlflowException, RequestException) as error:
-                if (full := disk_full(error)) is not None:
-                    raise full from error
-                if getattr(error, "error_code", "") in PERMANENT or time.monotonic() + pause_s > deadline:
-                    raise TrackingError(_store_message(self.uri, error)) from error
-                log.warning("the MLflow store does not answer; trying again in %.1f s", pause_s)
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, 15)
+            page = self._patiently(
+                lambda token=token: self._client.search_experiments(  # type: ignore[misc]
+                    max_results=PAGE, order_by=["creation_time ASC"], page_token=token
+                )
+            )
+            found += page
+            token = page.token
+            if not token:
+                return [_study(each) for each in found]
+
+    def study(self, name: str) -> Study:
+        """Raises TrackingError where there is none of this name, with those that there are."""
+        found = self._patiently(lambda: self._client.get_experiment_by_name(name))
+        if found is None:
+            raise TrackingError(self._no_study(name))
+        if found.lifecycle_stage == "deleted":
+            raise TrackingError(f"study '{name}' was deleted in MLflow; restore it there or name another one")
+        return _study(found)
+
+    def _no_study(self, name: str, listed: int = 12, counted: int = 100) -> str:
+        """The message; runs are counted up to `counted`, because MLflow can only count what it reads."""
+        studies = {each.name: each for each in self.studies()}
+        close = difflib.get_close_matches(name, studies, n=3)
+        lines = []
+        for each in list(dict.fromkeys([*close, *reversed(studies)]))[:listed]:
+            runs = list(self._search(studies[each].experiment_id, "status = 'FINISHED'", limit=counted))
+            finished = sum(run.is_trial for run in runs)
+            or_more = " or more" if len(runs) == counted else ""
+            lines.append(f"  {each}: {finished}{or_more} finished")
+        if len(studies) > listed:
+            lines.append(f"  ... and {len(studies) - listed} older ones")
+        guess = f"did you mean {' or '.join(close)}? " if close else ""
+        return f"no study '{name}' in the MLflow store {self.uri}; {guess}There are:\n" + "\n".join(lines)
+
+    def ended(
+        self, study: Study, *, since_ms: int = 0, before_ms: int | None = None, without: Collection[str] = ()
+    ) -> Iterator[list[StoredRun]]:
+        """Runs that are over, whatever their end, in the order of their end times, by pages.
+
+        since_ms, before_ms: end times, from the first on and before the second; a run without one is not over.
+        without: at most MAX_LISTED run ids that are left out. A page begins at the end time of the last one and not
+        at a position: positions shift when runs are deleted or go on meanwhile, and others would be skipped.
+        """
+        conditions = ["status != 'RUNNING'", "status != 'SCHEDULED'"]
+        if before_ms is not None:
+            conditions.append(f"end_time < {before_ms}")
+        if without:
+            conditions.append(f"run_id NOT IN ({_listed(without)})")
+        size = PAGE
+        seen: set[str] = set()
+        while True:
+            condition = " and ".join([*conditions, f"end_time >= {since_ms}"])
+            page = self._page(study.experiment_id, condition, size, order="end_time")
+            if fresh := [_stored(run) for run in page if run.info.run_id not in seen]:
+                yield fresh
+            if len(page) < size:
+                return
+            seen = {run.info.run_id for run in page}
+            if page[-1].info.end_time == since_ms:
+                size *= 2  # more runs than fit on a page ended at one time
+            since_ms = page[-1].info.end_time
+
+    def unfinished(self, study: Study) -> list[StoredRun]:
+        """Runs that are planned or running."""
+        over = ("FINISHED", "FAILED", "KILLED")
+        return list(
+            self._search(study.experiment_id, " and ".join(f"status != '{status}'" for status in over))
+        )
+
+    def deleted(self, study: Study, *, without: Collection[str] = ()) -> list[str]:
+        """Ids of deleted runs. without: at most MAX_LISTED that are left out."""
+        condition = f"run_id NOT IN ({_listed(without)})" if without else ""
+        return [run.run_id for run in self._search(study.experiment_id, condition, deleted=True)]
+
+    def among(self, study: Study, run_ids: Collection[str]) -> list[StoredRun]:
+        """Those of at most MAX_LISTED runs that are over and not deleted."""
+        condition = f"status != 'RUNNING' and status != 'SCHEDULED' and run_id IN ({_listed(run_ids)})"
+        return list(self._search(study.experiment_id, condition)) if run_ids else []
+
+    def artifact(self, run_id: str, name: str, folder: Path) -> Path | None:
+        """One file of a run, copied into a folder; None where the run does not have it (any more)."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return Path(self._client.download_artifacts(run_id, name, str(folder)))
+        except (MlflowException, OSError) as error:
+            log.debug("run %s: no %s: %s", run_id, name, error)
+            return None
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """The one thing that is written here: what was found out about a run."""
+        self._patiently(lambda: _log(self._client, run_id, tags=tags))
+
+
+def study_names(uri: str) -> list[str]:
+    """Studies of a store, oldest first. Raises TrackingError as Reader does."""
+    return [study.name for study in Reader(uri).studies()]
 
 
 PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED")
@@ -336,8 +501,23 @@ def disk_full(error: BaseException) -> TrackingError | None:
 
 def _stored(run: Any) -> StoredRun:
     return StoredRun(
-        run.info.run_id, run.info.status, dict(run.data.tags), dict(run.data.metrics), run.info.start_time
+        run.info.run_id,
+        run.info.status,
+        dict(run.data.tags),
+        dict(run.data.metrics),
+        dict(run.data.params),
+        run.info.start_time,
+        run.info.end_time,
+        run.info.artifact_uri,
     )
+
+
+def _study(experiment: Any) -> Study:
+    return Study(experiment.name, experiment.experiment_id, experiment.creation_time)
+
+
+def _listed(run_ids: Collection[str]) -> str:
+    return ", ".join(f"'{run_id}'" for run_id in run_ids)
 
 
 def _log(
@@ -363,29 +543,89 @@ def _log(
 
 def _open_store(uri: str, study: str) -> tuple[Any, str]:
     """Client and experiment id; an embedded store is created, one process at a time."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its default waits for minutes
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run
     from filelock import FileLock
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
-
-    for logger in ("alembic", "mlflow"):
-        logging.getLogger(logger).setLevel(logging.WARNING)  # dozens of lines about database migrations
 
     scheme, _, location = uri.partition(":///")
     if scheme != "sqlite":
-        client = MlflowClient(tracking_uri=uri)
+        client = _client(uri)
         return client, _experiment_id(client, study, artifacts=None)
     database = Path(location)
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{database}.lock"):
-            client = MlflowClient(tracking_uri=uri)
+            client = _client(uri)
             # beside its database, wherever the command was started
             artifacts = (database.resolve().parent / "mlartifacts").as_uri()
             return client, _experiment_id(client, study, artifacts=artifacts)
     except OSError as error:
         raise MlflowException(f"{error.strerror}: {database.parent}") from error
+
+
+def _client(uri: str) -> Any:
+    """MLflow's client; one of a database makes the tables that are not there."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its default waits for minutes
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # two bars a file
+    from mlflow import MlflowClient
+
+    for logger in ("alembic", "mlflow"):
+        logging.getLogger(logger).setLevel(logging.WARNING)  # dozens of lines about database migrations
+    return MlflowClient(tracking_uri=uri)
+
+
+def _require_tables(uri: str) -> None:
+    """Raise TrackingError unless a database is there and has the tables of this MLflow.
+
+    MLflow itself would make a SQLite file that is not there, and change the tables of an older MLflow without asking.
+    Addresses that are no database pass.
+    """
+    from alembic.runtime.migration import MigrationContext
+    from mlflow.store.db.db_types import DATABASE_ENGINES
+    from sqlalchemy import create_engine, make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    scheme = uri.partition(":")[0].partition("+")[0]
+    if scheme not in DATABASE_ENGINES:
+        return
+    nothing = (
+        f"there is no MLflow store at {uri}\n"
+        "Train or search first, or say where the runs are: tracking.uri=ADDRESS"
+    )
+    try:
+        if scheme == "sqlite" and not Path(make_url(uri).database or "").is_file():
+            raise TrackingError(nothing)
+        engine = create_engine(uri)
+        try:
+            with engine.connect() as connection:
+                version = MigrationContext.configure(connection).get_current_revision()
+        finally:
+            engine.dispose()
+    except (SQLAlchemyError, ImportError) as error:  # a server that is away, another kind of file, no driver
+        raise TrackingError(_store_message(uri, error)) from error
+    if version is None:
+        raise TrackingError(nothing)
+    if (message := _version_message(uri, version)) is not None:
+        raise TrackingError(message)
+
+
+def _version_message(uri: str, version: str) -> str | None:
+    """What to do about a database whose tables are of this version (alembic's revision); None where they fit."""
+    import mlflow
+    from alembic.script import ScriptDirectory
+
+    known = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    if version in known.get_heads():
+        return None
+    if version in {each.revision for each in known.walk_revisions()}:
+        return (
+            f"the tables of the MLflow store {uri} were made by an older MLflow than {mlflow.__version__}\n"
+            f"Keep a copy of the database, then bring them up to date: mlflow db upgrade {uri}"
+        )
+    return (
+        f"the tables of the MLflow store {uri} were made by a newer MLflow than {mlflow.__version__}\n"
+        "Install that one (pip install --upgrade mlflow), or read through its server: tracking.uri=http://HOST:5000"
+    )
 
 
 def _experiment_id(client: Any, study: str, *, artifacts: str | None) -> str:
@@ -411,6 +651,8 @@ def _experiment_id(client: Any, study: str, *, artifacts: str | None) -> str:
 
 def _store_message(uri: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0]
+    if outdated := re.search(r"out-of-date database schema \(found version (\w+)", reason):
+        return _version_message(uri, outdated[1]) or reason
     return (
         f"tracking.uri: the MLflow store {uri} cannot be used: {reason}\n"
         "Check the address and that its server runs, or keep runs in a file: tracking.uri=sqlite:///mlflow.db"

@@ -1,0 +1,144 @@
+"""How long analyze.py reads runs from MLflow, the first time and later, beside MLflow's own search_runs.
+
+    python benchmarks/analysis_reading.py            about 5 minutes and 200 MB of temporary disk on 4 cores
+
+A SQLite store of finished runs of the shape of a real trial: 60 params, 31 metrics (9 of them learning curves), 26
+tags; one run ends every minute. Each reading is a fresh process and is timed from before its imports to the table:
+    first     read_runs with an empty cache
+    later     read_runs again, when nothing is new
+    list      mlflow.search_runs(output_format="list"): MLflow's objects, no table
+    pandas    mlflow.search_runs(): MLflow's own table
+    import    opens the store with MLflow and reads nothing; it is in all the others
+Peak memory is that of the whole process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from _record import ROOT, save, spread
+
+from dxc.tracking import Store
+
+STUDY = "benchmark"
+METRICS = [f"metric{number}" for number in range(22)] + [
+    f"fold{fold}/{curve}" for fold in (1, 2, 3) for curve in ("train_loss", "val_loss", "val_accuracy")
+]
+PARAMS = [f"group{number % 6}.knob{number}" for number in range(60)]
+TAGS = [f"dxc.tag{number}" for number in range(14)]  # few values
+UNIQUE_TAGS = [f"dxc.unique{number}" for number in range(6)]  # a value of its own in every run
+READING = """
+import json, resource, sys, time
+started = time.perf_counter()
+sys.path.insert(0, {root!r})
+from pathlib import Path
+if {way!r} in ("first", "later"):
+    from dxc.analysis.runs import read_runs
+    runs = len(read_runs({uri!r}, [{study!r}], cache_dir=Path({cache!r})).frame)
+else:
+    import mlflow
+    client = mlflow.MlflowClient({uri!r})
+    experiment = client.get_experiment_by_name({study!r}).experiment_id
+    runs = 0
+    if {way!r} != "import":
+        mlflow.set_tracking_uri({uri!r})
+        runs = len(mlflow.search_runs([experiment], output_format={way!r}))
+seconds = time.perf_counter() - started
+print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, runs]))
+"""
+WAYS = ("first", "later", "list", "pandas", "import")
+
+
+def make_store(file: Path, count: int) -> str:
+    """A store of `count` finished runs; returns its address. MLflow makes the tables, SQL fills them."""
+    uri = f"sqlite:///{file}"
+    experiment = Store(uri, STUDY, patience_s=0).experiment_id
+    rng = random.Random(0)
+    now_ms = int(time.time() * 1000)
+    with closing(sqlite3.connect(file)) as database:
+        for number in range(count):
+            run_id = f"{rng.getrandbits(128):032x}"
+            end_ms = now_ms - (count - number) * 60_000
+            row = (run_id, f"run {number}", end_ms - 200_000, end_ms, f"file:///runs/{run_id}", experiment)
+            database.execute(
+                "INSERT INTO runs (run_uuid, name, start_time, end_time, artifact_uri, experiment_id, status, "
+                "lifecycle_stage, source_type, user_id) "
+                "VALUES (?, ?, ?, ?, ?, ?, 'FINISHED', 'active', 'LOCAL', 'somebody')",
+                row,
+            )
+            few = [
+                (key, str(rng.randrange(1 + place % 5)), run_id) for place, key in enumerate(PARAMS + TAGS)
+            ]
+            tags = few[len(PARAMS) :] + [(key, f"{rng.getrandbits(64):x}", run_id) for key in UNIQUE_TAGS]
+            tags += [("dxc.kind", "trial", run_id), ("dxc.state", "finished", run_id)]
+            tags += [(f"mlflow.{key}", "text", run_id) for key in ("user", "source.name", "source.type")]
+            tags += [("mlflow.runName", f"run {number}", run_id)]
+            database.executemany(
+                "INSERT INTO params (key, value, run_uuid) VALUES (?, ?, ?)", few[: len(PARAMS)]
+            )
+            database.executemany("INSERT INTO tags (key, value, run_uuid) VALUES (?, ?, ?)", tags)
+            database.executemany(
+                "INSERT INTO latest_metrics (key, value, timestamp, step, is_nan, run_uuid) "
+                "VALUES (?, ?, ?, 0, 0, ?)",
+                [(key, rng.random(), end_ms, run_id) for key in METRICS],
+            )
+        database.commit()
+    return uri
+
+
+def read(way: str, uri: str, cache: Path) -> tuple[float, float, int]:
+    """(seconds, peak MB, runs) of one reading."""
+    script = READING.format(root=str(ROOT), way=way, uri=uri, study=STUDY, cache=str(cache))
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
+    seconds, peak, runs = json.loads(done.stdout.splitlines()[-1])
+    return seconds, peak, runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/analysis_reading.json")
+    arguments = parser.parse_args()
+
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    peaks: dict[str, list[float]] = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory() as name:
+        uri = make_store(Path(name) / "mlflow.db", arguments.runs)
+        for repeat in range(arguments.repeats):
+            cache = Path(name) / f"cache{repeat}"
+            order = ("list", "pandas", "first", "later", "import") if repeat % 2 else WAYS
+            for way in order:
+                took, peak, runs = read(way, uri, cache)
+                if runs != (0 if way == "import" else arguments.runs):
+                    raise SystemExit(f"{way} found {runs} runs instead of {arguments.runs}")
+                seconds[way].append(took)
+                peaks[way].append(peak)
+
+    print(f"{arguments.runs} runs, {arguments.repeats} times:")
+    for way in WAYS:
+        print(f"  {way}: {spread(seconds[way])} s, {max(peaks[way]):.0f} MB")
+    ratios: dict[str, Any] = {}
+    for over, under in (("first", "list"), ("first", "pandas"), ("later", "first")):
+        ratios[f"{over}_over_{under}"] = [a / b for a, b in zip(seconds[over], seconds[under], strict=True)]
+        print(f"  {over} / {under}: {spread(ratios[f'{over}_over_{under}'], 3)}")
+    beyond = [a - b for a, b in zip(seconds["later"], seconds["import"], strict=True)]
+    print(f"  later, beyond opening the store with MLflow: {statistics.median(beyond):.2f} s")
+    if arguments.save:
+        about = {"runs": arguments.runs, "repeats": arguments.repeats}
+        save("analysis_reading", about | {"seconds": seconds, "peak_memory_mb": peaks, "ratios": ratios})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Which of the tracked designs are worth having; reads runs, never trains."""
