@@ -1,0 +1,517 @@
+"""The front of tracked designs as figures for a paper: trade-offs, one radar a design, main effects of the knobs.
+
+All of them take `designs`, a data frame with one row a design: `name`, `front` and `lucky` (bool), one column an
+objective, `spread.<objective>` (one standard deviation, NaN where unknown), and one column a knob. There is at least
+one design.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dxc.pareto import OBJECTIVES, Objective
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.projections.polar import PolarAxes
+    from matplotlib.ticker import MaxNLocator
+
+# Okabe and Ito's colours, told apart by colour-blind readers; in grey, markers tell them apart
+VERMILLION, BLUE, GREY = "#D55E00", "#0072B2", "#999999"
+
+TITLES = {
+    "accuracy_std": "spread of accuracy",
+    "f1": "F1",
+    "auroc": "AUROC",
+    "latency_ms": "latency",
+    "latency_std_ms": "spread of latency",
+    "uncovered_macs_share": "MACs not covered",
+    "measured_latency_ms": "measured latency",
+    "measured_latency_p95_ms": "measured latency, 95 %",
+    "onnx_mb": "ONNX file",
+    "peak_memory_mb": "peak memory",
+    "params": "parameters",
+    "macs": "MACs",
+    "fit_seconds": "training time",
+    "images_per_second": "training speed",
+}
+UNITS = {"1e6 bytes": "MB", "count": ""}
+
+ONE_COLUMN_IN, TWO_COLUMNS_IN = 3.5, 7.2  # inches; text is set in points of the printed page
+LOG_FROM = 30  # an objective that spans more than this factor gets a logarithmic axis
+RADARS = 12
+LEVELS = 8  # values of a knob that fit under one panel
+MISSING = "–"
+
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture everywhere
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "lines.linewidth": 1,
+    "svg.hashsalt": "dxc",  # the same ids in every file
+}
+
+
+def title_of(metric: str) -> str:
+    """What an objective is called for people: 'latency' of latency_ms, 'latency PREDICTOR' of latency_ms/PREDICTOR.
+
+    An undeclared one keeps the name its run has.
+    """
+    name, _, part = metric.partition("/")
+    title = TITLES.get(name, name.replace("_", " ") if name in OBJECTIVES else name)
+    return f"{title} {part}".rstrip()
+
+
+def label_of(metric: str, objective: Objective) -> str:
+    """Title with unit: 'latency (ms)', 'ONNX file (MB)', 'parameters'."""
+    unit = UNITS.get(objective.unit, objective.unit)
+    return f"{title_of(metric)} ({unit})" if unit else title_of(metric)
+
+
+def short_names(knobs: Sequence[str]) -> dict[str, str]:
+    """Knob -> its last part ('kernel' of 'model.kernel'), or all of it where two knobs end alike."""
+    ends = [knob.rsplit(".", 1)[-1] for knob in knobs]
+    return {knob: end if ends.count(end) == 1 else knob for knob, end in zip(knobs, ends, strict=True)}
+
+
+def is_log(values: ArrayLike) -> bool:
+    """Whether an objective's values are positive and span more than a factor LOG_FROM; NaN do not count."""
+    known = np.asarray(values, dtype=float)
+    known = known[np.isfinite(known)]
+    return bool(len(known) and known.min() > 0 and known.max() > LOG_FROM * known.min())
+
+
+def levels(column: pd.Series) -> tuple[NDArray[np.int_], list[str]]:
+    """Codes (one a row) and labels of a knob's distinct values: numbers, then text, then missing ones."""
+    import pandas as pd
+
+    values = [MISSING if pd.isna(value) else value for value in column]
+    order = sorted(
+        set(values),
+        key=lambda value: (value == MISSING, str(value)) if isinstance(value, str) else (False, "", value),
+    )
+    place = {value: code for code, value in enumerate(order)}
+    labels = [f"{value:g}" if isinstance(value, float) else str(value) for value in order]
+    return np.array([place[value] for value in values], dtype=int), labels
+
+
+def is_number(value: object) -> bool:
+    """A number, Python's or NumPy's, and no truth value."""
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
+def short_number(value: float) -> str:
+    """Three significant digits: '0.930', '16', '95.8M'; '–' for NaN."""
+    if not math.isfinite(value):
+        return MISSING
+    size, suffix = abs(value), ""
+    for least, factor, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if size >= least:
+            value, suffix = value / factor, letter
+            break
+    whole = abs(value) >= 100 or float(value).is_integer()
+    return (f"{value:.0f}" if whole else f"{value:#.3g}") + suffix
+
+
+def tick_number(value: float) -> str:
+    """For ticks of a logarithmic axis: '0.1', '300', '30k'."""
+    return short_number(value) if value >= 1e4 else f"{value:g}"
+
+
+def pairs(designs: pd.DataFrame, objectives: Mapping[str, Objective]) -> Figure:
+    """Every two objectives against each other: m (m - 1) / 2 panels, the front over all designs.
+
+    The first objective is upright in the last row. Error bars of the front are one standard deviation. A step line
+    joins the front where there are two objectives only: with more, a member may look dominated in one panel. Raises
+    ValueError for fewer than two objectives.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    first, *others = objectives
+    if not others:
+        raise ValueError("a trade-off needs two objectives or more")
+    order = [*others, first]
+    side = len(others)
+    width = {1: ONE_COLUMN_IN, 2: 5.0}.get(side, TWO_COLUMNS_IN)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, 0.85 * width), layout="constrained")
+        grid = figure.add_gridspec(side, side)
+        for i, y in enumerate(order[1:]):
+            for j, x in enumerate(order[: i + 1]):
+                axes = figure.add_subplot(grid[i, j])
+                if side == 1:
+                    _steps(axes, designs[designs["front"].to_numpy(dtype=bool)], x, y, objectives[x].maximise)
+                _points(axes, designs, x, y)
+                _scale(axes, "x", designs, x)
+                _scale(axes, "y", designs, y)
+                axes.tick_params(labelleft=j == 0, labelbottom=y == first)
+                if j == 0:
+                    axes.set_ylabel(_with_direction(y, objectives[y], 22))
+                if y == first:
+                    axes.set_xlabel(_with_direction(x, objectives[x], 22))
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        if side == 1:
+            figure.legend(handles, labels, loc="outside upper left", ncols=2)
+        else:  # in the empty corner
+            figure.legend(handles, labels, loc="upper right")
+    return figure
+
+
+def _steps(axes: Axes, front: pd.DataFrame, x: str, y: str, more: bool) -> None:
+    """The border of what is dominated; more: whether more of x is better."""
+    front = front.sort_values([x, y])
+    axes.step(front[x], front[y], where="pre" if more else "post", color=VERMILLION, linewidth=0.8)
+
+
+def _points(axes: Axes, designs: pd.DataFrame, x: str, y: str) -> None:
+    """All designs in grey, the front's members over them."""
+    front, lucky = designs["front"].to_numpy(dtype=bool), designs["lucky"].to_numpy(dtype=bool)
+    axes.plot(
+        designs[x],
+        designs[y],
+        linestyle="none",
+        marker="o",
+        markersize=2.5 if len(designs) <= 1000 else 1.5,
+        markeredgewidth=0,
+        color=GREY,
+        alpha=0.7,
+        label=f"designs ({len(designs)})",
+        rasterized=len(designs) > 1000,  # thousands of dots make an SVG slow to open
+    )
+    for which, face, label in (
+        (front & ~lucky, VERMILLION, "front"),
+        (front & lucky, "white", "front, perhaps by luck"),
+    ):
+        members = designs[which]
+        if len(members):
+            axes.errorbar(
+                members[x],
+                members[y],
+                xerr=_bars(members, x),
+                yerr=_bars(members, y),
+                linestyle="none",
+                marker="D",
+                markersize=4.5,
+                markerfacecolor=face,
+                markeredgecolor=VERMILLION if face == "white" else "black",
+                markeredgewidth=0.9 if face == "white" else 0.4,
+                ecolor=VERMILLION,
+                elinewidth=0.7,
+                label=f"{label} ({len(members)})",
+                zorder=3,
+            )
+
+
+def _bars(designs: pd.DataFrame, name: str) -> NDArray[np.float64]:
+    """Lengths of error bars; unknown ones are 0, which draws none."""
+    return np.nan_to_num(designs[f"spread.{name}"].to_numpy(dtype=float))
+
+
+def _with_direction(name: str, objective: Objective, width: int) -> str:
+    """Label of an axis, wrapped. The arrow points along the axis: an upright label is read upwards."""
+    hint = "higher is better →" if objective.maximise else "← lower is better"
+    return f"{_fit(label_of(name, objective), width, 3)}\n{hint}"
+
+
+def _scale(axes: Axes, which: Literal["x", "y"], designs: pd.DataFrame, name: str) -> None:
+    """Limits over all designs and the front's error bars (the same in every panel), and ticks in plain numbers."""
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
+
+    values = designs[name].to_numpy(dtype=float)
+    front = designs[designs["front"].to_numpy(dtype=bool)]
+    bars = _bars(front, name)
+    ends = np.concatenate([values, front[name] - bars, front[name] + bars])
+    ends = ends[np.isfinite(ends)]
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    if is_log(values):
+        # a bar that reaches zero has no end on this axis: it is cut where the axis ends
+        low, high = ends[ends >= np.nanmin(values) / 2].min(), ends.max()
+        margin = (high / low) ** 0.05
+        limits = low / margin, high * margin
+        axes.set(**{f"{which}scale": "log"})
+        axis.set_major_locator(LogLocator(subs=(1, 3) if high < 300 * low else (1,), numticks=8))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: tick_number(value)))
+        axis.set_minor_formatter(NullFormatter())
+    else:
+        low, high = (ends.min(), ends.max()) if len(ends) else (0.0, 1.0)
+        margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
+        limits = low - margin, high + margin
+        axis.set_major_locator(_few_ticks())
+        if high >= 1e4:
+            axis.set_major_formatter(EngFormatter(sep=""))
+    axes.set(**{f"{which}lim": limits})
+
+
+def _few_ticks() -> MaxNLocator:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(5, steps=[1, 2, 5, 10])
+
+
+def _plain(text: str) -> str:
+    """Text as it is: a dollar sign begins no formula."""
+    return text.replace("$", r"\$")
+
+
+def _fit(text: str, width: int, lines: int) -> str:
+    """At most so many lines of so many characters, cut with an ellipsis."""
+    wrapped = textwrap.wrap(text, width, max_lines=lines, placeholder=" …")
+    return _plain("\n".join(wrapped))
+
+
+def radar(designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Sequence[str]) -> Figure:
+    """A small polar plot for each of the front's members, at most RADARS, best first objective first.
+
+    Axes are the objectives, outward is better, then the knobs that are numbers, outward is more; each is scaled from
+    the least to the most of all designs (a column of one value is drawn half way, a missing value at the centre).
+    A member's own values are printed at the axes' ends, what centre and rim stand for under the plots.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from pandas.api.types import is_numeric_dtype
+
+    spokes = [*objectives, *(knob for knob in knobs if is_numeric_dtype(designs[knob]))]
+    titles = {name: title_of(name) for name in objectives} | short_names(knobs)
+    scaled = _scaled(designs[spokes], objectives)
+    first, best = next(iter(objectives.items()))
+    front = designs.reset_index(drop=True)[designs["front"].to_numpy(dtype=bool)]
+    front = front.sort_values(first, ascending=not best.maximise, kind="stable")
+    shown = front.head(RADARS)
+    columns = min(3, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    # sizes in inches: constrained layout leaves polar plots too small for their labels
+    cell = max(ONE_COLUMN_IN, 2.4 * columns) / columns
+    width = cell * columns
+    ends = [f"{titles[name]} {_ends(designs[name], objectives.get(name))}" for name in spokes]
+    caption = _caption(ends, int(17 * width), dashed=bool(shown["lucky"].any()))
+    top, bottom = 0.3, 0.12 * len(caption) + 0.1
+    height = top + bottom + 2.2 * rows
+    count = f"{len(shown)} of the front's {len(front)}" if len(front) > RADARS else f"{len(front)}"
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height))
+        figure.text(
+            0.5,
+            1 - 0.1 / height,
+            _plain(f"Front members, best {titles[first]} first: {count}"),
+            ha="center",
+            va="top",
+        )
+        for place, (row, member) in enumerate(shown.iterrows()):
+            down, right = divmod(place, columns)
+            middle, base = cell * (right + 0.5), height - top - 2.2 * (down + 1) + 0.4
+            place_in = ((middle - 0.55) / width, base / height, 1.1 / width, 1.1 / height)
+            axes = cast("PolarAxes", figure.add_axes(place_in, projection="polar"))
+            labels = [f"{_fit(titles[name], 12, 3)}\n{short_number(member[name])}" for name in spokes]
+            _spokes(axes, labels, len(objectives))
+            _polygon(axes, scaled[row], hollow=bool(member["lucky"]))
+            figure.text(
+                middle / width,
+                (base + 1.45) / height,
+                _fit(str(member["name"]), int(16 * cell), 2),
+                ha="center",
+                va="bottom",
+                fontsize=7.5,
+            )
+        figure.text(0.1 / width, 0.06 / height, _plain("\n".join(caption)), va="bottom", fontsize=6.5)
+    return figure
+
+
+def _caption(ends: Sequence[str], width: int, *, dashed: bool) -> list[str]:
+    """Lines of so many characters, broken between axes and not within one."""
+    whole = ", ".join(end.replace(" ", "\N{NO-BREAK SPACE}") for end in ends)
+    luck = "Dashed: perhaps on the front by luck. " if dashed else ""
+    return textwrap.wrap(
+        f"Black: objectives, outward is better. Blue: knobs. {luck}Centre → rim: {whole}.", width
+    )
+
+
+def _scaled(values: pd.DataFrame, objectives: Mapping[str, Objective]) -> NDArray[np.float64]:
+    """Columns from 0 to 1 over all rows, those of objectives to be minimised turned round; NaN is 0."""
+    raw = values.to_numpy(dtype=float)
+    low, high = (getattr(values, end)().to_numpy(dtype=float) for end in ("min", "max"))
+    scaled = np.where(high > low, (raw - low) / np.where(high > low, high - low, 1), 0.5)
+    turned = [name in objectives and not objectives[name].maximise for name in values]
+    return np.where(np.isfinite(raw), np.where(turned, 1 - scaled, scaled), 0)
+
+
+def _ends(column: pd.Series, objective: Objective | None) -> str:
+    low, high = short_number(column.min()), short_number(column.max())
+    if objective is None:
+        return f"{low} → {high}"
+    unit = UNITS.get(objective.unit, objective.unit)
+    ends = f"{low} → {high}" if objective.maximise else f"{high} → {low}"
+    return ends if unit in ("", "fraction") else f"{ends} {unit}"
+
+
+def _angles(count: int) -> NDArray[np.float64]:
+    return np.linspace(0, 2 * np.pi, count, endpoint=False)
+
+
+def _spokes(axes: PolarAxes, labels: Sequence[str], objectives: int) -> None:
+    """An empty radar with a label at the end of each axis; those of the first, the objectives, are black."""
+    axes.set_theta_zero_location("N")
+    axes.set_theta_direction(-1)
+    axes.set_ylim(0, 1)
+    axes.set_yticks([0.5, 1], labels=[])
+    axes.set_xticks(_angles(len(labels)), labels=[])
+    axes.grid(color="#cccccc", linewidth=0.5)
+    axes.spines["polar"].set_visible(False)
+    for place, (angle, label) in enumerate(zip(_angles(len(labels)), labels, strict=True)):
+        right, up = math.sin(angle), math.cos(angle)
+        axes.text(
+            angle,
+            1.15,
+            label,
+            ha="left" if right > 0.1 else "right" if right < -0.1 else "center",
+            va="bottom" if up > 0.8 else "top" if up < -0.8 else "center",
+            fontsize=6,
+            linespacing=0.95,
+            color="black" if place < objectives else BLUE,
+        )
+
+
+def _polygon(axes: PolarAxes, values: NDArray[np.float64], *, hollow: bool) -> None:
+    angles = _angles(len(values))
+    style: dict[str, Any] = {"color": VERMILLION, "linewidth": 1.1, "linestyle": "--" if hollow else "-"}
+    axes.plot([*angles, angles[0]], [*values, values[0]], marker="D", markersize=2.5, clip_on=False, **style)
+    if not hollow:
+        axes.fill(angles, values, color=VERMILLION, alpha=0.2, linewidth=0)
+
+
+def main_effects(designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Sequence[str]) -> Figure:
+    """Mean of each objective (rows) over the designs with each value of each knob (columns), with its standard error.
+
+    The standard error is the sample standard deviation over the square root of n; n is under each value. A knob of
+    more than LEVELS values is shown in groups. The vertical axis is shared by the row. Raises ValueError without
+    a knob.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    if not knobs:
+        raise ValueError("main effects need a knob")
+    names = short_names(knobs)
+    groups = {knob: _grouped(designs[knob]) for knob in knobs}
+    width = max(ONE_COLUMN_IN, min(TWO_COLUMNS_IN, 0.9 + 0.9 * len(knobs)), 0.9 + 0.7 * len(knobs))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, 0.9 + 1.45 * len(objectives)), layout="constrained")
+        panels = figure.subplots(len(objectives), len(knobs), sharex="col", sharey="row", squeeze=False)
+        room = (width - 0.9) / len(knobs) - 0.09  # inches under a panel
+        for (name, objective), row in zip(objectives.items(), panels, strict=True):
+            values = designs[name].to_numpy(dtype=float)
+            row[0].set_ylabel(_with_direction(name, objective, 20))
+            row[0].yaxis.set_major_locator(_few_ticks())
+            if np.nanmax(values) >= 1e4:
+                row[0].yaxis.set_major_formatter(EngFormatter(sep=""))
+            for knob, axes in zip(knobs, row, strict=True):
+                codes, labels = groups[knob]
+                means, errors = _means(values, codes, len(labels))
+                axes.errorbar(
+                    range(len(labels)),
+                    means,
+                    yerr=np.nan_to_num(errors),
+                    marker="o",
+                    markersize=3.5,
+                    capsize=2,
+                    color=BLUE,
+                    linewidth=0.8,
+                )
+                axes.grid(axis="y", color="#e5e5e5", linewidth=0.5)
+                axes.set_xlim(-0.5, len(labels) - 0.5)
+        for knob, axes in zip(knobs, panels[-1], strict=True):
+            codes, labels = groups[knob]
+            counts = [f"({n})" for n in np.bincount(codes, minlength=len(labels))]
+            cut = [label if len(label) <= 18 else f"{label[:17]}…" for label in labels]
+            # inches at 7 points: a digit takes 0.06, a bracket less
+            widest = max(max(0.06 * len(a), 0.06 * len(b) - 0.05) for a, b in zip(cut, counts, strict=True))
+            upright = len(cut) * (widest + 0.03) > room
+            ticks = [f"{a}{' ' if upright else chr(10)}{b}" for a, b in zip(cut, counts, strict=True)]
+            axes.set_xticks(
+                range(len(labels)),
+                [_plain(tick) for tick in ticks],
+                rotation=90 if upright else 0,
+                fontsize=7,
+            )
+            axes.set_xlabel(_fit(names[knob], 16, 3))
+        figure.align_xlabels(panels[-1])
+        title = _fit("Mean and standard error by value of a knob (number of designs)", int(14 * width), 3)
+        figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def _grouped(column: pd.Series) -> tuple[NDArray[np.int_], list[str]]:
+    """levels(), of which more than LEVELS are joined: four ranges of a number, or what is rare among words."""
+    codes, labels = levels(column)
+    if len(labels) <= LEVELS:
+        return codes, labels
+    numbers = np.unique([value for value in column if is_number(value) and value == value])
+    rest = len(labels) - len(numbers)
+    if rest == 0 or labels[len(numbers) :] == [MISSING]:
+        parts = np.array_split(np.arange(len(numbers)), 4)
+        group = np.repeat(np.arange(4 + rest), [*(len(part) for part in parts), *[1] * rest])
+        ranges = [f"{_brief(numbers[part[0]])}–{_brief(numbers[part[-1]])}" for part in parts]
+        return group[codes], [*ranges, *[MISSING] * rest]
+    often = np.sort(np.argsort(-np.bincount(codes), kind="stable")[: LEVELS - 1])
+    group = np.full(len(labels), LEVELS - 1)
+    group[often] = np.arange(LEVELS - 1)
+    return group[codes], [*(labels[code] for code in often), f"{len(labels) - LEVELS + 1} others"]
+
+
+def _brief(value: float) -> str:
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.2g}"
+
+
+def _means(
+    values: NDArray[np.float64], codes: NDArray[np.int_], count: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard error (NaN for one value) of each group; values that are NaN do not count."""
+    groups = [values[(codes == code) & np.isfinite(values)] for code in range(count)]
+    means = [group.mean() if len(group) else np.nan for group in groups]
+    errors = [group.std(ddof=1) / math.sqrt(len(group)) if len(group) > 1 else np.nan for group in groups]
+    return np.array(means), np.array(errors)
+
+
+def save(figure: Figure, folder: Path, stem: str) -> list[Path]:
+    """Write STEM.png (200 dpi) and STEM.svg, each whole or not at all, and empty the figure; returns their paths.
+
+    The same figure gives the same bytes. Raises OSError where a file cannot be written.
+    """
+    import matplotlib
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
+    with matplotlib.rc_context(STYLE):
+        for path in paths:
+            kind = path.suffix[1:]
+            draft = path.with_name(f".{path.name}.{os.getpid()}")
+            try:
+                figure.savefig(
+                    draft, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None
+                )
+                draft.replace(path)
+            finally:
+                draft.unlink(missing_ok=True)
+    figure.clear()
+    return paths

@@ -1,0 +1,130 @@
+"""An analysis in the terminal, and as files: tables, figures, one page."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from dxc.report import figures, tables
+from dxc.report.page import page
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dxc.analysis.analyze import Analysis
+
+
+def print_findings(analysis: Analysis, folder: Path) -> None:
+    """The front, how sure it is, the choice and its command, and where the files are."""
+    console = Console()
+
+    def line(text: str) -> None:
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    front = analysis.front
+    line(
+        f"{len(analysis.designs)} designs of {analysis.title}, {len(front)} on the front of "
+        f"{', '.join(analysis.objectives)}; hypervolume {analysis.hypervolume:.4g} from "
+        + ", ".join(f"{name} {value:.4g}" for name, value in analysis.reference.items())
+    )
+    _print(console, front_table(analysis), "front")
+    for note in analysis.notes:
+        line(f"note:      {note}")
+    lucky = front[front["lucky"]]
+    if len(lucky):
+        line(f"by luck?   {len(lucky)} of the front are on it in fewer draws than not: p_front is low")
+    if analysis.comparison is not None:
+        line(compared_in_words(analysis))
+    designs = analysis.designs
+    line(f"choice:    {designs.loc[analysis.choice.design, 'name']}: {analysis.choice.rule}")
+    if analysis.commands[0]:
+        line(f"  rebuild: {analysis.commands[0]}")
+    if analysis.choice.runner_up is not None:
+        line(f"next:      {designs.loc[analysis.choice.runner_up, 'name']}")
+        if analysis.commands[1]:
+            line(f"  rebuild: {analysis.commands[1]}")
+    line(f"report:    {os.path.relpath(folder / 'index.html')}")
+
+
+def front_table(analysis: Analysis) -> pd.DataFrame:
+    front = analysis.front.assign(
+        p_front=[f"{p:.2f}" if p == p else "-" for p in analysis.front["p_front"]],
+    )
+    more = [name for name in ("n", "p_front", "trial") if name != "trial" or front["trial"].any()]
+    return tables.listing(front, analysis.objectives, analysis.knobs, more=more)
+
+
+def dominated_table(analysis: Analysis) -> pd.DataFrame:
+    """Designs off the front, each with a member of the front that dominates it."""
+    others = analysis.designs[~analysis.designs["front"]]
+    return tables.listing(others, analysis.objectives, [], more=["rank", "dominated_by"])
+
+
+def compared_in_words(analysis: Analysis) -> str:
+    if analysis.comparison is None:
+        return ""
+    first, second, found = analysis.comparison
+    test = (
+        f"; McNemar p = {found.p_value:.3g} ({found.only_first} chips only the first has right, "
+        f"{found.only_second} only the second)"
+        if found.p_value == found.p_value
+        else ""
+    )
+    return (
+        f"compared:  {first} less {second}: accuracy {found.difference:+.4f}, 95 % between {found.low:+.4f} and "
+        f"{found.high:+.4f}{test}"
+    )
+
+
+def write_report(analysis: Analysis, folder: Path) -> Path:
+    """Tables (Markdown, LaTeX, CSV), figures (PNG, SVG) and index.html into a folder; what was there is replaced."""
+    contents = {
+        "ranges": tables.ranges(analysis.designs, analysis.objectives),
+        "front": front_table(analysis),
+        "dominated": dominated_table(analysis),
+    }
+    if analysis.baseline is not None:
+        contents["baseline"] = tables.listing(
+            analysis.baseline.frame, analysis.objectives, analysis.baseline.knobs, more=["n"]
+        )
+    if len(analysis.aside):
+        contents["set_aside"] = analysis.aside
+    for stem, table in contents.items():
+        tables.write(table, folder, stem)
+    objectives, knobs = analysis.objectives, list(analysis.knobs)
+    if len(objectives) > 1:
+        figures.save(figures.pairs(analysis.designs, objectives), folder, "pairs")
+        figures.save(figures.radar(analysis.designs, objectives, knobs), folder, "radar")
+        sections = [
+            (heading, contents[stem].to_html(index=False, border=0))
+            for stem, heading in (
+                ("ranges", "Ranges"), ("dominated", "Dominated designs"), ("baseline", "Baseline"),
+                ("set_aside", "Set aside"),
+            )
+            if stem in contents and len(contents[stem])
+        ]  # fmt: skip
+        html = page(
+            analysis.designs, objectives, knobs, title=f"Pareto front of {analysis.title}", sections=sections
+        )
+        draft = folder / ".index.html"
+        draft.write_text(html)
+        draft.replace(folder / "index.html")
+    if knobs:
+        figures.save(figures.main_effects(analysis.designs, objectives, knobs), folder, "main_effects")
+    return folder
+
+
+def _print(console: Console, content: pd.DataFrame, title: str) -> None:
+    """Never cut: a terminal that is too narrow wraps lines."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in content:
+        table.add_column(str(name), justify="left" if name in ("design", "trial") else "right")
+    for row in content.itertuples(index=False):
+        table.add_row(*map(str, row))
+    wide = Console(width=1000).measure(table).maximum
+    Console(width=max(console.width, wide)).print(table)
