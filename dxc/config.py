@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,19 @@ def _one_spelling(node: Any) -> Any:
     if isinstance(node, list | tuple):
         return [_one_spelling(item) for item in node]
     return int(node) if isinstance(node, float) and node.is_integer() else node
+
+
+def quote_texts(arguments: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """Arguments of a command line with the values of some keys quoted for Hydra, which would read a condition such as
+    `accuracy > 0.9` as its own grammar."""
+    quoted = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key in keys and value not in ("", "null"):
+            escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+            argument = f'{key}="{escaped}"'
+        quoted.append(argument)
+    return quoted
 
 
 def flatten(cfg: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -48,6 +48,10 @@ class SearchError(DxcError):
     """A search that cannot begin or go on."""
 
 
+class AnalysisError(DxcError):
+    """A question that the tracked runs cannot answer."""
+
+
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names of studies and packages: they become folders."""
 

@@ -73,6 +73,58 @@ def non_dominated(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.
     return moocore.is_nondominated(points, maximise=list(maximise), keep_weakly=True)
 
 
+def ranks(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.int64]:
+    """For each row (n, objectives) the number of its front: 1 for rows that no other dominates, 2 for those that only
+    rows of rank 1 dominate, and so on (Deb et al. 2002, doi 10.1109/4235.996017; moocore). Rows that tie in everything
+    share a rank. O(n^2 log n) for three objectives. Raises ValueError for NaN."""
+    import moocore
+
+    points = _checked(values, maximise)
+    if not len(points):
+        return np.zeros(0, dtype=np.int64)
+    return moocore.pareto_rank(points, maximise=list(maximise)).astype(np.int64) + 1
+
+
+def dominators(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.int64]:
+    """For each row (n, objectives) the position of a non-dominated row that dominates it, -1 where none does.
+
+    Of several, the nearest: with the least sum of normalised differences. O(n x front). Raises ValueError for NaN.
+    """
+    points = _checked(values, maximise)
+    found = np.full(len(points), -1, dtype=np.int64)
+    if not len(points):
+        return found
+    losses = normalised_losses(points, maximise=maximise)
+    front = non_dominated(points, maximise=maximise)
+    nearest = np.full(len(points), np.inf)
+    for n in np.flatnonzero(front):
+        worse = (losses >= losses[n]).all(axis=1) & ~front
+        distance = losses[worse].sum(axis=1) - losses[n].sum()
+        places = np.flatnonzero(worse)
+        closer = distance < nearest[places]
+        nearest[places[closer]], found[places[closer]] = distance[closer], n
+    return found
+
+
+def normalised_losses(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.float64]:
+    """Rows (n, objectives) scaled to 0 (best of the rows) .. 1 (worst); an objective in which all are equal is 0."""
+    points = _checked(values, maximise) * np.where(list(maximise), -1.0, 1.0)
+    if not len(points):
+        return points
+    best, span = points.min(axis=0), np.ptp(points, axis=0)
+    return (points - best) / np.where(span > 0, span, 1.0)
+
+
+def knee_distances(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.float64]:
+    """How far each row lies before the plane through the extremes of the normalised front; the knee is the farthest.
+
+    With losses scaled to 0..1 the plane is where they add up to 1 (Das 1999, doi 10.1007/s001580050111; for two
+    objectives, the line between the two ends). Negative beyond the plane.
+    """
+    losses = normalised_losses(values, maximise=maximise)
+    return (1.0 - losses.sum(axis=1)) / np.sqrt(losses.shape[1])
+
+
 def hypervolume(values: ArrayLike, *, reference: ArrayLike, maximise: Sequence[bool]) -> float:
     """Volume between the rows (n, objectives) and a reference point that is worse in every objective.
 

@@ -1,0 +1,25 @@
+"""The Pareto front of tracked runs: `python analyze.py study=first 'where=accuracy > 0.9'` (see --help)."""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+import dxc.config
+from dxc.errors import exit_cleanly
+
+
+@hydra.main(version_base="1.3", config_path="conf/analysis", config_name="analyze")
+def main(cfg: DictConfig) -> None:
+    with exit_cleanly():
+        from dxc.analysis.analyze import analyze
+        from dxc.report.findings import print_findings
+
+        print_findings(*analyze(dxc.config.resolved(cfg)))
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = dxc.config.quote_texts(sys.argv[1:], ("where", "choose.where", "compare"))
+    main()

@@ -1,0 +1,310 @@
+"""The trunk of an analysis: runs -> designs -> front -> how sure -> choice -> tables, figures, page -> MLflow."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from dxc.analysis.certainty import Comparison, Outcomes, accuracy_draws, compare, probability_non_dominated
+from dxc.analysis.choice import Choice, choose
+from dxc.analysis.condition import Condition
+from dxc.analysis.designs import Designs, designs_of, parse_objectives, require_comparable
+from dxc.analysis.evidence import outcomes_of
+from dxc.analysis.published import SOURCE, published_runs
+from dxc.analysis.rebuild import command
+from dxc.analysis.runs import read_runs
+from dxc.config import flatten
+from dxc.errors import AnalysisError
+from dxc.pareto import Objective, dominators, hypervolume, non_dominated, ranks
+from dxc.tracking import Reader, start_run, study_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RANKED = 20_000  # designs; ranks beyond the first are left out of larger sets, they cost n^2
+MARGIN = 0.1  # of the range, from the worst value to the reference point of the hypervolume
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was found. designs: see dxc.analysis.designs, with the columns front (bool), rank (1 is the front),
+    dominated_by (name of a front member, '' on the front), p_front (probability of being on it, NaN if unknown) and
+    lucky (on the front with a p_front below certainty.lucky_below). commands: of the choice and the runner-up."""
+
+    title: str
+    objectives: Mapping[str, Objective]
+    designs: pd.DataFrame
+    knobs: Sequence[str]
+    aside: pd.DataFrame
+    reference: Mapping[str, float]
+    hypervolume: float
+    choice: Choice
+    commands: tuple[str, str]
+    comparison: tuple[str, str, Comparison] | None
+    baseline: Designs | None
+    notes: Sequence[str]
+
+    @property
+    def front(self) -> pd.DataFrame:
+        """Its members, best first in the first objective."""
+        first = next(iter(self.objectives))
+        front = self.designs[self.designs["front"]]
+        return front.sort_values(first, ascending=not self.objectives[first].maximise, kind="stable")
+
+
+def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
+    """Answer what conf/analysis/analyze.yaml asks; (the findings, the folder with tables, figures and page).
+
+    Raises TrackingError for a store or study that is not there, AnalysisError for a question without an answer.
+    """
+    from dxc.report.findings import write_report
+
+    published = _one_of("source", config["source"], ("mlflow", "published")) == "published"
+    runs, baseline_runs, title, notes = _published() if published else _tracked(config)
+    found, objectives = selected(runs, config["where"], config["objectives"], config["mix"])
+    frame, reference, volume = with_front(found, objectives)
+    uri, cache_dir = config["tracking"]["uri"], Path(config["cache_dir"])
+    certainty = config["certainty"]
+    outcomes: list[list[Outcomes]] = [[] for _ in range(len(frame))]
+    if not published:
+        outcomes, more = outcomes_of(frame, runs, uri, cache_dir=cache_dir)
+        notes += more
+    frame = with_certainty(frame, objectives, outcomes, **certainty)
+    notes += _remarks(frame, found, objectives)
+    choice = choose(frame, objectives, **config["choose"])
+    comparison = None
+    if config["compare"]:
+        draws, seed = certainty["draws"], certainty["seed"]
+        comparison = compared(frame, outcomes, config["compare"], draws=draws, seed=seed)
+    baseline = None if baseline_runs is None else designs_of(baseline_runs, objectives)
+    commands = ("", "") if published else _commands(frame, choice, uri)
+    analysis = Analysis(
+        title,
+        objectives,
+        frame,
+        found.knobs,
+        found.aside,
+        reference,
+        volume,
+        choice,
+        commands,
+        comparison,
+        baseline,
+        notes,
+    )
+    folder = write_report(analysis, Path(config["out"]) / title.replace(" ", "_"))
+    if not published:
+        _record(config, analysis, folder, runs)
+    return analysis, folder
+
+
+def _published() -> tuple[pd.DataFrame, pd.DataFrame | None, str, list[str]]:
+    runs, baseline = published_runs()
+    return (
+        runs,
+        baseline,
+        "published",
+        [f"source: {SOURCE} (its title calls all five non-dominated); baseline: table 5"],
+    )
+
+
+def _tracked(config: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame | None, str, list[str]]:
+    """(runs, runs of the baseline, title, notes) from MLflow."""
+    uri, cache_dir = config["tracking"]["uri"], Path(config["cache_dir"])
+    study = config["study"]
+    studies = [study] if isinstance(study, str) else list(study or ())
+    if not studies:
+        names = study_names(uri)
+        raise AnalysisError(
+            f"name a study: study={names[-1] if names else 'NAME'}; there are {', '.join(names) or 'none'}"
+        )
+    found = read_runs(uri, studies, cache_dir=cache_dir, refresh=config["refresh"])
+    if found.frame.empty:
+        others = ", ".join(f"{count} {state}" for state, count in found.others.items()) or "no other runs"
+        raise AnalysisError(f"study {', '.join(studies)} has no finished run ({others})")
+    notes = []
+    if found.others:
+        listing = ", ".join(f"{count} {state}" for state, count in found.others.items())
+        notes.append(f"{len(found.frame)} finished runs; not among them: {listing}")
+    baseline = None
+    if config["baseline"]:
+        baseline = read_runs(uri, [config["baseline"]], cache_dir=cache_dir, refresh=config["refresh"]).frame
+    return found.frame, baseline, "+".join(studies), notes
+
+
+def _remarks(frame: pd.DataFrame, found: Designs, objectives: Mapping[str, Objective]) -> list[str]:
+    notes = []
+    if len(found.aside):
+        counts = found.aside["reason"].value_counts()
+        notes.append(
+            f"set aside: {', '.join(f'{count} with {reason}' for reason, count in counts.items())} (set_aside.csv)"
+        )
+    if len(frame) == 1:
+        notes.append("there is one design only: it is the front")
+    elif len(frame[list(objectives)].drop_duplicates()) == 1:
+        notes.append("all designs are equal in every objective: all of them are the front")
+    return notes
+
+
+def _commands(frame: pd.DataFrame, choice: Choice, uri: str) -> tuple[str, str]:
+    """Commands that train the chosen design and the runner-up again."""
+    reader = Reader(uri)
+
+    def of(place: int | None) -> str:
+        if place is None:
+            return ""
+        row = frame.loc[place]
+        with tempfile.TemporaryDirectory() as folder:
+            path = reader.artifact(row["run_id"], "config.yaml", Path(folder))
+            if path is None:
+                return f"not known: run {row['run_id']} has no config.yaml any more"
+            config = OmegaConf.to_container(OmegaConf.load(path))
+        try:
+            return command(config, trial=row["trial"] or None)  # type: ignore[arg-type]
+        except AnalysisError as error:
+            return str(error)
+
+    return of(choice.design), of(choice.runner_up)
+
+
+def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: pd.DataFrame) -> None:
+    """The report as a run in MLflow and, if asked for, tags on the runs it is about."""
+    uri = config["tracking"]["uri"]
+    if config["tag"]:
+        reader = Reader(uri)
+        for _, row in analysis.designs.iterrows():
+            for run_id in row["runs"]:
+                reader.tag(
+                    run_id, {"dxc.front": str(bool(row["front"])).lower(), "dxc.rank": str(row["rank"])}
+                )
+    if config["log"]:
+        study = str(runs["study"].iloc[0])
+        params = {
+            "where": config["where"],
+            "objectives": list(analysis.objectives),
+            "choose": config["choose"],
+        }
+        numbers = {
+            "designs": len(analysis.designs),
+            "front": len(analysis.front),
+            "hypervolume": analysis.hypervolume,
+        }
+        chosen = str(analysis.designs.loc[analysis.choice.design, "trial"])
+        with start_run(
+            uri,
+            study=study,
+            name=f"analysis of {analysis.title}",
+            params=flatten(params) | numbers,
+            tags={"dxc.kind": "analysis", "dxc.chosen": chosen},
+        ) as run:
+            run.log_files(folder)
+
+
+def _one_of(name: str, value: Any, choices: Sequence[str]) -> Any:
+    if value not in choices:
+        raise AnalysisError(f"{name}={value} is unknown; choose one of {', '.join(choices)}")
+    return value
+
+
+def with_front(
+    found: Designs, objectives: Mapping[str, Objective]
+) -> tuple[pd.DataFrame, dict[str, float], float]:
+    """(designs with front, rank and dominated_by; reference point; hypervolume).
+
+    The reference point lies a tenth of the range beyond the worst of all designs (Ishibuchi et al. 2018,
+    doi 10.1162/evco_a_00226).
+    """
+    frame = found.frame
+    values = frame[list(objectives)].to_numpy(dtype=float)
+    maximise = [each.maximise for each in objectives.values()]
+    front = non_dominated(values, maximise=maximise)
+    by = dominators(values, maximise=maximise)
+    names = frame["name"].to_numpy(dtype=object)
+    rank = ranks(values, maximise=maximise) if len(frame) <= RANKED else np.where(front, 1, 2)
+    worst = np.where(maximise, values.min(axis=0), values.max(axis=0))
+    away = np.where(maximise, -1.0, 1.0) * np.where(np.ptp(values, axis=0) > 0, np.ptp(values, axis=0), 1.0)
+    reference = worst + MARGIN * away
+    frame = frame.assign(
+        front=front, rank=rank, dominated_by=np.where(by >= 0, names[by], ""), p_front=np.nan, lucky=False
+    )
+    volume = hypervolume(values, reference=reference, maximise=maximise)
+    return frame, dict(zip(objectives, map(float, reference), strict=True)), volume
+
+
+def with_certainty(
+    frame: pd.DataFrame,
+    objectives: Mapping[str, Objective],
+    outcomes: Sequence[Sequence[Outcomes]],
+    *,
+    draws: int,
+    seed: int,
+    lucky_below: float,
+) -> pd.DataFrame:
+    """The designs with p_front and lucky. outcomes: of each design's repeats, none where nothing is known."""
+    names = list(objectives)
+    if "accuracy" not in names or not any(outcomes):
+        return frame
+    accuracy = accuracy_draws(outcomes, draws=draws, seed=seed)
+    probability = probability_non_dominated(
+        frame[names].to_numpy(dtype=float),
+        accuracy,
+        column=names.index("accuracy"),
+        maximise=[each.maximise for each in objectives.values()],
+    )
+    return frame.assign(p_front=probability, lucky=frame["front"] & (probability < lucky_below))
+
+
+def selected(
+    runs: pd.DataFrame, where: str | None, objectives: Sequence[str], mix: Sequence[str]
+) -> tuple[Designs, dict[str, Objective]]:
+    """The designs that a condition leaves, and their objectives. Raises AnalysisError where none is left."""
+    if where:
+        kept = runs[Condition.parse(where).mask(runs)]
+        if kept.empty:
+            raise AnalysisError(f"where={where} leaves none of {len(runs)} finished runs")
+        runs = kept
+    parsed = parse_objectives(objectives, runs)
+    require_comparable(runs, parsed, mix)
+    found = designs_of(runs, parsed)
+    if found.frame.empty:
+        raise AnalysisError(
+            f"none of {len(runs)} finished runs has all of {', '.join(parsed)}: "
+            + "; ".join(
+                f"{count} with {reason}" for reason, count in found.aside["reason"].value_counts().items()
+            )
+        )
+    return found, parsed
+
+
+def compared(
+    frame: pd.DataFrame, outcomes: Sequence[Sequence[Outcomes]], pair: str, *, draws: int, seed: int
+) -> tuple[str, str, Comparison]:
+    """Two designs, named by dxc.trial or a run id, or the beginning of one. Raises AnalysisError."""
+    names = [each.strip() for each in pair.strip("[] ").split(",")]
+    if len(names) != 2:
+        raise AnalysisError(
+            f"compare takes two designs, such as compare=3519c8f7b6e0,f3f21b364a8e, not {pair}"
+        )
+    places = [_place(frame, each) for each in names]
+    both = [outcomes[place] for place in places]
+    for each, place in zip(both, places, strict=True):
+        if not each:
+            raise AnalysisError(
+                f"nothing is known of the folds of {frame['name'].iloc[place]}: it cannot be compared"
+            )
+    result = compare(both[0][-1], both[1][-1], draws=draws, seed=seed)
+    return frame["name"].iloc[places[0]], frame["name"].iloc[places[1]], result
+
+
+def _place(frame: pd.DataFrame, text: str) -> int:
+    meets = frame["trial"].str.startswith(text) | frame["run_id"].str.startswith(text)
+    if meets.sum() != 1:
+        some = ", ".join(frame["trial"][:8])
+        raise AnalysisError(f"compare: {text} names {int(meets.sum())} designs; trials are {some}, ...")
+    return int(np.flatnonzero(meets)[0])

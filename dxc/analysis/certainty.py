@@ -1,0 +1,147 @@
+"""How sure is an accuracy? Bootstrap over the chips a design was judged by, or over its folds; paired comparisons.
+
+Designs that were judged by the same chips in the same folds are drawn together: what makes one of them lucky in a draw
+makes the others lucky too, and differences between them are surer than each by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dxc.errors import AnalysisError
+from dxc.pareto import non_dominated
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """What one run got right. right: (chips,) bool, out of fold; fold: (chips,) position of each chip's fold.
+    chips: hash of which chips they are and how they fell into folds. Without chips, right holds the accuracy of each
+    fold, and fold its position."""
+
+    right: NDArray[np.bool_] | Floats
+    fold: NDArray[np.int64]
+    chips: str
+
+    @classmethod
+    def of_predictions(cls, predictions: pd.DataFrame) -> Outcomes:
+        """From columns region, name, label (0 or 1), fold and probability (of 1), one row a chip."""
+        ordered = predictions.sort_values(["region", "name", "fold"], kind="stable")
+        _, fold = np.unique(ordered["fold"].to_numpy(dtype=str), return_inverse=True)
+        names = ordered["region"].astype(str) + "/" + ordered["name"].astype(str)
+        content = "\n".join([*names, *map(str, fold)])
+        right = (ordered["probability"].to_numpy() > 0.5) == (ordered["label"].to_numpy() == 1)
+        return cls(right, fold.astype(np.int64), hashlib.blake2b(content.encode(), digest_size=8).hexdigest())
+
+    @classmethod
+    def of_folds(cls, accuracies: Sequence[float]) -> Outcomes:
+        """From the accuracy of each fold, where predictions are missing."""
+        return cls(np.array(accuracies, dtype=float), np.arange(len(accuracies)), "")
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over folds of the share that is right."""
+        return float(np.mean([self.right[self.fold == each].mean() for each in np.unique(self.fold)]))
+
+
+def accuracy_draws(designs: Sequence[Sequence[Outcomes]], *, draws: int, seed: int) -> Floats:
+    """Accuracies (designs, draws) as they could have come out with other chips of the same kind.
+
+    designs: the outcomes of each design's repeats. Chips are drawn with replacement within their fold, the same for all
+    runs that were judged by the same chips; without predictions, folds are drawn. Of a design with several repeats,
+    repeats are drawn too. A design without outcomes is NaN. Efron and Tibshirani 1993, doi 10.1201/9780429246593.
+    """
+    rng = np.random.default_rng(seed)
+    shared: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for n, repeats in enumerate(designs):
+        for m, each in enumerate(repeats):
+            shared.setdefault((each.chips, len(each.right)), []).append((n, m))
+    drawn: dict[tuple[int, int], Floats] = {}
+    for members in shared.values():
+        first = designs[members[0][0]][members[0][1]]
+        weights = _weights(first, draws, rng)
+        right = np.array([designs[n][m].right for n, m in members], dtype=np.float32)
+        for place, row in zip(members, right @ weights, strict=True):
+            drawn[place] = row.astype(float)
+
+    result = np.full((len(designs), draws), np.nan)
+    for n, repeats in enumerate(designs):
+        if repeats:
+            own = np.array([drawn[n, m] for m in range(len(repeats))])
+            share = rng.multinomial(len(repeats), np.full(len(repeats), 1 / len(repeats)), size=draws).T
+            result[n] = (own * share).sum(axis=0) / len(repeats)
+    return result
+
+
+def _weights(outcomes: Outcomes, draws: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """(chips, draws): how much each chip counts; within a fold they add up to one part in the number of folds."""
+    size = len(outcomes.right)
+    if not outcomes.chips:  # folds themselves are drawn
+        return (rng.multinomial(size, np.full(size, 1 / size), size=draws).T / size).astype(np.float32)
+    weights = np.empty((size, draws), dtype=np.float32)
+    folds = np.unique(outcomes.fold)
+    for each in folds:
+        of_fold = np.flatnonzero(outcomes.fold == each)
+        counts = rng.multinomial(len(of_fold), np.full(len(of_fold), 1 / len(of_fold)), size=draws).T
+        weights[of_fold] = counts / (len(of_fold) * len(folds))
+    return weights
+
+
+def probability_non_dominated(
+    values: Floats, accuracy: Floats, *, column: int, maximise: Sequence[bool]
+) -> Floats:
+    """For each row (n, objectives), the share of draws in which no other row dominates it.
+
+    accuracy: (n, draws) in place of values[:, column]; a row without draws keeps its value and is NaN in the answer.
+    """
+    known = ~np.isnan(accuracy).any(axis=1)
+    current = np.array(values, dtype=float)
+    count = np.zeros(len(current))
+    for draw in accuracy.T:
+        current[known, column] = draw[known]
+        count += non_dominated(current, maximise=maximise)
+    return np.where(known, count / accuracy.shape[1], np.nan)
+
+
+class Comparison(NamedTuple):
+    """Two designs on the same chips. difference: of accuracy, first less second, with its 95 % bootstrap interval.
+    only_first, only_second: chips that one alone got right. p_value: McNemar's exact test (Edwards 1948,
+    doi 10.1007/BF02289261) that both err alike; NaN without predictions."""
+
+    difference: float
+    low: float
+    high: float
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+def compare(first: Outcomes, second: Outcomes, *, draws: int, seed: int) -> Comparison:
+    """Raises AnalysisError where the two were not judged by the same chips in the same folds."""
+    if first.chips != second.chips or len(first.right) != len(second.right):
+        raise AnalysisError(
+            "the two designs were not judged by the same chips in the same folds: compare runs of one dxc.data "
+            "with the same data.split, data.folds and data.fold_seed"
+        )
+    a, b = accuracy_draws([[first], [second]], draws=draws, seed=seed)
+    low, high = np.quantile(a - b, [0.025, 0.975])
+    difference = first.accuracy - second.accuracy
+    if not first.chips:
+        return Comparison(difference, float(low), float(high), 0, 0, float("nan"))
+    from scipy.stats import binomtest
+
+    only_first = int((first.right.astype(bool) & ~second.right.astype(bool)).sum())
+    only_second = int((second.right.astype(bool) & ~first.right.astype(bool)).sum())
+    both = only_first + only_second
+    p_value = float(binomtest(only_first, both).pvalue) if both else 1.0
+    return Comparison(difference, float(low), float(high), only_first, only_second, p_value)

@@ -1,0 +1,88 @@
+"""Which design to deploy: constraints first, then one objective, the knee of the front, or weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from dxc.analysis.condition import Condition
+from dxc.errors import AnalysisError
+from dxc.pareto import Objective, knee_distances, non_dominated, normalised_losses
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Choice(NamedTuple):
+    """Index labels of the chosen design and of the next one (None where there is no other), and the rule in words."""
+
+    design: int
+    runner_up: int | None
+    rule: str
+
+
+def choose(
+    designs: pd.DataFrame,
+    objectives: Mapping[str, Objective],
+    *,
+    by: str,
+    where: str | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> Choice:
+    """The best design by a rule, among those that meet `where` and that no other of them dominates.
+
+    by: 'knee', 'weights' (of normalised objectives, larger counts more) or the name of an objective. Raises
+    AnalysisError where none meets the condition, and for a rule that does not exist.
+    """
+    feasible = designs
+    if where:
+        feasible = designs[Condition.parse(where).mask(designs)]
+        if feasible.empty:
+            raise AnalysisError(_nearest(designs, objectives, where))
+    values = feasible[list(objectives)].to_numpy(dtype=float)
+    maximise = [each.maximise for each in objectives.values()]
+    front = feasible[non_dominated(values, maximise=maximise)]
+    values = front[list(objectives)].to_numpy(dtype=float)
+    losses = normalised_losses(values, maximise=maximise)
+    knee = knee_distances(values, maximise=maximise)
+    if by == "knee":
+        score, rule = knee, "the knee of the front"
+    elif by == "weights":
+        score, rule = -losses @ _weights(weights, objectives), "the weighted sum of normalised objectives"
+    elif by in objectives:
+        score = -losses[:, list(objectives).index(by)]
+        rule = f"the {'largest' if objectives[by].maximise else 'smallest'} {by}"
+    else:
+        raise AnalysisError(
+            f"choose.by={by} is unknown; choose one of knee, weights, {', '.join(objectives)}"
+        )
+    order = np.lexsort((-knee, -score))  # the knee decides between equals
+    ranked = front.index[order]
+    rule += f" where {where}" if where else ""
+    return Choice(ranked[0], ranked[1] if len(ranked) > 1 else None, rule)
+
+
+def _weights(weights: Mapping[str, float] | None, objectives: Mapping[str, Objective]) -> np.ndarray:
+    if not weights:
+        raise AnalysisError(
+            f"choose.by=weights needs them: 'choose.weights={{{','.join(f'{name}:1' for name in objectives)}}}'"
+        )
+    if unknown := [name for name in weights if name not in objectives]:
+        raise AnalysisError(
+            f"choose.weights: {', '.join(unknown)} is none of the objectives {', '.join(objectives)}"
+        )
+    numbers = np.array([weights.get(name, 0) for name in objectives], dtype=float)
+    if not (numbers >= 0).all() or not numbers.sum() > 0:
+        raise AnalysisError("choose.weights must be 0 or more, and one of them more")
+    return numbers / numbers.sum()
+
+
+def _nearest(designs: pd.DataFrame, objectives: Mapping[str, Objective], where: str) -> str:
+    """What there is, for a condition that nothing meets."""
+    best: Sequence[str] = [
+        f"{name} {designs[name].max() if each.maximise else designs[name].min():.4g}"
+        for name, each in objectives.items()
+    ]
+    return f"no design meets choose.where: {where}\nThe best there is, each by itself: {', '.join(best)}"

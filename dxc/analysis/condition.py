@@ -1,0 +1,217 @@
+"""`where=`: a condition over metrics, params and tags. It reads like Python and is never executed as such."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dxc.errors import AnalysisError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+LISTED = 12  # names in a message
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A parsed condition, such as `accuracy > 0.9 and data == '7ch' and model.kernel in [3, 5]`.
+
+    Comparisons (chained too), in, and, or, not, + - * /, numbers and quoted text. A name is a column, or its end where
+    that is clear (kernel for model.kernel). What is missing is neither equal nor unequal to anything; `x == None`
+    asks for it.
+    """
+
+    text: str
+    tree: ast.expr
+
+    @classmethod
+    def parse(cls, text: str) -> Condition:
+        """Raises AnalysisError that points at the place."""
+        try:
+            tree = ast.parse(text, mode="eval").body
+        except SyntaxError as error:
+            place = len(text) if not error.offset else error.offset - 1  # 0: it ends too early
+            raise _at(text, place, "this does not read as a condition") from None
+        condition = cls(text, tree)
+        condition._require_logic(tree)
+        return condition
+
+    def mask(self, frame: pd.DataFrame) -> pd.Series:
+        """Which rows meet the condition, as bool. Raises AnalysisError for a name that is no column."""
+        return _Reader(self.text, frame).logic(self.tree).fillna(False).astype(bool)
+
+    def columns(self, available: Iterable[str]) -> list[str]:
+        """The columns it asks for. Raises AnalysisError for a name that is none of `available`."""
+        names = list(available)
+        found: dict[str, None] = {}
+
+        def visit(node: ast.AST) -> None:
+            if isinstance(node, ast.expr) and (name := _column(node, names)) is not None:
+                found.setdefault(resolve(name, names, self.text, node.col_offset))
+                return
+            for child in ast.iter_child_nodes(node):
+                visit(child)
+
+        visit(self.tree)
+        return list(found)
+
+    def _require_logic(self, node: ast.expr) -> None:
+        if isinstance(node, ast.BoolOp):
+            for value in node.values:
+                self._require_logic(value)
+        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            self._require_logic(node.operand)
+        elif not isinstance(node, ast.Compare):
+            raise _at(self.text, node.col_offset, "a comparison is expected here, such as accuracy > 0.9")
+
+
+class _Reader:
+    """Evaluates one condition on one frame, with pandas' three-valued logic (true, false, missing)."""
+
+    def __init__(self, text: str, frame: pd.DataFrame) -> None:
+        self._text = text
+        self._frame = frame
+
+    def logic(self, node: ast.expr) -> pd.Series:
+        if isinstance(node, ast.BoolOp):
+            combine = operator.and_ if isinstance(node.op, ast.And) else operator.or_
+            found = self.logic(node.values[0])
+            for value in node.values[1:]:
+                found = combine(found, self.logic(value))
+            return found
+        if isinstance(node, ast.UnaryOp):
+            return ~self.logic(node.operand)
+        assert isinstance(node, ast.Compare)  # Condition.parse lets nothing else through
+        left, found = node.left, None
+        for op, right in zip(node.ops, node.comparators, strict=True):
+            each = self._compare(left, op, right)
+            found = each if found is None else found & each
+            left = right
+        assert found is not None
+        return found
+
+    def _compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> pd.Series:
+        if isinstance(op, ast.In | ast.NotIn):
+            return self._member(left, right, inside=isinstance(op, ast.In))
+        if type(op) not in COMPARE:
+            raise _at(self._text, right.col_offset, "write == or != for this")
+        for one, other in ((left, right), (right, left)):
+            if isinstance(other, ast.Constant) and other.value is None:
+                if not isinstance(op, ast.Eq | ast.NotEq):
+                    raise _at(self._text, other.col_offset, "None can only be compared with == and !=")
+                missing = self._series(one, numeric=False).isna()
+                return (missing if isinstance(op, ast.Eq) else ~missing).astype("boolean")
+        numeric = self._numeric(left, right)
+        found = COMPARE[type(op)](self._value(left, numeric), self._value(right, numeric))
+        if isinstance(found, bool):
+            raise _at(self._text, left.col_offset, "this compares two constants")
+        return found.astype("boolean")
+
+    def _member(self, left: ast.expr, right: ast.expr, *, inside: bool) -> pd.Series:
+        if not isinstance(right, ast.List | ast.Tuple | ast.Set):
+            raise _at(self._text, right.col_offset, "a list is expected here, such as [3, 5]")
+        import pandas as pd
+
+        found = pd.Series(False, self._frame.index, dtype="boolean")
+        for each in right.elts:
+            found = found | self._compare(left, ast.Eq(), each)
+        return found if inside else ~found
+
+    def _numeric(self, left: ast.expr, right: ast.expr) -> bool:
+        """Whether two sides are compared as numbers: text only where one of them is quoted, or no number."""
+        for side in (left, right):
+            if isinstance(side, ast.Constant) and isinstance(side.value, str | bool):
+                return False
+        return all(self._is_number(side) for side in (left, right))
+
+    def _is_number(self, node: ast.expr) -> bool:
+        name = _column(node, self._frame.columns)
+        if name is None:
+            return True
+        column = self._frame[resolve(name, self._frame.columns, self._text, node.col_offset)]
+        return bool((_numbers(column).notna() | column.isna()).all())
+
+    def _value(self, node: ast.expr, numeric: bool) -> Any:
+        if isinstance(node, ast.Constant):
+            return node.value if numeric else str(node.value)
+        if (
+            isinstance(node, ast.UnaryOp)
+            and isinstance(node.op, ast.USub)
+            and isinstance(node.operand, ast.Constant)
+        ):
+            return -self._value(node.operand, True)
+        return self._series(node, numeric)
+
+    def _series(self, node: ast.expr, numeric: bool) -> pd.Series:
+        name = _column(node, self._frame.columns)
+        if name is not None:
+            column = self._frame[resolve(name, self._frame.columns, self._text, node.col_offset)]
+            return _numbers(column) if numeric else _texts(column)
+        if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
+            return ARITHMETIC[type(node.op)](self._value(node.left, True), self._value(node.right, True))
+        raise _at(self._text, node.col_offset, "a name, a number or quoted text is expected here")
+
+
+def _column(node: ast.expr, columns: Iterable[str]) -> str | None:
+    """The name that a node spells: x, model.kernel, or latency_ms/predictor where that is a column."""
+    if isinstance(node, ast.BinOp):
+        text = ast.unparse(node).replace(" / ", "/")
+        return text if isinstance(node.op, ast.Div) and text in set(columns) else None
+    if isinstance(node, ast.Attribute):
+        front = _column(node.value, columns)
+        return None if front is None else f"{front}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else None
+
+
+def resolve(name: str, columns: Iterable[str], text: str = "", place: int = 0) -> str:
+    """The column that a name means: itself, or the one column that ends in it after a dot. Raises AnalysisError."""
+    names = [str(column) for column in columns]
+    if name in names:
+        return name
+    ends = [column for column in names if column.endswith(f".{name}")]
+    if len(ends) == 1:
+        return ends[0]
+    if ends:
+        what = f"{name} could be {' or '.join(sorted(ends))}"
+    else:
+        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        close += [column for column in names if difflib.get_close_matches(name, [column.split(".")[-1]])]
+        some = list(dict.fromkeys(close)) or sorted(names)[:LISTED]
+        what = f"no run has {name}; there is {', '.join(some)}" + ("" if close else ", ...")
+    raise _at(text or name, place, what)
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    import pandas as pd
+
+    if not pd.api.types.is_numeric_dtype(column.dtype):
+        column = column.astype("object")
+    return pd.to_numeric(column, errors="coerce").astype("Float64")
+
+
+def _texts(column: pd.Series) -> pd.Series:
+    return column.astype("object").astype("string")
+
+
+def _at(text: str, place: int, what: str) -> AnalysisError:
+    """An error with the condition and a mark under the place."""
+    return AnalysisError(f"{what}\n  {text}\n  {' ' * min(place, len(text))}^")

@@ -1,0 +1,179 @@
+"""Runs -> designs: repeats become one row, what cannot be compared is refused, what is missing is set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dxc.errors import AnalysisError
+from dxc.models import canonical_knobs
+from dxc.pareto import OBJECTIVES, Objective, objective
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KNOB_SECTIONS = ("model", "data", "optimizer", "trainer")
+NO_KNOBS = {
+    # named by another column, derived, or without meaning for a result
+    "model._target_",
+    "model.in_channels",
+    "data._target_",
+    "data.channels",
+    "data.cache_dir",
+    "data.num_workers",
+    "data.progress",
+    "optimizer._partial_",
+    "trainer._target_",
+    "trainer.progress",
+    "trainer.devices",
+}
+SPREADS = {"accuracy": "accuracy_std", "latency_ms": "latency_std_ms"}
+"""Metrics that hold the spread of another within one run: over folds, over predictors."""
+
+
+class Designs(NamedTuple):
+    """frame: one row a design; see `designs_of`. knobs: columns that differ between designs. aside: runs that are
+    not in it, with columns run_id, name, reason."""
+
+    frame: pd.DataFrame
+    knobs: list[str]
+    aside: pd.DataFrame
+
+
+def parse_objectives(names: Sequence[str], runs: pd.DataFrame) -> dict[str, Objective]:
+    """['accuracy', 'flops:min'] -> declared objectives, or undeclared ones with their direction.
+
+    Raises AnalysisError for one that no run logged, or whose direction is not known.
+    """
+    from pandas.api.types import is_numeric_dtype
+
+    found: dict[str, Objective] = {}
+    for text in names:
+        name, _, direction = str(text).partition(":")
+        if direction not in ("", "min", "max"):
+            raise AnalysisError(f"objectives: {text} must end in :min or :max")
+        if name not in runs or not is_numeric_dtype(runs[name].dtype) or runs[name].isna().all():
+            counts = {
+                column: int(runs[column].notna().sum())
+                for column in runs.columns
+                if is_numeric_dtype(runs[column].dtype) and not column.startswith("fold")
+            }
+            listing = ", ".join(f"{column} ({count})" for column, count in counts.items() if count)
+            raise AnalysisError(f"objectives: no run logged {name}; runs that logged one: {listing}")
+        try:
+            declared = objective(name)
+        except KeyError:
+            if not direction:
+                raise AnalysisError(
+                    f"objectives: the direction of {name} is not known; write {name}:min or {name}:max"
+                ) from None
+            declared = Objective("", direction == "max", name)
+        found[name] = declared._replace(maximise=direction == "max") if direction else declared
+    if not found:
+        raise AnalysisError("objectives is empty; name at least one, such as objectives=[accuracy,onnx_mb]")
+    return found
+
+
+def require_comparable(runs: pd.DataFrame, objectives: Mapping[str, Objective], mix: Sequence[str]) -> None:
+    """Raise AnalysisError where runs differ in what makes their figures another thing: the hardware they are for, the
+    chips they were judged by, the machine they were measured on; unless `mix` names it."""
+    tags = {"hardware": "hardware", "dxc.data": "chips"}
+    if any(name.startswith(("measured_", "peak_")) for name in objectives):
+        tags["dxc.measured_on"] = "the machine they were measured on"
+    if {"fit_seconds", "images_per_second"} & set(objectives):
+        tags["device"] = "the machine they were trained on"
+    differing = []
+    for tag, meaning in tags.items():
+        if tag not in runs or tag in mix:
+            continue
+        counts = runs[tag].astype("object").value_counts()
+        if len(counts) > 1:
+            values = ", ".join(f"'{value}' ({count} runs)" for value, count in counts.items())
+            differing.append((tag, f"  {tag} ({meaning}): {values}", counts.index[0]))
+    if differing:
+        lines = "\n".join(line for _, line, _ in differing)
+        tag, _, value = differing[0]
+        every = ",".join(tag for tag, _, _ in differing)
+        raise AnalysisError(
+            f"these runs differ in what makes their figures comparable:\n{lines}\n"
+            f"Choose some, \"where={tag} == '{value}'\", or ask for the mixture: mix=[{every}]"
+        )
+
+
+def designs_of(runs: pd.DataFrame, objectives: Mapping[str, Objective]) -> Designs:
+    """One row a design and chips: means over its repeats (equal but for the seed, or trained twice).
+
+    Columns: name, trial, run_id (of the newest repeat), runs (list of run ids, oldest first), n, the objectives,
+    spread.OBJECTIVE (sample standard deviation over repeats; of a single run over its folds or predictors, NaN where
+    that is unknown) and the knobs.
+    """
+    import pandas as pd
+
+    names = list(objectives)
+    missing = runs[names].isna()
+    reasons = [
+        "no " + ", ".join(name for name, absent in zip(names, row, strict=True) if absent)
+        for row in missing.to_numpy()
+    ]
+    aside = runs[["run_id", "name"]].assign(reason=reasons)[missing.any(axis=1)].reset_index(drop=True)
+    runs = runs[~missing.any(axis=1)]
+    knobs = _knobs(runs)
+    keys = [
+        runs[key].astype("object").where(runs[key].notna(), runs["run_id"]) if key in runs else runs["run_id"]
+        for key in ("dxc.design", "dxc.data")
+    ]
+    rows: list[dict[str, Any]] = []
+    for _, repeats in runs.groupby(keys, sort=False):
+        newest = repeats.iloc[-1]
+        row: dict[str, Any] = {
+            "name": str(newest["name"]),
+            "trial": str(newest.get("dxc.trial", "")),
+            "run_id": str(newest["run_id"]),
+            "runs": list(repeats["run_id"]),
+            "n": len(repeats),
+        }
+        row |= {name: float(repeats[name].mean()) for name in names}
+        row |= {f"spread.{name}": _spread(repeats, name) for name in names}
+        rows.append(row)
+    columns = ["name", "trial", "run_id", "runs", "n", *names, *(f"spread.{name}" for name in names)]
+    frame = pd.DataFrame(rows, columns=columns)
+    frame = frame.merge(knobs.assign(run_id=runs["run_id"].astype(str)), on="run_id", how="left")
+    return Designs(frame, list(knobs.columns), aside)
+
+
+def _spread(repeats: pd.DataFrame, name: str) -> float:
+    if len(repeats) > 1:
+        return float(repeats[name].std(ddof=1))
+    within = SPREADS.get(name)
+    return float(repeats[within].iloc[0]) if within in repeats else float("nan")
+
+
+def _knobs(runs: pd.DataFrame) -> pd.DataFrame:
+    """What was chosen and differs between these runs: knobs without a meaning (a pool's without a pool) are missing."""
+    import pandas as pd
+
+    named = [tag for tag in ("model", "data") if tag in runs]
+    params = [c for c in runs.columns if c.split(".")[0] in KNOB_SECTIONS and "." in c and c not in NO_KNOBS]
+    knobs = runs[[*named, *params]].astype("object")
+    network = [c for c in params if c.startswith("model.")]
+    if network:
+        spelled = knobs[network].to_numpy()
+        kept = [
+            canonical_knobs({c.removeprefix("model."): v for c, v in zip(network, row, strict=True)})
+            for row in spelled
+        ]
+        for column in network:
+            key = column.removeprefix("model.")
+            meaningful = [key in each for each in kept]
+            knobs[column] = knobs[column].where(meaningful, None)
+    for column in knobs:
+        numbers = pd.to_numeric(knobs[column], errors="coerce")
+        if (numbers.notna() | knobs[column].isna()).all():
+            knobs[column] = numbers
+    return knobs[[c for c in knobs if len(knobs[c].unique()) > 1]]
+
+
+def unit_of(name: str, objectives: Mapping[str, Objective]) -> str:
+    """Unit of an objective or of any declared metric; '' where it has none."""
+    declared = objectives.get(name) or OBJECTIVES.get(name.split("/")[0])
+    return declared.unit if declared else ""

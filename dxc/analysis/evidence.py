@@ -1,0 +1,101 @@
+"""What each run got right, from its predictions in MLflow; read once, then from a local cache."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dxc.analysis.certainty import Outcomes
+from dxc.tracking import Reader
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+PREDICTIONS = "predictions.parquet"
+
+
+def outcomes_of(
+    designs: pd.DataFrame, runs: pd.DataFrame, uri: str, *, cache_dir: Path
+) -> tuple[list[list[Outcomes]], list[str]]:
+    """(the outcomes of each design's repeats, notes). Runs without predictions are known by their folds' accuracies
+    (metrics foldN/val_accuracy); those without either are left out."""
+    from tqdm import tqdm
+
+    by_id: Mapping[str, Mapping[str, Any]] = {str(row["run_id"]): row for row in runs.to_dict("records")}
+    folds = sorted(
+        column for column in runs if column.startswith("fold") and column.endswith("/val_accuracy")
+    )
+    reader: Reader | None = None
+    without: list[str] = []
+    found: list[list[Outcomes]] = []
+    for members in tqdm(designs["runs"], desc="predictions", unit="design", leave=False, disable=None):
+        repeats = []
+        for run_id in members:
+            path = cache_dir / "outcomes" / f"{run_id}.npz"
+            outcomes = _load(path)
+            if outcomes is None:
+                reader = reader or Reader(uri)
+                outcomes = _fetch(reader, by_id[run_id])
+                if outcomes is not None:
+                    _save(path, outcomes)
+                else:
+                    without.append(run_id)
+                    outcomes = _of_folds([by_id[run_id][name] for name in folds])
+            if outcomes is not None:
+                repeats.append(outcomes)
+        found.append(repeats)
+    notes = []
+    if without:
+        notes.append(
+            f"{len(without)} of {sum(map(len, designs['runs']))} runs have no {PREDICTIONS} (deleted?): how sure their "
+            f"accuracy is comes from their folds alone: {', '.join(without[:3])}{', ...' if len(without) > 3 else ''}"
+        )
+    return found, notes
+
+
+def _fetch(reader: Reader, run: Mapping[str, Any]) -> Outcomes | None:
+    import pandas as pd
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = reader.artifact(str(run["run_id"]), PREDICTIONS, Path(folder))
+        if path is None:
+            return None
+        try:
+            return Outcomes.of_predictions(pd.read_parquet(path))
+        except (OSError, ValueError, KeyError) as error:  # a file of another kind under this name
+            log.warning("run %s: %s cannot be read: %s", run["run_id"], PREDICTIONS, error)
+            return None
+
+
+def _of_folds(accuracies: Sequence[float]) -> Outcomes | None:
+    known = [value for value in accuracies if value == value]
+    return Outcomes.of_folds(known) if len(known) > 1 else None
+
+
+def _load(path: Path) -> Outcomes | None:
+    try:
+        with np.load(path) as content:  # allow_pickle is off
+            right = np.unpackbits(content["right"], count=int(content["count"])).astype(bool)
+            return Outcomes(right, content["fold"].astype(np.int64), str(content["chips"]))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _save(path: Path, outcomes: Outcomes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.stem}.tmp.npz")
+    np.savez_compressed(
+        draft,
+        right=np.packbits(outcomes.right.astype(bool)),
+        count=len(outcomes.right),
+        fold=outcomes.fold.astype(np.uint8),
+        chips=outcomes.chips,
+    )
+    draft.replace(path)

@@ -1,0 +1,115 @@
+"""The command that trains a tracked configuration again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from dxc.config import NOT_IDENTITY, PROJECT_ROOT, canonical, flatten, resolved, trial_hash
+from dxc.errors import AnalysisError, ConfigError
+
+CONF = PROJECT_ROOT / "conf"
+GROUPS = ("source", "data", "model", "optimizer", "hardware", "trainer")
+NEEDED = ("source.root",)  # no part of the identity, and nothing runs without
+
+
+def command(config: Mapping[str, Any], *, trial: str | None = None) -> str:
+    """`python train.py ...` for a resolved configuration (config.yaml of a run), as short as it gets.
+
+    trial: its dxc.trial. Raises AnalysisError where today's conf/ cannot describe that configuration any more.
+    """
+    overrides = _overrides(config)
+    text = shlex.join(["python", "train.py", *overrides])
+    found = trial_hash(_composed(overrides))
+    if trial is not None and found != trial:
+        raise AnalysisError(
+            f"{text}\nwould train {found}, not {trial}: the configuration files have changed since; use the commit in "
+            "the run's tag mlflow.source.git.commit"
+        )
+    return text
+
+
+def _overrides(config: Mapping[str, Any]) -> list[str]:
+    chosen: list[str] = []
+    for group in GROUPS:
+        options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        differing = {
+            option: _differences(config, [*chosen, f"{group}={option}"], group) for option in options
+        }
+        default = _differences(config, chosen, group)
+        best = min(differing, key=lambda option: len(differing[option]))
+        if len(differing[best]) < len(default):
+            chosen.append(f"{group}={best}")
+    keys = _differences(config, chosen, *GROUPS, "seed")
+    return chosen + [f"{key}={_quoted(value)}" for key, value in keys.items()]
+
+
+def _differences(config: Mapping[str, Any], overrides: Sequence[str], *sections: str) -> dict[str, Any]:
+    """Keys of some sections whose value is not what these overrides give, with the wanted value."""
+    given = flatten(_composed(overrides))
+    kept = canonical(dict(config))
+    differing = {}
+    for key, value in flatten(dict(config)).items():
+        section, _, rest = key.partition(".")
+        if section not in sections or (key in given and given[key] == value):
+            continue
+        # sections that the identity reduces (hardware to its name), and knobs that mean nothing, follow by themselves
+        whole = kept.get(section)
+        identity = (
+            rest == "name" if section == "hardware" else not isinstance(whole, dict) or rest in flatten(whole)
+        )
+        if key in NEEDED or (identity and rest not in NOT_IDENTITY.get(section, ())):
+            differing[key] = value
+    return {
+        key: value for key, value in differing.items() if key != "model.in_channels"
+    }  # follows from the channels
+
+
+def _composed(overrides: Sequence[str]) -> dict[str, Any]:
+    # values that are mandatory and not part of the identity may be anything here
+    known = {each.split("=")[0] for each in overrides}
+    filled = [*overrides]
+    if "source=chips" in overrides and "source.root" not in known:
+        filled.append("source.root=.")
+    running = GlobalHydra.instance().hydra  # analyze.py's own
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return resolved(compose("train", overrides=filled))
+    except ConfigError as error:
+        raise AnalysisError(f"the configuration cannot be composed again: {error}") from error
+    finally:
+        GlobalHydra.instance().hydra = running
+
+
+def _quoted(value: Any) -> str:
+    """A value in Hydra's override grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_quoted, value))}]"
+    text = str(value)
+    plain = text.replace("_", "").replace("-", "").replace(".", "").replace("/", "")
+    if plain.isalnum() and not _reads_as_another(text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _reads_as_another(text: str) -> bool:
+    """Whether Hydra would read a text as a number, a truth value or nothing."""
+    if text.lower() in ("null", "true", "false", "nan", "inf"):
+        return True
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

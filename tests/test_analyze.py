@@ -1,0 +1,47 @@
+"""analyze.py end to end: the published table, a condition that does not parse."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from dxc.config import PROJECT_ROOT
+
+
+def _analyze(*overrides: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "analyze.py", *overrides],
+        cwd=PROJECT_ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_published_table(tmp_path: Path) -> None:
+    """At the printed precision rows 1 and 4 of table 4 are the front; row 1 dominates 2 and 3, row 4 dominates 5."""
+    done = _analyze("source=published", f"out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "5 designs of published, 2 on the front" in done.stdout
+    folder = tmp_path / "published"
+    front = pd.read_csv(folder / "front.csv")
+    assert list(front["design"]) == ["resnet18 k3 s2 p1 w32, 7ch b16", "resnet18 k3 s2 p1 w32, 5ch b8"]
+    assert list(front["latency_ms (ms)"]) == ["8.19 ± 4.59", "8.13 ± 4.53"]
+    dominated = pd.read_csv(folder / "dominated.csv").set_index("design")["dominated_by"]
+    assert dict(dominated) == {
+        "resnet18 k3 s2 p1 w32 pool3/2, 7ch b8": "resnet18 k3 s2 p1 w32, 7ch b16",
+        "resnet18 k3 s2 p1 w32, 5ch b16": "resnet18 k3 s2 p1 w32, 7ch b16",
+        "resnet18 k3 s2 p1 w32 pool3/1, 5ch b8": "resnet18 k3 s2 p1 w32, 5ch b8",
+    }
+    assert len(pd.read_csv(folder / "baseline.csv")) == 6
+    for name in ("pairs.png", "radar.svg", "main_effects.png", "index.html", "front.tex", "front.md"):
+        assert (folder / name).stat().st_size > 100
+
+
+def test_a_condition_that_does_not_parse() -> None:
+    done = _analyze("source=published", "where=accuracy > 0.9 adn latency_ms < 10")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "this does not read as a condition\n  accuracy > 0.9 adn latency_ms < 10\n" in done.stderr
