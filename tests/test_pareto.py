@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from dxc.pareto import OBJECTIVES, objective
+from dxc.pareto import (
+    OBJECTIVES,
+    dominators,
+    hypervolume,
+    knee_distances,
+    non_dominated,
+    normalised_losses,
+    objective,
+    ranks,
+)
 
 
 def test_directions() -> None:
@@ -24,3 +34,76 @@ def test_one_predictor_belongs_to_the_latency() -> None:
     assert objective("latency_ms/cortexA76cpu_tflite21") is OBJECTIVES["latency_ms"]
     with pytest.raises(KeyError):
         objective("acuracy")
+
+
+def _brute(points: np.ndarray) -> np.ndarray:
+    """Which rows no other dominates, all objectives minimised, by definition."""
+    return np.array([not any((q <= p).all() and (q < p).any() for q in points) for p in points])
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3, 5])
+@pytest.mark.parametrize("seed", range(5))
+def test_fronts_by_brute_force(objectives: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    points = rng.integers(0, 6, size=(60, objectives)).astype(float)  # many ties
+    maximise = [bool(each) for each in rng.integers(0, 2, objectives)]
+    losses = points * np.where(maximise, -1, 1)
+    front = non_dominated(points, maximise=maximise)
+    assert (front == _brute(losses)).all()
+
+    rank = ranks(points, maximise=maximise)
+    left, number = np.arange(len(points)), 1
+    while len(left):
+        own = _brute(losses[left])
+        assert (rank[left[own]] == number).all()
+        left, number = left[~own], number + 1
+
+    by = dominators(points, maximise=maximise)
+    assert ((by == -1) == front).all()
+    for n in np.flatnonzero(~front):
+        assert front[by[n]] and (losses[by[n]] <= losses[n]).all() and (losses[by[n]] < losses[n]).any()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_properties_of_a_front(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    points, maximise = rng.random((80, 3)), [True, False, False]
+    front = non_dominated(points, maximise=maximise)
+    reference = [-0.1, 1.1, 1.1]
+    volume = hypervolume(points, reference=reference, maximise=maximise)
+    assert volume == pytest.approx(hypervolume(points[front], reference=reference, maximise=maximise))
+    # a dominated point changes nothing
+    worse = points[np.flatnonzero(front)[0]] + [-0.01, 0.01, 0.0]
+    assert list(non_dominated(np.vstack([points, worse]), maximise=maximise)) == [*front, False]
+    # nor does scaling or shifting an objective, or another order
+    assert (non_dominated(points * [2.5, 1e-3, 40] + [3, 0, -7], maximise=maximise) == front).all()
+    order = rng.permutation(80)
+    assert (non_dominated(points[order], maximise=maximise) == front[order]).all()
+    # a copy of a member ties with it: both stay
+    twins = np.vstack([points, points[np.flatnonzero(front)[0]]])
+    assert list(non_dominated(twins, maximise=maximise)) == [*front, True]
+
+
+def test_hypervolume_by_hand() -> None:
+    """Two boxes of 1 x 2 and 3 x 1 over the reference, 1 x 1 in common."""
+    assert hypervolume([[1, 2], [3, 1]], reference=[0, 0], maximise=[True, True]) == pytest.approx(4)
+    assert hypervolume([[1, -2], [3, -1], [9, 1]], reference=[0, 0], maximise=[True, False]) == pytest.approx(
+        4
+    )
+
+
+def test_losses_and_knee_by_hand() -> None:
+    values, maximise = [[0.9, 10], [0.8, 2], [0.5, 0]], [True, False]
+    assert normalised_losses(values, maximise=maximise) == pytest.approx(
+        np.array([[0, 1], [0.25, 0.2], [1, 0]])
+    )
+    # distance of (0.25, 0.2) to the line through (0, 1) and (1, 0)
+    assert knee_distances(values, maximise=maximise) == pytest.approx([0, 0.55 / np.sqrt(2), 0])
+    assert (normalised_losses([[1, 2], [1, 3]], maximise=maximise)[:, 0] == 0).all()
+
+
+def test_no_rows_and_no_order() -> None:
+    for function in (non_dominated, ranks, dominators):
+        assert len(function(np.empty((0, 2)), maximise=[True, False])) == 0
+        with pytest.raises(ValueError, match="NaN"):
+            function([[np.nan, 1.0]], maximise=[True, False])

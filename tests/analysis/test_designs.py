@@ -1,0 +1,78 @@
+"""Runs become designs: repeats, what is missing, what cannot be compared."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dxc.analysis.designs import designs_of, parse_objectives, require_comparable
+from dxc.errors import AnalysisError
+
+RUNS = pd.DataFrame(
+    {
+        "run_id": ["r1", "r2", "r3", "r4"],
+        "name": ["wide", "wide", "narrow", "broken"],
+        "accuracy": [0.90, 0.94, 0.80, 0.99],
+        "accuracy_std": [0.01, 0.02, 0.03, 0.04],
+        "latency_ms": [5.0, 5.0, 2.0, np.nan],
+        "flops": [1.0, 1.0, 2.0, 3.0],
+        "hardware": ["cpu", "cpu", "cpu", "pi"],
+        "dxc.data": ["d", "d", "d", "d"],
+        "dxc.design": ["A", "A", "B", "C"],
+        "dxc.trial": ["t1", "t2", "t3", "t4"],
+        "data": "7ch",
+        "model._target_": "dxc.models.resnet.ResNet",
+        "model.width": ["64", "64", "32", "32"],
+        "model.pool": ["max", "max", "none", "none"],
+        "model.pool_kernel": ["3", "3", "2", "2"],
+        "data.cache_dir": ["/a", "/b", "/c", "/d"],
+    }
+)
+
+
+def test_repeats_are_one_row() -> None:
+    objectives = parse_objectives(["accuracy", "latency_ms"], RUNS)
+    found = designs_of(RUNS, objectives)
+    wide, narrow = (row for _, row in found.frame.iterrows())
+    assert (wide["n"], wide["runs"], wide["trial"]) == (2, ["r1", "r2"], "t2")
+    assert wide["accuracy"] == pytest.approx(0.92)
+    assert wide["spread.accuracy"] == pytest.approx(np.sqrt(0.0008))  # over the repeats
+    assert narrow["spread.accuracy"] == 0.03  # over its folds
+    assert np.isnan(narrow["spread.latency_ms"])
+    # a pool's kernel means nothing without a pool; what all share, and paths, are no knobs
+    assert found.knobs == ["model.width", "model.pool", "model.pool_kernel"]
+    assert wide["model.pool_kernel"] == 3 and np.isnan(narrow["model.pool_kernel"])
+    assert found.aside.to_dict("records") == [{"run_id": "r4", "name": "broken", "reason": "no latency_ms"}]
+
+
+def test_objectives_with_a_direction() -> None:
+    found = parse_objectives(["accuracy", "flops:min"], RUNS)
+    assert [each.maximise for each in found.values()] == [True, False]
+    assert found["accuracy"].unit == "fraction" and found["flops"].unit == ""
+    assert parse_objectives(["accuracy:min"], RUNS)["accuracy"].maximise is False
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["energy"], r"no run logged energy; runs that logged one: accuracy \(4\), .*latency_ms \(3\)"),
+        (["flops"], "the direction of flops is not known; write flops:min or flops:max"),
+        (["accuracy:up"], "accuracy:up must end in :min or :max"),
+        (["hardware"], "no run logged hardware"),
+        ([], "objectives is empty"),
+    ],
+)
+def test_objectives_that_cannot_be(names: list[str], message: str) -> None:
+    with pytest.raises(AnalysisError, match=message):
+        parse_objectives(names, RUNS)
+
+
+def test_runs_of_other_hardware_are_not_mixed() -> None:
+    objectives = parse_objectives(["accuracy"], RUNS)
+    with pytest.raises(AnalysisError) as caught:
+        require_comparable(RUNS, objectives, [])
+    assert "hardware (hardware): 'cpu' (3 runs), 'pi' (1 runs)" in str(caught.value)
+    assert "\"where=hardware == 'cpu'\", or ask for the mixture: mix=[hardware]" in str(caught.value)
+    require_comparable(RUNS, objectives, ["hardware"])
+    require_comparable(RUNS[RUNS["hardware"] == "cpu"], objectives, [])
