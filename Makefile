@@ -24,6 +24,7 @@ $(VENV)/.installed: requirements.txt constraints.txt
 
 demo: setup
 	$(PY) search.py experiment=demo_search
+	$(PY) analyze.py study=demo
 	@echo "next:  make ui                                 compare the trials in the browser"
 	@echo "       $(PY) search.py --help        what can be searched"
 	@echo "       $(PY) train.py --help         what can be trained"
