@@ -20,7 +20,7 @@ import dxc.analysis.runs as module
 import dxc.tracking
 from dxc.analysis.runs import MARGIN_MS, Runs, read_runs
 from dxc.errors import TrackingError
-from dxc.tracking import Reader, StoredRun, Study, study_names
+from dxc.tracking import Reader, StoredRun, Study, start_run, study_names
 
 DAY = 24 * 3600 * 1000
 BEGIN = 1_700_000_000_000
@@ -482,8 +482,12 @@ def test_tables_of_an_older_mlflow_are_left_alone(tracked: Tracked, some_tables:
 def test_tables_of_a_newer_mlflow(tracked: Tracked) -> None:
     tracked.run()
     tracked.sql(SET_VERSION, "ffffffffffff")
-    with pytest.raises(TrackingError, match="newer MLflow than .*\n.*pip install --upgrade mlflow"):
+    message = "newer MLflow than .*\n.*pip install --upgrade mlflow"
+    with pytest.raises(TrackingError, match=message):
         tracked.read()
+    uri = f"sqlite:///{tracked.file.parent}/./mlflow.db"  # MLflow has the other open already
+    with pytest.raises(TrackingError, match=message), start_run(uri, study="s", name="n", params={}, tags={}):
+        pass
 
 
 def test_the_margin_is_a_day() -> None:

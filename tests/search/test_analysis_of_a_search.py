@@ -1,0 +1,91 @@
+"""A small search, then everything analyze.py answers about it, read back from MLflow."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from mlflow import MlflowClient
+
+from dxc.analysis.analyze import analyze
+from dxc.config import PROJECT_ROOT, resolved, trial_hash
+from dxc.errors import AnalysisError, TrackingError
+from tests.search.searches import Searching
+
+CONF = PROJECT_ROOT / "conf"
+
+
+def _analyze(searching: Searching, *overrides: str):
+    common = [
+        f"tracking.uri={searching.uri}",
+        f"cache_dir={searching.tmp_path}/cache",
+        f"out={searching.tmp_path}/reports",
+        "objectives=[accuracy,onnx_mb]",
+        "certainty.draws=200",
+    ]
+    with initialize_config_dir(str(CONF / "analysis"), version_base="1.3"):
+        config = resolved(compose("analyze", overrides=[*common, *overrides]))
+    return analyze(config)
+
+
+def _file(client: MlflowClient, run_id: str, name: str) -> Path:
+    """Where the store keeps an artifact."""
+    return Path(client.get_run(run_id).info.artifact_uri.removeprefix("file://")) / name
+
+
+def test_what_a_search_found(searching: Searching) -> None:
+    runs = searching("search.max_trials=4", "model.width=4,6")
+    analysis, folder = _analyze(searching, "study=first", "tag=true", "choose.by=accuracy")
+    designs = analysis.designs
+    assert sorted(designs["trial"]) == sorted(run.tags["dxc.trial"] for run in runs)
+    best = max(runs, key=lambda run: (run.metrics["accuracy"], -run.metrics["onnx_mb"]))
+    chosen = designs.loc[analysis.choice.design]
+    assert chosen["accuracy"] == pytest.approx(best.metrics["accuracy"])
+    assert designs["p_front"].between(0, 1).all()
+
+    # the printed command yields the same trial
+    _, script, *overrides = shlex.split(analysis.commands[0])
+    assert script == "train.py"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert trial_hash(resolved(compose("train", overrides=overrides))) == chosen["trial"]
+
+    # tags, and the report beside the runs
+    client = MlflowClient(searching.uri)
+    for _, row in designs.iterrows():
+        tags = client.get_run(row["run_id"]).data.tags
+        assert tags["dxc.front"] == str(bool(row["front"])).lower() and tags["dxc.rank"] == str(row["rank"])
+    experiment = client.get_experiment_by_name("first").experiment_id
+    (report,) = client.search_runs([experiment], "tags.`dxc.kind` = 'analysis'")
+    files = {file.path for file in client.list_artifacts(report.info.run_id)}
+    assert {"index.html", "front.csv", "pairs.svg", "main_effects.png"} <= files
+    assert len(pd.read_csv(folder / "front.csv")) == designs["front"].sum()
+
+    # the second time: the analysis itself is no design, and a lost artifact is said
+    _file(client, best.run_id, "config.yaml").unlink()
+    again, _ = _analyze(searching, "study=first", "choose.by=accuracy")
+    assert len(again.designs) == 4
+    if again.designs.loc[again.choice.design, "run_id"] == best.run_id:
+        assert "has no config.yaml any more" in again.commands[0]
+
+
+def test_lost_predictions_leave_the_folds(searching: Searching) -> None:
+    runs = searching("search.max_trials=2")
+    client = MlflowClient(searching.uri)
+    for run in runs:
+        _file(client, run.run_id, "predictions.parquet").unlink()
+    analysis, _ = _analyze(searching, "study=first", "log=false")
+    assert any("2 of 2 runs have no predictions.parquet" in note for note in analysis.notes)
+    assert analysis.designs["p_front"].between(0, 1).all()
+
+
+def test_mistakes(searching: Searching) -> None:
+    with pytest.raises(TrackingError, match="no study 'secnd'"):
+        _analyze(searching, "study=secnd")
+    MlflowClient(searching.uri).create_experiment("empty")
+    with pytest.raises(AnalysisError, match="study empty has no finished run"):
+        _analyze(searching, "study=empty")
+    with pytest.raises(AnalysisError, match="name a study: study=empty; there are Default, empty"):
+        _analyze(searching)
