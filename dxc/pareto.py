@@ -82,7 +82,8 @@ def ranks(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.int64]:
     points = _checked(values, maximise)
     if not len(points):
         return np.zeros(0, dtype=np.int64)
-    losses = points * np.where(list(maximise), -1.0, 1.0)  # moocore 0.3.2 does not heed maximise of one objective
+    # moocore 0.3.2 does not heed `maximise` of a single objective
+    losses = points * np.where(list(maximise), -1.0, 1.0)
     return moocore.pareto_rank(losses).astype(np.int64) + 1
 
 
