@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import re
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -60,10 +61,11 @@ class Runs:
 
 
 class _Known(NamedTuple):
-    """A cache's content. table: see _table; deleted: ids of runs that are deleted in MLflow."""
+    """A cache's content. table: see _table; deleted: ids of runs deleted in MLflow; read_ms: when it was read."""
 
     table: pa.Table
     deleted: frozenset[str]
+    read_ms: int
 
 
 def read_runs(uri: str, studies: Sequence[str], *, cache_dir: Path, refresh: bool = False) -> Runs:
@@ -99,6 +101,7 @@ def _read(reader: Reader, study: Study, known: _Known, going_on: Collection[str]
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    read_ms = int(time.time() * 1000)
     deleted = known.deleted.union(reader.deleted(study, without=sorted(known.deleted)[:MAX_LISTED]))
     pages = (
         _table([run for run in page if run.is_trial])
@@ -111,7 +114,7 @@ def _read(reader: Reader, study: Study, known: _Known, going_on: Collection[str]
     new = rows.keys()
     gone = pa.array([*deleted, *going_on, *new], pa.string())
     kept = known.table.filter(pc.invert(pc.is_in(known.table["run_id"], value_set=gone)))
-    now = _Known(pa.concat_tables([kept, read], promote_options="default"), deleted - new)
+    now = _Known(pa.concat_tables([kept, read], promote_options="default"), deleted - new, read_ms)
     same = len(read) == 0 and len(kept) == len(known.table) and now.deleted == known.deleted
     return known if same else now, read
 
@@ -122,17 +125,19 @@ def _new_pages(reader: Reader, study: Study, known: _Known) -> Iterator[list[Sto
     for first in range(0, len(before), MAX_LISTED):
         if restored := reader.among(study, before[first : first + MAX_LISTED]):
             yield restored
-    for since_ms, before_ms, without in _windows(known.table):
+    for since_ms, before_ms, without in _windows(known):
         yield from reader.ended(study, since_ms=since_ms, before_ms=before_ms, without=without)
 
 
-def _windows(table: pa.Table) -> Iterator[tuple[int, int | None, list[str]]]:
+def _windows(known: _Known) -> Iterator[tuple[int, int | None, list[str]]]:
     """Stretches of end time (ms, from the first on and before the second) in which runs may be that are not known,
     each with the ids that need not be read again: a run that failed or stopped may have gone on, others not."""
     import pyarrow as pa
 
+    table = known.table
     ends = table["end_time"].cast(pa.int64()).to_pylist()
-    since_ms = max(ends, default=MARGIN_MS) - MARGIN_MS
+    # an end that was in the future when it was read says nothing about what had ended
+    since_ms = max(0, min(max(ends, default=0), known.read_ms) - MARGIN_MS)
     rows = zip(ends, table["run_id"].to_pylist(), table["other"].to_pylist(), strict=True)
     lasting = sorted(
         (end, run_id) for end, run_id, other in rows if end >= since_ms and other in (None, INFEASIBLE)
@@ -242,7 +247,7 @@ def _key(uri: str, study: Study) -> str:
 
 
 def _nothing() -> _Known:
-    return _Known(_table([]), frozenset())
+    return _Known(_table([]), frozenset(), 0)
 
 
 def _load(path: Path) -> _Known:
@@ -253,9 +258,8 @@ def _load(path: Path) -> _Known:
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read()
-        return _Known(
-            table.replace_schema_metadata(), frozenset(json.loads(table.schema.metadata[b"deleted"]))
-        )
+        about = json.loads(table.schema.metadata[b"dxc"])
+        return _Known(table.replace_schema_metadata(), frozenset(about["deleted"]), about["read_ms"])
     except FileNotFoundError:
         pass
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
@@ -268,7 +272,8 @@ def _save(path: Path, known: _Known) -> None:
     from pyarrow import parquet
 
     table = known.table.unify_dictionaries()
-    table = table.replace_schema_metadata({"deleted": json.dumps(sorted(known.deleted))})
+    about = {"deleted": sorted(known.deleted), "read_ms": known.read_ms}
+    table = table.replace_schema_metadata({"dxc": json.dumps(about)})
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

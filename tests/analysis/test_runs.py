@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -246,6 +247,15 @@ def test_many_known_runs_of_one_day(tracked: Tracked, monkeypatch: pytest.Monkey
     assert found.fetched == 4
     assert set(found.frame["run_id"]) == {*known, *new}
     assert tracked.read().fetched == 0
+
+
+def test_a_clock_in_the_future_hides_nothing(tracked: Tracked) -> None:
+    today = (time.time() * 1000 - BEGIN) / DAY
+    run_ids = [tracked.run(today - 10), tracked.run(today + 4000)]
+    assert tracked.ids() == run_ids
+    run_ids.insert(1, tracked.run(today))
+    found = tracked.read()
+    assert (list(found.frame["run_id"]), found.fetched) == (run_ids, 1)
 
 
 def test_a_stopped_run_that_goes_on(tracked: Tracked) -> None:
