@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -70,6 +71,11 @@ def _differences(config: Mapping[str, Any], overrides: Sequence[str], *sections:
 
 
 def _composed(overrides: Sequence[str]) -> dict[str, Any]:
+    return _composed_once(tuple(overrides))
+
+
+@functools.cache
+def _composed_once(overrides: tuple[str, ...]) -> dict[str, Any]:
     # values that are mandatory and not part of the identity may be anything here
     known = {each.split("=")[0] for each in overrides}
     filled = [*overrides]

@@ -80,7 +80,10 @@ def test_going_on_to_the_same_total(searching: Searching) -> None:
     assert len(searching.launched) == 5
 
 
-@pytest.mark.parametrize("tuner", ["random", "tpe", "evolution"])
+@pytest.mark.parametrize(
+    "tuner",
+    ["evolution", *(pytest.param(name, marks=pytest.mark.slow) for name in ("random", "tpe"))],
+)
 def test_a_stopped_search_proposes_what_an_unbroken_one_does(
     searching: Searching, tuner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
