@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dxc.errors import AnalysisError
 from dxc.models import canonical_knobs
-from dxc.pareto import OBJECTIVES, Objective, objective
+from dxc.pareto import Objective, objective
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -171,9 +171,3 @@ def _knobs(runs: pd.DataFrame) -> pd.DataFrame:
         if (numbers.notna() | knobs[column].isna()).all():
             knobs[column] = numbers
     return knobs[[c for c in knobs if len(knobs[c].unique()) > 1]]
-
-
-def unit_of(name: str, objectives: Mapping[str, Objective]) -> str:
-    """Unit of an objective or of any declared metric; '' where it has none."""
-    declared = objectives.get(name) or OBJECTIVES.get(name.split("/")[0])
-    return declared.unit if declared else ""
