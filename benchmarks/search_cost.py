@@ -39,10 +39,10 @@ from tqdm import tqdm
 from dxc.config import resolved
 from dxc.data.cache import usable_cores
 from dxc.hardware import Hardware
-from dxc.pareto import directions, hypervolume, non_dominated
+from dxc.pareto import directions, hypervolume, non_dominated, reference_point
 from dxc.search import Rung
 from dxc.search.costs import NetworkCosts
-from dxc.search.front import MARGIN, Candidates, FrontSearch, epochs_of, knob_numbers
+from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_numbers
 from dxc.search.space import Axis, Catalogue, Space, network_hash, parse_space
 from dxc.search.strategies import NniTuner
 
@@ -245,8 +245,7 @@ class Grid:
         self.accuracy = self.curves[..., -1].mean(axis=(1, 2))
         self.values = np.column_stack([self.accuracy, self.costs])
         self.maximise = directions(OBJECTIVES)
-        worst, ranges = [self.accuracy.min(), *self.costs.max(axis=0)], np.ptp(self.values, axis=0)
-        self.reference = [worst[0] - MARGIN * ranges[0], *(worst[1:] + MARGIN * ranges[1:])]
+        self.reference = reference_point(self.values, maximise=self.maximise)
         self.front = set(np.flatnonzero(non_dominated(self.values, maximise=self.maximise)))
         self.whole = self._volume(range(len(self.points)))
         self.epochs = len(self.points) * FOLDS * EPOCHS

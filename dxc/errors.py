@@ -10,7 +10,7 @@ import contextlib
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -54,6 +54,13 @@ class AnalysisError(DxcError):
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names of studies and packages: they become folders."""
+
+
+def require_one_of(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise ConfigError unless a configured value is one of these."""
+    choices = list(choices)
+    if value not in choices:
+        raise ConfigError(f"{name}={value} is unknown; choose one of {', '.join(choices)}")
 
 
 def require_whole(name: str, value: object, *, at_least: int) -> None:

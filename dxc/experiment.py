@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dxc.config import build, data_name, describe, design_hash, flatten, resolved, trial_hash
 from dxc.errors import ConfigError, require_folder_name, require_whole
+from dxc.files import write_atomically
 from dxc.models import model_name
 
 if TYPE_CHECKING:
@@ -267,9 +268,7 @@ def _trained_fold(
     keep.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()  # torch would hide a full disk behind an error of its own
     torch.save(content, buffer)
-    draft = path.with_name(f".{path.name}")
-    draft.write_bytes(buffer.getvalue())
-    draft.replace(path)
+    write_atomically(path, buffer.getvalue())
     return trained
 
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+MARGIN = 0.1  # of the range, from the worst value to a reference point
+
 
 class Objective(NamedTuple):
     """One metric of a run. `maximise` is True where more is better."""
@@ -125,6 +127,16 @@ def knee_distances(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np
     """
     losses = normalised_losses(values, maximise=maximise)
     return (1.0 - losses.sum(axis=1)) / np.sqrt(losses.shape[1])
+
+
+def reference_point(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.float64]:
+    """A reference for the hypervolume of rows (n, objectives), at least one: MARGIN of the range beyond the worst of
+    them, or of 1 where all are equal. At the worst itself the ends of a front would count for nothing (Ishibuchi et al.
+    2018, doi 10.1162/evco_a_00226)."""
+    points = _checked(values, maximise)
+    worst = np.where(maximise, points.min(axis=0), points.max(axis=0))
+    span = np.ptp(points, axis=0)
+    return worst + MARGIN * np.where(maximise, -1.0, 1.0) * np.where(span > 0, span, 1.0)
 
 
 def hypervolume(values: ArrayLike, *, reference: ArrayLike, maximise: Sequence[bool]) -> float:

@@ -29,6 +29,7 @@ from typing import Any, Protocol, TypeVar
 
 from dxc.config import PROJECT_ROOT
 from dxc.errors import TrackingError, signals_raise
+from dxc.files import write_atomically
 from dxc.pareto import objective
 
 log = logging.getLogger(__name__)
@@ -161,9 +162,7 @@ class Record:
         """Change entries of the content and write it; an interrupted write leaves the record before it."""
         self.content |= changes
         self.folder.mkdir(parents=True, exist_ok=True)
-        draft = self.folder / f".record.{os.getpid()}"
-        draft.write_text(json.dumps(self.content))
-        draft.replace(self.folder / "record.json")
+        write_atomically(self.folder / "record.json", json.dumps(self.content))
 
     def log(self, metrics: Mapping[str, float], curves: Sequence[Point] = ()) -> None:
         for name in metrics:
@@ -471,10 +470,6 @@ class Reader(_Patient):
         except (MlflowException, OSError) as error:
             log.debug("run %s: no %s: %s", run_id, name, error)
             return None
-
-    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """The one thing that is written here: what was found out about a run."""
-        self._patiently(lambda: _log(self._client, run_id, tags=tags))
 
 
 def study_names(uri: str) -> list[str]:

@@ -16,7 +16,7 @@ import pytest
 from dxc.config import PROJECT_ROOT
 from dxc.tracking import Record, Store, StoredRun
 from tests.conftest import ChipMaker
-from tests.search.searches import SMALL
+from tests.search.searches import common_overrides, replaced
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -28,19 +28,12 @@ class Command:
         self.uri = f"sqlite:///{tmp_path}/mlflow.db"
         self.folder = tmp_path / "multirun" / "first"
         self.common = [
-            "source=chips",
-            f"source.root={root}",
-            f"cache_dir={tmp_path}/cache",
-            f"tracking.uri={self.uri}",
+            *common_overrides(root, tmp_path),
             f"hydra.sweep.dir={tmp_path}/multirun/${{study}}",
-            "study=first",
-            *SMALL,
         ]
 
     def line(self, *overrides: str) -> list[str]:
-        keys = {each.split("=")[0] for each in overrides}
-        common = [each for each in self.common if each.split("=")[0] not in keys]
-        return [sys.executable, "search.py", *common, *overrides]
+        return [sys.executable, "search.py", *replaced(self.common, overrides)]
 
     def run(self, *overrides: str) -> subprocess.CompletedProcess:
         return subprocess.run(

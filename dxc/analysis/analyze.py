@@ -20,15 +20,14 @@ from dxc.analysis.published import SOURCE, published_runs
 from dxc.analysis.rebuild import command
 from dxc.analysis.runs import read_runs
 from dxc.config import flatten
-from dxc.errors import AnalysisError
-from dxc.pareto import Objective, dominators, hypervolume, non_dominated, ranks
-from dxc.tracking import Reader, start_run, study_names
+from dxc.errors import AnalysisError, require_one_of
+from dxc.pareto import Objective, dominators, hypervolume, non_dominated, ranks, reference_point
+from dxc.tracking import Reader, Store, start_run, study_names
 
 if TYPE_CHECKING:
     import pandas as pd
 
 RANKED = 20_000  # designs; ranks beyond the first are left out of larger sets, they cost n^2
-MARGIN = 0.1  # of the range, from the worst value to the reference point of the hypervolume
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,8 @@ class Analysis:
 
     @property
     def front(self) -> pd.DataFrame:
-        """Its members, best first in the first objective."""
-        first = next(iter(self.objectives))
-        front = self.designs[self.designs["front"]]
-        return front.sort_values(first, ascending=not self.objectives[first].maximise, kind="stable")
+        """Its members, in the order of the designs; tables and figures sort them."""
+        return self.designs[self.designs["front"]]
 
 
 def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
@@ -65,7 +62,8 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
     """
     from dxc.report.findings import write_report
 
-    published = _one_of("source", config["source"], ("mlflow", "published")) == "published"
+    require_one_of("source", config["source"], ("mlflow", "published"))
+    published = config["source"] == "published"
     runs, baseline_runs, title, notes = _published() if published else _tracked(config)
     found, objectives = selected(runs, config["where"], config["objectives"], config["mix"])
     frame, reference, volume = with_front(found, objectives)
@@ -175,16 +173,15 @@ def _commands(frame: pd.DataFrame, choice: Choice, uri: str) -> tuple[str, str]:
 
 def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: pd.DataFrame) -> None:
     """The report as a run in MLflow and, if asked for, tags on the runs it is about."""
-    uri = config["tracking"]["uri"]
+    uri, study = config["tracking"]["uri"], str(runs["study"].iloc[0])
     if config["tag"]:
-        reader = Reader(uri)
+        store = Store(uri, study, patience_s=0)
         for _, row in analysis.designs.iterrows():
             for run_id in row["runs"]:
-                reader.tag(
+                store.tag(
                     run_id, {"dxc.front": str(bool(row["front"])).lower(), "dxc.rank": str(row["rank"])}
                 )
     if config["log"]:
-        study = str(runs["study"].iloc[0])
         params = {
             "where": config["where"],
             "objectives": list(analysis.objectives),
@@ -206,20 +203,10 @@ def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: p
             run.log_files(folder)
 
 
-def _one_of(name: str, value: Any, choices: Sequence[str]) -> Any:
-    if value not in choices:
-        raise AnalysisError(f"{name}={value} is unknown; choose one of {', '.join(choices)}")
-    return value
-
-
 def with_front(
     found: Designs, objectives: Mapping[str, Objective]
 ) -> tuple[pd.DataFrame, dict[str, float], float]:
-    """(designs with front, rank and dominated_by; reference point; hypervolume).
-
-    The reference point lies a tenth of the range beyond the worst of all designs (Ishibuchi et al. 2018,
-    doi 10.1162/evco_a_00226).
-    """
+    """(designs with front, rank and dominated_by; reference point; hypervolume)."""
     frame = found.frame
     values = frame[list(objectives)].to_numpy(dtype=float)
     maximise = [each.maximise for each in objectives.values()]
@@ -227,9 +214,7 @@ def with_front(
     by = dominators(values, maximise=maximise)
     names = frame["name"].to_numpy(dtype=object)
     rank = ranks(values, maximise=maximise) if len(frame) <= RANKED else np.where(front, 1, 2)
-    worst = np.where(maximise, values.min(axis=0), values.max(axis=0))
-    away = np.where(maximise, -1.0, 1.0) * np.where(np.ptp(values, axis=0) > 0, np.ptp(values, axis=0), 1.0)
-    reference = worst + MARGIN * away
+    reference = reference_point(values, maximise=maximise)
     frame = frame.assign(
         front=front, rank=rank, dominated_by=np.where(by >= 0, names[by], ""), p_front=np.nan, lucky=False
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dxc.analysis.certainty import Outcomes
+from dxc.files import write_atomically
 from dxc.tracking import Reader
 
 if TYPE_CHECKING:
@@ -90,12 +92,12 @@ def _load(path: Path) -> Outcomes | None:
 
 def _save(path: Path, outcomes: Outcomes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.stem}.tmp.npz")
+    content = io.BytesIO()
     np.savez_compressed(
-        draft,
+        content,
         right=np.packbits(outcomes.right.astype(bool)),
         count=len(outcomes.right),
         fold=outcomes.fold.astype(np.uint8),
         chips=outcomes.chips,
     )
-    draft.replace(path)
+    write_atomically(path, content.getvalue())

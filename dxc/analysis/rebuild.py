@@ -25,7 +25,7 @@ def command(config: Mapping[str, Any], *, trial: str | None = None) -> str:
     """
     overrides = _overrides(config)
     text = shlex.join(["python", "train.py", *overrides])
-    found = trial_hash(_composed(overrides))
+    found = trial_hash(_composed(*overrides))
     if trial is not None and found != trial:
         raise AnalysisError(
             f"{text}\nwould train {found}, not {trial}: the configuration files have changed since; use the commit in "
@@ -51,7 +51,7 @@ def _overrides(config: Mapping[str, Any]) -> list[str]:
 
 def _differences(config: Mapping[str, Any], overrides: Sequence[str], *sections: str) -> dict[str, Any]:
     """Keys of some sections whose value is not what these overrides give, with the wanted value."""
-    given = flatten(_composed(overrides))
+    given = flatten(_composed(*overrides))
     kept = canonical(dict(config))
     differing = {}
     for key, value in flatten(dict(config)).items():
@@ -70,12 +70,8 @@ def _differences(config: Mapping[str, Any], overrides: Sequence[str], *sections:
     }  # follows from the channels
 
 
-def _composed(overrides: Sequence[str]) -> dict[str, Any]:
-    return _composed_once(tuple(overrides))
-
-
 @functools.cache
-def _composed_once(overrides: tuple[str, ...]) -> dict[str, Any]:
+def _composed(*overrides: str) -> dict[str, Any]:
     # values that are mandatory and not part of the identity may be anything here
     known = {each.split("=")[0] for each in overrides}
     filled = [*overrides]

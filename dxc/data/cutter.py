@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from dxc.data.geosources import Raster, open_raster
 from dxc.data.places import Spot
+from dxc.files import write_atomically
 
 KNOWN_BANDS = ("red", "green", "blue", "nir")
 CHIP_NODATA = -9999.0  # declared in every DEM chip; no pixel of a chip has it
@@ -127,12 +127,3 @@ def _geotiff(pixels: np.ndarray, place: rasterio.Affine, crs: CRS, names: Sequen
             file.write(pixels)
             file.descriptions = names
         return bytes(memory.getbuffer())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

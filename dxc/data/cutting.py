@@ -35,7 +35,7 @@ import numpy as np
 import rasterio
 import shapely
 
-from dxc.data.cutter import KNOWN_BANDS, Cutter, write_atomically
+from dxc.data.cutter import KNOWN_BANDS, Cutter
 from dxc.data.geosources import (
     Points,
     Raster,
@@ -48,6 +48,7 @@ from dxc.data.geosources import (
 )
 from dxc.data.places import Area, Spot
 from dxc.errors import ConfigError, DataError
+from dxc.files import write_atomically
 
 log = logging.getLogger(__name__)
 

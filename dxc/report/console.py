@@ -55,6 +55,12 @@ def print_result(result: Result) -> None:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
+def print_whole(console: Console, table: Table) -> None:
+    """A table that is never cut: a terminal that is too narrow wraps its lines."""
+    wide = Console(width=1000).measure(table).maximum
+    Console(width=max(console.width, wide)).print(table)
+
+
 def print_package(folder: Path) -> None:
     """What a calibrated package describes, its held-out errors, and how to use it."""
     about = json.loads((folder / "package.json").read_text())

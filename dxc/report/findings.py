@@ -10,7 +10,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from dxc.files import write_atomically
 from dxc.report import figures, tables
+from dxc.report.console import print_whole
 from dxc.report.page import page
 
 if TYPE_CHECKING:
@@ -111,20 +113,16 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
         html = page(
             analysis.designs, objectives, knobs, title=f"Pareto front of {analysis.title}", sections=sections
         )
-        draft = folder / ".index.html"
-        draft.write_text(html)
-        draft.replace(folder / "index.html")
+        write_atomically(folder / "index.html", html)
     if knobs:
         figures.save(figures.main_effects(analysis.designs, objectives, knobs), folder, "main_effects")
     return folder
 
 
 def _print(console: Console, content: pd.DataFrame, title: str) -> None:
-    """Never cut: a terminal that is too narrow wraps lines."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in content:
         table.add_column(str(name), justify="left" if name in ("design", "trial") else "right")
     for row in content.itertuples(index=False):
         table.add_row(*map(str, row))
-    wide = Console(width=1000).measure(table).maximum
-    Console(width=max(console.width, wide)).print(table)
+    print_whole(console, table)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dxc.pareto import objective
-from dxc.report.console import FORMATS
+from dxc.report.console import FORMATS, print_whole
 
 if TYPE_CHECKING:
     from dxc.search import Rung, Settings
@@ -141,7 +141,7 @@ class Progress:
                 for v in (values[0], values[len(values) // 2], values[-1])
             ]
             table.add_row(name, *cells, objective(name).unit)
-        self._print(table)
+        print_whole(self._console, table)
         refused = [(text, reason) for text, _, reason in rows if reason]
         for text, reason in refused[:LISTED]:
             self.infeasible(text, reason)
@@ -179,7 +179,7 @@ class Progress:
                     for name in shown
                 ]
                 table.add_row(text, *cells, entry.trial)
-            self._print(table)
+            print_whole(self._console, table)
         listing = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
         self._line(f"trials:   {listing or 'none'} (directories in {os.path.relpath(folder)})")
         self._line(f"tracked:  study '{self._study}' in {store.uri}")
@@ -189,11 +189,6 @@ class Progress:
             self._line("compare:  make ui")
         if not complete:
             self._line("stopped before its end: the same command goes on from here")
-
-    def _print(self, table: Table) -> None:
-        """Never cut: a terminal that is too narrow wraps lines."""
-        wide = Console(width=1000).measure(table).maximum
-        Console(width=max(self._console.width, wide)).print(table)
 
     def _line(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dxc.files import write_atomically
 from dxc.pareto import Objective
 
 if TYPE_CHECKING:
@@ -96,9 +97,6 @@ def write(table: pd.DataFrame, folder: Path, stem: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for ending, text in content.items():
-        path = folder / f"{stem}.{ending}"
-        draft = path.with_name(f".{path.name}")
-        draft.write_text(text)
-        draft.replace(path)
-        paths.append(path)
+        paths.append(folder / f"{stem}.{ending}")
+        write_atomically(paths[-1], text)
     return paths

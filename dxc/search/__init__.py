@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from dxc.errors import ConfigError, require_whole
+from dxc.errors import ConfigError, require_one_of, require_whole
 from dxc.hardware import COSTS
 from dxc.pareto import OBJECTIVES
 
@@ -67,16 +67,16 @@ class Settings:
         section = {key: value for key, value in section.items() if key != "job"}
         if unknown := sorted(set(section) - known):
             raise ConfigError(f"search has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-        _one_of("search.tuner", section["tuner"], TUNERS)
-        _one_of("search.early_stop", section["early_stop"], EARLY_STOPS)
+        require_one_of("search.tuner", section["tuner"], TUNERS)
+        require_one_of("search.early_stop", section["early_stop"], EARLY_STOPS)
         if section["tuner"] == "pareto" and section["early_stop"] != "none":
             raise ConfigError("search.early_stop belongs to NNI's tuners; tuner=pareto stops by search.rungs")
-        _one_of("search.objective", section["objective"], OBJECTIVES)
+        require_one_of("search.objective", section["objective"], OBJECTIVES)
         objectives = section["objectives"]
         if not isinstance(objectives, list) or not objectives:
             raise ConfigError(f"search.objectives must be a list of metrics, not {objectives!r}")
         for name in objectives:
-            _one_of("search.objectives", name, OBJECTIVES)
+            require_one_of("search.objectives", name, OBJECTIVES)
         if section["tuner"] == "pareto":
             uncertain = [name for name in objectives if name not in COSTS]
             if uncertain != ["accuracy"] or len(objectives) < 2:
@@ -109,11 +109,6 @@ class Settings:
 
 KNOWN_COSTS = ("latency_ms", "onnx_mb", "params", "macs")
 """Metrics of hardware.COSTS that need no device: known of every network before it is trained."""
-
-
-def _one_of(name: str, value: Any, choices: Sequence[str] | Mapping[str, Any]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name}={value} is unknown; choose one of {', '.join(choices)}")
 
 
 def _limits(limits: Any) -> dict[str, float]:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import os
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from dxc.errors import DxcError
+from dxc.files import write_atomically
 from dxc.hardware import Hardware
 
 if TYPE_CHECKING:
@@ -97,10 +97,7 @@ class NetworkCosts:
         self._take(network, content)
 
     def _keep(self, network: str, content: dict[str, Any]) -> None:
-        path = self._path(network)
-        draft = path.with_name(f".{network}.{os.getpid()}")
-        draft.write_text(json.dumps(content))
-        draft.replace(path)
+        write_atomically(self._path(network), json.dumps(content))
         self._take(network, content)
 
     def _take(self, network: str, content: dict[str, Any]) -> None:

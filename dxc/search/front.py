@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dxc.pareto import directions, non_dominated
+from dxc.pareto import MARGIN, directions, non_dominated
 from dxc.search import Rung
 
 Floats = NDArray[np.float64]
@@ -27,7 +27,6 @@ Seen = Mapping[str, Mapping[Rung, Sequence[float]]]
 FIRST = 10  # candidates on the first rung before the surrogate is asked
 PRIOR_FOLDS = 4  # weight of the prior beside what was seen of a rung's noise
 PRIOR_FOLD_STD = 0.03  # accuracy of one fold about the mean of its design
-MARGIN = 0.1  # the reference point lies this share of the range beyond the worst (see _expected_improvement)
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(7)  # quadrature over a normal distribution
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
 
@@ -190,8 +189,7 @@ class FrontSearch:
     def _expected_improvement(self, front: Floats, which: NDArray[Any], mean: Floats, std: Floats) -> Floats:
         """Expected hypervolume improvement of the candidates `which` over `front` (losses, accuracy first).
 
-        The reference point lies beyond the worst in every objective: at the worst itself, the designs of most accuracy
-        and most cost would count for nothing (Ishibuchi et al. 2018, doi 10.1162/evco_a_00226).
+        The reference point is dxc.pareto's, with the range that accuracy may still have.
         """
         from moocore import Hypervolume
 

@@ -110,9 +110,7 @@ class Ledger:
             for path in (self.folder / SEARCHES).iterdir():
                 if path.name != self.search_id and not _held(path):
                     path.unlink(missing_ok=True)
-            self._others = frozenset(path.name for path in (self.folder / SEARCHES).iterdir()) - {
-                self.search_id
-            }
+            self._others = self._other_searches()
             self.refresh()
 
     def _compare(self, before: Mapping[str, str], now: Mapping[str, str], *, force: bool) -> None:

@@ -36,6 +36,24 @@ SMALL = [
 Launch = Callable[[Sequence[Sequence[str]], Callable[[], bool]], None]
 
 
+def common_overrides(root: Path, tmp_path: Path) -> list[str]:
+    """Study `first` on the chips in `root`, everything it writes in a temporary folder."""
+    return [
+        "source=chips",
+        f"source.root={root}",
+        f"cache_dir={tmp_path}/cache",
+        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+        "study=first",
+        *SMALL,
+    ]
+
+
+def replaced(common: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """Both, without those of the first whose key is in the second."""
+    keys = {each.split("=")[0] for each in overrides}
+    return [each for each in common if each.split("=")[0] not in keys] + list(overrides)
+
+
 def composed(overrides: Sequence[str]) -> DictConfig:
     """The configuration of search.py with these overrides, without the section hydra."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -56,21 +74,13 @@ class Searching:
         self.tmp_path = tmp_path
         self.uri = f"sqlite:///{tmp_path}/mlflow.db"
         self.folder = tmp_path / "multirun" / "first"
-        self.common = [
-            "source=chips",
-            f"source.root={root}",
-            f"cache_dir={tmp_path}/cache",
-            f"tracking.uri={self.uri}",
-            "study=first",
-            *SMALL,
-        ]
+        self.common = common_overrides(root, tmp_path)
         self.launched: list[str] = []
         """Trials in the order they were launched, over all calls."""
 
     def __call__(self, *overrides: str, launch: Launch | None = None, parallel: int = 1) -> list[StoredRun]:
         """Run the search; returns the trials as they stand in the store."""
-        keys = {each.split("=")[0] for each in overrides}
-        arguments = [each for each in self.common if each.split("=")[0] not in keys] + list(overrides)
+        arguments = replaced(self.common, overrides)
         search(SPACE, arguments, Runner(composed, is_group, launch or self.launch, parallel, self.folder))
         return self.trials()
 

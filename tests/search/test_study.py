@@ -234,14 +234,15 @@ def test_median_stopping(searching: Searching) -> None:
 
 def test_the_front_search(searching: Searching) -> None:
     """Parts first; the epochs that were asked for are not exceeded; what is finished was trained in full, once."""
-    runs = searching(
+    overrides = [
         "search.tuner=pareto",
         "model.width=4,6,8",
         "model.padding=1,2",
         "trainer.max_epochs=2",
         "search.rungs=[[1,0.5],[1,1.0]]",
         "search.max_trials=6",
-    )
+    ]
+    runs = searching(*overrides)
     epochs = 0
     for run in runs:
         rungs = json.loads(run.tags.get("dxc.rungs", "[]"))
@@ -256,14 +257,7 @@ def test_the_front_search(searching: Searching) -> None:
     assert any(run.tags["dxc.state"] == "finished" for run in runs)
     assert any(run.tags["dxc.state"] == "stopped" for run in runs)
     launched = len(searching.launched)
-    searching(
-        "search.tuner=pareto",
-        "model.width=4,6,8",
-        "model.padding=1,2",
-        "trainer.max_epochs=2",
-        "search.rungs=[[1,0.5],[1,1.0]]",
-        "search.max_trials=6",
-    )
+    searching(*overrides)
     assert len(searching.launched) == launched
 
 
