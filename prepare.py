@@ -20,7 +20,9 @@ def main(cfg: DictConfig) -> None:
             report = cut_from_config(resolved(cfg))
         except KeyboardInterrupt:
             sys.exit("\ninterrupted; the same command goes on where it stopped")
-        print(f"{report.describe()}\nnext: python train.py source=chips source.root={cfg.out}")
+        model = "" if cfg.boxes is None else "model=sppnet "
+        size = "" if cfg.size_m == 100 else f" data.size={cfg.size_m}"
+        print(f"{report.describe()}\nnext: python train.py {model}source=chips source.root={cfg.out}{size}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def main(cfg: DictConfig) -> float:
 
         result = run(cfg, Path(HydraConfig.get().runtime.output_dir) / "artifacts")
         print_result(result)
-    return result.metrics["accuracy"]
+    return result.metrics[result.score]
 
 
 if __name__ == "__main__":

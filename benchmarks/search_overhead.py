@@ -106,7 +106,7 @@ def run_dxc(tuner: str, trials: int, shared: Path) -> list[float]:
             tracked.log({"accuracy": statistics.mean(folds.values())}, curves)
             (out / "note.txt").write_text("nothing was trained\n")
             tracked.log_files(out)
-        return SimpleNamespace(fold_accuracies=folds, notes=())
+        return SimpleNamespace(fold_scores=folds, notes=())
 
     def train_part(cfg: Any, record: Any, *, folds: int, epochs: int, **_: Any) -> list[float]:
         with opened(cfg, record) as tracked:

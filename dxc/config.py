@@ -22,7 +22,18 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 ALLOWED_TARGETS = ("dxc.", "torch.", "pytorch_lightning.", "torchmetrics.")
 """Packages whose classes a configuration may name in _target_."""
 
-IDENTITY_GROUPS = ("model", "data", "source", "hardware", "optimizer", "trainer", "seed")
+IDENTITY_GROUPS = (
+    "model",
+    "task",
+    "data",
+    "source",
+    "hardware",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "score",
+    "seed",
+)
 NOT_IDENTITY = {
     # where files lie, how they are read and what is shown: nothing a result depends on
     "data": {"cache_dir", "num_workers", "progress"},
@@ -30,8 +41,22 @@ NOT_IDENTITY = {
     "trainer": {"progress"},
 }
 
+DEFAULTS = (("data", "boxes", False), ("source", "boxes", False), ("source", "size_m", 100))
+"""Keys that came later, (group, key, value): at the value that was meant before there were any, identities stay."""
+TYPICAL_SIZE = 100  # pixels; what networks are costed for where chips may have any size
+
+
+def image_size(size: int | str) -> int:
+    """Edge in pixels of the image that costs are for, from data.size: TYPICAL_SIZE where chips may have any size."""
+    return TYPICAL_SIZE if isinstance(size, str) else size
+
+
 OmegaConf.register_new_resolver("dxc.root", lambda: str(PROJECT_ROOT), replace=True)
 OmegaConf.register_new_resolver("dxc.count", len, replace=True)
+OmegaConf.register_new_resolver("dxc.image_size", image_size, replace=True)
+OmegaConf.register_new_resolver(
+    "dxc.jitter_m", lambda boxes, size_m: 0.35 * size_m if boxes else 5.0, replace=True
+)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -110,6 +135,14 @@ def canonical(cfg: dict[str, Any]) -> dict[str, Any]:
         kept["hardware"] = kept["hardware"]["name"]  # its facts follow from its name
     if isinstance(devices := kept.get("trainer", {}).get("devices"), list):
         kept["trainer"]["devices"] = len(devices)  # how many of them, not which
+    for group, key, default in DEFAULTS:
+        if kept.get(group, {}).get(key) == default:
+            kept[group].pop(key)
+    if kept.get("task", {}).keys() <= {"_target_"} and kept.get("score") in (None, "accuracy"):
+        kept.pop("task", None)
+        kept.pop("score", None)
+    if kept.get("scheduler") is None:
+        kept.pop("scheduler", None)
     data = kept.get("data", {})
     if data.get("split") != "kfold":
         data.pop("folds", None)
@@ -165,12 +198,14 @@ def flatten(cfg: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def describe(cfg: dict[str, Any]) -> str:
-    """A configuration in one line, for run names: 'resnet18 k3 s2 p1 w32, 7ch b16'."""
+    """A configuration in one line, for run names: 'resnet18 k3 s2 p1 w32, 7ch b16', 'sppnet k3 l4 f1024, 7ch b16'."""
     model = canonical_knobs(cfg["model"])
-    short = {"kernel": "k", "stride": "s", "padding": "p", "width": "w"}
+    short = {"kernel": "k", "stride": "s", "padding": "p", "width": "w", "level": "l"}
     knobs = [f"{letter}{model[key]}" for key, letter in short.items() if key in model]
     if "pool_kernel" in model:
         knobs.append(f"pool{model['pool_kernel']}/{model['pool_stride']}")
+    if features := [str(model[key]) for key in ("features", "features2") if key in model]:
+        knobs.append(f"f{'-'.join(features)}")
     return f"{model_name(model)} {' '.join(knobs)}, {data_name(cfg['data'])} b{cfg['data']['batch_size']}"
 
 

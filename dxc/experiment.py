@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dxc.config import build, data_name, describe, design_hash, flatten, resolved, trial_hash
+from dxc.config import build, data_name, describe, design_hash, flatten, image_size, resolved, trial_hash
 from dxc.errors import ConfigError, require_folder_name, require_whole
 from dxc.files import write_atomically
-from dxc.models import model_name
+from dxc.models import model_name, takes_any_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,10 +31,14 @@ if TYPE_CHECKING:
     from dxc.data.datamodule import ChipDataModule
     from dxc.data.folds import Fold
     from dxc.hardware import Hardware
+    from dxc.hardware.costs import Costs
+    from dxc.tasks.task import Task
     from dxc.tracking import Point, Record
 
 log = logging.getLogger(__name__)
 
+BOX = ("cx", "cy", "w", "h")
+FIGURES = "figures"
 CHECKPOINTS = "checkpoints"
 COSTS = "costs"
 
@@ -45,9 +49,12 @@ class Result:
 
     name: str
     metrics: dict[str, float]
-    fold_accuracies: dict[str, float]
+    score: str
+    """The metric that the configuration is judged by: accuracy, or average_precision of a detector."""
+    fold_scores: dict[str, float]
     predictions: pd.DataFrame
-    """Out-of-fold predictions: region, name, label, fold, probability; one row a validated chip."""
+    """Out-of-fold predictions: region, name, label, fold, probability, of a detector also its box cx, cy, w, h
+    (relative to the image); one row a validated chip."""
     onnx: Path
     excluded: int
     notes: tuple[str, ...]
@@ -64,6 +71,7 @@ class TrainedFold:
 
     name: str
     accuracy: float
+    score: float
     model: torch.nn.Module
     predictions: dict[str, torch.Tensor]
     curves: list[Point]
@@ -82,7 +90,7 @@ def run(
     """Train, export and track what `cfg` describes; files are written to the folder `out`.
 
     record: kept there instead of in an MLflow run (trials of a search). keep: a folder for each fold that is
-    trained; those that lie there are not trained again. after_fold: called with the accuracies so far.
+    trained; those that lie there are not trained again. after_fold: called with the folds' scores so far.
 
     Raises DxcError for everything that a user can mend. From the moment the configuration is known to be
     sound, whatever goes wrong is recorded in the tracked run too.
@@ -109,16 +117,16 @@ def run(
         for number, fold in enumerate(datamodule.folds):
             folds.append(_trained_fold(config, datamodule, fold, number, keep))
             if after_fold is not None:
-                after_fold([each.accuracy for each in folds])
+                after_fold([each.score for each in folds])
         fit_seconds = time.perf_counter() - started
         if not _is_first_process():
             sys.exit()  # one of several devices: its share is done, the first process goes on
 
         out.mkdir(parents=True, exist_ok=True)
         predictions = _out_of_fold(folds, cache)
-        best = max(folds, key=lambda fold: fold.accuracy)
+        best = max(folds, key=lambda fold: fold.score)
         metrics = {
-            **_accuracy(folds, predictions),
+            **_metrics(folds, predictions, cache, _task(config, best.model)),
             **_export(best, config, out),
             "fit_seconds": fit_seconds,
             "images_per_second": sum(f.trained_images for f in folds) / sum(f.train_seconds for f in folds),
@@ -126,6 +134,8 @@ def run(
         tracked.log(metrics, [point for fold in folds for point in fold.curves])
         tracked.tag({"dxc.exported_fold": best.name})
         _write_files(config, cache, predictions, folds, out)
+        if cache.has_boxes:
+            _draw_detections(config, cache, predictions, out / FIGURES)
         tracked.log_files(out)
         if tracked.stored:
             shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)  # MLflow has them: kept twice otherwise
@@ -134,6 +144,8 @@ def run(
         costs = cost(
             out / "model.onnx", hardware, out / COSTS, profile=config["profile"], progress=config["progress"]
         )
+        if costs.efficiency is not None:
+            _draw_efficiency(config, costs, out / COSTS)
         metrics |= costs.metrics
         tracked.log(costs.metrics, costs.curves)
         tracked.tag(costs.tags)
@@ -142,7 +154,8 @@ def run(
     return Result(
         name=describe(config),
         metrics=metrics,
-        fold_accuracies={fold.name: fold.accuracy for fold in folds},
+        score=config["score"],
+        fold_scores={fold.name: fold.score for fold in folds},
         predictions=predictions,
         onnx=out / "model.onnx",
         excluded=len(cache.excluded),
@@ -155,7 +168,7 @@ def run(
 
 
 def train_part(cfg: DictConfig, record: Record, *, folds: int, epochs: int, keep: Path) -> list[float]:
-    """Accuracies of the first `folds` folds after `epochs` epochs each: a first look at a configuration.
+    """Scores of the first `folds` folds after `epochs` epochs each: a first look at a configuration.
 
     Folds are kept in the folder `keep` as run() does; those of all the epochs are not trained again there.
     """
@@ -169,11 +182,11 @@ def train_part(cfg: DictConfig, record: Record, *, folds: int, epochs: int, keep
     with record.opened(config["tracking"]["uri"], **_heading(config, asked)) as tracked:
         cache = _read_chips(datamodule)
         tracked.tag({"dxc.data": cache.data_hash})
-        accuracies: list[float] = []
+        scores: list[float] = []
         for number, fold in enumerate(datamodule.folds[:folds]):
-            accuracies.append(_trained_fold(shorter, datamodule, fold, number, keep).accuracy)
-        tracked.log({}, [("part/accuracy", statistics.mean(accuracies), folds * epochs)])
-    return accuracies
+            scores.append(_trained_fold(shorter, datamodule, fold, number, keep).score)
+        tracked.log({}, [(f"part/{config['score']}", statistics.mean(scores), folds * epochs)])
+    return scores
 
 
 def seconds_per_image(config: dict[str, Any], *, at_least_s: float = 1.0) -> tuple[float, float]:
@@ -182,20 +195,21 @@ def seconds_per_image(config: dict[str, Any], *, at_least_s: float = 1.0) -> tup
     Without the loading of chips and the trainer's own work, which are small beside it.
     """
     import torch
-    from torch import nn
 
     from dxc.tasks.trainer import breaks_in_channels_last
 
     config = _fit_to_machine(config)
     on_gpu = config["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    batch, size = config["data"]["batch_size"], config["data"]["size"]
-    model = build(config["model"]).to(device)
+    batch, size = config["data"]["batch_size"], image_size(config["data"]["size"])
+    task = _task(config).to(device)
+    model: Any = task.model
     if config["trainer"]["channels_last"] and (on_gpu or not breaks_in_channels_last(model)):
         model = model.to(memory_format=torch.channels_last)
-    optimizer, loss = build(config["optimizer"])(model.parameters()), nn.CrossEntropyLoss()
+    optimizer = build(config["optimizer"])(model.parameters())
     images = torch.rand(batch, config["model"]["in_channels"], size, size, device=device)
-    labels = torch.zeros(batch, dtype=torch.long, device=device)
+    labels = torch.ones(batch, dtype=torch.long, device=device)
+    batch_of = {"image": images, "label": labels, "boxes": torch.full((batch, 1, 4), 0.5, device=device)}
     precision = str(config["trainer"]["precision"])
     dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
     mixed = torch.autocast(device.type, dtype, enabled="mixed" in precision)
@@ -213,7 +227,7 @@ def seconds_per_image(config: dict[str, Any], *, at_least_s: float = 1.0) -> tup
     def train() -> None:
         optimizer.zero_grad()
         with mixed:
-            value = loss(model(images), labels)
+            value = task.batch_loss(model(images), batch_of)
         value.backward()
         optimizer.step()
 
@@ -288,16 +302,32 @@ def _check(config: dict[str, Any], hardware: Hardware) -> None:
 
     require_whole("seed", config["seed"], at_least=0)
     require_folder_name("study", config["study"])
-    build(config["model"]).check_input_size(config["data"]["size"])
+    _task(config)
+    build(config["model"]).check_input_size(image_size(config["data"]["size"]))
     try:
-        build(config["optimizer"])([torch.nn.Parameter(torch.zeros(1))])
+        optimizer = build(config["optimizer"])([torch.nn.Parameter(torch.zeros(1))])
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer: {error}") from error
+    if config["scheduler"] is not None:
+        try:
+            build(config["scheduler"])(optimizer)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"scheduler: {error}") from error
     build(config["trainer"])
     if config["profile"] not in MODES:
         raise ConfigError(f"profile={config['profile']} is not one of {', '.join(MODES)}")
     for name in hardware.predictors:
         check_name(name, Path(hardware.packages_dir))
+
+
+def _task(config: dict[str, Any], model: torch.nn.Module | None = None) -> Task:
+    """A network, fresh unless one is given, with what it is trained by."""
+    return build(
+        config["task"],
+        model=model or build(config["model"]),
+        optimizer=build(config["optimizer"]),
+        scheduler=None if config["scheduler"] is None else build(config["scheduler"]),
+    )
 
 
 def _fit_to_machine(config: dict[str, Any]) -> dict[str, Any]:
@@ -325,6 +355,10 @@ def _read_chips(datamodule: ChipDataModule) -> ChipCache:
         log.warning("%d files were left out:", len(cache.excluded))
         for chip in cache.excluded:
             log.warning("  %s: %s", chip.path, chip.reason)
+    if cache.notes:
+        log.warning("%d annotations were mended:", len(cache.notes))
+        for note in cache.notes:
+            log.warning("  %s: %s", note.path, note.text)
     return cache
 
 
@@ -332,18 +366,24 @@ def train_fold(config: dict[str, Any], datamodule: ChipDataModule, fold: Fold, n
     """Train a fresh network on one fold. The seed depends on the fold alone: folds may run in any order."""
     import pytorch_lightning as pl
 
-    from dxc.tasks.classification import ClassificationTask
-
     seed = config["seed"] + number
     pl.seed_everything(seed, workers=True, verbose=False)
-    task = ClassificationTask(build(config["model"]), build(config["optimizer"]))
+    task = _task(config)
     datamodule.select(fold, seed=seed)
     trainer = build(config["trainer"], title=f"{fold.name} ({number + 1} of {len(datamodule.folds)})")
     trainer.fit(task, datamodule=datamodule)
 
+    metrics = trainer.callback_metrics
+    score = metrics.get(f"val_{config['score']}")
+    if score is None:
+        known = ", ".join(name.removeprefix("val_") for name in metrics if name.startswith("val_"))
+        raise ConfigError(
+            f"score={config['score']} is not known of {fold.name}'s {len(fold.val)} validation chips; known are {known}"
+        )
     return TrainedFold(
         name=fold.name,
-        accuracy=float(trainer.callback_metrics["val_accuracy"]),
+        accuracy=float(metrics["val_accuracy"]),
+        score=float(score),
         model=task.model.cpu(),
         predictions=task.predictions,
         curves=[(f"{fold.name}/{name}", value, epoch) for name, value, epoch in trainer.history],
@@ -359,52 +399,52 @@ def _out_of_fold(folds: list[TrainedFold], cache: ChipCache) -> pd.DataFrame:
     parts = []
     for fold in folds:
         index = fold.predictions["index"].numpy()
-        parts.append(
-            pd.DataFrame(
-                {
-                    "region": [cache.regions[i] for i in index],
-                    "name": [cache.names[i] for i in index],
-                    "label": fold.predictions["label"].numpy(),
-                    "fold": fold.name,
-                    "probability": fold.predictions["probability"].numpy(),
-                },
-                index=index,
-            )
-        )
+        columns = {
+            "region": [cache.regions[i] for i in index],
+            "name": [cache.names[i] for i in index],
+            "label": fold.predictions["label"].numpy(),
+            "fold": fold.name,
+            "probability": fold.predictions["probability"].numpy(),
+        }
+        if "box" in fold.predictions:
+            columns |= dict(zip(BOX, fold.predictions["box"].numpy().T, strict=True))
+        parts.append(pd.DataFrame(columns, index=index))
     return pd.concat(parts).sort_index()
 
 
-def _accuracy(folds: list[TrainedFold], predictions: pd.DataFrame) -> dict[str, float]:
-    """Mean and sample standard deviation over folds, and the metrics of the pooled predictions."""
-    import torch
-
-    from dxc.tasks.classification import pooled_metrics
+def _metrics(
+    folds: list[TrainedFold], predictions: pd.DataFrame, cache: ChipCache, task: Task
+) -> dict[str, float]:
+    """Mean and sample standard deviation of the accuracy over folds, and the metrics of the pooled predictions."""
+    from dxc.tasks.average_precision import TrueBoxes
 
     accuracies = [fold.accuracy for fold in folds]
     metrics = {"accuracy": statistics.mean(accuracies)}
     if len(accuracies) > 1:  # one fold has no spread: missing, not 0
         metrics["accuracy_std"] = statistics.stdev(accuracies)
-    return metrics | pooled_metrics(
-        torch.tensor(predictions["probability"].to_numpy()), torch.tensor(predictions["label"].to_numpy())
-    )
+    index = predictions.index.to_numpy()
+    truth = TrueBoxes(cache.boxes(index), cache.sizes[index]) if cache.has_boxes else None
+    return metrics | task.pooled_metrics(predictions, truth)
 
 
 def _export(fold: TrainedFold, config: dict[str, Any], out: Path) -> dict[str, float]:
     """Export one fold's network; its size, parameters and multiply-accumulates."""
-    from dxc.export import count_macs, count_params, export_onnx
+    from dxc.export import count_macs, count_params, export_any_size, export_onnx
 
-    shape = {"in_channels": len(config["data"]["channels"]), "size": config["data"]["size"]}
-    exported = export_onnx(fold.model, out / "model.onnx", **shape)
+    in_channels, size = len(config["data"]["channels"]), image_size(config["data"]["size"])
+    exported = export_onnx(fold.model, out / "model.onnx", in_channels=in_channels, size=size)
     log.info(
         "exported %s: %.2f MB, agrees with torch to %.0e",
         fold.name,
         exported.onnx_mb,
         exported.max_relative_error,
     )
+    if config["any_size_file"] and takes_any_size(config["model"]):
+        export_any_size(fold.model, out / "model_any_size.onnx", in_channels=in_channels)
     return {
         "onnx_mb": exported.onnx_mb,
         "params": count_params(fold.model),
-        "macs": count_macs(fold.model, **shape),
+        "macs": count_macs(fold.model, in_channels=in_channels, size=size),
     }
 
 
@@ -431,3 +471,35 @@ def _write_files(
         (out / CHECKPOINTS).mkdir()
         for fold in folds:
             torch.save(fold.model.state_dict(), out / CHECKPOINTS / f"{fold.name}.pt")
+
+
+def _draw_detections(config: dict[str, Any], cache: ChipCache, predictions: pd.DataFrame, out: Path) -> None:
+    """Chips with true and predicted boxes, and the precision-recall curve."""
+    import numpy as np
+
+    from dxc.report.detections import Sample, choose_samples, precision_recall, samples
+    from dxc.report.figures import save
+
+    probability, label = (predictions[name].to_numpy() for name in ("probability", "label"))
+    chosen = choose_samples(probability, label)
+    shown = []
+    for place in chosen:
+        row, index = predictions.iloc[place], np.array([predictions.index[place]])
+        box = row[list(BOX)].to_numpy(dtype=float)
+        shown.append(
+            Sample(cache.images(index)[0], cache.boxes(index)[0], box, row["probability"], row["name"])
+        )
+    save(samples(shown, config["data"]["channels"]), out, "samples")
+    if label.any():
+        curve = precision_recall(probability, label, min_precision=config["task"]["min_precision"])
+        save(curve, out, "precision_recall")
+
+
+def _draw_efficiency(config: dict[str, Any], costs: Costs, out: Path) -> None:
+    """Measured time an image against batch size."""
+    from dxc.report.efficiency import efficiency
+    from dxc.report.figures import save
+
+    if costs.efficiency is not None:
+        table = {describe(config): costs.efficiency.table()}
+        save(efficiency(table, title=costs.tags["dxc.measured_on"]), out, "efficiency")

@@ -29,6 +29,10 @@ OBJECTIVES: dict[str, Objective] = {
     "average_precision": Objective("fraction", True, "pooled out-of-fold predictions"),
     "f1": Objective("fraction", True, "pooled out-of-fold predictions"),
     "auroc": Objective("fraction", True, "pooled out-of-fold predictions"),
+    "box_ap50": Objective("fraction", True, "boxes, average precision at IoU 0.5 (COCO), pooled"),
+    "box_ap": Objective("fraction", True, "boxes, mean average precision at IoU 0.5 to 0.95 (COCO), pooled"),
+    "mean_iou": Objective("fraction", True, "predicted against true box, over the images with a crossing"),
+    "recall_at_precision": Objective("fraction", True, "greatest recall at the least precision asked for"),
     "latency_ms": Objective("ms", False, "predicted, mean over the hardware's nn-Meter predictors"),
     "latency_std_ms": Objective("ms", False, "predicted, sample standard deviation over the predictors"),
     "uncovered_macs_share": Objective(
@@ -36,6 +40,8 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "measured_latency_ms": Objective("ms", False, "measured on the machine in tag dxc.measured_on, median"),
     "measured_latency_p95_ms": Objective("ms", False, "measured there, 95th percentile"),
+    "efficiency_ms": Objective("ms", False, "measured there, latency / batch, least over the batch sizes"),
+    "optimum_batch": Objective("count", False, "images in the batch with that least; fewer wait less"),
     "onnx_mb": Objective("1e6 bytes", False, "size of the exported file"),
     "peak_memory_mb": Objective(
         "1e6 bytes", False, "measured, peak of the inference process less its baseline"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 from rasterio.transform import from_origin
+
+from dxc.data.voc import write_voc
 
 ChipMaker = Callable[..., Path]
 
@@ -57,30 +59,37 @@ def write_tif(path: Path, array: np.ndarray, *, crs: str | None = "EPSG:26914", 
 def make_chips(tmp_path: Path) -> ChipMaker:
     """make_chips(regions, per_class, size): random chips in the published layout; returns their root.
 
-    Crossing chips have a bright square in the red band and a hump in the elevation: a network can learn it.
+    Crossing chips have a bright square in the red band and a hump in the elevation: a network can learn it. With
+    `boxes` it has a box. A size is pixels, or several (height, width): chip by chip in turn, in each class.
     """
 
     def make(
         regions: tuple[str, ...] = ("NE",),
         per_class: int = 5,
-        size: int = 20,
+        size: int | Sequence[tuple[int, int]] = 20,
         root: Path | None = None,
         seed: int = 0,
+        boxes: bool = False,
     ) -> Path:
         root = root or tmp_path / "chips"
         rng = np.random.default_rng(seed)
+        sizes = [(size, size)] if isinstance(size, int) else size
         for region in regions:
             for klass in "FT":
                 for number in range(per_class):
-                    dem = rng.normal(300, 1, (1, size, size)).astype("float32")
-                    photo = rng.integers(1, 200, (4, size, size), dtype="uint8")
-                    if klass == "T":
-                        middle = slice(size // 3, 2 * size // 3)
-                        dem[0, middle, middle] += 10
-                        photo[0, middle, middle] = 250
+                    height, width = sizes[number % len(sizes)]
+                    dem = rng.normal(300, 1, (1, height, width)).astype("float32")
+                    photo = rng.integers(1, 200, (4, height, width), dtype="uint8")
                     name = f"{region}_{klass}_{number:03d}.tif"
+                    if klass == "T":
+                        top, left, bottom, right = height // 3, width // 3, 2 * height // 3, 2 * width // 3
+                        dem[0, top:bottom, left:right] += 10
+                        photo[0, top:bottom, left:right] = 250
                     write_tif(root / region / f"{region}DEM" / klass / name, dem)
-                    write_tif(root / region / f"{region}Aer" / klass / name, photo)
+                    path = write_tif(root / region / f"{region}Aer" / klass / name, photo)
+                    if klass == "T" and boxes:
+                        box, xml = [left, top, right, bottom], path.with_suffix(".xml")
+                        write_voc(xml, [box], width=width, height=height, image=name, depth=4)
         return root
 
     return make

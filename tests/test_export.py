@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from dxc.errors import ExportError
-from dxc.export import export_onnx
+from dxc.export import ANY_SIZES, EXAMPLE_SIZE, export_any_size, export_onnx
 from dxc.models.resnet import ResNet
+from dxc.models.sppnet import SppNet
 
 
 def _trained_like(model: nn.Module) -> nn.Module:
@@ -80,4 +81,156 @@ class _Noisy(nn.Module):
 def test_a_network_that_exports_to_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="differs from the trained one"):
         export_onnx(_Noisy(), tmp_path / "m.onnx", in_channels=5, size=8)
+    assert list(tmp_path.iterdir()) == []
+
+
+SPP_SIZES = [(100, 100), (64, 64), (96, 128), (37, 53), (16, 16)]
+
+
+def _sppnet(level: int) -> SppNet:
+    """With biases as training leaves them (equal ones would be shared in the file), and logits away from 0."""
+    torch.manual_seed(level)
+    model = SppNet(3, level=level, features=16).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            nn.init.normal_(parameter, std=0.1)
+    nn.init.ones_(model.presence.bias)
+    return model
+
+
+def _assert_same(path: Path, model: nn.Module, *shape: int) -> None:
+    """ONNX Runtime's outputs are torch's, each to 1e-4 of its largest value."""
+    images = torch.randn(*shape)
+    with torch.inference_mode():
+        expected = model(images)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for name, theirs in expected._asdict().items():
+        (ours,) = session.run([name], {"image": images.numpy()})
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("size", SPP_SIZES)
+@pytest.mark.parametrize("level", [1, 2, 3, 4, 5])
+def test_every_pyramid_exports_at_every_size(level: int, size: tuple[int, int], tmp_path: Path) -> None:
+    model = _sppnet(level)
+    exported = export_onnx(
+        model, tmp_path / "m.onnx", in_channels=3, size=size[0] if size[0] == size[1] else size
+    )
+    assert exported.max_relative_error < 1e-4
+    for batch in (1, 4):
+        _assert_same(exported.path, model, batch, 3, *size)
+    graph = onnx.load(exported.path).graph
+    # one MaxPool for each level that lies evenly on the features, here where it divides them; equal ones are shared
+    if all(side // 8 % level == 0 for side in size):
+        kinds = {node.op_type for node in graph.node}
+        assert kinds == {
+            "Conv",
+            "Relu",
+            "MaxPool",
+            "Flatten",
+            "Concat",
+            "Gemm",
+            "Sigmoid",
+            "Constant",
+            "Squeeze",
+        }
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def _sizes(tensor: onnx.ValueInfoProto) -> list[int | str]:
+    return [dim.dim_param or dim.dim_value for dim in tensor.type.tensor_type.shape.dim]
+
+
+def test_several_outputs_have_their_names(tmp_path: Path) -> None:
+    path = export_onnx(_sppnet(4), tmp_path / "m.onnx", in_channels=3, size=(32, 48)).path
+    graph = onnx.load(path).graph
+    assert {tensor.name: _sizes(tensor) for tensor in [*graph.input, *graph.output]} == {
+        "image": ["batch", 3, 32, 48],
+        "presence": ["batch"],
+        "box": ["batch", 4],
+    }
+
+
+@pytest.mark.parametrize("level", [1, 2, 3, 4, 5])
+def test_one_file_for_images_of_any_size(level: int, tmp_path: Path) -> None:
+    model = _sppnet(level)
+    exported = export_any_size(model, tmp_path / "m.onnx", in_channels=3)
+    assert exported.max_relative_error < 1e-4
+    for size in (*ANY_SIZES, (19, 90), (41, 16)):
+        for batch in (1, 3):
+            _assert_same(exported.path, model, batch, 3, *size)
+    graph = onnx.load(exported.path)
+    assert _sizes(graph.graph.input[0]) == ["batch", 3, "height", "width"]
+    assert [(each.domain, each.version) for each in graph.opset_import] == [("", 17)]  # standard operators
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+    # the switch is back: the next file is one of plain pools again
+    assert not model.pyramid.any_size
+    fixed = onnx.load(export_onnx(model, tmp_path / "f.onnx", in_channels=3, size=96, check=False).path)
+    assert "Shape" not in {node.op_type for node in fixed.graph.node}
+
+
+def test_what_is_traced_is_not_what_is_checked() -> None:
+    assert EXAMPLE_SIZE not in ANY_SIZES
+
+
+def test_a_resnet_takes_images_of_any_size_too(tmp_path: Path) -> None:
+    model = _trained_like(ResNet(5, width=8))
+    path = export_any_size(model, tmp_path / "m.onnx", in_channels=5).path
+    assert _sizes(onnx.load(path).graph.output[0])[0] == "batch"
+
+
+class _Tied(nn.Module):
+    """The trace takes the size of its example for a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.any_size = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sum(dim=(2, 3)) / float(x.shape[2])
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (
+            nn.Sequential(nn.AdaptiveMaxPool2d(7), nn.Flatten()),
+            "Sequential cannot be exported for images of any size: ",
+        ),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(3 * 60 * 76, 2)),
+            "Export a file for each size that is needed",
+        ),
+        (_Tied(), "differs from the trained one: .* on random chips of 16 x 16 pixels"),
+    ],
+)
+def test_a_network_of_one_size_is_refused(model: nn.Module, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=says):
+        export_any_size(model, tmp_path / "m.onnx", in_channels=3)
+    assert list(tmp_path.iterdir()) == []
+    assert getattr(model, "any_size", False) is False
+
+
+class _HalfNoisy(nn.Module):
+    """Only its second output ignores eval mode."""
+
+    output_names = ("calm", "noisy")
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean = x.mean(dim=(2, 3))
+        return mean * 1000, mean + 0.01 * torch.rand(x.shape[:2])
+
+
+def test_every_output_is_checked(tmp_path: Path) -> None:
+    """By its own size: the first output is a thousand times larger."""
+    with pytest.raises(ExportError, match="differs from the trained one"):
+        export_onnx(_HalfNoisy(), tmp_path / "m.onnx", in_channels=5, size=8)
+
+
+@pytest.mark.parametrize("head", ["presence", "box"])
+def test_not_a_number_in_one_output_is_refused(head: str, tmp_path: Path) -> None:
+    model = _sppnet(2)
+    nn.init.constant_(model.get_submodule(head).bias, float("nan"))
+    with pytest.raises(ExportError, match="not a number: its training went astray"):
+        export_onnx(model, tmp_path / "m.onnx", in_channels=3, size=16)
     assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ import shapely
 from rasterio.transform import from_origin
 
 from dxc.data.layout import scan
+from dxc.data.voc import read_voc
 
 PREPARE = Path(__file__).parents[1] / "prepare.py"
 LEFT, TOP = 500_000.0, 5_000_000.0
@@ -39,7 +40,8 @@ def folder(tmp_path: Path) -> Path:
         ) as file:  # fmt: skip
             file.write(pixels)
     places = [shapely.Point(LEFT + x, TOP - y) for x, y in ((150, 150), (200, 400), (590, 590))]
-    gpd.GeoDataFrame(geometry=places, crs="EPSG:26915").to_file(tmp_path / "points.gpkg")
+    columns = {"width_m": [20.0, 30.0, 5.0], "height_m": [12.0, 0.0, 5.0]}
+    gpd.GeoDataFrame(columns, geometry=places, crs="EPSG:26915").to_file(tmp_path / "points.gpkg")
     return tmp_path
 
 
@@ -66,6 +68,30 @@ def test_from_files_to_a_data_source(folder: Path) -> None:
     ]  # fmt: skip
 
 
+def test_boxes_from_the_command_line(folder: Path) -> None:
+    for boxes, found in (
+        ("boxes=20", {1: [[40, 40, 60, 60]], 2: [[40, 40, 60, 60]]}),
+        ("boxes=[width_m,height_m]", {1: [[40, 44, 60, 56]]}),  # point 2 is 0 m high
+    ):
+        done = prepare(folder, *FILES, "out=chips", "region=NE", boxes, "overwrite=true")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[2] == (
+            f"boxes: {len(found)}, in an XML file beside each photo in chips/NE/NEAer/T"
+        )
+        assert done.stdout.splitlines()[-1] == (
+            "next: python train.py model=sppnet source=chips source.root=chips"
+        )
+        annotations = sorted((folder / "chips").rglob("*.xml"))
+        assert [path.name for path in annotations] == [f"NE_T_0000{i}.xml" for i in found]
+        read = [read_voc(path, width=100, height=100).boxes.tolist() for path in annotations]
+        assert read == list(found.values())
+    done = prepare(folder, *FILES, "out=big", "region=NE", "boxes=height_m", "size_m=256")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == (
+        "next: python train.py model=sppnet source=chips source.root=big data.size=256"
+    )
+
+
 def test_errors_are_one_message_without_a_trace(folder: Path) -> None:
     for arguments, message in (
         (("dem=dem.tif",), "no value for crossings, photo, region"),
@@ -73,6 +99,8 @@ def test_errors_are_one_message_without_a_trace(folder: Path) -> None:
         ((*FILES, "region=NE", "size_m=wide"), "size_m=wide cannot work"),
         ((*FILES, "region=NE", "overwrite=perhaps"), "overwrite=perhaps cannot work"),
         ((*FILES, "region=NE", "photo_bands=[red,green,blue]"), "has 4 bands"),
+        ((*FILES, "region=NE", "boxes=wide"), "has no column wide; it has width_m, height_m"),
+        ((*FILES, "region=NE", "boxes=-5"), "boxes=-5 cannot work"),
         ((*FILES, "region=NE", "near=roads.gpkg"), "near roads.gpkg: no such file"),
     ):
         done = prepare(folder, *arguments)

@@ -14,7 +14,7 @@ from dxc.config import NOT_IDENTITY, PROJECT_ROOT, canonical, flatten, resolved,
 from dxc.errors import AnalysisError, ConfigError
 
 CONF = PROJECT_ROOT / "conf"
-GROUPS = ("source", "data", "model", "optimizer", "hardware", "trainer")
+GROUPS = ("source", "data", "model", "task", "optimizer", "scheduler", "hardware", "trainer")
 NEEDED = ("source.root",)  # no part of the identity, and nothing runs without
 
 
@@ -45,7 +45,7 @@ def _overrides(config: Mapping[str, Any]) -> list[str]:
         best = min(differing, key=lambda option: len(differing[option]))
         if len(differing[best]) < len(default):
             chosen.append(f"{group}={best}")
-    keys = _differences(config, chosen, *GROUPS, "seed")
+    keys = _differences(config, chosen, *GROUPS, "score", "seed")
     return chosen + [f"{key}={_quoted(value)}" for key, value in keys.items()]
 
 

@@ -5,8 +5,10 @@ size, bands), so it is never stale: other chips or other settings make another f
 place and renamed into it, under a lock: two processes that need the same cache build it once, and a killed
 build leaves nothing that could be taken for a cache.
 
-    images.npy    float32 (rows, C, H, W), one row for each chip of the manifest, in its order
-    cache.json    chips that are good (row, region, name, label), chips that are not (and why), digests
+    images.npy    float32 (rows, C, H, W), one row for each chip of the manifest, in its order;
+                  with size=any one such file for each size that occurs: images-HxW.npy
+    cache.json    chips that are good (row, region, name, label; their sizes and boxes where a recipe asks for them),
+                  chips that are not (and why), digests
 """
 
 from __future__ import annotations
@@ -14,17 +16,19 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from functools import partial as partial_function
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,7 +40,8 @@ from dxc.data.bands import (
     needed_photo_bands,
     stack_channels,
 )
-from dxc.data.layout import Chip, scan
+from dxc.data.layout import CLASSES, MIN_SIZE, Chip, scan
+from dxc.data.voc import UnusableAnnotation, read_voc
 from dxc.errors import BadChip, BadChipsError, ConfigError, DataError, require_whole
 
 FORMAT = 1  # raise it when the meaning of a cache changes: old ones are then not found any more
@@ -50,6 +55,8 @@ GDAL_OPTIONS = {
 }
 DEM_DTYPES = ("int16", "uint16", "int32", "uint32", "float32", "float64")
 PHOTO_DTYPES = ("uint8", "uint16")
+ANY_SIZE = "any"
+TOO_SMALL = f"data.size={ANY_SIZE} needs {MIN_SIZE} x {MIN_SIZE} at least, for a pyramid of features"
 MAX_SHIFT_PIXELS = 2.0  # elevation and photo of one chip may be cut on grids that differ by about a pixel
 
 
@@ -60,9 +67,12 @@ class Recipe:
     channels: tuple[str, ...]
     normalise: str = "per_chip"
     repair: str = "mean"
-    size: int = 100
+    size: int | str = 100
+    """Height and width of every chip in pixels, or ANY_SIZE: whatever they are, MIN_SIZE and more."""
     photo_bands: tuple[str, ...] = PHOTO_BANDS
     check_georeference: bool = True
+    boxes: bool = False
+    """Whether chips come with the boxes of their crossings, and are labelled by them."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a value that no chip could be read with."""
@@ -78,7 +88,22 @@ class Recipe:
         ):
             if value not in choices:
                 raise ConfigError(f"data.{key}: unknown '{value}'; there are {', '.join(choices)}")
-        require_whole("data.size", self.size, at_least=1)
+        if isinstance(self.size, str) and self.size != ANY_SIZE:
+            raise ConfigError(f"data.size must be a number of pixels or {ANY_SIZE}, not {self.size!r}")
+        if self.size != ANY_SIZE:
+            require_whole("data.size", self.size, at_least=1)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells caches apart. Without boxes it is what it was before there were any: old caches are found."""
+        return {key: value for key, value in asdict(self).items() if key != "boxes" or value}
+
+
+class Note(NamedTuple):
+    """Something about a usable file that its owner will want to know."""
+
+    path: Path
+    text: str
 
 
 @dataclass(frozen=True)
@@ -89,15 +114,24 @@ class ChipCache:
     regions: tuple[str, ...]
     names: tuple[str, ...]
     labels: np.ndarray
-    """int64 (n,): 1 = crossing, 0 = none."""
+    """int64 (n,): 1 = crossing, 0 = none. In a cache with boxes: 1 = at least one box."""
+    sizes: np.ndarray
+    """int64 (n, 2): height and width in pixels."""
     excluded: tuple[BadChip, ...]
+    notes: tuple[Note, ...]
+    """What was mended in chips that are used: boxes clipped to their image."""
     data_hash: str
-    """Identity of the chips by content (region, name, label, bytes of both files), on every machine."""
+    """Identity of the chips by content (region, name, label, bytes of their files), on every machine."""
     _rows: np.ndarray
+    _one_size: bool
+    _boxes: np.ndarray | None
+    """float32 (all boxes, 4), chip by chip; None in a cache without boxes."""
+    _box_ends: np.ndarray
+    """int64 (n + 1,): where in _boxes each chip's begin, and where they end."""
 
     @cached_property
-    def _images(self) -> np.ndarray:
-        return np.load(self.folder / "images.npy", mmap_mode="r")
+    def _images(self) -> dict[tuple[int, int], np.ndarray]:
+        return {}  # opened at the first look: a cache of many sizes is many files
 
     def __len__(self) -> int:
         return len(self.names)
@@ -106,9 +140,38 @@ class ChipCache:
         # a pickled memory map would carry all the pixels into every loader process
         return {key: value for key, value in self.__dict__.items() if key != "_images"}
 
+    @property
+    def has_boxes(self) -> bool:
+        return self._boxes is not None
+
     def images(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Read chips into memory: float32 (len(indices), C, H, W)."""
-        return self._images[self._rows[np.asarray(indices)]]
+        """Read chips of one size into memory: float32 (len(indices), C, H, W). Raises ValueError for several sizes."""
+        indices = np.asarray(indices)
+        sizes = self.sizes[indices]
+        if (sizes != sizes[0]).any():
+            raise ValueError(f"chips of one size make a batch, not of {len(np.unique(sizes, axis=0))} sizes")
+        height, width = sizes[0].tolist()
+        if (height, width) not in self._images:
+            path = self.folder / _array_name(height, width, one_size=self._one_size)
+            self._images[height, width] = np.load(path, mmap_mode="r")
+        return self._images[height, width][self._rows[indices]]
+
+    def boxes(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Boxes of chips: float32 (len(indices), M, 4), NaN in rows beyond a chip's own; M is their largest count and
+        at least 1. A box is (cx, cy, w, h), its centre and size relative to the image: 0..1, x to the right, y down.
+
+        Raises ValueError for a cache without boxes.
+        """
+        if self._boxes is None:
+            raise ValueError("this cache was built without boxes")
+        indices = np.asarray(indices)
+        begin = self._box_ends[indices]
+        counts = self._box_ends[indices + 1] - begin
+        boxes = np.full((len(indices), max(1, counts.max(initial=0)), 4), np.nan, np.float32)
+        number = np.arange(boxes.shape[1])
+        own = number < counts[:, None]
+        boxes[own] = self._boxes[(begin[:, None] + number)[own]]
+        return boxes
 
 
 def open_cache(
@@ -129,7 +192,7 @@ def open_cache(
 
     if on_bad_chip not in ("raise", "skip"):
         raise ConfigError(f"source.on_bad_chip must be raise or skip, not {on_bad_chip!r}")
-    manifest = scan(root)
+    manifest = scan(root, boxes=recipe.boxes)
     if manifest.bad and on_bad_chip == "raise" and not manifest.chips:
         raise BadChipsError(manifest.bad, root=manifest.root)
     folder = Path(cache_dir) / f"chips-{_cache_key(manifest.fingerprint, recipe)}"
@@ -141,7 +204,7 @@ def open_cache(
                     _build(folder, manifest.chips, manifest.bad, recipe, workers, progress)
         except OSError as error:
             raise _disk_error(error, folder) from error
-    cache = _load(folder)
+    cache = _load(folder, recipe)
     if cache.excluded and on_bad_chip == "raise":
         raise BadChipsError(cache.excluded, root=manifest.root)
     if not len(cache):
@@ -150,21 +213,31 @@ def open_cache(
 
 
 def _cache_key(fingerprint: str, recipe: Recipe) -> str:
-    identity = json.dumps([FORMAT, fingerprint, asdict(recipe)], sort_keys=True)
+    identity = json.dumps([FORMAT, fingerprint, recipe.identity], sort_keys=True)
     return hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
 
 
-def _load(folder: Path) -> ChipCache:
+def _load(folder: Path, recipe: Recipe) -> ChipCache:
     record = json.loads((folder / "cache.json").read_text())
     rows, regions, names, labels = zip(*record["chips"], strict=True) if record["chips"] else ((),) * 4
+    one_size = recipe.size != ANY_SIZE
+    sizes = np.full((len(names), 2), recipe.size) if one_size else np.array(record["sizes"])
+    boxes = record.get("boxes", [])
     return ChipCache(
         folder=folder,
         regions=regions,
         names=names,
         labels=np.asarray(labels, dtype=np.int64),
+        sizes=sizes.astype(np.int64).reshape(-1, 2),
         excluded=tuple(BadChip(Path(path), reason) for path, reason in record["excluded"]),
+        notes=tuple(Note(Path(path), text) for path, text in record.get("notes", [])),
         data_hash=record["data_hash"],
         _rows=np.asarray(rows, dtype=np.int64),
+        _one_size=one_size,
+        _boxes=np.array([box for of_chip in boxes for box in of_chip], np.float32).reshape(-1, 4)
+        if recipe.boxes
+        else None,
+        _box_ends=np.cumsum([0, *(len(of_chip) for of_chip in boxes)]),
     )
 
 
@@ -177,33 +250,45 @@ def _build(
     progress: bool,
 ) -> None:
     """Read every chip into a temporary folder beside `folder`, then rename it into place."""
-    from tqdm import tqdm
-
-    shape = (len(chips), len(recipe.channels), recipe.size, recipe.size)
-    _require_space(folder.parent, int(np.prod(shape)) * 4)
+    workers = 1 if len(chips) < SERIAL_BELOW else workers or usable_cores()
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed build: the lock says nobody else is at it
-    partial.mkdir()
     try:
-        offset = _write_npy_header(partial / "images.npy", shape)
-        starts = range(0, len(chips), CHUNK)
-        read = partial_function(_read_chunk, partial / "images.npy", offset, recipe)
-        jobs = [chips[start : start + CHUNK] for start in starts]
-        outcomes: list[_Outcome] = []
-        with (
-            tqdm(
-                total=len(chips), desc="reading chips", unit="chip", disable=None if progress else True
-            ) as bar,
-            _mapper(1 if len(chips) < SERIAL_BELOW else workers or usable_cores()) as mapper,
-        ):
-            for chunk_outcomes in mapper(read, starts, jobs):
-                outcomes += chunk_outcomes
-                bar.update(len(chunk_outcomes))
-        _write_record(partial / "cache.json", chips, bad, outcomes)
+        with _mapper(workers) as mapper:
+            in_chunks = partial_function(_in_chunks, mapper, progress)
+            sizes: list[_Size | None]
+            if isinstance(recipe.size, int):
+                sizes = [(recipe.size, recipe.size)] * len(chips)
+            else:
+                sizes = in_chunks("reading sizes", _read_sizes, chips)
+            counts = Counter(size for size in sizes if size is not None)
+            shapes = {size: (count, len(recipe.channels), *size) for size, count in counts.items()}
+            _require_space(folder.parent, sum(math.prod(shape) * 4 for shape in shapes.values()))
+            partial.mkdir()
+            slots = _make_slots(partial, sizes, shapes, one_size=isinstance(recipe.size, int))
+            read = partial_function(_read_chunk, recipe)
+            outcomes = in_chunks("reading chips", read, chips, slots)
+        _write_record(partial / "cache.json", chips, bad, recipe, slots, outcomes)
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _in_chunks(
+    mapper: Callable, progress: bool, title: str, work: Callable, *columns: Sequence[Any]
+) -> list[Any]:
+    """`work` on CHUNK chips at a time, each with its share of the columns; what it returns for them, in order."""
+    from tqdm import tqdm
+
+    starts = range(0, len(columns[0]), CHUNK)
+    jobs = [[column[start : start + CHUNK] for start in starts] for column in columns]
+    results: list[Any] = []
+    with tqdm(total=len(columns[0]), desc=title, unit="chip", disable=None if progress else True) as bar:
+        for part in mapper(work, *jobs):
+            results += part
+            bar.update(len(part))
+    return results
 
 
 @contextmanager
@@ -225,63 +310,152 @@ def _mapper(workers: int) -> Iterator[Callable]:
             raise
 
 
+_Size = tuple[int, int]  # height, width
+
+
+class _Slot(NamedTuple):
+    """Where one chip's pixels go: a row of the array of its size, and where that row's bytes begin."""
+
+    path: Path
+    row: int
+    offset: int
+    size: _Size
+
+
 class _Outcome(NamedTuple):
     """What reading one chip gave: digests of its files, and the reason if it is unusable."""
 
-    dem_digest: str
-    photo_digest: str
+    digests: tuple[str, ...]
+    """Of elevation and photo; with boxes also of the annotation, empty where there is none."""
     bad: BadChip | None
+    boxes: tuple[tuple[float, ...], ...] = ()
+    """As in ChipCache.boxes."""
+    notes: tuple[Note, ...] = ()
 
 
 class _Unusable(Exception):
     """A chip's file cannot be used; the message is the reason."""
 
 
-def _read_chunk(
-    target: Path, offset: int, recipe: Recipe, first_row: int, chips: Sequence[Chip]
-) -> list[_Outcome]:
-    """Worker: read consecutive chips and write their rows straight into the target file.
+def _array_name(height: int, width: int, *, one_size: bool) -> str:
+    return "images.npy" if one_size else f"images-{height}x{width}.npy"
+
+
+def _make_slots(
+    folder: Path,
+    sizes: Sequence[_Size | None],
+    shapes: Mapping[_Size, tuple[int, ...]],
+    *,
+    one_size: bool,
+) -> list[_Slot | None]:
+    """Create the arrays and say which chip goes where; None for a chip that has no usable size."""
+    paths = {size: folder / _array_name(*size, one_size=one_size) for size in shapes}
+    begins = {size: _write_npy_header(paths[size], shape) for size, shape in shapes.items()}
+    next_row: Counter[_Size] = Counter()
+    slots: list[_Slot | None] = []
+    for size in sizes:
+        if size is None:
+            slots.append(None)
+            continue
+        row = next_row[size]
+        offset = begins[size] + row * math.prod(shapes[size][1:]) * 4
+        slots.append(_Slot(paths[size], row, offset, size))
+        next_row[size] += 1
+    return slots
+
+
+def _read_sizes(chips: Sequence[Chip]) -> list[_Size | None]:
+    """Worker: size of each chip by the header of its elevation file; None if unreadable or less than MIN_SIZE.
+
+    Why a chip has no usable size is found out when it is read, with everything else that can be wrong with it.
+    """
+    import rasterio
+    from rasterio.errors import RasterioError
+
+    sizes: list[_Size | None] = []
+    with rasterio.Env(**GDAL_OPTIONS):
+        for chip in chips:
+            try:
+                with rasterio.open(chip.dem, driver="GTiff") as raster:
+                    height, width = raster.shape
+                    sizes.append((height, width) if min(height, width) >= MIN_SIZE else None)
+            except (RasterioError, OSError):
+                sizes.append(None)
+    return sizes
+
+
+def _read_chunk(recipe: Recipe, chips: Sequence[Chip], slots: Sequence[_Slot | None]) -> list[_Outcome]:
+    """Worker: read chips and write each straight into its slot.
 
     Writing with pwrite instead of through a memory map keeps the resident memory of a build small.
     """
     import rasterio
 
-    row_bytes = len(recipe.channels) * recipe.size * recipe.size * 4
     outcomes = []
-    descriptor = os.open(target, os.O_WRONLY)
-    try:
-        with rasterio.Env(**GDAL_OPTIONS):
-            for row, chip in enumerate(chips, start=first_row):
-                image, outcome = _read_chip(chip, recipe)
-                if image is not None:
-                    _write_all(descriptor, image.tobytes(), offset + row * row_bytes)
-                outcomes.append(outcome)
-    finally:
-        os.close(descriptor)
+    with rasterio.Env(**GDAL_OPTIONS):
+        for chip, slot in zip(chips, slots, strict=True):
+            image, outcome = _read_chip(chip, recipe, slot.size if slot else None)
+            if image is not None and slot is not None:
+                descriptor = os.open(slot.path, os.O_WRONLY)
+                try:
+                    _write_all(descriptor, image.tobytes(), slot.offset)
+                finally:
+                    os.close(descriptor)
+            outcomes.append(outcome)
     return outcomes
 
 
-def _read_chip(chip: Chip, recipe: Recipe) -> tuple[np.ndarray | None, _Outcome]:
-    """Both files of a chip -> (float32 (C, H, W) or None, outcome)."""
-    digests = ["", ""]
+def _read_chip(chip: Chip, recipe: Recipe, size: _Size | None) -> tuple[np.ndarray | None, _Outcome]:
+    """All files of a chip -> (float32 (C, H, W) or None, outcome). size: what it has to be, None: it is too small."""
+    digests: list[str] = []
+    boxes: tuple[tuple[float, ...], ...] = ()
+    notes: tuple[Note, ...] = ()
     path = chip.dem
     try:
-        dem, dem_place, digests[0] = _read_raster(path, recipe.size, bands=("dem",), dtypes=DEM_DTYPES)
+        dem, dem_place, digest = _read_raster(path, size, bands=("dem",), dtypes=DEM_DTYPES)
+        digests.append(digest)
         dem_band = _checked_elevation(dem[0], dem_place.nodata)
         path = chip.photo
-        photo, photo_place, digests[1] = _read_raster(
-            path, recipe.size, bands=recipe.photo_bands, dtypes=PHOTO_DTYPES
+        photo, photo_place, digest = _read_raster(
+            path,
+            size,
+            bands=recipe.photo_bands,
+            dtypes=PHOTO_DTYPES,
+            expected="its elevation chip" if recipe.size == ANY_SIZE else "expected",
         )
+        digests.append(digest)
         if not photo.any() or (photo_place.nodata is not None and (photo == photo_place.nodata).all()):
             raise _Unusable("the photo has no data anywhere in the chip")
         if recipe.check_georeference:
             _check_same_place(dem_place, photo_place)
-    except _Unusable as reason:
-        return None, _Outcome(digests[0], digests[1], BadChip(path, str(reason)))
+        if recipe.boxes and chip.annotation is None:
+            digests.append("")
+        elif recipe.boxes and chip.annotation is not None:
+            path = chip.annotation
+            boxes, notes, digest = _read_boxes(path, chip.label, *dem_band.shape)
+            digests.append(digest)
+    except (_Unusable, UnusableAnnotation) as reason:
+        return None, _Outcome(tuple(digests), BadChip(path, str(reason)))
     bands = dict(zip(recipe.photo_bands, photo, strict=True))
     used = {band: bands[band] for band in needed_photo_bands(recipe.channels)}
     image = stack_channels(dem_band, used, recipe.channels, normalise=recipe.normalise, repair=recipe.repair)
-    return image, _Outcome(digests[0], digests[1], None)
+    return image, _Outcome(tuple(digests), None, boxes, notes)
+
+
+def _read_boxes(
+    path: Path, label: int, height: int, width: int
+) -> tuple[tuple[tuple[float, ...], ...], tuple[Note, ...], str]:
+    """An annotation -> (boxes as in ChipCache.boxes, notes, digest of its bytes)."""
+    annotation = read_voc(path, width=width, height=height)
+    if label == CLASSES["F"] and len(annotation.boxes):
+        raise _Unusable("has a box, but its chip is in class F (no crossing)")
+    low, high = annotation.boxes[:, :2], annotation.boxes[:, 2:]
+    relative = np.hstack([(low + high) / 2, high - low]) / [width, height, width, height]
+    return (
+        tuple(map(tuple, relative.tolist())),
+        tuple(Note(path, text) for text in annotation.notes),
+        hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest(),
+    )
 
 
 class _Place(NamedTuple):
@@ -293,9 +467,14 @@ class _Place(NamedTuple):
 
 
 def _read_raster(
-    path: Path, size: int, *, bands: Sequence[str], dtypes: Sequence[str]
+    path: Path,
+    size: _Size | None,
+    *,
+    bands: Sequence[str],
+    dtypes: Sequence[str],
+    expected: str = "expected",
 ) -> tuple[np.ndarray, _Place, str]:
-    """One chip file -> (array (len(bands), size, size), place, digest of its bytes)."""
+    """One chip file -> (array (len(bands), *size), place, digest of its bytes). `expected`: whose size it has to be."""
     import rasterio
     from rasterio.errors import RasterioError
 
@@ -304,8 +483,11 @@ def _read_raster(
         with rasterio.MemoryFile(content) as memory, memory.open(driver="GTiff") as raster:
             if raster.count != len(bands):
                 raise _Unusable(f"has {raster.count} band(s), expected {len(bands)}: {', '.join(bands)}")
-            if (raster.height, raster.width) != (size, size):
-                raise _Unusable(f"is {raster.width} x {raster.height} pixels, expected {size} x {size}")
+            if raster.shape != size:
+                raise _Unusable(
+                    f"is {raster.width} x {raster.height} pixels, "
+                    + (f"{expected} {size[1]} x {size[0]}" if size else TOO_SMALL)
+                )
             if wrong := sorted(set(raster.dtypes) - set(dtypes)):
                 raise _Unusable(f"is of type {', '.join(wrong)}, expected one of {', '.join(dtypes)}")
             array = raster.read()
@@ -350,24 +532,33 @@ def usable_cores() -> int:
 
 
 def _write_record(
-    path: Path, chips: Sequence[Chip], bad: Sequence[BadChip], outcomes: Sequence[_Outcome]
+    path: Path,
+    chips: Sequence[Chip],
+    bad: Sequence[BadChip],
+    recipe: Recipe,
+    slots: Sequence[_Slot | None],
+    outcomes: Sequence[_Outcome],
 ) -> None:
     good = [
-        (row, chip, outcome)
-        for row, (chip, outcome) in enumerate(zip(chips, outcomes, strict=True))
-        if outcome.bad is None
+        (int(bool(outcome.boxes)) if recipe.boxes else chip.label, chip, slot, outcome)
+        for chip, slot, outcome in zip(chips, slots, outcomes, strict=True)
+        if slot is not None and outcome.bad is None
     ]
-    content = [
-        [chip.region, chip.name, chip.label, outcome.dem_digest, outcome.photo_digest]
-        for _, chip, outcome in good
-    ]
-    record = {
-        "chips": [[row, chip.region, chip.name, chip.label] for row, chip, _ in good],
+    content = [[chip.region, chip.name, label, *outcome.digests] for label, chip, _, outcome in good]
+    record: dict[str, Any] = {
+        "chips": [[slot.row, chip.region, chip.name, label] for label, chip, slot, _ in good],
         "excluded": sorted(
             [str(item.path), item.reason] for item in [*bad, *(o.bad for o in outcomes if o.bad is not None)]
         ),
         "data_hash": hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest(),
     }
+    if recipe.size == ANY_SIZE:
+        record["sizes"] = [slot.size for _, _, slot, _ in good]
+    if recipe.boxes:
+        record["boxes"] = [outcome.boxes for *_, outcome in good]
+        record["notes"] = sorted(
+            [str(note.path), note.text] for *_, outcome in good for note in outcome.notes
+        )
     path.write_text(json.dumps(record))
 
 
@@ -376,7 +567,7 @@ def _write_npy_header(path: Path, shape: tuple[int, ...]) -> int:
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
         offset = file.tell()
-        file.truncate(offset + int(np.prod(shape)) * 4)
+        file.truncate(offset + math.prod(shape) * 4)
     return offset
 
 

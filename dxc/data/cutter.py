@@ -1,4 +1,7 @@
-"""Cuts chips out of two rasters with several threads, and writes each as a GeoTIFF: whole or not at all."""
+"""Cuts chips out of two rasters with several threads, and writes each as a GeoTIFF: whole or not at all.
+
+Where boxes are wanted, a chip with a crossing has a third file, the annotation beside its photo.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ from rasterio.transform import from_origin
 from tqdm import tqdm
 
 from dxc.data.geosources import Raster, open_raster
-from dxc.data.places import Spot
+from dxc.data.places import CrossingBoxes, Spot
+from dxc.data.voc import write_voc
 from dxc.files import write_atomically
 
 KNOWN_BANDS = ("red", "green", "blue", "nir")
@@ -38,9 +42,10 @@ class Cutter:
         size: int,
         region: str,
         workers: int,
+        boxes: CrossingBoxes | None = None,
     ) -> None:
         self.folder, self.rasters, self.photo_bands, self.size = folder, rasters, photo_bands, size
-        self.region = region
+        self.region, self.boxes = region, boxes
         self._mine = threading.local()
         self._open: list[Any] = []
         for kind in ("DEM", "Aer"):
@@ -58,10 +63,12 @@ class Cutter:
         for source in self._open:
             source.close()
 
-    def paths(self, chip: Spot) -> tuple[Path, Path]:
-        """The two files of a chip: DEM and photo."""
+    def paths(self, chip: Spot) -> tuple[Path, ...]:
+        """The files of a chip: DEM and photo, and the annotation where it has one."""
         dem, photo = (self.folder / f"{self.region}{kind}" / chip.label for kind in ("DEM", "Aer"))
-        return dem / f"{chip.name}.tif", photo / f"{chip.name}.tif"
+        annotated = self.boxes is not None and chip.label == "T"
+        annotation = (photo / f"{chip.name}.xml",) if annotated else ()
+        return dem / f"{chip.name}.tif", photo / f"{chip.name}.tif", *annotation
 
     def collect(
         self, candidates: Iterator[Spot], wanted: int, what: str, progress: bool
@@ -87,7 +94,7 @@ class Cutter:
         return done, failed
 
     def cut(self, chip: Spot) -> str | None:
-        """Write the two files of one chip unless they are there; else the reason why it cannot be cut."""
+        """Write the files of one chip unless they are there; else the reason why it cannot be cut."""
         files = self.paths(chip)
         if all(file.exists() for file in files):
             return None
@@ -97,9 +104,14 @@ class Cutter:
             if pixels is None:
                 return f"{raster.what} without data in the chip"
             images.append(pixels)
-        for file, pixels, names in zip(files, images, (("dem",), self.photo_bands), strict=True):
+        dem, photo, *annotations = files
+        for file, pixels, names in zip((dem, photo), images, (("dem",), self.photo_bands), strict=True):
             place = from_origin(chip.left, chip.top, 1, 1)
             write_atomically(file, _geotiff(pixels, place, self.rasters[0].target_crs, names))
+        if self.boxes is not None and annotations:
+            found = self.boxes.in_chip(chip.left, chip.top, self.size)
+            edge, depth = self.size, len(self.photo_bands)
+            write_voc(annotations[0], found, width=edge, height=edge, image=photo.name, depth=depth)
         return None
 
     def _sources(self) -> tuple[Any, Any]:

@@ -4,6 +4,7 @@ One call of `cut_region` makes one region in the published folder layout (one fi
 
     OUT/NE/NEDEM/{F,T}/*.tif    elevation, float32, 1 x size x size
     OUT/NE/NEAer/{F,T}/*.tif    photo, uint8 or uint16, bands x size x size
+    OUT/NE/NEAer/T/*.xml        with boxes: where the crossings lie in the photo, as Pascal VOC
     OUT/NE/chips.csv            where each chip lies and which point it shows
     OUT/NE/left_out.csv         the points that gave no chip, and why
 
@@ -46,7 +47,7 @@ from dxc.data.geosources import (
     open_raster,
     read_lines,
 )
-from dxc.data.places import Area, Spot
+from dxc.data.places import Area, CrossingBoxes, Spot
 from dxc.errors import ConfigError, DataError
 from dxc.files import write_atomically
 
@@ -76,13 +77,18 @@ class CutReport:
     positives: int
     negatives: int
     left_out: tuple[LeftOut, ...]
+    boxes: int | None = None
+    """Boxes in all chips together; None where none were asked for."""
 
     def describe(self) -> str:
-        """Several lines for people: counts, CRS, folder, left-out points by reason."""
+        """Several lines for people: counts, CRS, folder, boxes, left-out points by reason."""
         lines = [
             f"{self.region}: {self.positives} chips with a crossing, {self.negatives} without, in {self.crs}",
             f"folder: {self.folder}",
         ]
+        if self.boxes is not None:
+            where = self.folder / f"{self.region}Aer" / "T"
+            lines.append(f"boxes: {self.boxes}, in an XML file beside each photo in {where}")
         if self.left_out:
             noun = "point" if len(self.left_out) == 1 else "points"
             lines.append(f"{len(self.left_out)} {noun} left out, see {self.folder / 'left_out.csv'}:")
@@ -103,6 +109,7 @@ def cut_region(
     out: Path,
     region: str,
     size_m: int = 100,
+    boxes: float | str | list[float | str] | None = None,
     jitter_m: float = 0.0,
     min_distance_m: float = 100.0,
     near: Sequence[Path] = (),
@@ -121,11 +128,18 @@ def cut_region(
     pixels along each axis. A chip without one has its centre at least `min_distance_m` from every crossing of
     the file. Of these `near_share` are centred on the lines of the files `near`, the others anywhere.
 
+    With `boxes` every chip with a crossing has an annotation with the box of each crossing of the file that is in the
+    chip: the crossing itself lies there, or a quarter or more of its box does. Boxes are centred on the points, lie
+    along the axes of the chips' CRS and are clipped to the chip. A chip without a crossing shows no part of a box.
+
     Chips are collected in a hidden folder beside the final one, named by the hash of all that shapes the
     result; an interrupted call, repeated, finds its chips there and goes on. At the end it gets its name.
 
     Args:
         size_m: edge of a chip in metres and pixels.
+        boxes: edge of the crossings' boxes in metres, or the column of `crossings` with each one's own; two for
+            width (east-west) and height (north-south). None: no annotations. A crossing without a positive number in
+            the column has no chip, neither has another whose chip would show it.
         crs: projected CRS in metres; default the DEM's own, or its UTM zone if that is not in metres.
         photo_bands: names of the photo's bands, in order.
         max_positives: stop after so many chips with a crossing, in the order of the file.
@@ -140,6 +154,9 @@ def cut_region(
         "min_distance_m": min_distance_m, "near_share": near_share, "crs": crs,
         "photo_bands": list(photo_bands), "seed": seed, "max_positives": max_positives,
     }  # fmt: skip
+    edges = boxes if isinstance(boxes, list | tuple) else [boxes, boxes]
+    if boxes is not None:  # other cuts keep their identity
+        job["boxes"] = list(edges)
     _check_arguments(job, workers)
     final = out / region
     _check_free(final, overwrite)
@@ -152,8 +169,11 @@ def cut_region(
             Raster.look("DEM", dem, dem_file, target),
             Raster.look("photo", photo, photo_file, target),
         )
-    points = Points.read(crossings, target)
-    area = Area(region, size_m, _common(*rasters), shapely.STRtree(points.shapes()), min_distance_m)
+    columns = dict.fromkeys(edge for edge in edges if isinstance(edge, str))
+    points = Points.read(crossings, target, list(columns))
+    shown = None if boxes is None else _crossing_boxes(crossings, points, edges, size_m)
+    _warn_of_neighbours(min_distance_m, size_m, shown)
+    area = Area(region, size_m, _common(*rasters), shapely.STRtree(points.shapes()), min_distance_m, shown)
     lines = [(path.name, read_lines(path, target, area.common)) for path in near]
 
     job["files"] = [_fingerprint(path) for path in (dem, photo, crossings, *near)]
@@ -164,7 +184,7 @@ def cut_region(
     with (
         _disk_trouble(out),
         rasterio.Env(GDAL_CACHEMAX=BLOCK_CACHE_MB),
-        Cutter(folder, rasters, tuple(photo_bands), size_m, region, workers) as cutter,
+        Cutter(folder, rasters, tuple(photo_bands), size_m, region, workers, shown) as cutter,
     ):
         try:
             positives, left_out = _cut_positives(
@@ -178,7 +198,10 @@ def cut_region(
         _move_into_place(folder, final)
     for other in out.glob(f".{region}.partial-*"):
         log.warning("%s holds an unfinished cut with other settings; remove it if nobody needs it.", other)
-    return CutReport(final, region, crs_name(target), len(positives), len(negatives), tuple(left_out))
+    return CutReport(
+        final, region, crs_name(target), len(positives), len(negatives), tuple(left_out),
+        sum(len(shown.in_chip(chip.left, chip.top, size_m)) for chip in positives) if shown else None,
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------- checks
@@ -209,15 +232,40 @@ def _check_arguments(job: dict[str, Any], workers: int) -> None:
             f"jitter_m={job['jitter_m']:g} would shift a crossing out of its chip: stay below half of "
             f"size_m={size_m}."
         )
+    edges = job.get("boxes", ["", ""])
+    if len(edges) != 2 or not all(isinstance(edge, str) or _is_length(edge, size_m) for edge in edges):
+        texts = [str(edge) for edge in edges]
+        given = texts[0] if len(texts) == 2 and len(set(texts)) == 1 else f"[{','.join(texts)}]"
+        raise ConfigError(
+            f"boxes={given} cannot work: it has to be metres, more than 0 and at most size_m={size_m}, or the name of "
+            "a column of the crossings, or two of these for width and height, e.g. boxes=[width_m,height_m]."
+        )
     if not bands or len(set(bands)) < len(bands) or set(bands) - set(KNOWN_BANDS):
         raise ConfigError(
             f"photo_bands=[{','.join(bands)}] has to name each band of the photo once, in its order, out of "
             f"{', '.join(KNOWN_BANDS)}."
         )
-    if job["min_distance_m"] < size_m / math.sqrt(2):
+
+
+def _is_length(value: Any, limit: float) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) <= limit
+
+
+def _warn_of_neighbours(min_distance_m: float, size_m: int, boxes: CrossingBoxes | None) -> None:
+    """Say what a distance means that does not keep whole chips off the crossings."""
+    half = size_m / math.sqrt(2)
+    if boxes is None:
+        if min_distance_m < half:
+            log.warning(
+                "min_distance_m=%g is less than a chip's half diagonal (%.0f m): a chip without a crossing "
+                "may show one near its corner.", min_distance_m, half,
+            )  # fmt: skip
+        return
+    least = half + np.nan_to_num(np.hypot(*boxes.edges.T)).max(initial=0) / 2
+    if min_distance_m < least:
         log.warning(
-            "min_distance_m=%g is less than a chip's half diagonal (%.0f m): a chip without a crossing "
-            "may show one near its corner.", job["min_distance_m"], size_m / math.sqrt(2),
+            "min_distance_m=%g is less than half the diagonals of a chip and the largest box (%.0f m): a chip without "
+            "a crossing shows no box, but may lie right beside one.", min_distance_m, least,
         )  # fmt: skip
 
 
@@ -258,6 +306,37 @@ def _tolerant(outline: shapely.Geometry) -> shapely.Geometry:
 # ------------------------------------------------------------------------------------------ places
 
 
+def _crossing_boxes(path: Path, points: Points, edges: Sequence[Any], size_m: int) -> CrossingBoxes:
+    """Each crossing's width and height in metres, given as a number for all or the name of a column."""
+    given = [
+        points.columns[edge] if isinstance(edge, str) else np.full(len(points.ids), edge) for edge in edges
+    ]
+    metres = np.column_stack(given).astype(float)
+    good = _sized(points)
+    if not good.any():
+        raise DataError(
+            f"crossings {path}: holds no positive number in {_columns(points)}. Give a column of metres, or one number "
+            "for all crossings, e.g. boxes=20."
+        )
+    metres[~good] = np.nan
+    if large := int((metres > size_m).any(axis=1).sum()):
+        log.warning(
+            "%d of %d boxes are larger than a chip of %d m and fill it. Is %s in metres?",
+            large, len(metres), size_m, _columns(points),
+        )  # fmt: skip
+    return CrossingBoxes.of(points.ids, points.xy, metres)
+
+
+def _sized(points: Points) -> np.ndarray:
+    """Which points have a positive number in every column that was asked for, bool (n,)."""
+    good = [np.isfinite(values) & (values > 0) for values in points.columns.values()]
+    return np.all([np.full(len(points.ids), True), *good], axis=0)
+
+
+def _columns(points: Points) -> str:
+    return " or ".join(points.columns)
+
+
 def _cut_positives(
     cutter: Cutter,
     area: Area,
@@ -276,10 +355,13 @@ def _cut_positives(
     # a shift may push a chip over the edge; such a point keeps its chip, unshifted
     shifted = area.inside(left + shift[inside, 0], top + shift[inside, 1])
     left, top = left + shift[inside, 0] * shifted, top + shift[inside, 1] * shifted
-    wanted = [
-        Spot(f"{area.region}_T_{points.ids[i]:05d}", "T", int(x), int(y), "crossing", int(i))
-        for i, x, y in zip(inside, left, top, strict=True)
-    ]
+    wanted = []
+    for i, x, y in zip(inside.tolist(), left.tolist(), top.tolist(), strict=True):
+        unknown = [*area.boxes.unknown_in_chip(x, y, area.size)] if area.boxes else []
+        if unknown:  # an annotation that keeps silent about one would teach that there is none
+            reasons[i] = f"its chip also shows a crossing without a size: point {unknown[0]}"
+        else:
+            wanted.append(Spot(f"{area.region}_T_{points.ids[i]:05d}", "T", x, y, "crossing", i))
     if not wanted:
         counts = "; ".join(_by_reason(_left_out(points, reasons)))
         raise DataError(
@@ -304,8 +386,9 @@ def _misplaced(rasters: tuple[Raster, Raster], area: Area, points: Points) -> li
     known = np.isfinite(points.own).all(axis=1)
     projected = np.isfinite(points.xy).all(axis=1)
     left, top = area.corner(*np.where(projected[:, None], points.xy, 0).T)
-    boxes = area.boxes(left, top)
-    fits = [shapely.covers(_tolerant(raster.footprint), boxes) for raster in rasters]
+    outlines = area.outlines(left, top)
+    fits = [shapely.covers(_tolerant(raster.footprint), outlines) for raster in rasters]
+    sized = _sized(points)
     reasons: list[str | None] = []
     taken: dict[tuple[int, int], int] = {}
     for i, place in enumerate(zip(left.tolist(), top.tolist(), strict=True)):
@@ -316,6 +399,8 @@ def _misplaced(rasters: tuple[Raster, Raster], area: Area, points: Points) -> li
             reasons.append("its coordinates do not exist in the CRS of the chips")
         elif outside:
             reasons.append(f"chip not inside the {' and the '.join(outside)}")
+        elif not sized[i]:
+            reasons.append(f"no positive number in {_columns(points)}")
         elif place in taken:  # two equal chips could come to stand on both sides of a split
             reasons.append(f"same pixel as point {points.ids[taken[place]]}")
         else:

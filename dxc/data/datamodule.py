@@ -4,11 +4,12 @@ Batches are dicts whose keys carry the convention:
     image  float32 (B, C, H, W)
     label  int64   (B,)   1 = crossing, 0 = none
     index  int64   (B,)   number of the chip in (region, name) order
+    boxes  float32 (B, M, 4)   with boxes=True: (cx, cy, w, h) relative to the image, NaN in rows beyond an image's own
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,10 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from dxc.data.bands import PHOTO_BANDS
-from dxc.data.cache import ChipCache, Recipe, open_cache
+from dxc.data.cache import ANY_SIZE, ChipCache, Recipe, open_cache
 from dxc.data.folds import Fold, make_folds
 from dxc.errors import ConfigError, require_whole
 
@@ -68,20 +69,76 @@ class ChipDataset(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position: int) -> Batch:
+    def __getitem__(self, position: int | list[int]) -> Batch:
+        """One chip, or a batch where the sampler names the positions of a whole one (SameSizeBatches)."""
+        if isinstance(position, list):
+            return self.__getitems__(position)
         return {key: value[0] for key, value in self.__getitems__([position]).items()}
 
     def __getitems__(self, positions: list[int]) -> Batch:
         indices = self.indices[positions]
-        return {
+        batch = {
             "image": torch.from_numpy(self.cache.images(indices)),
             "label": torch.from_numpy(self.cache.labels[indices]),
             "index": torch.from_numpy(indices),
         }
+        if self.cache.has_boxes:
+            batch["boxes"] = torch.from_numpy(self.cache.boxes(indices))
+        return batch
+
+
+class SameSizeBatches(DistributedSampler):
+    """Batches of positions in a list of chips, each of chips of one size; every chip once an epoch.
+
+    Shuffled, the chips of a size meet in other batches every epoch and the batches come in another order: the same
+    for the same seed and epoch. Else sizes come in order, and chips of a size as they stand. The last batch of a
+    size may be smaller.
+
+    On several devices each size is dealt out evenly, and some of its chips once more where it does not divide: all
+    devices have equally many chips, and at every step of the same size. Lightning leaves a DistributedSampler alone;
+    it would deal out whole batches, of which devices could have more and fewer chips.
+    """
+
+    def __init__(
+        self,
+        sizes: np.ndarray,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        devices: int = 1,
+        device: int = 0,
+    ) -> None:
+        super().__init__(sizes, num_replicas=devices, rank=device, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+        self.batch_size = batch_size
+        _, group, counts = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
+        self._groups = np.split(np.argsort(group, kind="stable"), np.cumsum(counts)[:-1])
+
+    def __len__(self) -> int:
+        shares = (-(-len(group) // self.num_replicas) for group in self._groups)
+        return sum(-(-share // self.batch_size) for share in shares)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        self.epoch += 1  # of the next pass, where no trainer calls set_epoch
+        batches = []
+        for group in self._groups:
+            order = rng.permutation(group) if self.shuffle else group
+            even = -(-len(order) // self.num_replicas) * self.num_replicas
+            share = np.resize(order, even)[self.rank :: self.num_replicas].tolist()
+            batches += [
+                share[start : start + self.batch_size] for start in range(0, len(share), self.batch_size)
+            ]
+        if self.shuffle:
+            batches = [batches[number] for number in rng.permutation(len(batches))]
+        return iter(batches)
 
 
 class ChipDataModule(pl.LightningDataModule):
     """Chips of a source -> batches of the selected fold. `conf/data/*.yaml` is its argument list.
+
+    size: height and width of every chip in pixels; "any": chips of any size from dxc.data.layout.MIN_SIZE, those of
+    one batch alike. boxes: batches have the boxes of the crossings, read from the Pascal VOC files beside the photos.
 
     Raises ConfigError for a value that cannot work, DataError for chips that cannot be used (see dxc.data).
     """
@@ -97,7 +154,8 @@ class ChipDataModule(pl.LightningDataModule):
         split: str = "kfold",
         folds: int = 5,
         fold_seed: int = 42,
-        size: int = 100,
+        size: int | str = 100,
+        boxes: bool = False,
         num_workers: int = 0,
         cache_dir: str = "cache",
         progress: bool = True,
@@ -115,6 +173,7 @@ class ChipDataModule(pl.LightningDataModule):
             size=size,
             photo_bands=tuple(source.photo_bands),
             check_georeference=source.check_georeference,
+            boxes=boxes,
         )
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -160,10 +219,20 @@ class ChipDataModule(pl.LightningDataModule):
     def _loader(self, indices: np.ndarray, *, shuffle: bool) -> DataLoader:
         if self.cache is None:
             raise RuntimeError("prepare_data() comes before the loaders")
+        batching: dict[str, Any] = {"batch_size": self.batch_size, "shuffle": shuffle}
+        if self.recipe.size == ANY_SIZE:
+            batches = SameSizeBatches(
+                self.cache.sizes[indices],
+                self.batch_size,
+                shuffle=shuffle,
+                seed=self._seed,
+                devices=self.trainer.world_size if self.trainer else 1,
+                device=self.trainer.global_rank if self.trainer else 0,
+            )
+            batching = {"batch_size": None, "sampler": batches}
         return DataLoader(
             ChipDataset(self.cache, indices),
-            batch_size=self.batch_size,
-            shuffle=shuffle,
+            **batching,
             generator=torch.Generator().manual_seed(self._seed),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

@@ -273,21 +273,23 @@ def extent_text(shape: shapely.Geometry) -> str:
 
 @dataclass(frozen=True)
 class Points:
-    """The crossings: ids and coordinates, in the file's CRS and in the target CRS (nan: no geometry)."""
+    """The crossings: ids, coordinates in the file's CRS and in the target CRS (nan: no geometry), and some columns."""
 
     ids: np.ndarray  # int, (n,)
     own: np.ndarray  # float, (n, 2)
     crs: str
     xy: np.ndarray  # float, (n, 2), target CRS
+    columns: dict[str, np.ndarray]  # of numbers, float, (n,); nan: none, or no number
 
     def shapes(self) -> np.ndarray:
         """The points in the target CRS, without those that have no place there."""
         return shapely.points(self.xy[np.isfinite(self.xy).all(axis=1)])
 
     @classmethod
-    def read(cls, path: Path, target: CRS) -> Points:
-        """Read the file of crossings, or raise a DataError that says why it is not one."""
-        ids, shapes, crs = _read_vector("crossings", path, "Point")
+    def read(cls, path: Path, target: CRS, columns: Sequence[str] = ()) -> Points:
+        """Read the file of crossings, or raise a DataError that says why it is not one, or lacks a column."""
+        frame, crs = _read_vector("crossings", path, "Point", columns)
+        shapes = frame.geometry.to_numpy()
         single = shapely.get_num_geometries(shapes) == 1
         shapes = np.where(
             single & (shapely.get_type_id(shapes) == 4), shapely.get_geometry(shapes, 0), shapes
@@ -306,11 +308,21 @@ class Points:
         own[present] = shapely.get_coordinates(shapes[present])
         xy = own.copy()
         xy[present] = np.column_stack(project_xy(crs, target, *own[present].T))
-        return cls(ids, own, crs_name(crs), xy)
+        numbers = {name: _numbers(frame[name]) for name in columns}
+        return cls(frame.index.to_numpy(), own, crs_name(crs), xy, numbers)
 
 
-def _read_vector(what: str, path: Path, kind: str) -> tuple[np.ndarray, np.ndarray, CRS]:
-    """Feature ids, geometries and horizontal CRS of the one layer of `kind` (Point or LineString)."""
+def _numbers(column: Any) -> np.ndarray:
+    """A column as floats, nan where it holds none; numbers written as text count, dates and truth values do not."""
+    import pandas
+
+    if column.dtype.kind not in "iufO":
+        return np.full(len(column), np.nan)
+    return pandas.to_numeric(column, errors="coerce").to_numpy(float, na_value=np.nan)
+
+
+def _read_vector(what: str, path: Path, kind: str, columns: Sequence[str] = ()) -> tuple[Any, CRS]:
+    """The one layer of `kind` (Point or LineString): a frame of ids, geometries and columns, and its horizontal CRS."""
     if not path.exists():
         raise DataError(f"{what} {path}: no such file. Give a GeoPackage, GeoJSON or shapefile.")
     try:
@@ -321,7 +333,8 @@ def _read_vector(what: str, path: Path, kind: str) -> tuple[np.ndarray, np.ndarr
                 f"{what} {path}: has {len(fitting)} layers that may be meant "
                 f"({', '.join(fitting) or 'none'}). Give a file with one."
             )
-        frame = pyogrio.read_dataframe(path, layer=fitting[0], columns=[], fid_as_index=True)
+        there = [str(name) for name in pyogrio.read_info(path, layer=fitting[0])["fields"]] if columns else []
+        frame = pyogrio.read_dataframe(path, layer=fitting[0], columns=list(columns), fid_as_index=True)
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, UnicodeDecodeError) as error:
         raise DataError(
             f"{what} {path}: not a vector file that can be read ({error}). Give a GeoPackage, GeoJSON or "
@@ -334,12 +347,17 @@ def _read_vector(what: str, path: Path, kind: str) -> tuple[np.ndarray, np.ndarr
             f"{what} {path}: has no CRS, so its place on the rasters is unknown. Give it one, e.g. "
             "ogr2ogr -a_srs EPSG:26915 NEW.gpkg FILE (a shapefile needs its .prj)."
         )
-    return frame.index.to_numpy(), frame.geometry.to_numpy(), horizontal(CRS.from_wkt(frame.crs.to_wkt()))
+    if missing := [name for name in columns if name not in there]:
+        raise DataError(
+            f"{what} {path}: has no column {', '.join(missing)}; it has {', '.join(there) or 'no columns'}."
+        )
+    return frame, horizontal(CRS.from_wkt(frame.crs.to_wkt()))
 
 
 def read_lines(path: Path, target: CRS, common: shapely.Geometry) -> np.ndarray:
     """The parts of a file's lines that lie in `common`, as LineStrings in the target CRS."""
-    _, shapes, crs = _read_vector("near", path, "LineString")
+    frame, crs = _read_vector("near", path, "LineString")
+    shapes = frame.geometry.to_numpy()
     lines = shapely.get_parts(shapes[~shapely.is_missing(shapes)])
     if (shapely.get_dimensions(lines) != 1).any():
         raise DataError(f"near {path}: holds other geometries than lines. Give roads or streams as lines.")

@@ -21,8 +21,8 @@ Floats = NDArray[np.floating[Any]]
 
 FLOW_CELL_M = 4  # grid on which flow is routed: 16 times fewer cells than at 1 m, streams get smoothed anyway
 STEP_M = 2.0  # spacing of the vertices of every line
-EDGE_M = 110.0  # no crossing nearer to the raster's edge: every chip lies inside, jitter included
-SPACING_M = 120.0  # between crossings: no chip shows two
+EDGE_M = 110.0  # no crossing nearer to the raster's edge: every chip of 100 m lies inside, jitter included
+SPACING_M = 120.0  # between crossings: no chip of 100 m shows two
 CLEAR_M = 15.0  # a road that does not cross keeps at least this far off a stream's centre line
 MIN_ANGLE_DEG = 45.0  # between road and stream at a crossing
 CROSSINGS_PER_KM2 = 10.0  # what roads and streams of the densities below give without crowding
@@ -81,6 +81,7 @@ class Crossing:
     bed_z: float = 0.0
     road_half_m: float = 0.0
     road_z: float = 0.0
+    wall_half_m: float = 0.0  # half the length of its headwalls, 0 for none
 
 
 # ---------------------------------------------------------------- ground and flow
@@ -211,11 +212,11 @@ def candidate_roads(
 
 
 def lay_roads(
-    streams: list[Line], side_m: float, count: int, spec: RegionSpec, rng: Generator
+    streams: list[Line], side_m: float, count: int, spec: RegionSpec, rng: Generator, edge_m: float = EDGE_M
 ) -> tuple[list[tuple[str, Floats]], list[Crossing]]:
     """Build candidate roads until they make `count` crossings; nothing else of them touches a stream.
 
-    A crossing has to be SPACING_M or more from the others, EDGE_M from the edge, not too oblique, and off
+    A crossing has to be SPACING_M or more from the others, edge_m from the edge, not too oblique, and off
     the confluences. Where a candidate fails that, the road stops short of the stream and goes on behind it.
 
     Returns roads (kind, (n, 2)) and crossings, maybe fewer than count.
@@ -247,7 +248,7 @@ def lay_roads(
                 angle = np.degrees(np.arcsin(min(1.0, abs(down[0] * along[1] - down[1] * along[0]))))
                 ok = (
                     angle >= MIN_ANGLE_DEG
-                    and min(at.x, at.y, side_m - at.x, side_m - at.y) >= EDGE_M
+                    and min(at.x, at.y, side_m - at.x, side_m - at.y) >= edge_m
                     and all(np.hypot(c.x - at.x, c.y - at.y) >= SPACING_M for c in crossings)
                     and len(joints.query(at, predicate="dwithin", distance=25)) == 0
                     and line.boundary.distance(at) > 45

@@ -6,7 +6,8 @@ Two layouts are read, told apart by the folder names, one region a folder:
     ROOT/NE/dem/{F,T}/*.tif              with  ROOT/NE/photo/{F,T}/*.tif              (flat)
 
 An elevation chip and a photo chip belong together when region, class folder and file stem are the same.
-F = no crossing (label 0), T = crossing (label 1).
+F = no crossing (label 0), T = crossing (label 1). Where boxes are wanted, a crossing's are in a Pascal VOC file
+beside its photo: ROOT/NE_WFBB/NEWFBB_Aer/T/NAME.xml (see dxc.data.voc).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dxc.errors import BadChip, DataError
@@ -23,6 +24,14 @@ from dxc.errors import BadChip, DataError
 CLASSES = {"F": 0, "T": 1}
 DEM_FOLDER_ENDS = ("dem",)
 PHOTO_FOLDER_ENDS = ("aer", "photo")
+RASTERS = (".tif", ".tiff")
+ANNOTATIONS = (".xml",)
+# NAME.tif.aux.xml and NAME.tif.xml: what GDAL and ArcGIS note about a raster
+FOREIGN_XML = (".aux", *RASTERS)
+
+MIN_SIZE = 16
+"""Least height and width in pixels of chips that may be of any size: three poolings leave 2 x 2 features of them,
+what a pyramid of features needs."""
 
 LAYOUT_HELP = (
     "expected REGION/<name ending in DEM>/{F,T}/*.tif beside REGION/<name ending in Aer or photo>/{F,T}/*.tif"
@@ -31,13 +40,14 @@ LAYOUT_HELP = (
 
 @dataclass(frozen=True, order=True)
 class Chip:
-    """One chip: two files that show the same 100 m x 100 m, and whether a crossing is in it (label 1)."""
+    """One chip: two files that show the same ground, its class (label 1 = T), and the file of its boxes, if any."""
 
     region: str
     name: str
     label: int
     dem: Path = field(compare=False)
     photo: Path = field(compare=False)
+    annotation: Path | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -60,11 +70,12 @@ class _File:
     stamp: str
 
 
-def scan(root: Path | str) -> Manifest:
-    """Find the chips under `root`.
+def scan(root: Path | str, *, boxes: bool = False) -> Manifest:
+    """Find the chips under `root`, and with `boxes` their annotations, without which a T chip is none.
 
-    Raises DataError where there is no such folder, no region in it, or a region lacks one of the two kinds.
-    Files that make no chip (no partner, a name used twice) are listed in `bad`, never guessed about.
+    Raises DataError where there is no such folder, no region in it, a region lacks one of the two kinds, or boxes are
+    wanted and there is no annotation at all. Files that make no chip (no partner, a name used twice) are listed in
+    `bad`, never guessed about.
     """
     root = Path(root)
     if not root.is_dir():
@@ -73,7 +84,7 @@ def scan(root: Path | str) -> Manifest:
         (path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")),
         key=lambda path: path.name,
     )
-    dems, photos = [], []
+    dems, photos, annotations = [], [], []
     for region in regions:
         dem_folders = _subfolders(region, DEM_FOLDER_ENDS)
         photo_folders = _subfolders(region, PHOTO_FOLDER_ENDS)
@@ -84,14 +95,26 @@ def scan(root: Path | str) -> Manifest:
                 f"region {region} has {len(dem_folders)} elevation and {len(photo_folders)} photo folders; "
                 f"{LAYOUT_HELP}"
             )
-        dems += list(_files(dem_folders[0], region.name))
-        photos += list(_files(photo_folders[0], region.name))
+        dems += list(_files(dem_folders[0], region.name, RASTERS))
+        photos += list(_files(photo_folders[0], region.name, RASTERS))
+        if boxes:
+            files = _files(photo_folders[0], region.name, ANNOTATIONS)
+            annotations += [file for file in files if not file.name.lower().endswith(FOREIGN_XML)]
     if not dems and not photos:
         raise DataError(f"source.root: no chips under {root}; {LAYOUT_HELP}")
+    if boxes and not annotations:
+        raise DataError(
+            f"source.root: no boxes under {root}; a detector learns from Pascal VOC files beside the photos: "
+            "REGION/<name ending in Aer or photo>/T/NAME.xml"
+        )
 
     chips, bad = _pair(dems, photos)
+    if boxes:
+        chips, unannotated = _annotate(chips, annotations, photos)
+        bad += unannotated
     stamps = "\n".join(
-        f"{f.path.relative_to(root)} {f.stamp}" for f in sorted(dems + photos, key=lambda f: f.path)
+        f"{f.path.relative_to(root)} {f.stamp}"
+        for f in sorted(dems + photos + annotations, key=lambda f: f.path)
     )
     fingerprint = hashlib.blake2b(stamps.encode(), digest_size=16).hexdigest()
     return Manifest(root, tuple(sorted(chips)), tuple(sorted(bad)), fingerprint)
@@ -125,6 +148,36 @@ def _pair(dems: list[_File], photos: list[_File]) -> tuple[list[Chip], list[BadC
     return chips, bad
 
 
+def _annotate(
+    chips: list[Chip], annotations: list[_File], photos: list[_File]
+) -> tuple[list[Chip], list[BadChip]]:
+    """Chips with their annotations, without those that should have one and have none, or more than one."""
+    annotated, bad = [], []
+    of, shown = _by_identity(annotations), _by_identity(photos)
+    for chip in chips:
+        files = of.get((chip.region, chip.name), [])
+        klass = chip.photo.parent.name
+        if len(files) > 1:
+            bad += [
+                BadChip(
+                    file.path, f"the name {chip.name} is annotated {len(files)} times in region {chip.region}"
+                )
+                for file in files
+            ]
+        elif files and files[0].klass != klass:
+            bad.append(BadChip(files[0].path, f"in class {files[0].klass}, its photo in {klass}"))
+        elif not files and chip.label == CLASSES["T"]:
+            bad.append(BadChip(chip.photo, f"crossing without boxes: {chip.name}.xml is missing beside it"))
+        else:
+            annotated.append(replace(chip, annotation=files[0].path if files else None))
+    bad += [
+        BadChip(file.path, "annotation without a photo of the same name")
+        for file in annotations
+        if (file.region, file.name) not in shown
+    ]
+    return annotated, bad
+
+
 def _by_identity(files: list[_File]) -> dict[tuple[str, str], list[_File]]:
     grouped = defaultdict(list)
     for file in files:
@@ -136,14 +189,14 @@ def _subfolders(region: Path, ends: tuple[str, ...]) -> list[Path]:
     return [path for path in sorted(region.iterdir()) if path.is_dir() and path.name.lower().endswith(ends)]
 
 
-def _files(folder: Path, region: str) -> Iterator[_File]:
+def _files(folder: Path, region: str, suffixes: tuple[str, ...]) -> Iterator[_File]:
     for klass in CLASSES:
         if not (folder / klass).is_dir():
             continue
         with os.scandir(folder / klass) as entries:
             for entry in entries:
                 name = Path(entry.name)
-                if name.suffix.lower() not in (".tif", ".tiff") or entry.name.startswith("."):
+                if name.suffix.lower() not in suffixes or entry.name.startswith("."):
                     continue
                 stat = entry.stat()
                 # ctime and inode catch what size and mtime miss: a rewrite that restores the time stamp.

@@ -1,9 +1,13 @@
-"""Where chips lie: on whole metres, in both rasters and, if without a crossing, away from every crossing."""
+"""Where chips lie: on whole metres, in both rasters and, if without a crossing, away from every crossing.
+
+And which crossings' boxes a chip shows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +15,7 @@ import shapely
 
 DRAWS_AT_ONCE = 2048
 DRAWS_IN_VAIN = 100  # rounds of DRAWS_AT_ONCE random places none of which will do: there are none
+LEAST_SHARE = 0.25  # of a box that a chip has to show if the crossing itself lies beyond it
 
 
 class Spot(NamedTuple):
@@ -25,6 +30,52 @@ class Spot(NamedTuple):
 
 
 @dataclass(frozen=True)
+class CrossingBoxes:
+    """What the crossings cover on the ground: boxes along the axes of the target CRS, centred on the points."""
+
+    ids: np.ndarray  # int, (n,)
+    xy: np.ndarray  # float, (n, 2), target CRS
+    edges: np.ndarray  # float, (n, 2), m east-west and north-south; nan: not known
+
+    @classmethod
+    def of(cls, ids: np.ndarray, xy: np.ndarray, edges: np.ndarray) -> CrossingBoxes:
+        """The boxes of points, some of which may lie nowhere; of several in one pixel the first whose box is known."""
+        known = np.isfinite(edges).all(axis=1)
+        rows = np.argsort(~known, kind="stable")
+        rows = rows[np.isfinite(xy[rows]).all(axis=1)]
+        pixels = np.column_stack([np.floor(xy[rows, 0]), np.ceil(xy[rows, 1])])
+        rows = np.sort(rows[np.unique(pixels, axis=0, return_index=True)[1]])
+        return cls(ids[rows], xy[rows], edges[rows])
+
+    def in_chip(self, left: int, top: int, size: int) -> np.ndarray:
+        """Boxes (k, 4) of a chip, clipped to it: xmin, ymin, xmax, ymax in pixel edges from its upper left corner.
+
+        A box is in the chip if its crossing is, or LEAST_SHARE of it. Boxes that are not known are left out.
+        """
+        centre, here = self._centres(left, top, size)
+        low, high = np.clip(centre - self.edges / 2, 0, size), np.clip(centre + self.edges / 2, 0, size)
+        share = np.prod(high - low, axis=1) / np.prod(self.edges, axis=1)
+        known = np.isfinite(self.edges).all(axis=1)
+        return np.hstack([low, high])[known & (here | (share >= LEAST_SHARE))]
+
+    def unknown_in_chip(self, left: int, top: int, size: int) -> np.ndarray:
+        """Ids of the crossings in a chip whose box is not known."""
+        _, here = self._centres(left, top, size)
+        return self.ids[here & ~np.isfinite(self.edges).all(axis=1)]
+
+    def _centres(self, left: int, top: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of all crossings: pixels from the chip's upper left corner (n, 2), and which lie in the chip (n,)."""
+        centre = (self.xy - (left, top)) * (1, -1)
+        return centre, np.all((centre >= 0) & (centre < size), axis=1)
+
+    @cached_property
+    def tree(self) -> shapely.STRtree:
+        """The outlines on the ground; a point where a box is not known."""
+        half = np.nan_to_num(self.edges, nan=0.0) / 2
+        return shapely.STRtree(shapely.box(*(self.xy - half).T, *(self.xy + half).T))
+
+
+@dataclass(frozen=True)
 class Area:
     """Where chips may lie: the common extent of both rasters, and the crossings to keep away from."""
 
@@ -33,19 +84,20 @@ class Area:
     common: shapely.Geometry
     crossings: shapely.STRtree
     min_distance_m: float
+    boxes: CrossingBoxes | None = None  # no chip without a crossing shows any part of these
 
     def corner(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Upper left corners of the chips whose pixel (size // 2, size // 2) holds x, y."""
         half = self.size // 2
         return np.floor(x).astype(int) - half, np.ceil(y).astype(int) + half
 
-    def boxes(self, left: np.ndarray, top: np.ndarray) -> np.ndarray:
+    def outlines(self, left: np.ndarray, top: np.ndarray) -> np.ndarray:
         """The chips' outlines."""
         return shapely.box(left, top - self.size, left + self.size, top)
 
     def inside(self, left: np.ndarray, top: np.ndarray) -> np.ndarray:
         """Whether the whole chip lies in both rasters' extents, bool (n,)."""
-        return shapely.covers(self.common, self.boxes(left, top))
+        return shapely.covers(self.common, self.outlines(left, top))
 
     def negatives(
         self, rng: np.random.Generator, lines: list[tuple[str, np.ndarray]], seen: set[tuple[int, int]]
@@ -64,6 +116,9 @@ class Area:
             centres = shapely.points(left + self.size / 2, top - self.size / 2)
             near = self.crossings.query(centres[good], "dwithin", self.min_distance_m)[0]
             good[np.flatnonzero(good)[near]] = False
+            if self.boxes is not None:
+                outlines = self.outlines(left[good], top[good])
+                good[np.flatnonzero(good)[self.boxes.tree.query(outlines, "intersects")[0]]] = False
             for i in np.flatnonzero(good):
                 place = (int(left[i]), int(top[i]))
                 if place not in seen:

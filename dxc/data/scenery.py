@@ -48,6 +48,11 @@ LUSH = (0.24, 0.37, 0.22, 0.70)
 RIPE = (0.50, 0.47, 0.29, 0.60)
 STUBBLE = (0.60, 0.54, 0.42, 0.63)
 
+WALL_OFF_M = 1.4  # from the road's edge to the middle of a headwall
+WALL_HALF_M = 1.5  # half its thickness
+BOX_MARGIN_M = 1.0  # a person draws a box a pixel larger than what it holds
+LEAST_BOX_M = 8.0
+
 
 @dataclass
 class Region:
@@ -351,10 +356,27 @@ def build_headwalls(photo: Floats, crossings: list[Crossing], rng: Generator) ->
     for c in crossings:
         if rng.random() < 0.93:
             for side in (-1, 1):
-                x, y = np.array([c.x, c.y]) + side * c.downstream * (c.road_half_m + 1.4)
+                x, y = np.array([c.x, c.y]) + side * c.downstream * (c.road_half_m + WALL_OFF_M)
                 w = window(photo.shape[1:], x, y, 9.0, c.along_road)
-                wall = (np.abs(w.u) < rng.uniform(3.8, 5.5)) & (np.abs(w.v) < 1.5)
+                half = rng.uniform(3.8, 5.5)
+                wall = (np.abs(w.u) < half) & (np.abs(w.v) < WALL_HALF_M)
                 cover_part(photo, w, wall, CONCRETE, rng.uniform(0.8, 1.0))
+                c.wall_half_m = max(c.wall_half_m, half)
+
+
+def structure_box_m(crossing: Crossing, streams: list[Line]) -> tuple[float, float]:
+    """Width (east-west) and height (m) of the box that a person would draw around a crossing, centred on it.
+
+    It holds the road where the stream passes under it and the two ends of the pipe or bridge: headwalls along the
+    road, as far apart as the road is wide; without walls, ends as wide as the channel.
+    """
+    xy, halves = streams[crossing.stream].xy, streams[crossing.stream].half_m
+    channel = float(halves[np.argmin(np.hypot(xy[:, 0] - crossing.x, xy[:, 1] - crossing.y))])
+    along, half = crossing.along_road, crossing.wall_half_m or channel + 1.0
+    ends = np.abs(crossing.downstream) * (crossing.road_half_m + WALL_OFF_M)
+    extent = ends + np.abs(along) * half + np.abs(along[::-1]) * WALL_HALF_M + BOX_MARGIN_M
+    width, height = np.maximum(2 * extent, LEAST_BOX_M)
+    return float(width), float(height)
 
 
 def scatter_works(
@@ -418,18 +440,18 @@ def scatter_works(
 # ---------------------------------------------------------------- a region as a whole
 
 
-def simulate_region(spec: RegionSpec, crossings: int, seed: int) -> Region:
-    """One region with exactly `crossings` crossings, all EDGE_M or more inside the raster.
+def simulate_region(spec: RegionSpec, crossings: int, seed: int, edge_m: float = EDGE_M) -> Region:
+    """One region with exactly `crossings` crossings, all edge_m or more inside the raster.
 
     Errors: DataError when the ground would not take that many (five ever larger rasters were tried).
     """
     rng = np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
-    side = max(600.0, 1000 * np.sqrt(crossings / CROSSINGS_PER_KM2)) + 2 * EDGE_M
+    side = max(600.0, 1000 * np.sqrt(crossings / CROSSINGS_PER_KM2)) + 2 * edge_m
     for _ in range(5):
         cells = int(np.ceil(side / FLOW_CELL_M / 4)) * 4
         side = cells * FLOW_CELL_M
         ground, streams = find_streams(fractal_terrain(cells, FLOW_CELL_M, spec, rng), spec, rng)
-        routes, points = lay_roads(streams, side, crossings, spec, rng)
+        routes, points = lay_roads(streams, side, crossings, spec, rng, edge_m)
         if len(points) == crossings:
             break
         side *= 1.15

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import multiprocessing
 import os
 import shutil
 import tempfile
 import threading
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -26,14 +28,16 @@ from scipy import ndimage
 
 from dxc.data.cache import usable_cores
 from dxc.data.landscape import EDGE_M, Floats, RegionSpec
-from dxc.data.scenery import Region, simulate_region
-from dxc.errors import ConfigError, DataError
+from dxc.data.scenery import Region, simulate_region, structure_box_m
+from dxc.errors import ConfigError, DataError, require_whole
 
 log = logging.getLogger(__name__)
 
 GENERATOR_VERSION = 2  # names the cached folder: raise it when a pixel changes, here or in the cutter
 NODATA = -9999.0
 BANDS = ("red", "green", "blue", "nir")
+CHIP_M = 100  # edge of the published chips
+LEAST_CHIP_M, LARGEST_CHIP_M = 16, 400  # there is no room for larger ones without a crossing
 
 REGIONS: tuple[RegionSpec, ...] = (
     RegionSpec(
@@ -80,9 +84,12 @@ class RegionFiles(NamedTuple):
     """Parts of roads that come close to a stream far from any crossing: the hardest negatives."""
 
 
-def make_region(spec: RegionSpec, folder: Path | str, *, crossings: int, seed: int) -> RegionFiles:
-    """Simulate a region and write its rasters and vectors (see RegionFiles).
+def make_region(
+    spec: RegionSpec, folder: Path | str, *, crossings: int, seed: int, boxes: bool = False, edge_m: float = EDGE_M
+) -> RegionFiles:  # fmt: skip
+    """Simulate a region, its crossings edge_m or more inside, and write its rasters and vectors (see RegionFiles).
 
+    With boxes each crossing says how large a box around it is: columns width_m (east-west) and height_m.
     The files appear in `folder` all at once (a temporary folder, then a rename).
     Errors: ConfigError when crossings < 1; DataError when the folder is there already or no room was found.
     """
@@ -96,7 +103,7 @@ def make_region(spec: RegionSpec, folder: Path | str, *, crossings: int, seed: i
         raise ConfigError(f"crossings must be at least 1, not {crossings}")
     if folder.exists():
         raise DataError(f"{folder} exists already: remove it or name another folder")
-    region = simulate_region(spec, crossings, seed)
+    region = simulate_region(spec, crossings, seed, edge_m)
     west, north = spec.origin
     height, width = region.dem.shape
 
@@ -124,8 +131,13 @@ def make_region(spec: RegionSpec, folder: Path | str, *, crossings: int, seed: i
         write_raster(part / "dem.tif", region.dem[None], NODATA, ("elevation",))
         write_raster(part / "photo.tif", region.photo, None, BANDS)
         at = to_world(np.array([[c.x, c.y] for c in region.crossings]))
-        kinds = ["culvert" if c.culvert else "bridge" for c in region.crossings]
-        write_vectors(part / "crossings.gpkg", list(shapely.points(at)), {"kind": kinds})
+        columns: dict[str, list[Any]] = {
+            "kind": ["culvert" if c.culvert else "bridge" for c in region.crossings]
+        }
+        if boxes:
+            sizes = [structure_box_m(c, region.streams) for c in region.crossings]
+            columns["width_m"], columns["height_m"] = (list(edges) for edges in zip(*sizes, strict=True))
+        write_vectors(part / "crossings.gpkg", list(shapely.points(at)), columns)
         for name, lines in (("roads", region.roads), ("streams", region.streams)):
             shapes = [shapely.LineString(to_world(line.xy)) for line in lines]
             write_vectors(part / f"{name}.gpkg", shapes, {"kind": [line.kind for line in lines]})
@@ -170,12 +182,15 @@ class SyntheticSource:
     on_bad_chip: raise | skip, for the reader.
     jobs: regions made at once, one process each; None takes as many as there are cores, at most 4.
     near_share: share of the negatives that lie on a road or a stream, the rest lies anywhere.
-    jitter_m: how far a crossing may lie off its chip's centre, on either axis.
+    jitter_m: how far a crossing may lie off its chip's centre, on either axis; less than half a chip.
+    boxes: give each chip with a crossing an annotation with the boxes of the crossings in it (dxc.data.voc).
+    size_m: edge of a chip in metres and pixels; chips of more than 100 m may show several crossings.
     """
 
     def __init__(
         self, chips: int = 1200, seed: int = 0, cache_dir: str = "cache", on_bad_chip: str = "raise",
-        jobs: int | None = None, near_share: float = 0.9, jitter_m: float = 5.0,
+        jobs: int | None = None, near_share: float = 0.9, jitter_m: float = 5.0, boxes: bool = False,
+        size_m: int = CHIP_M,
     ) -> None:  # fmt: skip
         if chips < 8 or chips % 8:
             raise ConfigError(f"source.chips={chips}: needs a multiple of 8 (4 regions, half crossings)")
@@ -187,9 +202,17 @@ class SyntheticSource:
             raise ConfigError(f"source.jobs={jobs}: needs 1 or more, or null for one per core")
         if not 0 <= near_share <= 1:
             raise ConfigError(f"source.near_share={near_share}: a share lies between 0 and 1")
-        if not 0 <= jitter_m <= EDGE_M - 60:
-            raise ConfigError(f"source.jitter_m={jitter_m}: needs 0 to {EDGE_M - 60:g} m")
+        if not isinstance(boxes, bool):
+            raise ConfigError(f"source.boxes={boxes}: true or false")
+        require_whole("source.size_m", size_m, at_least=LEAST_CHIP_M)
+        if size_m > LARGEST_CHIP_M:
+            raise ConfigError(f"source.size_m={size_m}: needs {LEAST_CHIP_M} to {LARGEST_CHIP_M} m")
+        if not 0 <= jitter_m < size_m / 2:
+            raise ConfigError(
+                f"source.jitter_m={jitter_m}: needs 0 or more and less than half of source.size_m={size_m}"
+            )
         self.chips, self.seed, self.near_share, self.jitter_m = chips, seed, near_share, jitter_m
+        self.boxes, self.size_m = boxes, size_m
         self.cache_dir, self.on_bad_chip = Path(cache_dir), on_bad_chip
         self.photo_bands: Sequence[str] = BANDS  # this and the next: what a reader asks of every source
         self.check_georeference = True
@@ -198,10 +221,14 @@ class SyntheticSource:
     @property
     def folder(self) -> Path:
         """cache_dir/synthetic-HASH."""
-        what = {
+        what: dict[str, Any] = {
             "version": GENERATOR_VERSION, "regions": [asdict(spec) for spec in REGIONS], "chips": self.chips,
             "seed": self.seed, "near_share": self.near_share, "jitter_m": self.jitter_m,
         }  # fmt: skip
+        if self.boxes:  # as this and the next came later, what was built without them keeps its name
+            what["boxes"] = True
+        if self.size_m != CHIP_M:
+            what["size_m"] = self.size_m
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
         return self.cache_dir / f"synthetic-{digest[:12]}"
 
@@ -234,7 +261,11 @@ class SyntheticSource:
     def _build(self, part: Path) -> None:
         from tqdm import tqdm
 
-        tasks = [(spec, part, self.chips // 8, self.seed, self.near_share, self.jitter_m) for spec in REGIONS]
+        crossings = self.chips // 8
+        tasks = [
+            (spec, part, crossings, self.seed, self.near_share, self.jitter_m, self.size_m, self.boxes)
+            for spec in REGIONS
+        ]
         log.info(
             "making %d synthetic watersheds for %d chips (kept in %s)", len(tasks), self.chips, self.folder
         )
@@ -265,20 +296,28 @@ def _end_with_parent() -> None:
 
 
 def _make_and_cut(
-    spec: RegionSpec, part: Path, crossings: int, seed: int, near_share: float, jitter_m: float
-) -> None:
+    spec: RegionSpec, part: Path, crossings: int, seed: int, near_share: float, jitter_m: float, size_m: int,
+    boxes: bool,
+) -> None:  # fmt: skip
     """One region into part/regions/NAME, its chips into part/chips/NAME."""
     from pyogrio import read_info
 
     from dxc.data.cutting import cut_region
 
-    files = make_region(spec, part / "regions" / spec.name, crossings=crossings, seed=seed)
+    edge_m = max(EDGE_M, size_m / 2 + jitter_m + 10)
+    # one seed in all regions shifts their chips alike: crossings would lie in the same pixels everywhere
+    shifts = zlib.crc32(f"{seed} {spec.name}".encode()) if boxes else seed
+    files = make_region(
+        spec, part / "regions" / spec.name, crossings=crossings, seed=seed, boxes=boxes, edge_m=edge_m
+    )
     close = [files.approaches] * 2 if read_info(files.approaches)["features"] else []
     cut_region(
         dem=files.dem, photo=files.photo, crossings=files.crossings, out=part / "chips", region=spec.name,
         # places are drawn by length: twice makes the short approaches about a quarter of the hard negatives
         jitter_m=jitter_m, near=(files.roads, files.streams, *close), near_share=near_share,
-        seed=seed, progress=False,
+        seed=shifts, progress=False, size_m=size_m, boxes=["width_m", "height_m"] if boxes else None,
+        # as far beyond a chip's corner as the cutter's own 100 m are for chips of 100 m
+        min_distance_m=max(100.0, size_m / math.sqrt(2) + 29),
     )  # fmt: skip
     for label in "TF":
         found = len(list((part / "chips" / spec.name / f"{spec.name}DEM" / label).glob("*.tif")))

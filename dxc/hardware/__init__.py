@@ -4,6 +4,7 @@
     packages           where packages are: shipped, calibrated, published; pickles and forest read them
     calibrate          a package for this machine (sketches draws networks, features is what its trees see)
     measure, worker    latency and memory of a fresh process, here or over SSH
+    efficiency         latency / batch over batch sizes, and the best of them
     profile, nsight    traces, reduced to tables
     costs              all of it for one file: what a training run calls
 
@@ -29,9 +30,9 @@ class Hardware:
 
     accelerator and precision are the trainer's. runtime and provider (cpu | cuda) run the exported file. host: the
     device over SSH (user@name), and python its interpreter with onnxruntime; without a host, a `remote` device is
-    predicted only. batches: sizes that are measured. measure: False predicts only. predictors: names of nn-Meter
-    packages, looked for in packages_dir, among those that come with dxc, and at packages_url. limits: largest value
-    by metric.
+    predicted only. batches: sizes that are measured, ascending from 1; more than one give efficiency_ms. measure: False
+    predicts only. predictors: names of nn-Meter packages, looked for in packages_dir, among those that come with dxc,
+    and at packages_url. limits: largest value by metric.
     """
 
     name: str
@@ -69,6 +70,8 @@ class Hardware:
             raise ConfigError(f"hardware.batches must be a list that begins with 1, not {hardware.batches!r}")
         for batch in hardware.batches:
             require_whole("hardware.batches", batch, at_least=1)
+        if list(hardware.batches) != sorted(set(hardware.batches)):
+            raise ConfigError(f"hardware.batches must ascend, not {list(hardware.batches)}")
         if isinstance(hardware.predictors, str) or not isinstance(hardware.predictors, Sequence):
             raise ConfigError(f"hardware.predictors must be a list of names, not {hardware.predictors!r}")
         for metric, limit in hardware.limits.items():
@@ -95,7 +98,7 @@ class Hardware:
         return ""
 
 
-COSTS = ("latency_ms", "measured_latency_ms", "onnx_mb", "peak_memory_mb", "params", "macs")
+COSTS = ("latency_ms", "measured_latency_ms", "efficiency_ms", "onnx_mb", "peak_memory_mb", "params", "macs")
 
 
 def device_name(accelerator: str = "cpu") -> str:

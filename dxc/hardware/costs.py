@@ -19,6 +19,7 @@ from dxc.hardware import Hardware
 if TYPE_CHECKING:
     import pandas as pd
 
+    from dxc.hardware.efficiency import Efficiency
     from dxc.hardware.measure import Measurement
     from dxc.hardware.packages import Package
     from dxc.hardware.predict import Prediction
@@ -35,6 +36,8 @@ class Costs:
     """(name, value, batch size)"""
     tags: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    efficiency: Efficiency | None = None
+    """What was measured, where more than one batch size was."""
 
 
 def cost(onnx: Path, hardware: Hardware, out: Path, *, profile: str = "auto", progress: bool = True) -> Costs:
@@ -144,9 +147,15 @@ def _measure(onnx: Path, hardware: Hardware, out: Path, costs: Costs) -> None:
     if reason := hardware.absent():
         costs.notes.append(f"not measured: {reason}")
         return
-    measurements = [measure_on(onnx, hardware, batch) for batch in hardware.batches]
-    for measurement in measurements:
-        measurement.save(out / f"measured_batch{measurement.batch}.json")
+    from dxc.hardware.efficiency import measure_batches
+
+    def measured(batch: int) -> Measurement:
+        measurement = measure_on(onnx, hardware, batch)
+        measurement.save(out / f"measured_batch{batch}.json")
+        return measurement
+
+    efficiency = measure_batches(onnx, hardware.batches, measured)
+    for measurement in efficiency.measurements:
         if measurement.valid:
             costs.curves += [
                 ("measured/batch_ms", measurement.median_ms, measurement.batch),
@@ -156,8 +165,11 @@ def _measure(onnx: Path, hardware: Hardware, out: Path, costs: Costs) -> None:
             costs.notes.append(
                 f"measured latency at batch {measurement.batch} is invalid: {measurement.reason}"
             )
-    first = measurements[0]
-    costs.metrics |= first.metrics()
+    costs.notes += efficiency.notes
+    if len(efficiency.measurements) > 1:
+        costs.efficiency = efficiency
+    first = efficiency.measurements[0]
+    costs.metrics |= first.metrics() | efficiency.metrics()
     costs.tags["dxc.measured_on"] = describe_conditions(first)
     costs.tags["dxc.measurement"] = "valid" if first.valid else f"invalid: {first.reason}"
 

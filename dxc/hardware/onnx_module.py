@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from dxc.hardware.kernels import load_onnx
 
 
 class OnnxModule(nn.Module):
-    """Runs the nodes of an ONNX file with torch operators: inputs in the file's order -> its first output.
+    """Runs the nodes of an ONNX file with torch operators: inputs in the file's order -> its output, or a tuple of
+    several.
 
     Weights are buffers, so .cuda() moves them; shapes, indices and single numbers stay on the processor, where the
     operators read them (from a GPU each would be a copy and a wait that the network does not have). Raises
@@ -55,16 +57,17 @@ class OnnxModule(nn.Module):
             if node.op_type != "Constant"
         ]
         self._inputs = [tensor.name for tensor in graph.input if tensor.name not in arrays]
-        self._output = graph.output[0].name
+        self._outputs = [tensor.name for tensor in graph.output]
 
-    def forward(self, *images: Tensor) -> Tensor:
+    def forward(self, *images: Tensor) -> Tensor | tuple[Tensor, ...]:
         values: dict[str, Any] = dict(zip(self._inputs, images, strict=True))
         values |= self._settings | {name: getattr(self, buffer) for name, buffer in self._buffer_of.items()}
         for operator, inputs, outputs, attributes in self._nodes:
             result = operator(attributes, *(values[name] if name else None for name in inputs))
             results = result if isinstance(result, list | tuple) else [result]
             values |= dict(zip(outputs, results, strict=False))
-        return values[self._output]
+        results = tuple(values[name] for name in self._outputs)
+        return results[0] if len(results) == 1 else results
 
 
 def _attributes(node: Any) -> dict[str, Any]:
@@ -215,14 +218,26 @@ def _gather(a: dict[str, Any], x: Tensor, index: Tensor) -> Tensor:
     return x.index_select(axis, wanted).reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
 
 
+def _cast(a: dict[str, Any], x: Tensor) -> Tensor:
+    from onnx import helper
+
+    return x.to(torch.from_numpy(np.empty(0, helper.tensor_dtype_to_np_dtype(a["to"]))).dtype)
+
+
+def _divide(a: dict[str, Any], x: Tensor, y: Tensor) -> Tensor:
+    """ONNX divides whole numbers into whole numbers."""
+    return torch.div(x, y, rounding_mode=None if x.is_floating_point() else "trunc")
+
+
 OPERATORS: dict[str, Callable[..., Any]] = {
     "Add": lambda a, x, y: x + y,
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
+    "Cast": _cast,
     "Clip": _clip,
     "Concat": lambda a, *xs: torch.cat(xs, dim=a["axis"]),
     "Conv": _conv,
-    "Div": lambda a, x, y: x / y,
+    "Div": _divide,
     "Flatten": lambda a, x: x.flatten(a.get("axis", 1)) if a.get("axis", 1) else x.reshape(1, -1),
     "Gather": _gather,
     "Gemm": _gemm,
@@ -234,8 +249,12 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "LeakyRelu": lambda a, x: F.leaky_relu(x, a.get("alpha", 0.01)),
     "MatMul": lambda a, x, y: torch.matmul(x, y),
     "MaxPool": _max_pool,
+    "Min": lambda a, *xs: functools.reduce(torch.minimum, xs),
     "Mul": lambda a, x, y: x * y,
     "Pad": _pad,
+    "Range": lambda a, start, limit, delta: torch.arange(
+        start.item(), limit.item(), delta.item(), dtype=start.dtype
+    ),
     "ReduceMax": _reduce(torch.amax),
     "ReduceMean": _reduce(torch.mean),
     "Relu": lambda a, x: F.relu(x),

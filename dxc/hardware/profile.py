@@ -270,8 +270,10 @@ def images(onnx: Path, batch: int) -> Tensor:
 
 
 def execute(module: nn.Module, image: Tensor, device: str) -> None:
-    """One inference as it is used: images (B, C, H, W) from the host, scores back to it, which waits for a GPU."""
-    module(image.to(device)).cpu()
+    """One inference as it is used: images (B, C, H, W) from the host, answers back to it, which waits for a GPU."""
+    answer = module(image.to(device))
+    for output in answer if isinstance(answer, tuple) else (answer,):
+        output.cpu()
 
 
 @contextlib.contextmanager

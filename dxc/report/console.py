@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
     from dxc.experiment import Result
 
-FORMATS = {"params": "{:,.0f}", "macs": "{:,.0f}", "fit_seconds": "{:.0f}", "images_per_second": "{:.0f}"}
+FORMATS = {
+    "optimum_batch": "{:.0f}",
+    "params": "{:,.0f}",
+    "macs": "{:,.0f}",
+    "fit_seconds": "{:.0f}",
+    "images_per_second": "{:.0f}",
+}
 
 
 def print_result(result: Result) -> None:
@@ -43,9 +49,10 @@ def print_result(result: Result) -> None:
             )
     console = Console()
     console.print(table)
-    folds = ", ".join(f"{name} {accuracy:.4f}" for name, accuracy in result.fold_accuracies.items())
+    folds = ", ".join(f"{name} {score:.4f}" for name, score in result.fold_scores.items())
+    heading = f"{result.score.replace('_', ' ')} by fold:"
     for line in (
-        f"accuracy by fold: {folds}",
+        f"{heading:<17} {folds}",
         *(f"note:             {note}" for note in result.notes),
         *([f"left out: {result.excluded} files, listed in excluded_chips.csv"] if result.excluded else []),
         f"network:          {os.path.relpath(result.onnx)}",

@@ -34,9 +34,10 @@ LISTED = 20  # infeasible trials in a dry run
 class Progress:
     """Prints what a search does. Its clock starts with the first trial that is launched."""
 
-    def __init__(self, study: str, objectives: Sequence[str]) -> None:
+    def __init__(self, study: str, objectives: Sequence[str], score: str) -> None:
         self._console = Console()
         self._study = study
+        self._score, self._title = score, score.replace("_", " ")
         self._objectives = list(objectives)
         self._started: float | None = None
         self._done_before = 0.0
@@ -83,18 +84,18 @@ class Progress:
         if entry.state == "failed":
             text = f"FAILED: {entry.reason}"
         elif entry.state == "finished":
-            text = "   ".join([self._accuracy(entry), *self._costs(entry), "front" if on_front else "     "])
+            text = "   ".join([self._score_of(entry), *self._costs(entry), "front" if on_front else "     "])
         else:
             text = self._partial(entry, part)
         self._line(
             f"{done:6.4g}/{total:<4} {name:<{self._width}}  {text}   {self._left(done, total)}".rstrip()
         )
 
-    def _accuracy(self, entry: Entry) -> str:
-        if "accuracy" not in entry.metrics:
+    def _score_of(self, entry: Entry) -> str:
+        if self._score not in entry.metrics:
             return ""
-        spread = entry.metrics.get("accuracy_std")
-        return f"accuracy {entry.metrics['accuracy']:.4f}" + (
+        spread = entry.metrics.get(f"{self._score}_std")
+        return f"{self._title} {entry.metrics[self._score]:.4f}" + (
             f" ± {spread:.4f}" if spread is not None else ""
         )
 
@@ -108,8 +109,8 @@ class Progress:
     def _partial(self, entry: Entry, part: Rung | None) -> str:
         if part is None or part not in entry.rungs:
             return entry.reason
-        accuracy = sum(entry.rungs[part]) / len(entry.rungs[part])
-        return f"accuracy {accuracy:.4f} in part: {part.folds} fold(s), {part.epochs} epoch(s)"
+        score = sum(entry.rungs[part]) / len(entry.rungs[part])
+        return f"{self._title} {score:.4f} in part: {part.folds} fold(s), {part.epochs} epoch(s)"
 
     def _left(self, done: float, total: int) -> str:
         if self._started is None or done <= self._done_before or done >= total:

@@ -59,11 +59,13 @@ class Settings:
     store_patience_s: float
     force: bool
     dry_run: bool
+    score: str
+    """The metric that folds are judged by, not known before training: the key `score` of the configuration."""
 
     @classmethod
-    def of(cls, section: Mapping[str, Any]) -> Settings:
+    def of(cls, section: Mapping[str, Any], score: str) -> Settings:
         """From a resolved configuration. Raises ConfigError for a key or value that cannot work."""
-        known = {each.name for each in fields(cls)}
+        known = {each.name for each in fields(cls)} - {"score"}
         section = {key: value for key, value in section.items() if key != "job"}
         if unknown := sorted(set(section) - known):
             raise ConfigError(f"search has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
@@ -79,10 +81,10 @@ class Settings:
             require_one_of("search.objectives", name, OBJECTIVES)
         if section["tuner"] == "pareto":
             uncertain = [name for name in objectives if name not in COSTS]
-            if uncertain != ["accuracy"] or len(objectives) < 2:
+            if uncertain != [score] or len(objectives) < 2:
                 raise ConfigError(
-                    "search.tuner=pareto weighs accuracy against costs known before training: search.objectives "
-                    f"must hold accuracy and at least one of {', '.join(KNOWN_COSTS)}, not {', '.join(objectives)}"
+                    f"search.tuner=pareto weighs {score} against costs known before training: search.objectives "
+                    f"must hold {score} and at least one of {', '.join(KNOWN_COSTS)}, not {', '.join(objectives)}"
                 )
         for name, at_least in (("seed", 0), ("retries", 0), ("max_failures", 0)):
             require_whole(f"search.{name}", section[name], at_least=at_least)
@@ -97,7 +99,7 @@ class Settings:
         for name in ("force", "dry_run"):
             if not isinstance(section[name], bool):
                 raise ConfigError(f"search.{name} must be true or false, not {section[name]!r}")
-        return cls(**{**section, "limits": limits})
+        return cls(**{**section, "limits": limits}, score=score)
 
     def ladder(self, folds: int, epochs: int) -> list[Rung]:
         """The rungs that tuner=pareto climbs; the last is the full protocol of so many folds and epochs."""

@@ -142,12 +142,12 @@ def _cost_alone(config: dict[str, Any], hardware: Hardware) -> dict[str, Any]:
 
 def _cost(config: Mapping[str, Any], packages: list[Package]) -> dict[str, Any]:
     """Costs of the network that config["model"] describes for one image, or {"refused": why}."""
-    from dxc.config import build
+    from dxc.config import build, image_size
     from dxc.export import count_macs, count_params, export_onnx
     from dxc.hardware.costs import predict_all
     from dxc.hardware.predict import latency_metrics
 
-    size, in_channels = config["data"]["size"], config["model"]["in_channels"]
+    size, in_channels = image_size(config["data"]["size"]), config["model"]["in_channels"]
     try:
         model = build(config["model"])
         model.check_input_size(size)

@@ -47,7 +47,7 @@ STATUS = {
 
 @dataclass
 class Entry:
-    """One trial of the study. overrides: its axes, as on a command line. rungs: accuracies of each fold by rung."""
+    """One trial of the study. overrides: its axes, as on a command line. rungs: scores of each fold by rung."""
 
     trial: str
     run_id: str

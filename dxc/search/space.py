@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from dxc.config import design_hash, flatten, resolved, trial_hash
+from dxc.config import design_hash, flatten, image_size, resolved, trial_hash
 from dxc.errors import ConfigError
 
 Point = tuple[int, ...]
@@ -272,4 +272,4 @@ def _value(axis: Axis, position: int) -> Any:
 
 def network_hash(config: dict[str, Any]) -> str:
     """What the costs of a network depend on: the model and the size of its input."""
-    return trial_hash({"model": config["model"], "data": {"size": config["data"]["size"]}})
+    return trial_hash({"model": config["model"], "data": {"size": image_size(config["data"]["size"])}})

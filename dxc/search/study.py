@@ -87,8 +87,8 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
     catalogue = Catalogue(space, runner.compose, runner.is_group)
     base = catalogue.base
     require_folder_name("study", base["study"])
-    settings = Settings.of(base["search"])
-    progress = Progress(base["study"], settings.objectives)
+    settings = Settings.of(base["search"], base["score"])
+    progress = Progress(base["study"], settings.objectives, settings.score)
     costs = NetworkCosts(Hardware.of(base["hardware"]), Path(base["cache_dir"]))
     survey = Survey(space, catalogue, settings, costs)
     chips = prepare_chips(catalogue)
@@ -272,12 +272,12 @@ class Study:
             tuner.learn(proposal.point, value)
 
     def _value(self, entry: Entry) -> float | None:
-        if entry.state == STOPPED and self.settings.objective == "accuracy":
+        if entry.state == STOPPED and self.settings.objective == self.settings.score:
             return statistics.mean(_longest(entry.rungs))
         return entry.metrics.get(self.settings.objective) if entry.state == FINISHED else None
 
     def _medians(self) -> list[float]:
-        """For 1, 2, ... folds, the median accuracy of the trials so far after as many; [] without early_stop."""
+        """For 1, 2, ... folds, the median score of the trials so far after as many; [] without early_stop."""
         if self.settings.early_stop != "median":
             return []
         thresholds = []
@@ -326,15 +326,15 @@ class Study:
                 self.ledger.wait_for(busy[0])
 
     def _front_search(self) -> FrontSearch:
-        names = [name for name in self.settings.objectives if name != "accuracy"]
+        names = [name for name in self.settings.objectives if name != self.settings.score]
         identities = [self.survey.identity(trial) for trial in self.survey.feasible]
         known = [self.survey.known(identity) for identity in identities]
         if missing := [name for name in names if any(name not in costs for costs in known)]:
             raise SearchError(
                 f"search.tuner=pareto needs {', '.join(missing)} of every network, which hardware="
                 f"{self.survey.catalogue.base['hardware']['name']} does not give: "
-                f"{'; '.join(self.survey.costs.notes)}. Leave it out (search.objectives=[accuracy,onnx_mb]) or "
-                "choose another tuner"
+                f"{'; '.join(self.survey.costs.notes)}. Leave it out "
+                f"(search.objectives=[{self.settings.score},onnx_mb]) or choose another tuner"
             )
         flat = [flatten(canonical(identity.config)) for identity in identities]
         keys = {key for row in flat for key in row if len({str(other.get(key)) for other in flat}) > 1}
@@ -565,7 +565,7 @@ class Study:
         return [name for name in self.settings.objectives if all(name in e.metrics for e in finished)]
 
     def _front(self) -> dict[str, Entry]:
-        """The finished trials that no other dominates, best accuracy first."""
+        """The finished trials that no other dominates, best first in the first objective."""
         names = self._objectives()
         finished = [e for e in self.ledger.entries.values() if e.state == FINISHED]
         if not finished or not names:

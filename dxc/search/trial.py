@@ -37,7 +37,7 @@ def run_trial(cfg: DictConfig, folder: Path) -> str:
     """Train what `cfg` describes and record it in `folder`; returns the trial's state.
 
     cfg.search.job: trial, run_id, attempt, folds and epochs (the rung to climb; null for the full protocol), device (a
-    GPU's number or null), stop_below (for each number of folds, the accuracy under which it is not worth going on).
+    GPU's number or null), stop_below (for each number of folds, the score under which it is not worth going on).
     A trial that fails is recorded and does not raise. Raises TrackingError where the store or the disk cannot be used:
     that is no fault of the trial's.
     """
@@ -156,10 +156,10 @@ def _compute(cfg: DictConfig, record: Record, job: Mapping[str, Any]) -> dict[st
     epochs = cfg.trainer.max_epochs
     seen: list[float] = []
 
-    def after_fold(accuracies: list[float]) -> None:
-        seen[:] = accuracies
+    def after_fold(scores: list[float]) -> None:
+        seen[:] = scores
         limits = job.get("stop_below") or []
-        if len(accuracies) <= len(limits) and sum(accuracies) / len(accuracies) < limits[len(accuracies) - 1]:
+        if len(scores) <= len(limits) and sum(scores) / len(scores) < limits[len(scores) - 1]:
             raise StoppedEarlyError
 
     (record.folder / ARTIFACTS).mkdir(parents=True, exist_ok=True)
@@ -171,10 +171,10 @@ def _compute(cfg: DictConfig, record: Record, job: Mapping[str, Any]) -> dict[st
         return {
             "state": STOPPED,
             "early": True,
-            "reason": f"accuracy {sum(seen) / len(seen):.4f} after {len(seen)} fold(s) is below the median of "
+            "reason": f"{cfg.score} {sum(seen) / len(seen):.4f} after {len(seen)} fold(s) is below the median of "
             f"the trials before, {job['stop_below'][len(seen) - 1]:.4f}",
         }
-    rungs[Rung(len(result.fold_accuracies), epochs)] = list(result.fold_accuracies.values())
+    rungs[Rung(len(result.fold_scores), epochs)] = list(result.fold_scores.values())
     record.tag({"dxc.rungs": rungs_to(rungs), "dxc.notes": " | ".join(result.notes)})
     return {"state": FINISHED, "reason": ""}
 

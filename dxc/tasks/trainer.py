@@ -114,7 +114,17 @@ class _Watch(pl.Callback):
         self._since = 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._record(trainer, trainer.current_epoch)
         self._since = time.perf_counter()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._record(trainer, trainer.current_epoch)  # one more than the last
+
+    def _record(self, trainer: pl.Trainer, epoch: int) -> None:
+        """Metrics of an epoch that is over. At its own end the task has not logged the training loss yet: Lightning
+        asks callbacks first."""
+        for name, value in trainer.callback_metrics.items():
+            self.history.append((name, float(value), epoch))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -124,10 +134,6 @@ class _Watch(pl.Callback):
             if pl_module.device.type == "cuda":
                 torch.cuda.synchronize(pl_module.device)
             self.train_seconds += time.perf_counter() - self._since
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for name, value in trainer.callback_metrics.items():
-            self.history.append((name, float(value), trainer.current_epoch + 1))
 
 
 class _FoldProgress(pl.Callback):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import multiprocessing
 import os
 from pathlib import Path
@@ -13,7 +15,7 @@ import rasterio
 
 from dxc.data import cache as cache_module
 from dxc.data.bands import stack_channels
-from dxc.data.cache import ChipCache, Recipe, open_cache
+from dxc.data.cache import ChipCache, Recipe, _cache_key, open_cache
 from dxc.errors import BadChipsError, ConfigError, DataError
 from tests.conftest import ChipMaker, write_tif
 
@@ -98,6 +100,28 @@ def test_changed_added_and_removed_chips_make_a_new_cache(make_chips: ChipMaker)
 def test_data_hash_is_the_same_for_a_copy_elsewhere(make_chips: ChipMaker, tmp_path: Path) -> None:
     a, b = make_chips(root=tmp_path / "a"), make_chips(root=tmp_path / "b")
     assert _open(a, cache_dir=tmp_path / "ca").data_hash == _open(b, cache_dir=tmp_path / "cb").data_hash
+
+
+def test_caches_from_before_there_were_boxes_are_found(make_chips: ChipMaker) -> None:
+    """Folder name and hash as they were defined when the first caches were built: these still stand on disks."""
+    assert _cache_key("f" * 32, SEVEN) == "0044399055ae3bbc"
+    assert _cache_key("f" * 32, Recipe(("dem", "nir"))) == "45a7d37e504d6cdc"
+    root = make_chips(per_class=2)
+    files = sorted(root.rglob("*.tif"))
+    stats = [(path.relative_to(root), path.stat()) for path in files]
+    stamps = [f"{p} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}" for p, s in stats]
+    fingerprint = hashlib.blake2b("\n".join(stamps).encode(), digest_size=16).hexdigest()
+    content = []
+    for klass, number in ("F0", "F1", "T0", "T1"):
+        name = f"NE_{klass}_00{number}"
+        paths = [root / "NE" / f"NE{kind}" / klass / f"{name}.tif" for kind in ("DEM", "Aer")]
+        digests = [hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() for path in paths]
+        content.append(["NE", name, int(klass == "T"), *digests])
+    cache = _open(root)
+    assert cache.folder.name == f"chips-{_cache_key(fingerprint, FIVE)}"
+    assert cache.data_hash == hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+    assert set(json.loads((cache.folder / "cache.json").read_text())) == {"chips", "excluded", "data_hash"}
+    assert {path.name for path in cache.folder.iterdir()} == {"cache.json", "images.npy"}
 
 
 def _build_in_process(root: Path, queue: multiprocessing.Queue) -> None:
@@ -261,6 +285,7 @@ def test_cache_folder_that_cannot_be_written(make_chips: ChipMaker, tmp_path: Pa
         ({"normalise": "minmax"}, "data.normalise: unknown 'minmax'; there are per_chip"),
         ({"repair": "zero"}, "data.repair: unknown 'zero'"),
         ({"size": 0}, "data.size must be"),
+        ({"size": "large"}, "data.size must be a number of pixels or any, not 'large'"),
         ({"photo_bands": ("red", "swir")}, "source.photo_bands: unknown band 'swir'"),
     ],
 )

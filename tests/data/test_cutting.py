@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +22,9 @@ from rasterio.transform import from_origin
 from rasterio.warp import transform
 
 from dxc.data import cutter as cutter_module
+from dxc.data import voc
 from dxc.data.cutting import CutReport, cut_region
+from dxc.data.voc import read_voc
 from dxc.errors import ConfigError, DataError
 
 CRS = "EPSG:26915"
@@ -49,9 +53,9 @@ def write_raster(
     return path
 
 
-def write_points(path: Path, xy: Sequence[Any], crs: str | None = CRS) -> Path:
+def write_points(path: Path, xy: Sequence[Any], crs: str | None = CRS, **columns: Any) -> Path:
     points = [shapely.Point(*p) if p is not None else None for p in xy]
-    gpd.GeoDataFrame(geometry=points, crs=crs).to_file(path)
+    gpd.GeoDataFrame(columns, geometry=points, crs=crs).to_file(path)
     return path
 
 
@@ -355,6 +359,206 @@ def test_near_share_of_the_negatives_lies_on_the_lines(job: dict[str, Any], tmp_
         assert line is None or line.distance(place) < 1.5  # the centre pixel's diagonal
 
 
+# ---------------------------------------------------------------------------------------------- boxes
+
+
+def boxes_of(report: CutReport, size: int = SIZE) -> dict[str, list[list[float]]]:
+    folder = report.folder / f"{report.region}Aer"
+    found = {
+        path.stem: read_voc(path, width=size, height=size).boxes.tolist() for path in folder.rglob("*.xml")
+    }
+    return dict(sorted(found.items()))
+
+
+def test_boxes_of_one_edge_are_centred_on_the_points(job: dict[str, Any]) -> None:
+    """Point 1 is 10.3 m right of its chip's left edge and 10.6 m below its upper one: 7.3..13.3 and 7.6..13.6 m."""
+    report = cut_region(**job, boxes=6)
+    assert boxes_of(report) == {
+        "NE_T_00001": [[7, 7, 14, 14]],
+        "NE_T_00002": [[7, 7, 14, 14]],  # 10.9, 10.1
+        "NE_T_00003": [[7, 7, 13, 13]],  # 10.0, 10.0
+    }
+    assert report.boxes == 3
+    assert (
+        f"boxes: 3, in an XML file beside each photo in {report.folder / 'NEAer' / 'T'}" in report.describe()
+    )
+
+
+def test_boxes_only_add_annotations(job: dict[str, Any], tmp_path: Path) -> None:
+    without = cut_region(**job)
+    assert without.boxes is None
+    assert "boxes:" not in without.describe()
+    both = contents(cut_region(**(job | {"out": tmp_path / "b"}), boxes=6).folder)
+    added = {f"NEAer/T/NE_T_0000{i}.xml" for i in (1, 2, 3)}
+    assert {name: content for name, content in both.items() if name not in added} == contents(without.folder)
+    assert added < set(both)
+
+
+def test_a_tile_holds_the_boxes_of_all_its_crossings(job: dict[str, Any]) -> None:
+    """Two crossings are painted as white rectangles: the boxes have to be where the white pixels are."""
+    photo = np.minimum(aerial(600), 200)
+    crossings = {(250.0, 300.0): (30.0, 12.0), (371.0, 330.0): (16.0, 24.0)}
+    for (x, y), (width, height) in crossings.items():
+        rows, cols = (
+            slice(int(y - height / 2), int(y + height / 2)),
+            slice(int(x - width / 2), int(x + width / 2)),
+        )
+        photo[:, rows, cols] = 255
+    write_raster(job["dem"], terrain(600))
+    write_raster(job["photo"], photo)
+    widths, heights = zip(*crossings.values(), strict=True)
+    xy = [(LEFT + x, TOP - y) for x, y in crossings]
+    write_points(job["crossings"], xy, width_m=widths, height_m=heights)
+    report = cut_region(
+        **(job | {"size_m": 256, "jitter_m": 40, "min_distance_m": 0}), boxes=["width_m", "height_m"]
+    )
+    found = boxes_of(report, 256)
+    assert (list(found), report.boxes) == (["NE_T_00001", "NE_T_00002"], 4)
+    for name, boxes in found.items():
+        with rasterio.open(chips(report, "Aer", "T")[name]) as chip:
+            white = chip.read(1) == 255
+        assert len(boxes) == 2
+        for xmin, ymin, xmax, ymax in np.array(boxes, int):
+            assert white[ymin:ymax, xmin:xmax].all()
+            white[ymin:ymax, xmin:xmax] = False
+        assert not white.any()
+    for path in chips(report, "Aer", "F").values():
+        with rasterio.open(path) as chip:
+            assert chip.read(1).max() <= 200
+
+
+def test_a_neighbour_is_in_the_chip_with_its_point_or_a_quarter_of_its_box(job: dict[str, Any]) -> None:
+    """The chip of the first reaches from x 90 to 110; boxes are 10 m wide."""
+    for x, expected in (
+        (109.5, [[5, 5, 15, 15], [14, 5, 20, 15]]),  # the point is in it
+        (112.5, [[5, 5, 15, 15], [17, 5, 20, 15]]),  # 2.5 m of 10: a quarter
+        (112.6, [[5, 5, 15, 15]]),
+    ):
+        write_points(job["crossings"], [(LEFT + 100, TOP - 100), (LEFT + x, TOP - 100)])
+        assert boxes_of(cut_region(**job, boxes=10, overwrite=True))["NE_T_00001"] == expected
+
+
+def test_a_shifted_crossing_stays_in_its_chip_with_its_box(job: dict[str, Any]) -> None:
+    xy = [(LEFT + 40.4 + 30 * i, TOP - 40.7 - 60 * j) for i in range(10) for j in range(3)]
+    write_points(job["crossings"], xy)
+    report = cut_region(**(job | {"jitter_m": 9.9, "min_distance_m": 20}), boxes=8)
+    found = list(boxes_of(report).values())
+    assert [len(boxes) for boxes in found] == [1] * 30
+    for (x, y), path, ((xmin, ymin, xmax, ymax),) in zip(
+        xy, chips(report, "Aer", "T").values(), found, strict=True
+    ):
+        with rasterio.open(path) as chip:
+            col, row = ~chip.transform @ (x, y)
+        assert (xmin, ymin) == (max(0, np.floor(col - 4)), max(0, np.floor(row - 4)))
+        assert (xmax, ymax) == (min(SIZE, np.ceil(col + 4)), min(SIZE, np.ceil(row + 4)))
+    assert sum(SIZE in box or 0 in box for (box,) in found) > 5  # some are clipped
+
+
+def test_boxes_are_in_metres_of_the_chips_crs(job: dict[str, Any], tmp_path: Path) -> None:
+    lons, lats = transform(CRS, "EPSG:4326", *zip(*POINTS, strict=True))
+    path = write_points(
+        tmp_path / "points.geojson", list(zip(lons, lats, strict=True)), "EPSG:4326", edge=["6", "6", "6"]
+    )  # numbers written as text
+    report = cut_region(**(job | {"crossings": path}), boxes="edge")
+    assert boxes_of(report)["NE_T_00000"] == [[7, 7, 14, 14]]
+
+
+def test_negatives_show_no_part_of_a_box(job: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    xy = [(LEFT + 30 + 36 * i, TOP - 30 - 40 * j) for i in range(10) for j in range(9)]
+    write_points(job["crossings"], xy, edge=[4.0, 14.0, 9.0] * 30)
+    report = cut_region(**(job | {"min_distance_m": 1.0}), boxes="edge")
+    assert report.negatives == 90
+    away = np.abs(centres(report, "F")[:, None] - np.array(xy)[None]).max(axis=2)
+    assert (away >= SIZE / 2 + np.tile([2.0, 7.0, 4.5], 30)).all()
+    # (sqrt(2) x 20 + sqrt(2) x 14) / 2 = 24.04
+    assert "chip and the largest box (24 m): a chip without a crossing shows no box" in caplog.text
+    caplog.clear()
+    cut_region(**(job | {"min_distance_m": 24.1, "max_positives": 5}), boxes="edge", overwrite=True)
+    assert "largest box" not in caplog.text
+
+
+def test_crossings_without_a_size_are_left_out(job: dict[str, Any]) -> None:
+    beside = [(x + 8, y) for x, y in POINTS[:1]]
+    write_points(
+        job["crossings"], [*POINTS, *beside, (LEFT + 50, TOP - 300), (LEFT + 70, TOP - 350)],
+        w=[9.0, 0.0, -3.0, None, float("inf"), 9.0], h=["9", "9", "9", "9", "9", "wide"], kept=[5] * 6,
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"6 geometries|no crossing lies where") as error:
+        cut_region(**job, boxes=["w", "h"])
+    assert "5 no positive number in w or h" in str(error.value)
+    write_points(job["crossings"], [*POINTS, *beside], w=[9.0, 0.0, 3.0, None])
+    report = cut_region(**job, boxes="w")
+    assert reasons(report) == {
+        1: "its chip also shows a crossing without a size: point 4",
+        2: "no positive number in w",
+        4: "no positive number in w",
+    }
+    assert list(boxes_of(report)) == ["NE_T_00003"]
+    assert table(report, "left_out.csv")[1]["reason"] == "no positive number in w"
+
+
+def test_points_in_one_pixel_give_one_box(job: dict[str, Any]) -> None:
+    write_points(job["crossings"], [(LEFT + 100.2, TOP - 100.2), (LEFT + 100.7, TOP - 100.9)], w=[6.0, 9.0])
+    report = cut_region(**job, boxes="w")
+    assert boxes_of(report) == {"NE_T_00001": [[7, 7, 14, 14]]}  # 10.2 +- 3
+    write_points(job["crossings"], [(LEFT + 100.2, TOP - 100.2), (LEFT + 100.7, TOP - 100.9)], w=[None, 6.0])
+    assert boxes_of(cut_region(**job, boxes="w", overwrite=True)) == {"NE_T_00002": [[7, 7, 14, 14]]}
+
+
+def test_boxes_larger_than_a_chip_are_warned_of(
+    job: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    write_points(job["crossings"], POINTS, w=[6.0, 21.0, 60.0])
+    assert boxes_of(cut_region(**job, boxes="w"))["NE_T_00003"] == [[0, 0, SIZE, SIZE]]
+    assert "2 of 3 boxes are larger than a chip of 20 m" in caplog.text
+
+
+def test_an_interrupted_cut_with_boxes_goes_on_to_the_same_result(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = cut_region(**(job | {"out": tmp_path / "whole"}), boxes=6)
+    write = voc.write_atomically
+
+    def dies_at_the_second(path: Path, content: str) -> None:
+        if path.stem == "NE_T_00002":
+            raise KeyboardInterrupt
+        write(path, content)
+
+    monkeypatch.setattr(voc, "write_atomically", dies_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        cut_region(**job, boxes=6, workers=1)
+    monkeypatch.undo()
+    (partial,) = job["out"].iterdir()
+    assert (partial / "NEAer" / "T" / "NE_T_00002.tif").exists()  # the photo is there, the annotation is not
+    assert not (partial / "NEAer" / "T" / "NE_T_00002.xml").exists()
+    report = cut_region(**job, boxes=6, workers=1)
+    assert contents(report.folder) == contents(whole.folder)
+    assert [p.name for p in job["out"].iterdir()] == ["NE"]
+
+
+def test_boxes_are_part_of_an_interrupted_cuts_name_only_where_wanted(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Any, __: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cutter_module.Cutter, "cut", interrupted)
+    write_points(job["crossings"], POINTS, w=[6.0] * 3)
+    names = []
+    for boxes in (None, 6, "w"):
+        with pytest.raises(KeyboardInterrupt):
+            cut_region(**job, boxes=boxes)
+        names.append({path.name for path in job["out"].iterdir()}.difference(names).pop())
+    record = {
+        "version": 1, "region": "NE", "size_m": SIZE, "jitter_m": 0.0, "min_distance_m": 60,
+        "near_share": 0.5, "crs": None, "photo_bands": list(RGBN), "seed": 0, "max_positives": None,
+    }  # fmt: skip
+    stats = [(path, path.stat()) for path in (job["dem"], job["photo"], job["crossings"])]
+    record["files"] = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]
+    assert names[0] == f".NE.partial-{digest}"
+
+
 # ------------------------------------------------------------------------------------------- left out
 
 
@@ -622,6 +826,21 @@ BAD_INPUT = {
     "nothing but nodata": (
         rewrite("dem", np.full((400, 400), -9999, np.float32)), "no chip .*3 DEM without data",
     ),
+    "boxes without a column": (
+        lambda job: job.update(boxes="edge"), r"crossings .*has no column edge; it has no columns\.",
+    ),
+    "boxes of another column": (
+        lambda job: (write_points(job["crossings"], POINTS, w=[1.0] * 3, kind=["a"] * 3), job.update(boxes=["w", "h"])),
+        r"crossings .*has no column h; it has w, kind\.",
+    ),
+    "boxes of words": (
+        lambda job: (write_points(job["crossings"], POINTS, kind=["a"] * 3), job.update(boxes="kind")),
+        "holds no positive number in kind",
+    ),
+    "boxes of truth values": (
+        lambda job: (write_points(job["crossings"], POINTS, seen=[True] * 3), job.update(boxes="seen")),
+        "holds no positive number in seen",
+    ),
     "near is missing": (lambda job: job.update(near=[Path("none.gpkg")]), r"near none\.gpkg: no such file"),
     "near are points": (shapes(shapely.Point(LEFT, TOP), key="near"), "other geometries than lines"),
     "near is elsewhere": (shapes(FAR_LINE, key="near"), "no line lies where both rasters are"),
@@ -676,6 +895,14 @@ def test_bad_input_is_explained_and_leaves_nothing(job: dict[str, Any], change: 
         ({"crs": "utm 15"}, "not a known CRS"),
         ({"photo_bands": ["red", "green", "blue", "infrared"]}, "out of red, green, blue, nir"),
         ({"photo_bands": ["red", "red", "blue", "nir"]}, "once"),
+        ({"boxes": 0}, "boxes=0 cannot work: .* at most size_m=20"),
+        ({"boxes": -4.5}, "boxes=-4.5 cannot work"),
+        ({"boxes": 20.5}, "boxes=20.5 cannot work"),
+        ({"boxes": float("nan")}, "boxes=nan cannot work"),
+        ({"boxes": True}, "boxes=True cannot work"),
+        ({"boxes": []}, r"boxes=\[\] cannot work"),
+        ({"boxes": ["w", "h", "d"]}, r"boxes=\[w,h,d\] cannot work"),
+        ({"boxes": {"w": 1}}, "boxes=.* cannot work"),
     ],
 )
 def test_bad_arguments_are_explained(job: dict[str, Any], values: dict[str, Any], message: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
 
-from dxc.data.datamodule import ChipDataModule, FolderSource
+from dxc.data.datamodule import ChipDataModule, FolderSource, SameSizeBatches
 from dxc.errors import ConfigError
 from tests.conftest import ChipMaker
 
@@ -53,6 +55,53 @@ def test_shuffling_follows_the_seed(make_chips: ChipMaker) -> None:
     assert _order(datamodule, 7) == _order(datamodule, 7)
     assert _order(datamodule, 7) != _order(datamodule, 8)
     assert _order(datamodule, 7) != sorted(_order(datamodule, 7))
+
+
+SIZES = np.array([[20, 20], [16, 40], [40, 16], [20, 20], [16, 40], [20, 20], [20, 20]])
+
+
+def test_sizes_in_turn_where_nothing_is_shuffled() -> None:
+    batches = SameSizeBatches(SIZES, 3, shuffle=False)
+    assert list(batches) == list(batches) == [[1, 4], [0, 3, 5], [6], [2]]
+    assert len(batches) == 4
+
+
+def test_same_size_batches_follow_seed_and_epoch() -> None:
+    sizes = np.repeat([[20, 20], [16, 40], [40, 16]], [40, 33, 7], axis=0)
+
+    def epochs(seed: int) -> list[list[list[int]]]:
+        batches = SameSizeBatches(sizes, 8, shuffle=True, seed=seed)
+        return [list(batches) for _ in range(3)]
+
+    for epoch in epochs(1):
+        assert sorted(chain(*epoch)) == list(range(80))
+        assert all(len(np.unique(sizes[batch], axis=0)) == 1 for batch in epoch)
+        assert sorted(map(len, epoch)) == [1, 7, *[8] * 9]
+        assert len(epoch) == len(SameSizeBatches(sizes, 8, shuffle=True)) == 11
+    assert epochs(1) == epochs(1)
+    flat = [tuple(chain(*epoch)) for epoch in epochs(1) + epochs(2)]
+    assert len(set(flat)) == 6
+    first, second = epochs(1)[:2]
+    assert [len(batch) for batch in first] != [len(batch) for batch in second]  # between sizes too
+    assert {frozenset(batch) for batch in first} != {frozenset(batch) for batch in second}  # and within
+    resumed = SameSizeBatches(sizes, 8, shuffle=True, seed=1)
+    resumed.set_epoch(2)  # what a trainer does
+    assert list(resumed) == epochs(1)[2]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_devices_share_sizes_evenly(shuffle: bool) -> None:
+    shares = [
+        SameSizeBatches(SIZES, 2, shuffle=shuffle, seed=3, devices=3, device=device) for device in range(3)
+    ]
+    steps = list(zip(*shares, strict=True))  # as many batches on each
+    assert len(steps) == len(shares[0]) == 3
+    for step in steps:
+        assert (
+            len({len(batch) for batch in step}) == 1
+        )  # as many chips, so that their outputs can be gathered
+        assert len(np.unique(SIZES[np.concatenate(step)], axis=0)) == 1  # of one size
+    assert {position for step in steps for batch in step for position in batch} == set(range(7))
 
 
 def test_bad_batch_size(make_chips: ChipMaker) -> None:

@@ -90,6 +90,45 @@ def test_files_that_make_no_chip_are_listed(tmp_path: Path) -> None:
     assert reasons["moved"] == ["in class T, its photo in F"]
 
 
+def test_annotations_belong_to_photos(tmp_path: Path) -> None:
+    _touch(
+        tmp_path,
+        *(
+            f"NE/{kind}/{chip}.tif"
+            for kind in ("dem", "photo")
+            for chip in ("F/plain", "F/said", "T/boxed", "T/lower.case", "T/bare", "T/moved", "T/twice")
+        ),
+        "NE/photo/T/half.tif",
+        *("NE/photo/F/said.xml", "NE/photo/T/boxed.xml", "NE/photo/T/lower.case.XML", "NE/photo/T/half.xml"),
+        *("NE/photo/F/moved.xml", "NE/photo/T/twice.xml", "NE/photo/F/twice.xml", "NE/photo/T/stray.xml"),
+        *(
+            "NE/photo/T/bare.tif.aux.xml",
+            "NE/photo/T/bare.tif.xml",
+            "NE/photo/T/._bare.xml",
+            "NE/dem/T/bare.xml",
+        ),
+    )
+    plain = scan(tmp_path)
+    assert all(chip.annotation is None for chip in plain.chips)
+    assert len(plain.chips) == 7
+    manifest = scan(tmp_path, boxes=True)
+    photos = tmp_path / "NE/photo"
+    assert {chip.name: chip.annotation for chip in manifest.chips} == {
+        "plain": None,
+        "said": photos / "F/said.xml",
+        "boxed": photos / "T/boxed.xml",
+        "lower.case": photos / "T/lower.case.XML",
+    }
+    assert sorted((str(chip.path.relative_to(photos)), chip.reason) for chip in manifest.bad) == [
+        ("F/moved.xml", "in class F, its photo in T"),
+        ("F/twice.xml", "the name twice is annotated 2 times in region NE"),
+        ("T/bare.tif", "crossing without boxes: bare.xml is missing beside it"),
+        ("T/half.tif", "photo chip without an elevation chip of the same name"),
+        ("T/stray.xml", "annotation without a photo of the same name"),
+        ("T/twice.xml", "the name twice is annotated 2 times in region NE"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("paths", "says"),
     [
@@ -127,3 +166,9 @@ def test_fingerprint_changes_with_every_kind_of_change(tmp_path: Path) -> None:
     shutil.move(root / "NE/photo/T/3.tif", root / "NE/photo/T/4.tif")
     seen.append(scan(root).fingerprint)
     assert len(set(seen)) == len(seen)
+
+    _touch(root, "NE/photo/T/1.xml")
+    assert scan(root).fingerprint == seen[-1]  # annotations count where they are wanted
+    boxed = scan(root, boxes=True).fingerprint
+    _touch(root, "NE/photo/T/2.xml")
+    assert len({seen[-1], boxed, scan(root, boxes=True).fingerprint}) == 3

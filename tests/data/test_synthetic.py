@@ -12,9 +12,19 @@ import pytest
 import rasterio
 
 from dxc.data import synthetic
-from dxc.data.landscape import EDGE_M, SPACING_M, find_streams, fractal_terrain, resample, smooth
-from dxc.data.scenery import Region, reaches, simulate_region
+from dxc.data.landscape import (
+    EDGE_M,
+    SPACING_M,
+    Crossing,
+    Line,
+    find_streams,
+    fractal_terrain,
+    resample,
+    smooth,
+)
+from dxc.data.scenery import Region, build_headwalls, reaches, simulate_region, structure_box_m
 from dxc.data.synthetic import REGIONS, RegionFiles, SyntheticSource, make_region, region_files
+from dxc.data.voc import read_voc
 from dxc.errors import ConfigError, DataError
 
 CROSSINGS = 6
@@ -173,8 +183,17 @@ def test_second_prepare_is_instant(source: SyntheticSource, monkeypatch: pytest.
 def test_what_shapes_the_chips_names_the_folder() -> None:
     base = SyntheticSource().folder
     assert SyntheticSource(jobs=3, on_bad_chip="skip").folder == base
-    for other in ({"chips": 8}, {"seed": 1}, {"near_share": 0.5}, {"jitter_m": 0.0}):
+    for other in (
+        {"chips": 8}, {"seed": 1}, {"near_share": 0.5}, {"jitter_m": 0.0}, {"boxes": True}, {"size_m": 101},
+    ):  # fmt: skip
         assert SyntheticSource(**other).folder != base  # type: ignore[arg-type]
+
+
+def test_caches_from_before_boxes_and_sizes_are_found() -> None:
+    """The names that these chips had then; new where GENERATOR_VERSION or a region changed since."""
+    assert SyntheticSource(cache_dir="c").folder == Path("c/synthetic-b1518799c8bc")
+    assert SyntheticSource(cache_dir="c", boxes=False, size_m=100).folder == Path("c/synthetic-b1518799c8bc")
+    assert SyntheticSource(chips=32, seed=5).folder.name == "synthetic-ab19babdd122"
 
 
 def test_killed_build_leaves_nothing_that_looks_ready(
@@ -199,7 +218,13 @@ def test_killed_build_leaves_nothing_that_looks_ready(
         ({"jobs": 0}, "jobs"),
         ({"on_bad_chip": "ignore"}, "raise or skip"),
         ({"near_share": 1.1}, "between 0 and 1"),
-        ({"jitter_m": 60.0}, "jitter_m"),
+        ({"jitter_m": 50.0}, "jitter_m=50.0: needs 0 or more and less than half of source.size_m=100"),
+        ({"jitter_m": 16.0, "size_m": 32}, "less than half of source.size_m=32"),
+        ({"jitter_m": -1.0}, "jitter_m"),
+        ({"size_m": 15}, "size_m must be a whole number of at least 16"),
+        ({"size_m": 100.5}, "size_m must be a whole number"),
+        ({"size_m": 401}, "16 to 400"),
+        ({"boxes": "yes"}, "boxes=yes: true or false"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, object], message: str) -> None:
@@ -243,6 +268,121 @@ def test_reaches_make_up_the_share_asked_for(share: float) -> None:
     marks = reaches(100_000, share, np.random.default_rng(0))
     assert marks.mean() == pytest.approx(share, abs=0.05)
     assert np.count_nonzero(np.diff(marks)) < 5_000  # stretches, not single vertices
+
+
+# ---------------------------------------------------------------- boxes
+
+
+def crossing(along: tuple[float, float], wall_half_m: float) -> Crossing:
+    """A road 8 m wide and a stream at right angles to it."""
+    down = np.array([along[1], -along[0]])
+    return Crossing(0.0, 0.0, down, np.array(along), 0, road_half_m=4.0, wall_half_m=wall_half_m)
+
+
+def stream(half_m: float) -> list[Line]:
+    return [Line(np.array([[0.0, 0.0], [2.0, 0.0]]), np.zeros(2), np.full(2, half_m), "stream")]
+
+
+@pytest.mark.parametrize(
+    ("along", "wall_half_m", "width", "height"),
+    [
+        # from the middle across the road: 4 of road, 1.4 + 1.5 of wall, 1 of margin; along it: 5 of wall, 1 of margin
+        ((0.0, 1.0), 5.0, 15.8, 12.0),
+        ((-1.0, 0.0), 5.0, 12.0, 15.8),
+        # at 45 degrees: (5.4 + 5 + 1.5) / sqrt(2) + 1 either way
+        ((0.5**0.5, 0.5**0.5), 5.0, 2 * (11.9 * 0.5**0.5 + 1), 2 * (11.9 * 0.5**0.5 + 1)),
+        # without walls: half a channel of 1.5 m, 1 of bank, 1 of margin; not less than 8 m
+        ((0.0, 1.0), 0.0, 15.8, 8.0),
+    ],
+)
+def test_a_box_holds_road_and_headwalls(
+    along: tuple[float, float], wall_half_m: float, width: float, height: float
+) -> None:
+    found = structure_box_m(crossing(along, wall_half_m), stream(1.5))
+    assert found == pytest.approx((width, height))
+
+
+def test_boxes_hold_the_walls_that_are_painted_and_little_else(region: Region) -> None:
+    """The walls are painted anew, on black: where there is light, there is a wall."""
+    photo = np.zeros((4, *region.dem.shape), np.float32)
+    points = [replace(c, wall_half_m=0.0) for c in region.crossings]
+    build_headwalls(photo, points, np.random.default_rng(0))
+    walled = 0
+    for c in points:
+        width, height = structure_box_m(c, region.streams)
+        rows, cols = np.nonzero(photo[0, int(c.y) - 40 : int(c.y) + 40, int(c.x) - 40 : int(c.x) + 40])
+        assert (len(rows) > 0) == (c.wall_half_m > 0)
+        if len(rows):
+            walled += 1
+            x, y = cols + int(c.x) - 40 - c.x, rows + int(c.y) - 40 - c.y  # of the pixels' upper left corners
+            for low, high, edge in ((x.min(), x.max() + 1, width), (y.min(), y.max() + 1, height)):
+                assert -edge / 2 <= low
+                assert high <= edge / 2
+                assert edge - (high - low) < 6  # two margins, two pixels, and the longer of the walls
+    assert walled >= 3
+
+
+@pytest.fixture(scope="module")
+def boxed(source: SyntheticSource) -> SyntheticSource:
+    """The same chips with boxes, built already."""
+    boxed = SyntheticSource(
+        chips=32, seed=5, cache_dir=str(source.cache_dir), jobs=1, boxes=True, jitter_m=35.0
+    )
+    boxed.prepare()
+    return boxed
+
+
+def test_boxes_sit_on_the_crossings(boxed: SyntheticSource) -> None:
+    root = boxed.prepare()
+    assert not list(root.glob("*/*/F/*.xml"))
+    offsets = []
+    for spec in REGIONS:
+        points = geopandas.read_file(region_files(root.parent / "regions" / spec.name).crossings)
+        photos = sorted((root / spec.name / f"{spec.name}Aer" / "T").glob("*.tif"))
+        for path, point in zip(photos, points.itertuples(), strict=True):
+            with rasterio.open(path) as chip:
+                col, row = ~chip.transform @ (point.geometry.x, point.geometry.y)
+            ((xmin, ymin, xmax, ymax),) = read_voc(path.with_suffix(".xml"), width=100, height=100).boxes
+            assert (xmin, ymin) == (np.floor(col - point.width_m / 2), np.floor(row - point.height_m / 2))
+            assert (xmax, ymax) == (np.ceil(col + point.width_m / 2), np.ceil(row + point.height_m / 2))
+            assert 8 <= min(xmax - xmin, ymax - ymin) <= max(xmax - xmin, ymax - ymin) < 27
+            offsets.append((col // 1 - 50, row // 1 - 50))
+    assert 20 < np.abs(offsets).max() <= 35
+    assert len(set(offsets)) == 16  # not the same shifts in every region
+
+
+def test_boxes_change_no_landscape(source: SyntheticSource, boxed: SyntheticSource) -> None:
+    for spec in REGIONS:
+        a, b = (region_files(s.prepare().parent / "regions" / spec.name) for s in (source, boxed))
+        assert a.dem.read_bytes() == b.dem.read_bytes()
+        assert a.photo.read_bytes() == b.photo.read_bytes()
+        assert list(geopandas.read_file(a.crossings).columns) == ["kind", "geometry"]
+        assert list(geopandas.read_file(b.crossings).columns) == ["kind", "width_m", "height_m", "geometry"]
+
+
+def test_large_tiles_show_several_crossings_each_with_its_box(tmp_path: Path) -> None:
+    synthetic._make_and_cut(REGIONS[0], tmp_path, 10, 0, 0.9, 80.0, 256, True)
+    files = region_files(tmp_path / "regions" / "NE")
+    points = geopandas.read_file(files.crossings)
+    at = np.column_stack([points.geometry.x, points.geometry.y])
+    edges = points[["width_m", "height_m"]].to_numpy()
+    counts = []
+    for path in sorted((tmp_path / "chips" / "NE").glob("NEAer/?/*.tif")):
+        with rasterio.open(path) as chip:
+            assert chip.shape == (256, 256)
+            centre = np.column_stack(~chip.transform @ at.T)
+        inside = ((centre >= 0) & (centre < 256)).all(axis=1)
+        if path.parent.name == "F":
+            touched = ((centre > -edges / 2) & (centre < 256 + edges / 2)).all(axis=1)
+            assert not touched.any()
+            continue
+        boxes = read_voc(path.with_suffix(".xml"), width=256, height=256).boxes
+        for x, y in centre[inside]:
+            assert ((boxes[:, :2] <= (x, y)) & (boxes[:, 2:] >= (x, y))).all(axis=1).sum() == 1
+        assert len(boxes) >= inside.sum()  # and maybe one whose crossing lies just outside
+        counts.append(int(inside.sum()))
+    assert len(counts) == 10
+    assert max(counts) > 1
 
 
 @pytest.mark.slow

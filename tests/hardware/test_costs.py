@@ -48,7 +48,8 @@ def test_everything_of_one_file(network: Path, tmp_path: Path) -> None:
     out = tmp_path / "costs"
     found = cost(network, hardware(tmp_path, batches=(1, 2), limits={"onnx_mb": 100}), out)
     expected = {"latency_ms", "latency_ms/ort_cpu_xeon", "uncovered_macs_share", "measured_latency_ms"}
-    assert set(found.metrics) == expected | {"measured_latency_p95_ms", "peak_memory_mb"}
+    expected |= {"measured_latency_p95_ms", "peak_memory_mb", "efficiency_ms", "optimum_batch"}
+    assert set(found.metrics) == expected | {"efficiency_ms/batch1", "efficiency_ms/batch2"}
     assert found.metrics["uncovered_macs_share"] == 0.0
     for name in found.metrics:
         objective(name)  # each is declared

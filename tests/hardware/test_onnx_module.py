@@ -12,22 +12,27 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from dxc.errors import HardwareError
+from dxc.export import export_any_size, export_onnx
 from dxc.hardware.onnx_module import OPERATORS, OnnxModule
+from dxc.hardware.profile import profile_network
 from dxc.hardware.sketches import FAMILIES, build, draw
+from dxc.models.sppnet import SppNet
 from tests.hardware.networks import exported_resnet, one_operator
 
 
-def both(path: Path, *shape: int) -> tuple[np.ndarray, np.ndarray]:
+def both(path: Path, *shape: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(ours, ONNX Runtime's) for each output of a file."""
     image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     with torch.inference_mode():
-        ours = OnnxModule(path).eval()(torch.from_numpy(image)).numpy()
-    return ours, session.run(None, {"image": image})[0]
+        answer = OnnxModule(path).eval()(torch.from_numpy(image))
+    ours = answer if isinstance(answer, tuple) else (answer,)
+    return [(a.numpy(), b) for a, b in zip(ours, session.run(None, {"image": image}), strict=True)]
 
 
 @pytest.mark.parametrize("pool", ["none", "max"])
 def test_exported_resnets(pool: str, tmp_path: Path) -> None:
-    ours, theirs = both(exported_resnet(tmp_path / "m.onnx", pool=pool), 3, 5, 32, 32)
+    ((ours, theirs),) = both(exported_resnet(tmp_path / "m.onnx", pool=pool), 3, 5, 32, 32)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -36,8 +41,25 @@ def test_sketches(family: str, tmp_path: Path) -> None:
     model = build(draw(family, np.random.default_rng(3)))
     onnx.save(model, tmp_path / "m.onnx")
     dims = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
-    ours, theirs = both(tmp_path / "m.onnx", *dims)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+    for ours, theirs in both(tmp_path / "m.onnx", *dims):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("level", [4, 5])
+def test_exported_sppnets(level: int, tmp_path: Path) -> None:
+    """Both outputs, of the file of one size and of the one for all sizes."""
+    torch.manual_seed(0)
+    model = SppNet(3, level=level, features=16)
+    fixed = export_onnx(model, tmp_path / "fixed.onnx", in_channels=3, size=(37, 53), check=False).path
+    dynamic = export_any_size(model, tmp_path / "any.onnx", in_channels=3).path
+    for path, shape in ((fixed, (2, 3, 37, 53)), (dynamic, (2, 3, 37, 53)), (dynamic, (1, 3, 100, 16))):
+        outputs = both(path, *shape)
+        assert [ours.shape for ours, _ in outputs] == [shape[:1], (shape[0], 4)]
+        for ours, theirs in outputs:
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    profiled = profile_network(fixed, tmp_path / "profile", batches=[1, 2], budget_seconds=60)
+    assert profiled.batches == (1, 2)
+    assert (profiled.table.query("name == 'pooling'")["ms"] > 0).all()
 
 
 def chain(path: Path, nodes: list, constants: dict[str, np.ndarray]) -> Path:
@@ -158,6 +180,30 @@ CASES: dict[str, tuple[list, dict[str, np.ndarray]]] = {
         ],
         {"from": np.array([-1], INT), "to": np.array([-(2**62)], INT), "step": np.array([-2], INT)},
     ),
+    "sizes": (  # rows 0, 1, 2, ... of (4 + 9) // 2 - 1, at most row 3; and -9 // 2 is -4 in ONNX
+        [
+            helper.make_node("Shape", ["image"], ["a"]),
+            helper.make_node("Gather", ["a", "two"], ["b"], axis=0),
+            helper.make_node("Gather", ["a", "one"], ["c"], axis=0),
+            helper.make_node("Add", ["b", "c"], ["d"]),
+            helper.make_node("Div", ["d", "two"], ["e"]),
+            helper.make_node("Sub", ["e", "one"], ["f"]),
+            helper.make_node("Range", ["zero", "f", "one"], ["g"]),
+            helper.make_node("Min", ["g", "three"], ["h"]),
+            helper.make_node("Gather", ["image", "h"], ["i"], axis=2),
+            helper.make_node("Mul", ["b", "minus"], ["j"]),
+            helper.make_node("Div", ["j", "two"], ["k"]),
+            helper.make_node("Cast", ["k"], ["l"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["i", "l"], ["scores"]),
+        ],
+        {
+            "zero": np.array(0, INT),
+            "one": np.array(1, INT),
+            "two": np.array(2, INT),
+            "three": np.array(3, INT),
+            "minus": np.array(-1, INT),
+        },
+    ),
     "reductions": (
         [
             helper.make_node("GlobalMaxPool", ["image"], ["a"]),
@@ -179,7 +225,7 @@ CASES: dict[str, tuple[list, dict[str, np.ndarray]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_operators(case: str, tmp_path: Path) -> None:
     nodes, constants = CASES[case]
-    ours, theirs = both(chain(tmp_path / "m.onnx", nodes, constants), 2, 4, 9, 9)
+    ((ours, theirs),) = both(chain(tmp_path / "m.onnx", nodes, constants), 2, 4, 9, 9)
     assert ours.shape == theirs.shape
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -198,6 +244,8 @@ def test_weights_move_and_settings_stay(tmp_path: Path) -> None:
     assert {tensor.device.type for tensor in module._settings.values()} == {"cpu"}
     image = torch.zeros(2, 4, 9, 9, device="meta")
     assert module(image).device.type == "meta"
+    nodes, constants = CASES["sizes"]  # computed beside the images, not among them
+    assert OnnxModule(chain(tmp_path / "s.onnx", nodes, constants)).to("meta")(image).device.type == "meta"
     nodes, constants = CASES["norm, activations"]
     assert OnnxModule(chain(tmp_path / "n.onnx", nodes, constants)).to("meta")(image).shape == image.shape
 

@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from sklearn import metrics as sk
+from torch.utils.data import DataLoader
 
 from dxc.data.datamodule import ChipDataModule, FolderSource
 from dxc.models.resnet import ResNet
@@ -68,9 +69,30 @@ def test_history_and_counts(make_chips: ChipMaker) -> None:
     _, trainer, _ = _fit(make_chips, max_epochs=3)
     names = {name for name, _, _ in trainer.history}
     assert names == {"train_loss", "val_loss", "val_accuracy"}
-    assert [epoch for name, _, epoch in trainer.history if name == "val_loss"] == [1, 2, 3]
+    for name in names:
+        assert [epoch for each, _, epoch in trainer.history if each == name] == [1, 2, 3]
     assert trainer.trained_images == 3 * 12
     assert trainer.train_seconds > 0
+
+
+def test_training_loss_is_the_mean_over_images_of_its_own_epoch() -> None:
+    """Three batches of 8, 8 and 4 images; nothing is learnt, so the epoch's loss is the cross-entropy of all 20."""
+    image = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    label = (torch.arange(20) >= 16).long()  # the small batch is the other class
+    batches = [
+        {"image": image[part], "label": label[part], "index": part} for part in torch.arange(20).split(8)
+    ]
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    torch.nn.init.constant_(model[1].bias, 0.0)
+    model[1].bias.data[1] = -3.0
+    with torch.inference_mode():
+        expected = float(torch.nn.functional.cross_entropy(model(image), label))
+    trainer = FoldTrainer(max_epochs=2, accelerator="cpu", devices=1, progress=False, limit_val_batches=0)
+    trainer.fit(
+        ClassificationTask(model, functools.partial(torch.optim.SGD, lr=0.0)),
+        DataLoader(batches, batch_size=None),
+    )
+    assert trainer.history == [("train_loss", pytest.approx(expected, rel=1e-5), epoch) for epoch in (1, 2)]
 
 
 def test_training_learns(make_chips: ChipMaker) -> None:

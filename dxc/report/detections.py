@@ -1,0 +1,383 @@
+"""What a detector finds, as figures for a paper: sample images, precision against recall, one whole landscape.
+
+Images are (C, H, W) arrays with named channels. Boxes are (n, 4): centre x, centre y, width, height, relative to the
+image (0..1, y down); rows of NaN, as batches are padded with, are no boxes.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dxc.report.figures import BLUE, GREY, ONE_COLUMN_IN, STYLE, TWO_COLUMNS_IN, VERMILLION
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Floats = NDArray[np.floating[Any]]
+
+# Okabe and Ito's light blue and yellow stand out on fields and soil; in grey, dashes tell them apart
+TRUE, PREDICTED = "#56B4E9", "#F0E442"
+DASHES = (0, (2.2, 1.2))  # in line widths: short ones, for boxes of a few points
+
+COLUMNS = 4
+SAMPLES = 24  # six rows: a page
+SCORED = 40  # boxes of a landscape that get their score printed
+KINDS = {"TP": "found", "FN": "missed", "FP": "false alarm", "TN": "rightly rejected"}
+
+
+class Sample(NamedTuple):
+    """One image and what a detector says of it. It is positive where it has a true box.
+
+    image: (C, H, W); boxes: true ones (n, 4); box: the predicted one (4,); probability: that a crossing is there.
+    """
+
+    image: Floats
+    boxes: Floats
+    box: Floats
+    probability: float
+    name: str = ""
+
+
+def choose_samples(
+    probability: ArrayLike, label: ArrayLike, count: int = 12, *, threshold: float = 0.5
+) -> list[int]:
+    """Places of `count` images to show of (n,) probabilities and labels (0 | 1), grouped by KINDS.
+
+    A third each are hits (the most certain ones), missed crossings (the least certain ones) and false alarms (the most
+    certain ones). What one group lacks, the others give, and negatives that come closest to an alarm last. The same
+    arrays give the same choice.
+    """
+    p, positive = np.asarray(probability, dtype=float), np.asarray(label) == 1
+    alarm = p >= threshold
+    rising = np.argsort(p, kind="stable")
+    falling = np.argsort(-p, kind="stable")
+    groups = [
+        falling[(alarm & positive)[falling]],
+        rising[(~alarm & positive)[rising]],
+        falling[(alarm & ~positive)[falling]],
+        falling[(~alarm & ~positive)[falling]],
+    ]
+    taken = [0, 0, 0, 0]
+    while sum(taken) < min(count, len(p)):
+        others_left = any(n < len(group) for n, group in zip(taken[:3], groups, strict=False))
+        for place in range(3) if others_left else [3]:
+            taken[place] += sum(taken) < count and taken[place] < len(groups[place])
+    return [int(i) for group, n in zip(groups, taken, strict=True) for i in group[:n]]
+
+
+def kind(sample: Sample, threshold: float = 0.5) -> str:
+    """TP | FN | FP | TN of an image as a whole; where the box lies does not count."""
+    positive = len(_known(sample.boxes)) > 0
+    if sample.probability >= threshold:
+        return "TP" if positive else "FP"
+    return "FN" if positive else "TN"
+
+
+def samples(chips: Sequence[Sample], channels: Sequence[str], *, threshold: float = 0.5) -> Figure:
+    """Images of any sizes in a grid with true and predicted boxes, TP, FN, FP or TN, probability and best IoU each.
+
+    The first SAMPLES are drawn, in the order given. The box of an image that is below `threshold` would not be
+    reported: it is dotted. Raises ValueError for no image.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    if not chips:
+        raise ValueError("no image to draw")
+    shown = chips[:SAMPLES]
+    columns = min(COLUMNS, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    width = max(ONE_COLUMN_IN, TWO_COLUMNS_IN * columns / COLUMNS)
+    cell = width / columns - 0.06
+    tallest = [
+        max(chip.image.shape[1] / max(chip.image.shape[2], chip.image.shape[1] / 1.5) for chip in row)
+        for row in (shown[start : start + columns] for start in range(0, len(shown), columns))
+    ]
+    named = any(chip.name for chip in shown)
+    height = sum(cell * share + (0.34 if named else 0.2) for share in tallest) + 0.3
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)  # type: ignore[union-attr, call-arg]
+        panels = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"height_ratios": tallest})
+        for axes in panels.flat[len(shown) :]:
+            axes.set_axis_off()
+        for axes, chip in zip(panels.flat, shown, strict=False):
+            _sample(axes, chip, channels, threshold)
+        kinds = {kind(chip, threshold) for chip in shown}
+        handles = [_handle(TRUE, "-", "true box")] if kinds & {"TP", "FN"} else []
+        if kinds & {"TP", "FP"}:
+            handles.append(_handle(PREDICTED, DASHES, "predicted box"))
+        if kinds & {"FN", "TN"}:
+            handles.append(_handle(PREDICTED, ":", f"not reported, p < {threshold:g}"))
+        meaning = ", ".join(f"{short}: {long}" for short, long in KINDS.items() if short in kinds)
+        if len(shown) < len(chips):
+            meaning += f". The first {len(shown)} of {len(chips)} images"
+        figure.legend(handles=handles, loc="outside upper left", ncols=3, title=meaning, alignment="left")
+    return figure
+
+
+def _sample(axes: Axes, chip: Sample, channels: Sequence[str], threshold: float) -> None:
+    """One image of the grid."""
+    _show(axes, chip.image, channels)
+    size = chip.image.shape[2], chip.image.shape[1]
+    _boxes(axes, chip.boxes, size, TRUE, "-")
+    _boxes(axes, [chip.box], size, PREDICTED, DASHES if chip.probability >= threshold else ":")
+    overlap = iou(chip.boxes, [chip.box])
+    best = f", IoU {overlap.max():.2f}" if overlap.size else ""
+    axes.set_title(f"{kind(chip, threshold)}, p {chip.probability:.2f}{best}", fontsize=7.5, pad=2)
+    cut = chip.name if len(chip.name) <= 26 else f"{chip.name[:25]}…"
+    axes.set_xlabel(cut, fontsize=6.5, labelpad=1, parse_math=False)
+
+
+def precision_recall(probability: ArrayLike, label: ArrayLike, *, min_precision: float = 0.9) -> Figure:
+    """Precision against recall of (n,) probabilities and labels (0 | 1) over all thresholds, with average precision.
+
+    AP = sum over thresholds of (R_n - R_n-1) P_n, not interpolated (scikit-learn's): the area under the steps drawn. A
+    ring marks the greatest recall at a precision of at least `min_precision`, and the threshold that gives it. The
+    dashed line is the precision of calling every image a crossing. Without a positive there is no curve.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    p, positive = np.asarray(probability, dtype=float), np.asarray(label) == 1
+    share = float(positive.mean()) if len(p) else 0.0
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(ONE_COLUMN_IN, ONE_COLUMN_IN), layout="constrained")
+        axes = figure.add_subplot()
+        if positive.any():
+            precision, recall, threshold = precision_recall_curve(positive, p)
+            ap = average_precision_score(positive, p)
+            axes.plot(
+                recall, precision, drawstyle="steps-post", color=BLUE, clip_on=False, label=f"AP {ap:.3f}"
+            )
+            # the curve's last point, recall 0 at precision 1, has no threshold
+            enough = np.flatnonzero(precision[:-1] >= min_precision)
+            if len(enough):
+                best = enough[np.argmax(recall[enough])]
+                axes.plot(
+                    [recall[best]],
+                    [precision[best]],
+                    linestyle="none",
+                    marker="o",
+                    markersize=7,
+                    markerfacecolor="none",
+                    markeredgecolor=VERMILLION,
+                    clip_on=False,
+                    zorder=3,
+                    label=f"recall {recall[best]:.3f} at precision ≥ {min_precision:g} (p ≥ {threshold[best]:.2f})",
+                )
+            else:
+                axes.plot([], [], linestyle="none", label=f"precision {min_precision:g} is never reached")
+            axes.axhline(
+                share, color=GREY, linestyle="--", linewidth=0.8, label=f"all called crossings: {share:.2f}"
+            )
+        else:
+            what = f"no crossing among {len(p):,} images:\nthere is no recall"
+            axes.text(0.5, 0.5, what, ha="center", va="center")
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
+        axes.set_xlabel(f"recall (crossings: {positive.sum():,})")
+        axes.set_ylabel(f"precision (images: {len(p):,})")
+        axes.grid(color="#e5e5e5", linewidth=0.5)
+        axes.set_axisbelow(True)
+        if positive.any():
+            figure.legend(loc="outside upper left", fontsize=7)
+    return figure
+
+
+def watershed(
+    image: Floats,
+    channels: Sequence[str],
+    boxes: ArrayLike,
+    predicted: ArrayLike,
+    scores: ArrayLike,
+    *,
+    metres_per_pixel: float = 1.0,
+    min_iou: float = 0.5,
+    title: str = "",
+) -> Figure:
+    """A landscape (C, H, W), its true boxes (n, 4) and the predicted ones (m, 4) with scores (m,), and a scale bar.
+
+    Which boxes are found is match()'s answer. Missed crossings and false alarms carry a marker; up to SCORED boxes
+    have their score printed.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    true, claimed = _known(boxes), _known(predicted)
+    score = np.asarray(scores, dtype=float)[_are_known(predicted)]
+    hit = match(true, claimed, score, min_iou=min_iou)
+    missed = np.setdiff1d(np.arange(len(true)), hit)
+    pixels, lines = image.shape[2], image.shape[1]
+    width = TWO_COLUMNS_IN if max(pixels, lines) > 512 else ONE_COLUMN_IN
+    height = min(1.3 * width, width * lines / pixels)
+    width = max(ONE_COLUMN_IN, height * pixels / lines)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height + 0.5), layout="constrained")
+        axes = figure.add_subplot()
+        _show(axes, image, channels)
+        _boxes(axes, true, (pixels, lines), TRUE, "-")
+        _boxes(axes, claimed, (pixels, lines), PREDICTED, DASHES)
+        handles: list[Any] = [
+            _handle(TRUE, "-", f"true: {len(true)}, {len(true) - len(missed)} found"),
+            _handle(PREDICTED, DASHES, f"predicted: {len(claimed)}"),
+        ]
+        for wrong, marker, what in (
+            (true[missed], "v", "missed"),
+            (claimed[hit < 0], "X", "false alarm"),
+        ):
+            if not len(wrong):
+                continue
+            style: dict[str, Any] = {
+                "linestyle": "none",
+                "marker": marker,
+                "markersize": 6,
+                "markerfacecolor": VERMILLION,
+                "markeredgecolor": "white",
+                "markeredgewidth": 0.6,
+            }
+            top = (wrong[:, 1] - wrong[:, 3] / 2) * lines - 0.012 * max(pixels, lines)
+            axes.plot(wrong[:, 0] * pixels, top, zorder=4, **style)
+            handles.append(Line2D([], [], label=f"{what}: {len(wrong)}", **style))
+        if len(claimed) <= SCORED:
+            for (x, y, w, h), value in zip(claimed, score, strict=True):
+                _text(axes, (x + w / 2) * pixels, (y + h / 2) * lines, f"{value:.2f}", ha="left", va="top")
+        _scale_bar(axes, pixels, lines, metres_per_pixel)
+        legend = figure.legend(
+            handles=handles,
+            loc="outside upper left",
+            ncols=4 if width > 5 else 2,
+            title=textwrap.fill(title, int(14 * width)) or None,
+            alignment="left",
+        )
+        legend.get_title().set_parse_math(False)
+    return figure
+
+
+def match(
+    boxes: ArrayLike, predicted: ArrayLike, scores: ArrayLike, *, min_iou: float = 0.5
+) -> NDArray[np.int_]:
+    """For each predicted box (m, 4) the place of the true box (n, 4) that it finds, -1 for a false alarm.
+
+    As in COCO's evaluation: from the highest score on, each takes the true box with the greatest IoU of at least
+    `min_iou` that no one has taken.
+    """
+    overlap = iou(boxes, predicted)
+    found = np.full(overlap.shape[1], -1)
+    for j in np.argsort(-np.asarray(scores, dtype=float), kind="stable"):
+        free = np.where(np.isin(np.arange(len(overlap)), found), -1.0, overlap[:, j])
+        if len(free) and free.max() >= min_iou:
+            found[j] = free.argmax()
+    return found
+
+
+def iou(boxes: ArrayLike, others: ArrayLike) -> Floats:
+    """Intersection over union (n, m) of boxes (n, 4) and others (m, 4); 0 where neither has an area."""
+    one, other = _known(boxes)[:, None], _known(others)[None]
+    near = np.maximum(one[..., :2] - one[..., 2:] / 2, other[..., :2] - other[..., 2:] / 2)
+    far = np.minimum(one[..., :2] + one[..., 2:] / 2, other[..., :2] + other[..., 2:] / 2)
+    common = np.prod(np.maximum(far - near, 0), axis=-1)
+    union = np.prod(one[..., 2:], axis=-1) + np.prod(other[..., 2:], axis=-1) - common
+    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+
+
+def picture(image: Floats, channels: Sequence[str]) -> Floats:
+    """An image (C, H, W) as a person sees it, 0..1: colours (H, W, 3), else shaded relief or a grey band (H, W).
+
+    Colours where there are red, green and blue; else the elevation (dem), lit from the north-west; else the first
+    channel. Grey values and colours run from the 1st to the 99th percentile, of all three colours together.
+    """
+    place = {name: number for number, name in enumerate(channels)}
+    if {"red", "green", "blue"} <= set(place):
+        return _stretched(np.stack([image[place[name]] for name in ("red", "green", "blue")], axis=-1))
+    if "dem" in place:
+        return _relief(image[place["dem"]])
+    return _stretched(image[0])
+
+
+def _stretched(band: Floats) -> Floats:
+    low, high = np.nanpercentile(band, [1, 99])
+    if not high > low:
+        return np.full(band.shape, 0.5)
+    return np.nan_to_num(np.clip((band - low) / (high - low), 0, 1))
+
+
+def _relief(dem: Floats) -> Floats:
+    """Hillshade, sun at azimuth 315 and height 45 degrees (Horn 1981, doi 10.1109/PROC.1981.11918).
+
+    The unit of a normalised elevation is not known: slopes are scaled so that steep ones (95 %) are 45 degrees.
+    """
+    down, right = np.gradient(np.asarray(dem, dtype=float))
+    steep = float(np.nanpercentile(np.hypot(down, right), 95)) or float(np.nanmax(np.hypot(down, right)))
+    if not steep > 0:
+        return np.full(dem.shape, 0.5)
+    down, right = down / steep, right / steep
+    # the normal is (-right, -down, 1), the light comes from (-1, -1, sqrt 2) / 2
+    lit = (right + down + math.sqrt(2)) / (2 * np.sqrt(1 + right**2 + down**2))
+    return np.nan_to_num(np.clip(lit, 0, 1))
+
+
+def _known(boxes: ArrayLike) -> Floats:
+    """Rows (n, 4) that are boxes."""
+    return np.asarray(boxes, dtype=float).reshape(-1, 4)[_are_known(boxes)]
+
+
+def _are_known(boxes: ArrayLike) -> NDArray[np.bool_]:
+    """Which rows (n,) are boxes."""
+    return np.isfinite(np.asarray(boxes, dtype=float).reshape(-1, 4)).all(axis=1)
+
+
+def _show(axes: Axes, image: Floats, channels: Sequence[str]) -> None:
+    lines, pixels = image.shape[1:]
+    axes.imshow(picture(image, channels), cmap="gray", vmin=0, vmax=1, extent=(0, pixels, lines, 0))
+    axes.set(xticks=[], yticks=[], xlim=(0, pixels), ylim=(lines, 0), anchor="N")
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _halo(width: float) -> Any:
+    from matplotlib import patheffects
+
+    return [patheffects.withStroke(linewidth=width, foreground="black")]
+
+
+def _boxes(axes: Axes, boxes: ArrayLike, size: tuple[int, int], colour: str, dashes: Any) -> None:
+    from matplotlib.patches import Rectangle
+
+    for x, y, w, h in _known(boxes) * [*size, *size]:
+        box = Rectangle(
+            (x - w / 2, y - h / 2), w, h, fill=False, edgecolor=colour, linewidth=1.1, linestyle=dashes
+        )
+        box.set_path_effects(_halo(2.0))
+        axes.add_patch(box)
+
+
+def _handle(colour: str, dashes: Any, label: str) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=colour, linewidth=1.1, linestyle=dashes, label=label, path_effects=_halo(2.0))
+
+
+def _text(axes: Axes, x: float, y: float, text: str, **where: Any) -> None:
+    axes.text(x, y, text, color="white", fontsize=6, path_effects=_halo(1.5), clip_on=True, **where)
+
+
+def _scale_bar(axes: Axes, pixels: int, lines: int, metres_per_pixel: float) -> None:
+    """A bar of 1, 2 or 5 times a power of ten metres, at most a quarter of the width, in the lower left corner."""
+    most = pixels * metres_per_pixel / 4
+    power = 10.0 ** math.floor(math.log10(most))
+    metres = next(step * power for step in (5, 2, 1) if step * power <= most)
+    x, y, length = 0.03 * pixels, lines - 0.03 * pixels, metres / metres_per_pixel
+    axes.plot(
+        [x, x + length], [y, y], color="white", linewidth=2, solid_capstyle="butt", path_effects=_halo(3.2)
+    )
+    label = f"{metres:g} m" if metres < 1000 else f"{metres / 1000:g} km"
+    _text(axes, x + length / 2, y - 0.01 * pixels, label, ha="center", va="bottom")
