@@ -16,6 +16,7 @@ from dxc.analysis.choice import Choice, choose
 from dxc.analysis.condition import Condition
 from dxc.analysis.designs import Designs, designs_of, parse_objectives, require_comparable
 from dxc.analysis.evidence import outcomes_of
+from dxc.analysis.inside import MODES, Inside, look_inside
 from dxc.analysis.published import SOURCE, published_runs
 from dxc.analysis.rebuild import command
 from dxc.analysis.runs import read_runs
@@ -47,6 +48,7 @@ class Analysis:
     commands: tuple[str, str]
     comparison: tuple[str, str, Comparison] | None
     baseline: Designs | None
+    inside: Inside | None
     notes: Sequence[str]
 
     @property
@@ -60,9 +62,12 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
 
     Raises TrackingError for a store or study that is not there, AnalysisError for a question without an answer.
     """
+    import pandas as pd
+
     from dxc.report.findings import write_report
 
     require_one_of("source", config["source"], ("mlflow", "published"))
+    require_one_of("profile", config["profile"], MODES)
     published = config["source"] == "published"
     runs, baseline_runs, title, notes = _published() if published else _tracked(config)
     found, objectives = selected(runs, config["where"], config["objectives"], config["mix"])
@@ -80,8 +85,21 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
     if config["compare"]:
         draws, seed = certainty["draws"], certainty["seed"]
         comparison = compared(frame, outcomes, config["compare"], draws=draws, seed=seed)
-    baseline = None if baseline_runs is None else designs_of(baseline_runs, objectives)
+    baseline = None
+    if baseline_runs is not None:
+        beside = pd.concat([runs[runs["run_id"].isin(frame["run_id"])], baseline_runs], ignore_index=True)
+        require_comparable(beside, objectives, config["mix"])
+        baseline = designs_of(baseline_runs, objectives)
+        if len(baseline.aside):
+            notes.append(f"baseline: {len(baseline.aside)} of {len(baseline_runs)} runs lack an objective")
     commands = ("", "") if published else _commands(frame, choice, uri)
+    folder = Path(config["out"]) / title.replace(" ", "_")
+    inside = None
+    if config["profile"] != "none" and not published:
+        first, best = next(iter(objectives.items()))
+        members = frame[frame["front"]].sort_values(first, ascending=not best.maximise, kind="stable")
+        inside = look_inside(members, uri, folder / "profiles", mode=config["profile"])
+        notes += inside.notes
     analysis = Analysis(
         title,
         objectives,
@@ -94,9 +112,10 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
         commands,
         comparison,
         baseline,
+        inside,
         notes,
     )
-    folder = write_report(analysis, Path(config["out"]) / title.replace(" ", "_"))
+    write_report(analysis, folder)
     if not published:
         _record(config, analysis, folder, runs)
     return analysis, folder
