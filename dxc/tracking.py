@@ -576,6 +576,7 @@ def _client(uri: str) -> Any:
 
     for logger in ("alembic", "mlflow"):
         logging.getLogger(logger).setLevel(logging.WARNING)  # dozens of lines about database migrations
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # a line for each time it tries again
     return MlflowClient(tracking_uri=uri)
 
 
