@@ -81,6 +81,9 @@ def test_all_equal(store_file: Path) -> None:
         ("baseline=none_such", TrackingError, "no study 'none_such'"),
     ],
 )
-def test_what_cannot_be_asked(store_file: Path, override: str, kind: type[Exception], message: str) -> None:
+def test_what_cannot_be_asked(
+    store_file: Path, monkeypatch: pytest.MonkeyPatch, override: str, kind: type[Exception], message: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(kind, match=message):
         _analyze(_store(store_file, [0.9, 0.8]), override)
