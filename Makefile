@@ -1,11 +1,11 @@
-# make setup | demo | test | test-slurm | lint | bench | ui | clean       every target does the set-up it misses
+# make setup | demo | test | test-slurm | test-browser | lint | bench | ui | clean       every target does the set-up it misses
 
 VENV := .venv
 PY := $(VENV)/bin/python
 PORT ?= 5000
 ARGS ?=
 
-.PHONY: setup demo test test-slurm lint bench ui clean
+.PHONY: setup demo test test-slurm test-browser lint bench ui clean
 .DEFAULT_GOAL := setup
 
 # The first of these that is Python 3.11; or name one: make setup PYTHON=/path/to/python3.11
@@ -29,12 +29,17 @@ demo: setup
 	@echo "       $(PY) search.py --help        what can be searched"
 	@echo "       $(PY) train.py --help         what can be trained"
 
+# Two at a time: each starts processes of its own, so more would need more memory than a small machine has.
 test: setup
-	$(PY) -m pytest -q $(ARGS)
+	$(PY) -m pytest -q -n 2 --dist worksteal $(ARGS)
 
 # Starts and stops a Slurm, a PostgreSQL and an MLflow server of its own; .ci/slurm-packages installs what they need.
 test-slurm: setup
 	$(PY) -m pytest -q -rs -m slurm tests/slurm $(ARGS)
+
+# In headless Chromium, which .ci/browser-packages installs; what it saw is kept as pictures.
+test-browser: setup
+	DXC_SCREENSHOTS=$(CURDIR)/reports/screenshots $(PY) -m pytest -q -rs -m browser $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .
@@ -46,8 +51,10 @@ bench: setup
 	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) $$script $(ARGS) || exit 1; done
 
 ui: setup
-	@echo "runs: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning (Ctrl-C stops it)"
-	@$(PY) -m mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT)
+	@echo "runs: http://127.0.0.1:$(PORT) (Ctrl-C stops it). Once, at its top left, choose Model training:"
+	@echo "      MLflow opens on language models. Then choose a study and, under Views, designs."
+	@MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(PY) -m mlflow ui \
+		--backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT)
 
 # Runs (mlflow.db, mlartifacts/) stay: they are results.
 clean:

@@ -461,12 +461,20 @@ class Reader(_Patient):
         condition = f"status != 'RUNNING' and status != 'SCHEDULED' and run_id IN ({_listed(run_ids)})"
         return list(self._search(study.experiment_id, condition)) if run_ids else []
 
-    def artifact(self, run_id: str, name: str, folder: Path) -> Path | None:
-        """One file of a run, copied into a folder; None where the run does not have it (any more)."""
+    def artifact(self, run_id: str, name: str, folder: Path, *, under: str | None = None) -> Path | None:
+        """One file of a run; None where the run does not have it (any more). To be read only: it may be the store's own
+        where that is a folder here, else it is copied into `folder`.
+
+        under: the run's artifact_uri where it is known; without it MLflow looks the run up twice.
+        """
+        from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
 
         try:
-            return Path(self._client.download_artifacts(run_id, name, str(folder)))
+            if under is None:
+                return Path(self._client.download_artifacts(run_id, name, str(folder)))
+            address = f"{under.rstrip('/')}/{name}"
+            return Path(download_artifacts(artifact_uri=address, dst_path=str(folder), tracking_uri=self.uri))
         except (MlflowException, OSError) as error:
             log.debug("run %s: no %s: %s", run_id, name, error)
             return None
@@ -568,6 +576,7 @@ def _client(uri: str) -> Any:
 
     for logger in ("alembic", "mlflow"):
         logging.getLogger(logger).setLevel(logging.WARNING)  # dozens of lines about database migrations
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # a line for each time it tries again
     return MlflowClient(tracking_uri=uri)
 
 

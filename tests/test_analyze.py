@@ -29,7 +29,7 @@ def test_the_published_table(tmp_path: Path) -> None:
     folder = tmp_path / "published"
     front = pd.read_csv(folder / "front.csv")
     assert list(front["design"]) == ["resnet18 k3 s2 p1 w32, 7ch b16", "resnet18 k3 s2 p1 w32, 5ch b8"]
-    assert list(front["latency_ms (ms)"]) == ["8.19 ± 4.59", "8.13 ± 4.53"]
+    assert list(front["latency (ms)"]) == ["8.19 ± 4.59", "8.13 ± 4.53"]
     dominated = pd.read_csv(folder / "dominated.csv").set_index("design")["dominated_by"]
     assert dict(dominated) == {
         "resnet18 k3 s2 p1 w32 pool3/2, 7ch b8": "resnet18 k3 s2 p1 w32, 7ch b16",

@@ -165,7 +165,8 @@ def test_joblib(command: Command) -> None:
         victim = None
         while victim is None and time.monotonic() < deadline:
             running = [run for run in command.trials() if run.tags["dxc.state"] == "running"]
-            victim = next((run for run in running if "dxc.host" in run.tags), None)
+            training = [run for run in running if command.begun().get(run.tags["dxc.trial"])]
+            victim = next((run for run in training if "dxc.host" in run.tags), None)
             time.sleep(0.05)
         assert victim is not None
         pid = int(victim.tags["dxc.host"].rsplit(":", 1)[1])

@@ -16,11 +16,12 @@ from dxc.analysis.choice import Choice, choose
 from dxc.analysis.condition import Condition
 from dxc.analysis.designs import Designs, designs_of, parse_objectives, require_comparable
 from dxc.analysis.evidence import outcomes_of
+from dxc.analysis.inside import MODES, Inside, look_inside
 from dxc.analysis.published import SOURCE, published_runs
 from dxc.analysis.rebuild import command
 from dxc.analysis.runs import read_runs
 from dxc.config import flatten
-from dxc.errors import AnalysisError, require_one_of
+from dxc.errors import AnalysisError, require_one_of, require_whole
 from dxc.pareto import Objective, dominators, hypervolume, non_dominated, ranks, reference_point
 from dxc.tracking import Reader, Store, start_run, study_names
 
@@ -47,6 +48,7 @@ class Analysis:
     commands: tuple[str, str]
     comparison: tuple[str, str, Comparison] | None
     baseline: Designs | None
+    inside: Inside | None
     notes: Sequence[str]
 
     @property
@@ -60,12 +62,14 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
 
     Raises TrackingError for a store or study that is not there, AnalysisError for a question without an answer.
     """
+    import pandas as pd
+
     from dxc.report.findings import write_report
 
-    require_one_of("source", config["source"], ("mlflow", "published"))
+    _check(config)
     published = config["source"] == "published"
     runs, baseline_runs, title, notes = _published() if published else _tracked(config)
-    found, objectives = selected(runs, config["where"], config["objectives"], config["mix"])
+    found, objectives = selected(runs, config["where"], _listed(config["objectives"]), _listed(config["mix"]))
     frame, reference, volume = with_front(found, objectives)
     uri, cache_dir = config["tracking"]["uri"], Path(config["cache_dir"])
     certainty = config["certainty"]
@@ -80,8 +84,21 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
     if config["compare"]:
         draws, seed = certainty["draws"], certainty["seed"]
         comparison = compared(frame, outcomes, config["compare"], draws=draws, seed=seed)
-    baseline = None if baseline_runs is None else designs_of(baseline_runs, objectives)
+    baseline = None
+    if baseline_runs is not None:
+        beside = pd.concat([runs[runs["run_id"].isin(frame["run_id"])], baseline_runs], ignore_index=True)
+        require_comparable(beside, objectives, _listed(config["mix"]))
+        baseline = designs_of(baseline_runs, objectives)
+        if len(baseline.aside):
+            notes.append(f"baseline: {len(baseline.aside)} of {len(baseline_runs)} runs lack an objective")
     commands = ("", "") if published else _commands(frame, choice, uri)
+    folder = Path(config["out"]) / title.replace(" ", "_")
+    inside = None
+    if config["profile"] != "none" and not published:
+        first, best = next(iter(objectives.items()))
+        members = frame[frame["front"]].sort_values(first, ascending=not best.maximise, kind="stable")
+        inside = look_inside(members, uri, folder / "profiles", mode=config["profile"])
+        notes += inside.notes
     analysis = Analysis(
         title,
         objectives,
@@ -94,12 +111,26 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
         commands,
         comparison,
         baseline,
+        inside,
         notes,
     )
-    folder = write_report(analysis, Path(config["out"]) / title.replace(" ", "_"))
+    try:
+        write_report(analysis, folder)
+    except OSError as error:
+        raise AnalysisError(f"out={config['out']}: the report cannot be written: {error}") from error
     if not published:
         _record(config, analysis, folder, runs)
     return analysis, folder
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    """Raise ConfigError or AnalysisError for what cannot be asked, before anything is read."""
+    require_one_of("source", config["source"], ("mlflow", "published"))
+    require_one_of("profile", config["profile"], MODES)
+    require_whole("certainty.draws", config["certainty"]["draws"], at_least=1)
+    require_whole("certainty.seed", config["certainty"]["seed"], at_least=0)
+    if config["source"] == "published" and config["compare"]:
+        raise AnalysisError("compare needs predictions or folds, and the published table has neither")
 
 
 def _published() -> tuple[pd.DataFrame, pd.DataFrame | None, str, list[str]]:
@@ -115,8 +146,7 @@ def _published() -> tuple[pd.DataFrame, pd.DataFrame | None, str, list[str]]:
 def _tracked(config: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame | None, str, list[str]]:
     """(runs, runs of the baseline, title, notes) from MLflow."""
     uri, cache_dir = config["tracking"]["uri"], Path(config["cache_dir"])
-    study = config["study"]
-    studies = [study] if isinstance(study, str) else list(study or ())
+    studies = _listed(config["study"])
     if not studies:
         names = study_names(uri)
         raise AnalysisError(
@@ -134,6 +164,11 @@ def _tracked(config: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame | No
     if config["baseline"]:
         baseline = read_runs(uri, [config["baseline"]], cache_dir=cache_dir, refresh=config["refresh"]).frame
     return found.frame, baseline, "+".join(studies), notes
+
+
+def _listed(value: Any) -> list[Any]:
+    """study=first is as good as study=[first], and one named twice is one."""
+    return list(dict.fromkeys([value] if isinstance(value, str) else value or ()))
 
 
 def _remarks(frame: pd.DataFrame, found: Designs, objectives: Mapping[str, Objective]) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from dxc.errors import AnalysisError
 from dxc.models import canonical_knobs
 from dxc.pareto import Objective, objective
@@ -122,30 +124,26 @@ def designs_of(runs: pd.DataFrame, objectives: Mapping[str, Objective]) -> Desig
         runs[key].astype("object").where(runs[key].notna(), runs["run_id"]) if key in runs else runs["run_id"]
         for key in ("dxc.design", "dxc.data")
     ]
-    rows: list[dict[str, Any]] = []
-    for _, repeats in runs.groupby(keys, sort=False):
-        newest = repeats.iloc[-1]
-        row: dict[str, Any] = {
-            "name": str(newest["name"]),
-            "trial": str(newest.get("dxc.trial", "")),
-            "run_id": str(newest["run_id"]),
-            "runs": list(repeats["run_id"]),
-            "n": len(repeats),
-        }
-        row |= {name: float(repeats[name].mean()) for name in names}
-        row |= {f"spread.{name}": _spread(repeats, name) for name in names}
-        rows.append(row)
-    columns = ["name", "trial", "run_id", "runs", "n", *names, *(f"spread.{name}" for name in names)]
-    frame = pd.DataFrame(rows, columns=columns)
-    frame = frame.merge(knobs.assign(run_id=runs["run_id"].astype(str)), on="run_id", how="left")
+    design = runs.groupby(keys, sort=False).ngroup().to_numpy()  # in the order in which they first ended
+    groups = runs.groupby(design)
+    newest = runs.iloc[groups.cumcount().groupby(design).idxmax().map(runs.index.get_loc)]
+    counts = groups.size().to_numpy()
+    columns: dict[str, Any] = {
+        "name": newest["name"].astype(str),
+        "trial": newest["dxc.trial"].astype(str) if "dxc.trial" in runs else "",
+        "run_id": newest["run_id"].astype(str),
+        "runs": groups["run_id"].agg(list).to_numpy(),
+        "n": counts,
+    }
+    columns |= {name: groups[name].mean().to_numpy(dtype=float) for name in names}
+    for name in names:
+        within = SPREADS.get(name)
+        alone = newest[within].to_numpy(dtype=float) if within in runs else np.nan
+        columns[f"spread.{name}"] = np.where(
+            counts > 1, groups[name].std(ddof=1).to_numpy(dtype=float), alone
+        )
+    frame = pd.DataFrame(columns | dict(knobs.loc[newest.index])).reset_index(drop=True)
     return Designs(frame, list(knobs.columns), aside)
-
-
-def _spread(repeats: pd.DataFrame, name: str) -> float:
-    if len(repeats) > 1:
-        return float(repeats[name].std(ddof=1))
-    within = SPREADS.get(name)
-    return float(repeats[within].iloc[0]) if within in repeats else float("nan")
 
 
 def _knobs(runs: pd.DataFrame) -> pd.DataFrame:

@@ -66,7 +66,7 @@ def _fetch(reader: Reader, run: Mapping[str, Any]) -> Outcomes | None:
     import pandas as pd
 
     with tempfile.TemporaryDirectory() as folder:
-        path = reader.artifact(str(run["run_id"]), PREDICTIONS, Path(folder))
+        path = reader.artifact(str(run["run_id"]), PREDICTIONS, Path(folder), under=run["artifact_uri"])
         if path is None:
             return None
         try:

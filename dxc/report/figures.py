@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart by colour-blind readers; in grey, markers tell them apart
 VERMILLION, BLUE, GREY = "#D55E00", "#0072B2", "#999999"
 
+SERIES = (  # colour and marker of lines beside each other
+    (BLUE, "o"), (VERMILLION, "s"), ("#009E73", "^"), (GREY, "D"), ("#CC79A7", "v"), ("#E69F00", "P"),
+)  # fmt: skip
+OPERATORS = ("conv", "matmul", "pooling", "other")
+
 TITLES = {
     "accuracy_std": "spread of accuracy",
     "f1": "F1",
@@ -491,6 +496,70 @@ def _means(
     means = [group.mean() if len(group) else np.nan for group in groups]
     errors = [group.std(ddof=1) / math.sqrt(len(group)) if len(group) > 1 else np.nan for group in groups]
     return np.array(means), np.array(errors)
+
+
+def inside(summary: pd.DataFrame) -> Figure:
+    """Profiled networks: time an image against batch size, and where the time of the smallest and largest batch goes.
+
+    summary: one row a network and batch, with name, batch, ms_per_image and the shares of OPERATORS (0 to 1), as
+    dxc.analysis.inside makes it. Raises ValueError for no row.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    if summary.empty:
+        raise ValueError("there is no profile to draw")
+    names = list(dict.fromkeys(summary["name"]))[:RADARS]
+    ends = [
+        (name, part.loc[part["batch"].isin({part["batch"].min(), part["batch"].max()})].sort_values("batch"))
+        for name, part in ((name, summary[summary["name"] == name]) for name in names)
+    ]
+    bars = [
+        (f"{_fit(name, 44, 1)}, batch {row.batch}", row) for name, part in ends for row in part.itertuples()
+    ]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(TWO_COLUMNS_IN, max(2.6, 0.6 + 0.2 * len(bars))), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(1, 1))
+        for number, name in enumerate(names):
+            part = summary[summary["name"] == name].sort_values("batch")
+            colour, marker = SERIES[number % len(SERIES)]
+            left.plot(
+                part["batch"],
+                part["ms_per_image"],
+                color=colour,
+                marker=marker,
+                markersize=4,
+                label=_fit(name, 60, 1),
+            )
+        left.set(
+            xscale="log",
+            yscale="log",
+            xlabel="batch (images)",
+            ylabel="time an image (ms)\n← lower is better",
+        )
+        batches = sorted(summary["batch"].unique())
+        left.set_xticks(batches, [str(batch) for batch in batches])
+        left.xaxis.set_minor_locator(NullLocator())
+        few = summary["ms_per_image"].max() < 30 * summary["ms_per_image"].min()
+        left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+        left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_number(value)))
+        left.yaxis.set_minor_formatter(NullFormatter())
+        figure.legend(fontsize=6.5, loc="outside lower left", ncols=2)
+        start = np.zeros(len(bars))
+        for kind, (colour, _) in zip(OPERATORS, SERIES, strict=False):
+            share = np.array([getattr(row, kind) for _, row in bars], dtype=float)
+            right.barh(
+                range(len(bars)), share, left=start, color=colour, height=0.7, label=kind, edgecolor="white"
+            )
+            start += share
+        right.set(xlim=(0, 1), xlabel="share of operator time")
+        right.set_yticks(range(len(bars)), [label for label, _ in bars], fontsize=6)
+        right.invert_yaxis()
+        right.legend(
+            ncols=len(OPERATORS), loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=6.5, handlelength=1
+        )
+    return figure
 
 
 def save(figure: Figure, folder: Path, stem: str) -> list[Path]:

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from dxc.analysis.analyze import Analysis
+    from dxc.analysis.inside import Inside
+
+
+TABLES = ("ranges", "front", "dominated", "baseline", "inside", "set_aside")
+FIGURES = ("pairs", "radar", "main_effects", "inside")
+PAGE = "index.html"
 
 
 def print_findings(analysis: Analysis, folder: Path) -> None:
@@ -35,6 +41,8 @@ def print_findings(analysis: Analysis, folder: Path) -> None:
         + ", ".join(f"{name} {value:.4g}" for name, value in analysis.reference.items())
     )
     _print(console, front_table(analysis), "front")
+    if analysis.inside is not None and len(analysis.inside.summary):
+        _print(console, inside_in_short(analysis.inside), f"inside, on {analysis.inside.device}")
     for note in analysis.notes:
         line(f"note:      {note}")
     lucky = front[front["lucky"]]
@@ -50,7 +58,8 @@ def print_findings(analysis: Analysis, folder: Path) -> None:
         line(f"next:      {designs.loc[analysis.choice.runner_up, 'name']}")
         if analysis.commands[1]:
             line(f"  rebuild: {analysis.commands[1]}")
-    line(f"report:    {os.path.relpath(folder / 'index.html')}")
+    page_or_folder = folder / PAGE if (folder / PAGE).exists() else folder
+    line(f"report:    {os.path.relpath(page_or_folder)}")
 
 
 def front_table(analysis: Analysis) -> pd.DataFrame:
@@ -65,6 +74,26 @@ def dominated_table(analysis: Analysis) -> pd.DataFrame:
     """Designs off the front, each with a member of the front that dominates it."""
     others = analysis.designs[~analysis.designs["front"]]
     return tables.listing(others, analysis.objectives, [], more=["rank", "dominated_by"])
+
+
+def inside_in_short(inside: Inside) -> pd.DataFrame:
+    """A row a network: its smallest batch, and the batch at which an image takes least."""
+    import pandas as pd
+
+    rows = []
+    for name, part in inside.summary.groupby("name", sort=False):
+        first, best = part.loc[part["batch"].idxmin()], part.loc[part["ms_per_image"].idxmin()]
+        largest = max(figures.OPERATORS, key=lambda kind: first[kind])
+        rows.append(
+            {
+                "design": str(name),
+                f"ms an image, batch {first['batch']}": tables.number("", first["ms_per_image"]),
+                "least": f"{tables.number('', best['ms_per_image'])}, batch {best['batch']}",
+                "peak MB": tables.number("", first["peak_memory_mb"]),
+                "most time in": f"{largest}, {100 * first[largest]:.0f} %",
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def compared_in_words(analysis: Analysis) -> str:
@@ -84,7 +113,13 @@ def compared_in_words(analysis: Analysis) -> str:
 
 
 def write_report(analysis: Analysis, folder: Path) -> Path:
-    """Tables (Markdown, LaTeX, CSV), figures (PNG, SVG) and index.html into a folder; what was there is replaced."""
+    """Tables (Markdown, LaTeX, CSV), figures (PNG, SVG) and index.html into a folder; those that were there go.
+
+    The front of one objective is no trade-off: it has tables only.
+    """
+    for stem in (*TABLES, *FIGURES, PAGE.split(".")[0]):
+        for old in folder.glob(f"{stem}.*"):
+            old.unlink()
     contents = {
         "ranges": tables.ranges(analysis.designs, analysis.objectives),
         "front": front_table(analysis),
@@ -94,6 +129,11 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
         contents["baseline"] = tables.listing(
             analysis.baseline.frame, analysis.objectives, analysis.baseline.knobs, more=["n"]
         )
+    inside, where = analysis.inside, ""
+    if inside is not None and len(inside.summary):
+        where = f" on {inside.device}"
+        contents["inside"] = tables.inside(inside.summary)
+        figures.save(figures.inside(inside.summary), folder, "inside")
     if len(analysis.aside):
         contents["set_aside"] = analysis.aside
     for stem, table in contents.items():
@@ -106,6 +146,7 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
             (heading, contents[stem].to_html(index=False, border=0))
             for stem, heading in (
                 ("ranges", "Ranges"), ("dominated", "Dominated designs"), ("baseline", "Baseline"),
+                ("inside", f"Inside the front, one profiled execution each{where}"),
                 ("set_aside", "Set aside"),
             )
             if stem in contents and len(contents[stem])
@@ -113,7 +154,7 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
         html = page(
             analysis.designs, objectives, knobs, title=f"Pareto front of {analysis.title}", sections=sections
         )
-        write_atomically(folder / "index.html", html)
+        write_atomically(folder / PAGE, html)
     if knobs:
         figures.save(figures.main_effects(analysis.designs, objectives, knobs), folder, "main_effects")
     return folder

@@ -8,18 +8,13 @@ from typing import TYPE_CHECKING
 
 from dxc.files import write_atomically
 from dxc.pareto import Objective
+from dxc.report.figures import OPERATORS, label_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DIGITS = {"accuracy": 4, "latency_ms": 2, "onnx_mb": 2, "params": 0, "macs": 0}
 """After the point; other metrics have four significant digits."""
-
-
-def label(name: str, objectives: Mapping[str, Objective]) -> str:
-    """'latency_ms (ms)': a column's heading with its unit."""
-    declared = objectives.get(name)
-    return f"{name} ({declared.unit})" if declared and declared.unit else name
 
 
 def number(name: str, value: float, spread: float = float("nan")) -> str:
@@ -37,7 +32,7 @@ def ranges(designs: pd.DataFrame, objectives: Mapping[str, Objective]) -> pd.Dat
 
     rows = [
         {
-            "objective": label(name, objectives),
+            "objective": label_of(name, objectives[name]),
             "better": "higher" if each.maximise else "lower",
             "min": number(name, designs[name].min()),
             "max": number(name, designs[name].max()),
@@ -66,7 +61,7 @@ def listing(
     columns: dict[str, list[str]] = {"design": list(ordered["name"])}
     for name in objectives:
         spreads = ordered.get(f"spread.{name}", pd.Series(float("nan"), ordered.index))
-        columns[label(name, objectives)] = [
+        columns[label_of(name, objectives[name])] = [
             number(name, value, spread) for value, spread in zip(ordered[name], spreads, strict=True)
         ]
     for name in more:
@@ -74,6 +69,23 @@ def listing(
     for name in knobs:
         columns[name] = [_text(value) for value in ordered[name]]
     return pd.DataFrame(columns)
+
+
+def inside(summary: pd.DataFrame) -> pd.DataFrame:
+    """Profiled networks, a row a batch: time, memory, and where the time goes (see dxc.analysis.inside)."""
+    import pandas as pd
+
+    columns: dict[str, list[str]] = {
+        "design": list(summary["name"]),
+        "batch": [str(batch) for batch in summary["batch"]],
+        "execution (ms)": [number("", value) for value in summary["ms"]],
+        "per image (ms)": [number("", value) for value in summary["ms_per_image"]],
+        "copies and layout (ms)": [number("", value) for value in summary["memory_ms"]],
+        "peak memory at batch 1 (MB)": [number("", value) for value in summary["peak_memory_mb"]],
+    }
+    for kind in OPERATORS:
+        columns[f"{kind} (%)"] = [f"{100 * share:.1f}" for share in summary[kind]]
+    return pd.DataFrame(columns | {"profiler": list(summary["source"])})
 
 
 def _text(value: object) -> str:

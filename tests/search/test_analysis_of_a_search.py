@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
@@ -13,6 +14,7 @@ from mlflow import MlflowClient
 from dxc.analysis.analyze import analyze
 from dxc.config import PROJECT_ROOT, resolved, trial_hash
 from dxc.errors import AnalysisError, TrackingError
+from dxc.report.findings import print_findings
 from tests.search.searches import Searching
 
 CONF = PROJECT_ROOT / "conf"
@@ -79,6 +81,64 @@ def test_lost_predictions_leave_the_folds(searching: Searching) -> None:
     analysis, _ = _analyze(searching, "study=first", "log=false")
     assert any("2 of 2 runs have no predictions.parquet" in note for note in analysis.notes)
     assert analysis.designs["p_front"].between(0, 1).all()
+
+
+def test_the_look_inside(searching: Searching) -> None:
+    runs = searching("search.max_trials=2", "model.width=4,6")
+    client = MlflowClient(searching.uri)
+    analysis, folder = _analyze(searching, "study=first", "log=false", "profile=torch", "certainty.draws=10")
+    inside = analysis.inside
+    assert inside is not None and not inside.notes
+    front = analysis.front
+    assert set(inside.summary["trial"]) == set(front["trial"])
+    assert list(inside.summary["batch"]) == [1, 2, 4, 8, 16, 32, 64] * len(front)
+    assert set(inside.summary["source"]) == {"onnxruntime"}
+    np.testing.assert_allclose(inside.summary["ms"] / inside.summary["batch"], inside.summary["ms_per_image"])
+    np.testing.assert_allclose(inside.summary[["conv", "matmul", "pooling", "other"]].sum(axis=1), 1)
+    assert (inside.summary["conv"] > 0).all() and (inside.summary["peak_memory_mb"] > 0).all()
+    table = pd.read_csv(folder / "inside.csv")
+    assert len(table) == len(inside.summary) and table["peak memory at batch 1 (MB)"].notna().all()
+    assert (folder / "inside.png").exists() and "Inside the front" in (folder / "index.html").read_text()
+    traces = {path: path.stat().st_mtime_ns for path in folder.glob("profiles/*/*.json.gz")}
+    assert len(traces) == 14 * len(front)
+
+    # the same files are not profiled twice; what was killed half way is
+    victim = folder / "profiles" / front["trial"].iloc[0]
+    (victim / "about.json").unlink()
+    again, _ = _analyze(searching, "study=first", "log=false", "profile=torch", "certainty.draws=10")
+    assert again.inside is not None and len(again.inside.summary) == len(inside.summary)
+    redone = {path.parent.name for path, time in traces.items() if path.stat().st_mtime_ns != time}
+    assert redone == {victim.name}
+
+    # a deleted file costs its own rows only, and no analysis
+    lost = front["run_id"].iloc[0]
+    _file(client, lost, "model.onnx").unlink()
+    rest, _ = _analyze(searching, "study=first", "log=false", "profile=torch", "certainty.draws=10")
+    assert rest.inside is not None and f"run {lost} has no model.onnx any more" in " ".join(rest.notes)
+    assert len(runs) == 2 and len(rest.inside.summary) == len(inside.summary) - 7
+
+
+def test_one_objective_has_tables_and_no_page(
+    searching: Searching, capsys: pytest.CaptureFixture[str]
+) -> None:
+    searching("search.max_trials=2", "model.width=4,6")
+    _analyze(searching, "study=first", "log=false")
+    analysis, folder = _analyze(searching, "study=first", "log=false", "objectives=[onnx_mb]")
+    assert list(analysis.front["onnx_mb"]) == [analysis.designs["onnx_mb"].min()]
+    assert (folder / "front.csv").exists() and not (folder / "index.html").exists()
+    print_findings(analysis, folder)
+    assert capsys.readouterr().out.rstrip().endswith("reports/first")
+
+
+def test_a_baseline_of_other_hardware_is_not_mixed_silently(searching: Searching) -> None:
+    searching("search.max_trials=1")
+    searching("search.max_trials=1", "study=second", "hardware=pi", "hardware.predictors=[ort_cpu_xeon]")
+    analysis, _ = _analyze(searching, "study=first", "baseline=first", "log=false")
+    assert analysis.baseline is not None and len(analysis.baseline.frame) == 1
+    with pytest.raises(AnalysisError, match=r"hardware.*'cpu' \(1 runs\), 'pi' \(1 runs\)"):
+        _analyze(searching, "study=first", "baseline=second", "log=false")
+    mixed, _ = _analyze(searching, "study=first", "baseline=second", "mix=[hardware]", "log=false")
+    assert mixed.baseline is not None and len(mixed.baseline.frame) == 1
 
 
 def test_mistakes(searching: Searching) -> None:

@@ -1,0 +1,89 @@
+"""Analyses with next to nothing to compare: one run, runs that are all equal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from mlflow import MlflowClient
+
+from dxc.analysis.analyze import Analysis, analyze
+from dxc.config import PROJECT_ROOT, resolved
+from dxc.errors import AnalysisError, ConfigError, TrackingError
+from dxc.report.findings import print_findings
+
+
+def _store(store_file: Path, accuracies: list[float]) -> str:
+    """Study `few` with a finished run for each accuracy; all else is equal."""
+    uri = f"sqlite:///{store_file}"
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("few", artifact_location=(store_file.parent / "files").as_uri())
+    for number, accuracy in enumerate(accuracies):
+        tags = {
+            "dxc.trial": f"t{number}",
+            "dxc.design": f"d{number}",
+            "dxc.kind": "trial",
+            "dxc.state": "finished",
+        }
+        run = client.create_run(experiment, run_name=f"network {number}", tags=tags)
+        for name, value in (("accuracy", accuracy), ("latency_ms", 5.0), ("onnx_mb", 11.2)):
+            client.log_metric(run.info.run_id, name, value)
+        client.log_param(run.info.run_id, "model.width", 8 + number)
+        client.set_terminated(run.info.run_id)
+    return uri
+
+
+def _analyze(store: str, *overrides: str) -> tuple[Analysis, Path]:
+    folder = Path(store.removeprefix("sqlite:///")).parent
+    common = [
+        f"tracking.uri={store}",
+        f"cache_dir={folder}/cache",
+        f"out={folder}/reports",
+        "log=false",
+        "study=few",
+    ]
+    with initialize_config_dir(str(PROJECT_ROOT / "conf" / "analysis"), version_base="1.3"):
+        return analyze(resolved(compose("analyze", overrides=[*common, *overrides])))
+
+
+def test_one_run(store_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    analysis, folder = _analyze(_store(store_file, [0.9]))
+    assert list(analysis.front["name"]) == ["network 0"]
+    assert "there is one design only: it is the front" in analysis.notes
+    # no folds, no predictions: how sure it is is not known, and not 0 or 1
+    assert analysis.front["p_front"].isna().all() and not analysis.front["lucky"].any()
+    assert (folder / "index.html").exists() and (folder / "pairs.png").exists()
+    print_findings(analysis, folder)
+    printed = capsys.readouterr().out
+    assert "network 0: the knee of the front" in printed and "next:" not in printed
+    assert "not known: run" in printed  # it has no config.yaml to rebuild it from
+
+
+def test_all_equal(store_file: Path) -> None:
+    analysis, folder = _analyze(_store(store_file, [0.9, 0.9, 0.9]), "choose.by=accuracy")
+    assert analysis.designs["front"].all() and set(analysis.designs["rank"]) == {1}
+    assert any("all designs are equal in every objective" in note for note in analysis.notes)
+    assert len(pd.read_csv(folder / "front.csv")) == 3 and len(pd.read_csv(folder / "dominated.csv")) == 0
+    # a tenth of 1 beyond each value, where there is no range: 0.1 x 0.1 x 0.1
+    assert analysis.hypervolume == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize(
+    ("override", "kind", "message"),
+    [
+        ("certainty.draws=0", ConfigError, "certainty.draws must be a whole number of at least 1"),
+        ("profile=perf", ConfigError, "profile=perf is unknown; choose one of none, torch, nsight"),
+        ("source=papers", ConfigError, "source=papers is unknown"),
+        ("out=/dev/null", AnalysisError, "out=/dev/null: the report cannot be written"),
+        ("tracking.uri=http://127.0.0.1:9", TrackingError, "Check the address and that its server runs"),
+        ("baseline=none_such", TrackingError, "no study 'none_such'"),
+    ],
+)
+def test_what_cannot_be_asked(
+    store_file: Path, monkeypatch: pytest.MonkeyPatch, override: str, kind: type[Exception], message: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(kind, match=message):
+        _analyze(_store(store_file, [0.9, 0.8]), override)
