@@ -13,7 +13,15 @@ from dxc.report.figures import OPERATORS, label_of
 if TYPE_CHECKING:
     import pandas as pd
 
-DIGITS = {"accuracy": 4, "latency_ms": 2, "onnx_mb": 2, "params": 0, "macs": 0}
+DIGITS = {
+    "accuracy": 4,
+    "latency_ms": 2,
+    "efficiency_ms": 3,
+    "optimum_batch": 0,
+    "onnx_mb": 2,
+    "params": 0,
+    "macs": 0,
+}
 """After the point; other metrics have four significant digits."""
 
 
