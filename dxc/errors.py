@@ -95,7 +95,8 @@ class BadChipsError(DataError):
         super().__init__(
             f"{len(self.bad)} bad {noun} under {root}:\n{listing}\n"
             "Mend or remove them, or go on without them: source.on_bad_chip=skip. Photos with other bands: "
-            "source.photo_bands=[red,green,blue]; chips of another size: data.size=PIXELS, or with model=sppnet data.size=any."
+            "source.photo_bands=[red,green,blue]; chips of another size: data.size=PIXELS, or data.size=any for a "
+            "network that takes any."
         )
 
 

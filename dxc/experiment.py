@@ -5,6 +5,7 @@ GeoTIFF chips -> channels -> k-fold training -> ONNX -> what it costs -> MLflow.
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import shutil
@@ -310,8 +311,10 @@ def _check(config: dict[str, Any], hardware: Hardware) -> None:
         raise ConfigError(f"optimizer: {error}") from error
     if config["scheduler"] is not None:
         try:
-            build(config["scheduler"])(optimizer)
-        except (TypeError, ValueError) as error:
+            scheduler = build(config["scheduler"])(optimizer)
+            optimizer.step()
+            scheduler.step(*([0.0] if "metrics" in inspect.signature(scheduler.step).parameters else []))
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise ConfigError(f"scheduler: {error}") from error
     build(config["trainer"])
     if config["profile"] not in MODES:

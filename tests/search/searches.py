@@ -75,13 +75,16 @@ class Searching:
         self.uri = f"sqlite:///{tmp_path}/mlflow.db"
         self.folder = tmp_path / "multirun" / "first"
         self.common = common_overrides(root, tmp_path)
+        self.space = SPACE
         self.launched: list[str] = []
         """Trials in the order they were launched, over all calls."""
 
     def __call__(self, *overrides: str, launch: Launch | None = None, parallel: int = 1) -> list[StoredRun]:
         """Run the search; returns the trials as they stand in the store."""
         arguments = replaced(self.common, overrides)
-        search(SPACE, arguments, Runner(composed, is_group, launch or self.launch, parallel, self.folder))
+        search(
+            self.space, arguments, Runner(composed, is_group, launch or self.launch, parallel, self.folder)
+        )
         return self.trials()
 
     def launch(self, jobs: Sequence[Sequence[str]], watch: Callable[[], bool]) -> None:
