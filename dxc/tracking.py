@@ -560,11 +560,18 @@ def _log(
 
     now_ms = int(time.time() * 1000) if time_ms is None else time_ms
     metrics = [Metric(name, value, now_ms, step) for name, value, step in points if math.isfinite(value)]
-    entries = [Param(key, str(value)[:MAX_PARAM_LENGTH]) for key, value in (params or {}).items()]
+    entries = [
+        Param(key, without_password(str(value))[:MAX_PARAM_LENGTH]) for key, value in (params or {}).items()
+    ]
     marks = [RunTag(key, str(value)) for key, value in (tags or {}).items()]
     while metrics or entries or marks:
         client.log_batch(run_id, metrics=metrics[:MAX_METRICS], params=entries[:MAX_PARAMS], tags=marks)
         metrics, entries, marks = metrics[MAX_METRICS:], entries[MAX_PARAMS:], []
+
+
+def without_password(text: str) -> str:
+    """'postgresql://somebody:***@host/runs': an address that others may read."""
+    return re.sub(r"(://[^/@:\s]*):[^/@\s]+@", r"\1:***@", text)
 
 
 def _open_store(uri: str, study: str) -> tuple[Any, str]:

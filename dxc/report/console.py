@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dxc.pareto import OBJECTIVES
+from dxc.tracking import view_address
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,13 +45,15 @@ def print_result(result: Result) -> None:
     console = Console()
     console.print(table)
     folds = ", ".join(f"{name} {accuracy:.4f}" for name, accuracy in result.fold_accuracies.items())
+    served = result.tracking_uri.startswith("http")
+    compare = view_address(result.tracking_uri, result.experiment_id) if served else "make ui"
     for line in (
         f"accuracy by fold: {folds}",
         *(f"note:             {note}" for note in result.notes),
         *([f"left out: {result.excluded} files, listed in excluded_chips.csv"] if result.excluded else []),
         f"network:          {os.path.relpath(result.onnx)}",
         f"tracked:          run {result.run_id} of study '{result.study}' in {result.tracking_uri}",
-        "compare runs:     make ui",
+        f"compare runs:     {compare}",
     ):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
