@@ -39,7 +39,7 @@ test-slurm: setup
 
 # In headless Chromium, which .ci/browser-packages installs; what it saw is kept as pictures.
 test-browser: setup
-	DXC_SCREENSHOTS=$(CURDIR)/reports/screenshots $(PY) -m pytest -q -rs -m browser $(ARGS)
+	DXC_SCREENSHOTS=$(CURDIR)/.ci/screenshots $(PY) -m pytest -q -rs -m browser $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .
@@ -58,5 +58,5 @@ ui: setup
 
 # Runs (mlflow.db, mlartifacts/) stay: they are results.
 clean:
-	rm -rf cache outputs multirun .pytest_cache .mypy_cache .ruff_cache
+	rm -rf cache outputs multirun .ci/screenshots .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

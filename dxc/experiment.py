@@ -465,7 +465,11 @@ def _write_files(
     import pandas as pd
     import torch
 
-    OmegaConf.save(OmegaConf.create(config), out / "config.yaml")
+    from dxc.tracking import without_password
+
+    address = without_password(config["tracking"]["uri"])
+    shown = {**config, "tracking": {**config["tracking"], "uri": address}}
+    OmegaConf.save(OmegaConf.create(shown), out / "config.yaml")
     predictions.to_parquet(out / "predictions.parquet", index=False)
     if cache.excluded:
         listing = pd.DataFrame(cache.excluded, columns=["path", "reason"])

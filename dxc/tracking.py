@@ -8,6 +8,7 @@ nothing. A Reader reads what others have written, and changes nothing.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import difflib
 import errno
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +36,22 @@ from dxc.pareto import objective
 
 log = logging.getLogger(__name__)
 
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported first
+
 # Limits of one MLflow log_batch call.
 MAX_METRICS = 1000
 MAX_PARAMS = 100
 MAX_PARAM_LENGTH = 6000
+
+UI = "http://127.0.0.1:5000"  # where `make ui` serves a store that is no server
+VIEW = "designs"  # name and key of the saved view of a study's runs
+COLUMNS = (
+    *(f"metrics.{name}" for name in ("accuracy", "latency_ms", "measured_latency_ms", "onnx_mb")),
+    *(f"tags.{name}" for name in ("dxc.rank", "dxc.front", "data")),
+    *(f"params.model.{knob}" for knob in ("kernel", "stride", "padding", "pool", "width")),
+    "params.data.batch_size",
+)
+"""Of a saved view: of hundreds of metrics, tags and params those that designs are compared by."""
 
 PAGE = 1000  # runs read at once
 MAX_LISTED = 2000  # run ids in one condition: databases and MLflow's parser limit them
@@ -334,6 +348,13 @@ class Store(_Patient):
         points = [(name, value, 0) for name, value in metrics.items()]
         self._patiently(lambda: _log(self._client, run_id, points=points))
 
+    def save_view(self, columns: Sequence[str], *, order_by: str, ascending: bool) -> str:
+        """Make these (see COLUMNS) the columns of the study's saved view in MLflow's UI, in this order, and sort its
+        runs by one of them. Returns the address that shows it."""
+        ((key, value),) = _view(columns, order_by, ascending=ascending).items()
+        self._patiently(lambda: self._client.set_experiment_tag(self.experiment_id, key, value))
+        return view_address(self.uri, self.experiment_id)
+
     def upload(self, run_id: str, record: Record, *, files: Path, tags: Mapping[str, str]) -> None:
         """The files of a folder, if it is there, then everything a record holds, with further tags. Doing it twice
         changes nothing."""
@@ -539,11 +560,18 @@ def _log(
 
     now_ms = int(time.time() * 1000) if time_ms is None else time_ms
     metrics = [Metric(name, value, now_ms, step) for name, value, step in points if math.isfinite(value)]
-    entries = [Param(key, str(value)[:MAX_PARAM_LENGTH]) for key, value in (params or {}).items()]
+    entries = [
+        Param(key, without_password(str(value))[:MAX_PARAM_LENGTH]) for key, value in (params or {}).items()
+    ]
     marks = [RunTag(key, str(value)) for key, value in (tags or {}).items()]
     while metrics or entries or marks:
         client.log_batch(run_id, metrics=metrics[:MAX_METRICS], params=entries[:MAX_PARAMS], tags=marks)
         metrics, entries, marks = metrics[MAX_METRICS:], entries[MAX_PARAMS:], []
+
+
+def without_password(text: str) -> str:
+    """'postgresql://somebody:***@host/runs': an address that others may read."""
+    return re.sub(r"(://[^/@:\s]*):[^/@\s]+@", r"\1:***@", text)
 
 
 def _open_store(uri: str, study: str) -> tuple[Any, str]:
@@ -658,13 +686,57 @@ def _experiment_id(client: Any, study: str, *, artifacts: str | None) -> str:
         return found.experiment_id
     try:
         location = f"{artifacts}/{study}" if artifacts else None
-        kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on its runs
-        return client.create_experiment(study, artifact_location=location, tags=kind)
+        tags = {
+            "mlflow.experimentKind": "custom_model_development",
+            "mlflow.note.content": f"Designs side by side: Views > {VIEW}. Their Pareto front (dxc.front, dxc.rank): "
+            f"python analyze.py study={study} tag=true",
+        }
+        return client.create_experiment(study, artifact_location=location, tags=tags | _view())
     except MlflowException:
         found = client.get_experiment_by_name(study)  # another process may have been faster
         if found is None:
             raise
         return found.experiment_id
+
+
+def view_address(uri: str, experiment_id: str) -> str:
+    """Where MLflow's UI shows the designs of a study side by side: on the server, or what `make ui` serves.
+
+    The bare address of an experiment opens MLflow 3.17's pages about language models.
+    """
+    server = uri.rstrip("/") if uri.startswith("http") else UI
+    return (
+        f"{server}/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
+    )
+
+
+def _view(
+    columns: Sequence[str] = COLUMNS, order_by: str = COLUMNS[0], *, ascending: bool = False
+) -> dict[str, str]:
+    """The tag of an experiment that holds a saved view of its finished designs, as the UI's `Save as new view` writes
+    it since MLflow 3.15 (mlflow/demo/generators/saved_views.py does it for traces)."""
+
+    def quoted(column: str) -> str:
+        kind, _, name = column.partition(".")
+        return f"{kind}.`{name}`"
+
+    run = "attributes.`Run Name`"
+    widths = {
+        quoted(column): max(100, 8 * len(column.partition(".")[2])) for column in columns
+    }  # of their names
+    state = {
+        # not the run of a search, nor an analysis
+        "searchFilter": "tags.`dxc.design` LIKE '%' and attributes.status = 'FINISHED'",
+        "orderByKey": quoted(order_by),
+        "orderByAsc": ascending,
+        "selectedColumns": list(widths),
+        "columnOrder": [run, *widths],
+        "columnWidths": {run: 300, **widths},
+    }
+    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    now_ms = int(time.time() * 1000)
+    view = {"name": VIEW, "createdAt": now_ms, "updatedAt": now_ms, "state": f"deflate;{packed}"}
+    return {f"mlflow.sharedViewState.{VIEW}": json.dumps(view)}
 
 
 def _store_message(uri: str, error: Exception) -> str:

@@ -1,10 +1,12 @@
-"""Shared by all tests: tiny real GeoTIFF chips, and one thread so that parallel tests do not fight."""
+"""Shared by all tests: tiny real GeoTIFF chips, a browser, and one thread so that parallel tests do not fight."""
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,3 +95,27 @@ def make_chips(tmp_path: Path) -> ChipMaker:
         return root
 
     return make
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; what it draws in WebGL it draws in software, as machines without a screen must."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (no browser of its own)")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs chromium: run .ci/browser-packages")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(
+            executable_path=chromium,
+            args=["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """The folder for what a browser shows: DXC_SCREENSHOTS, if that is set."""
+    folder = Path(os.environ.get("DXC_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

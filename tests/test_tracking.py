@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import signal
+import zlib
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from dxc.errors import Stopped, TrackingError
-from dxc.tracking import start_run
+from dxc.tracking import Store, start_run, view_address, without_password
 
 
 @pytest.fixture
@@ -126,3 +129,31 @@ def test_a_deleted_study_is_not_written_to(uri: str) -> None:
     MlflowClient(uri).delete_experiment(run.experiment_id)
     with pytest.raises(TrackingError, match="study 's' was deleted"), _start(uri):
         pass
+
+
+def test_a_password_is_not_kept_with_the_runs(store_file: Path) -> None:
+    uri = f"sqlite:///{store_file}"
+    params = {"tracking.uri": "postgresql://somebody:secret@host:5432/runs", "source.root": "/a:b@c"}
+    with start_run(uri, study="s", name="n", params=params, tags={}) as run:
+        pass
+    kept = MlflowClient(uri).get_run(run.run_id).data.params
+    assert kept["tracking.uri"] == "postgresql://somebody:***@host:5432/runs"
+    assert kept["source.root"] == "/a:b@c"
+    assert without_password("sqlite:////a/b.db") == "sqlite:////a/b.db"
+
+
+def test_a_study_has_a_view_of_its_designs(store_file: Path) -> None:
+    """In the form in which MLflow's UI saves one: zlib, base64, JSON."""
+    store = Store(f"sqlite:///{store_file}", "first", patience_s=0)
+    address = store.save_view(
+        ["metrics.accuracy", "tags.dxc.rank"], order_by="metrics.accuracy", ascending=False
+    )
+    assert address.startswith(
+        f"http://127.0.0.1:5000/#/experiments/{store.experiment_id}/runs?viewStateShareKey=designs"
+    )
+    tags = MlflowClient(store.uri).get_experiment(store.experiment_id).tags
+    view = json.loads(tags["mlflow.sharedViewState.designs"])
+    state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
+    assert state["selectedColumns"] == ["metrics.`accuracy`", "tags.`dxc.rank`"]
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`accuracy`", False)
+    assert view_address("https://host/mlflow/", "7").startswith("https://host/mlflow/#/experiments/7/runs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,8 @@ class Analysis:
     baseline: Designs | None
     inside: Inside | None
     notes: Sequence[str]
+    view: str = ""
+    """Address of the designs in MLflow's UI; '' where nothing was written to the store."""
 
     @property
     def front(self) -> pd.DataFrame:
@@ -119,7 +121,7 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
     except OSError as error:
         raise AnalysisError(f"out={config['out']}: the report cannot be written: {error}") from error
     if not published:
-        _record(config, analysis, folder, runs)
+        analysis = replace(analysis, view=_record(config, analysis, folder, runs))
     return analysis, folder
 
 
@@ -206,16 +208,21 @@ def _commands(frame: pd.DataFrame, choice: Choice, uri: str) -> tuple[str, str]:
     return of(choice.design), of(choice.runner_up)
 
 
-def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: pd.DataFrame) -> None:
-    """The report as a run in MLflow and, if asked for, tags on the runs it is about."""
+def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: pd.DataFrame) -> str:
+    """If asked for, tags on the runs, and the report as a run in MLflow. Returns Analysis.view."""
     uri, study = config["tracking"]["uri"], str(runs["study"].iloc[0])
-    if config["tag"]:
+    address = ""
+    if config["tag"] or config["log"]:
         store = Store(uri, study, patience_s=0)
-        for _, row in analysis.designs.iterrows():
-            for run_id in row["runs"]:
-                store.tag(
-                    run_id, {"dxc.front": str(bool(row["front"])).lower(), "dxc.rank": str(row["rank"])}
-                )
+        address = store.save_view(**_columns(analysis))
+    if config["tag"]:
+        places = {run_id: row for _, row in analysis.designs.iterrows() for run_id in row["runs"]}
+        for run_id in runs[
+            "run_id"
+        ]:  # those that a condition leaves out lose what an earlier analysis said of them
+            row = places.get(run_id)
+            front = "left out" if row is None else str(bool(row["front"])).lower()
+            store.tag(run_id, {"dxc.front": front, "dxc.rank": "" if row is None else str(row["rank"])})
     if config["log"]:
         params = {
             "where": config["where"],
@@ -236,6 +243,21 @@ def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: p
             tags={"dxc.kind": "analysis", "dxc.chosen": chosen},
         ) as run:
             run.log_files(folder)
+    return address
+
+
+def _columns(analysis: Analysis) -> dict[str, Any]:
+    """What designs are compared by in MLflow's table of runs: arguments of Store.save_view."""
+    first, best = next(iter(analysis.objectives.items()))
+    columns = [
+        *(f"metrics.{name}" for name in analysis.objectives),
+        *(["metrics.measured_latency_ms"] if "measured_latency_ms" not in analysis.objectives else []),
+        "tags.dxc.rank",
+        "tags.dxc.front",
+        "tags.data",
+        *(f"params.{knob}" for knob in analysis.knobs if knob != "data"),
+    ]
+    return {"columns": columns, "order_by": f"metrics.{first}", "ascending": not best.maximise}
 
 
 def with_front(

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dxc.pareto import OBJECTIVES
+from dxc.tracking import view_address
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,13 +52,15 @@ def print_result(result: Result) -> None:
     console.print(table)
     folds = ", ".join(f"{name} {score:.4f}" for name, score in result.fold_scores.items())
     heading = f"{result.score.replace('_', ' ')} by fold:"
+    served = result.tracking_uri.startswith("http")
+    compare = view_address(result.tracking_uri, result.experiment_id) if served else "make ui"
     for line in (
         f"{heading:<17} {folds}",
         *(f"note:             {note}" for note in result.notes),
         *([f"left out: {result.excluded} files, listed in excluded_chips.csv"] if result.excluded else []),
         f"network:          {os.path.relpath(result.onnx)}",
         f"tracked:          run {result.run_id} of study '{result.study}' in {result.tracking_uri}",
-        "compare runs:     make ui",
+        f"compare runs:     {compare}",
     ):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 

@@ -14,6 +14,7 @@ from dxc.files import write_atomically
 from dxc.report import figures, tables
 from dxc.report.console import print_whole
 from dxc.report.page import page
+from dxc.tracking import UI
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,6 +59,9 @@ def print_findings(analysis: Analysis, folder: Path) -> None:
         line(f"next:      {designs.loc[analysis.choice.runner_up, 'name']}")
         if analysis.commands[1]:
             line(f"  rebuild: {analysis.commands[1]}")
+    if analysis.view:
+        served = not analysis.view.startswith(UI)
+        line(f"compare:   {analysis.view}{'' if served else ' (make ui)'}")
     page_or_folder = folder / PAGE if (folder / PAGE).exists() else folder
     line(f"report:    {os.path.relpath(page_or_folder)}")
 

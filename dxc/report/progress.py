@@ -15,6 +15,7 @@ from rich.table import Table
 
 from dxc.pareto import objective
 from dxc.report.console import FORMATS, print_whole
+from dxc.tracking import view_address
 
 if TYPE_CHECKING:
     from dxc.search import Rung, Settings
@@ -185,7 +186,7 @@ class Progress:
         self._line(f"trials:   {listing or 'none'} (directories in {os.path.relpath(folder)})")
         self._line(f"tracked:  study '{self._study}' in {store.uri}")
         if store.uri.startswith("http"):
-            self._line(f"compare:  {store.uri.rstrip('/')}/#/experiments/{store.experiment_id}")
+            self._line(f"compare:  {view_address(store.uri, store.experiment_id)}")
         else:
             self._line("compare:  make ui")
         if not complete:

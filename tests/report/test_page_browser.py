@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,26 +70,9 @@ def _pixels(picture: np.ndarray, colour: tuple[int, int, int]) -> int:
     return int((np.abs(picture - colour).max(axis=2) < 16).sum())
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (no browser of its own)")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("needs chromium")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(
-            executable_path=chromium,
-            args=["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"],
-        )
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def show(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Tab]]:
+def show(browser: Any, pictures: Path, tmp_path: Path) -> Iterator[Callable[..., Tab]]:
     """show(designs, title, sections, width): the page in a tab, which must stay silent and ask for nothing."""
-    pictures = Path(os.environ.get("DXC_SCREENSHOTS", tmp_path))
-    pictures.mkdir(parents=True, exist_ok=True)
     tabs = []
 
     def opened(designs: Designs, *, width: int = 1024, **options: Any) -> Tab:

@@ -65,6 +65,14 @@ def test_what_a_search_found(searching: Searching) -> None:
     assert {"index.html", "front.csv", "pairs.svg", "main_effects.png"} <= files
     assert len(pd.read_csv(folder / "front.csv")) == designs["front"].sum()
 
+    assert analysis.view.startswith("http://127.0.0.1:5000/#/experiments/")
+
+    # a condition leaves runs out: they lose what was said of them
+    one = designs["trial"].iloc[0]
+    _analyze(searching, "study=first", "tag=true", "log=false", f"where=\"dxc.trial == '{one}'\"")
+    marks = {run.tags["dxc.trial"]: run.tags["dxc.front"] for run in searching.trials()}
+    assert marks.pop(one) == "true" and set(marks.values()) == {"left out"}
+
     # the second time: the analysis itself is no design, and a lost artifact is said
     _file(client, best.run_id, "config.yaml").unlink()
     again, _ = _analyze(searching, "study=first", "choose.by=accuracy")
