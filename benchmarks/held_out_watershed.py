@@ -1,0 +1,134 @@
+"""A detector trained on three synthetic watersheds, looking for crossings in the fourth, which it has never seen.
+
+    python benchmarks/held_out_watershed.py            about 10 minutes on 4 cores
+
+Draws docs/figures/held_out_watershed.png.
+model=sppnet data=7ch with Adam for 20 epochs; 1,200 chips less those of the held-out region. Windows of 100 m, every
+25 m, slide over the part of that region with the most crossings; a window whose crossing probability is at least 0.9
+answers with its box. Of boxes that overlap the surest is kept (intersection over union above 0.1).
+A crossing counts as found where a kept box and its own overlap by an IoU of 0.25 or more, each box once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import rasterio
+import torch
+from _record import ROOT, save
+from hydra import compose, initialize_config_dir
+from rasterio.windows import Window
+
+from dxc.config import build, resolved
+from dxc.data.bands import stack_channels
+from dxc.data.synthetic import BANDS, region_files
+from dxc.experiment import train_fold
+from dxc.report.detections import iou, match, watershed
+from dxc.report.figures import save as save_figure
+
+WINDOW, STEP = 100, 25
+CERTAIN, OVERLAP, FOUND_IOU = 0.9, 0.1, 0.25
+
+
+def busiest(crossings: np.ndarray, height: int, width: int, edge: int) -> tuple[int, int]:
+    """Row and column of the square of `edge` pixels, on a grid of STEP, that holds the most crossings (n, 2: x, y)."""
+    corners = [(r, c) for r in range(0, height - edge + 1, STEP) for c in range(0, width - edge + 1, STEP)]
+    inside = [
+        ((crossings >= (c, r)) & (crossings < (c + edge, r + edge))).all(axis=1).sum() for r, c in corners
+    ]
+    return corners[int(np.argmax(inside))]
+
+
+def windows(dem: np.ndarray, photo: np.ndarray, config: dict[str, Any]) -> tuple[np.ndarray, torch.Tensor]:
+    """Upper left corners (n, 2: x, y) and images (n, C, WINDOW, WINDOW) of all windows, channels as in training."""
+    height, width = dem.shape
+    corners = [
+        (c, r) for r in range(0, height - WINDOW + 1, STEP) for c in range(0, width - WINDOW + 1, STEP)
+    ]
+    images = []
+    for c, r in corners:
+        part = np.s_[r : r + WINDOW, c : c + WINDOW]
+        bands = {name: band[part] for name, band in zip(BANDS, photo, strict=True)}
+        images.append(stack_channels(dem[part], bands, config["data"]["channels"]))
+    return np.array(corners), torch.from_numpy(np.stack(images))
+
+
+def surest(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Places of the boxes that overlap no surer one (greedy non-maximum suppression)."""
+    kept: list[int] = []
+    for place in np.argsort(-scores, kind="stable"):
+        if not kept or iou(boxes[kept], boxes[place : place + 1]).max() <= OVERLAP:
+            kept.append(int(place))
+    return np.array(kept, dtype=int)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--region", default="IL", help="the one that is held out")
+    parser.add_argument("--chips", type=int, default=1200)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--edge", type=int, default=700, help="of the part that is shown, metres")
+    parser.add_argument(
+        "--save", action="store_true", help="write benchmarks/results/held_out_watershed.json"
+    )
+    arguments = parser.parse_args()
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        overrides = [
+            "model=sppnet", "model.level=5", "data=7ch", "data.split=region", "task.box_weight=5",
+            f"source.chips={arguments.chips}", f"trainer.max_epochs={arguments.epochs}",
+            "trainer.accelerator=auto",
+        ]  # fmt: skip
+        config = resolved(compose("train", overrides=overrides))
+    source = build(config["source"])
+    datamodule = build(config["data"], source=source)
+    datamodule.prepare_data()
+    (number, fold), *_ = [(n, f) for n, f in enumerate(datamodule.folds) if f.name == arguments.region]
+    model = train_fold(config, datamodule, fold, number).model.eval()
+
+    files = region_files(source.folder / "regions" / arguments.region)
+    points = geopandas.read_file(files.crossings)
+    with rasterio.open(files.dem) as dem_file, rasterio.open(files.photo) as photo_file:
+        origin = dem_file.transform
+        centres = np.column_stack([points.geometry.x - origin.c, origin.f - points.geometry.y])
+        row, column = busiest(centres, dem_file.height, dem_file.width, arguments.edge)
+        part = Window(column, row, arguments.edge, arguments.edge)
+        dem, photo = dem_file.read(1, window=part), photo_file.read(window=part)
+    edge = arguments.edge
+    true = np.column_stack([centres - (column, row), points[["width_m", "height_m"]]]) / edge
+    true = true[((true[:, :2] >= 0) & (true[:, :2] <= 1)).all(axis=1)]
+
+    corners, images = windows(dem, photo, config)
+    with torch.inference_mode():
+        answers = [model(batch) for batch in images.split(64)]
+    probability = torch.cat([each.presence for each in answers]).sigmoid().numpy()
+    boxes = torch.cat([each.box for each in answers]).numpy() * WINDOW
+    boxes[:, :2] += corners
+    certain = probability >= CERTAIN
+    boxes, scores = boxes[certain] / edge, probability[certain]
+    kept = surest(boxes, scores)
+    boxes, scores = boxes[kept], scores[kept]
+    found = int((match(true, boxes, scores, min_iou=FOUND_IOU) >= 0).sum())
+    print(
+        f"{arguments.region}: {len(images)} windows, {len(boxes)} boxes, {found} of {len(true)} crossings found, "
+        f"{len(boxes) - found} boxes at none"
+    )
+    whole = dict(zip(BANDS, photo, strict=True))
+    picture = stack_channels(dem, whole, ["red", "green", "blue"])
+    figure = watershed(picture, ["red", "green", "blue"], true, boxes, scores, min_iou=FOUND_IOU)
+    folder = Path(ROOT) / "docs" / "figures"
+    for path in save_figure(figure, folder, "held_out_watershed"):
+        if path.suffix == ".svg":
+            path.unlink()  # it would hold the photo again
+    if arguments.save:
+        counts = {"region": arguments.region, "chips": arguments.chips, "epochs": arguments.epochs}
+        counts |= {"windows": len(images), "boxes": len(boxes), "crossings": len(true), "found": found}
+        save("held_out_watershed", counts)
+
+
+if __name__ == "__main__":
+    main()
