@@ -6,7 +6,8 @@ synthetic  watersheds that need no download: rasters + points, cut by the same c
            landscape (ground, streams, roads as lines) and scenery (elevation and photo)
 layout     chips on disk -> manifest (which file is which chip)
 bands      raw bands -> named channels (indices, repair, normalisation)
-cache      manifest + channels -> one memory-mapped array, built once
+voc        boxes of crossings in Pascal VOC files
+cache      manifest + channels -> one memory-mapped array for each size of chip, built once
 folds      labels and regions -> training and validation indices
 datamodule all of these behind Lightning's interface
 """

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dxc.data.layout import MIN_SIZE
 from dxc.errors import ConfigError, require_whole
-
-MIN_SIZE = 16
-"""Pixels of the smallest image: three pools leave 2 x 2 of it, which the middle level of the pyramid pools."""
 
 CHANNELS = (64, 128, 256)
 LOWER_LEVELS = (2, 1)
