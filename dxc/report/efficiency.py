@@ -9,23 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dxc.report.figures import BLUE, ONE_COLUMN_IN, STYLE, VERMILLION, is_log, short_number, tick_number
+from dxc.report.figures import (
+    ONE_COLUMN_IN,
+    SERIES,
+    STYLE,
+    VERMILLION,
+    is_log,
+    short_number,
+    tick_number,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-# Okabe and Ito's colours but their yellow, too light on white, and vermillion, which marks; in grey, markers tell them
-# apart
-SERIES = (
-    (BLUE, "o"),
-    ("#E69F00", "s"),
-    ("#009E73", "^"),
-    ("#CC79A7", "v"),
-    ("#56B4E9", "D"),
-    ("#000000", "X"),
-)
 
 
 def efficiency(curves: Mapping[str, pd.DataFrame], *, title: str = "") -> Figure:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart by colour-blind readers; in grey, markers tell them apart
 VERMILLION, BLUE, GREY = "#D55E00", "#0072B2", "#999999"
 
-SERIES = (  # colour and marker of lines beside each other
-    (BLUE, "o"), (VERMILLION, "s"), ("#009E73", "^"), (GREY, "D"), ("#CC79A7", "v"), ("#E69F00", "P"),
+SERIES = (  # colour and marker of lines beside each other; no yellow, too light on white, nor the mark's vermillion
+    (BLUE, "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#CC79A7", "v"), ("#56B4E9", "D"), ("#000000", "X"),
 )  # fmt: skip
 OPERATORS = ("conv", "matmul", "pooling", "other")
 

@@ -1,0 +1,60 @@
+"""Latency against batch size of the four published detectors, measured here: time of one execution / batch.
+
+    python benchmarks/efficiency.py                3 minutes; one thread of ONNX Runtime
+    python benchmarks/efficiency.py --threads 4
+
+Exported at 3 x 100 x 100 with random weights (time does not depend on them), batch 1, 2, 4, ..., 64, each measured in a
+fresh process; outputs of a batch are held against the images one by one first. Draws docs/figures/efficiency.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from _record import ROOT, save
+
+from dxc.export import export_onnx
+from dxc.hardware import Hardware, device_name
+from dxc.hardware.costs import measure_on
+from dxc.hardware.efficiency import measure_batches
+from dxc.hardware.profile import BATCHES
+from dxc.models.sppnet import SppNet
+from dxc.report.efficiency import efficiency
+from dxc.report.figures import save as save_figure
+
+VARIANTS = {"original": (3, 4, 1024), "#1": (5, 4, 1024), "#2": (3, 5, 4096), "#3": (3, 5, 2048)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1, help="of ONNX Runtime")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/efficiency.json")
+    arguments = parser.parse_args()
+    hardware = Hardware("cpu", threads=arguments.threads)
+    curves, figures = {}, {}
+    with tempfile.TemporaryDirectory() as name:
+        for variant, (kernel, level, features) in VARIANTS.items():
+            onnx = Path(name) / "model.onnx"
+            export_onnx(
+                SppNet(3, kernel=kernel, level=level, features=features), onnx, in_channels=3, size=100
+            )
+            found = measure_batches(onnx, BATCHES, partial(measure_on, onnx, hardware))
+            curves[f"SPP-Net {variant}"] = found.table()
+            per_image = ", ".join(f"{batch}: {ms:.2f}" for batch, ms in found.ms_per_image.items())
+            print(f"{variant:9} ms an image by batch {per_image}; least at {found.optimum_batch}", flush=True)
+            for note in found.notes:
+                print(f"          {note}")
+            figures[variant] = {"ms_per_image": found.ms_per_image, "optimum_batch": found.optimum_batch}
+    title = f"{device_name()}; ONNX Runtime, {arguments.threads} thread(s)"
+    for path in save_figure(efficiency(curves, title=title), ROOT / "docs" / "figures", "efficiency"):
+        if path.suffix == ".svg":
+            path.unlink()
+    if arguments.save:
+        save("efficiency", {"threads": arguments.threads, **figures})
+
+
+if __name__ == "__main__":
+    main()
