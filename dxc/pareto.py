@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+DIGITS = 12  # in which values must differ to be in an order
 MARGIN = 0.1  # of the range, from the worst value to a reference point
 
 
@@ -70,8 +71,8 @@ def non_dominated(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.
     """Which rows (n, objectives) no other row dominates; rows that tie in everything are all kept.
 
     A row dominates another if it is at least as good in every objective and better in one. O(n log n) for two and
-    three objectives (Kung et al. 1975, doi 10.1145/321906.321910; moocore). Raises ValueError for NaN: a missing
-    value has no place in an order.
+    three objectives (Kung et al. 1975, doi 10.1145/321906.321910; moocore). Raises ValueError for NaN and infinity: a
+    missing value has no place in an order.
     """
     import moocore
 
@@ -84,7 +85,7 @@ def non_dominated(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.
 def ranks(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.int64]:
     """For each row (n, objectives) the number of its front: 1 for rows that no other dominates, 2 for those that only
     rows of rank 1 dominate, and so on (Deb et al. 2002, doi 10.1109/4235.996017; moocore). Rows that tie in everything
-    share a rank. O(n^2 log n) for three objectives. Raises ValueError for NaN."""
+    share a rank. O(n^2 log n) for three objectives. Raises ValueError for NaN and infinity."""
     import moocore
 
     points = _checked(values, maximise)
@@ -98,7 +99,8 @@ def ranks(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.int64]:
 def dominators(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.int64]:
     """For each row (n, objectives) the position of a non-dominated row that dominates it, -1 where none does.
 
-    Of several, the nearest: with the least sum of normalised differences. O(n x front). Raises ValueError for NaN.
+    Of several, the nearest: with the least sum of normalised differences. O(n x front). Raises ValueError for NaN and
+    infinity.
     """
     points = _checked(values, maximise)
     found = np.full(len(points), -1, dtype=np.int64)
@@ -149,7 +151,7 @@ def hypervolume(values: ArrayLike, *, reference: ArrayLike, maximise: Sequence[b
     """Volume between the rows (n, objectives) and a reference point that is worse in every objective.
 
     Zitzler and Thiele 1998, doi 10.1007/BFb0056872; the unit is the product of the objectives' units. Rows that are
-    not better than the reference in every objective add nothing. Raises ValueError for NaN.
+    not better than the reference in every objective add nothing. Raises ValueError for NaN and infinity.
     """
     import moocore
 
@@ -161,8 +163,13 @@ def hypervolume(values: ArrayLike, *, reference: ArrayLike, maximise: Sequence[b
 
 
 def _checked(values: ArrayLike, maximise: Sequence[bool]) -> NDArray[np.float64]:
-    """A copy as (n, objectives), so that nothing the caller holds is changed."""
+    """A copy as (n, objectives), so that nothing the caller holds is changed, to DIGITS significant digits: values that
+    differ by the rounding of a mean are equal. Raises ValueError for what is not finite: moocore crashes at it."""
     points = np.array(values, dtype=float).reshape(-1, len(maximise))
-    if np.isnan(points).any():
-        raise ValueError("an objective is NaN: set rows with missing values aside first")
-    return points
+    if not np.isfinite(points).all():
+        raise ValueError("an objective is NaN or infinite: set rows with such values aside first")
+    size = np.abs(points)
+    # beyond these sizes the scale would overflow or not be exact: such values stay as they are
+    usual = (size > 1e-9) & (size < 10.0**DIGITS)
+    scale = 10.0 ** (DIGITS - 1 - np.floor(np.log10(size, where=usual, out=np.zeros_like(size))))
+    return np.where(usual, np.round(np.where(usual, points, 0.0) * scale) / scale, points)

@@ -145,6 +145,7 @@ def start_run(
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         with contextlib.suppress(MlflowException, OSError):  # the first error is the one to show
             client.log_text(run_id, "".join(traceback.format_exception(error)), "traceback.txt")
+        with contextlib.suppress(MlflowException, OSError):  # it ends even where it keeps no files
             client.set_terminated(run_id, status)
         raise
     client.set_terminated(run_id, "FINISHED")
@@ -435,7 +436,8 @@ class Reader(_Patient):
         if len(studies) > listed:
             lines.append(f"  ... and {len(studies) - listed} older ones")
         guess = f"did you mean {' or '.join(close)}? " if close else ""
-        return f"no study '{name}' in the MLflow store {self.uri}; {guess}There are:\n" + "\n".join(lines)
+        store = without_password(self.uri)
+        return f"no study '{name}' in the MLflow store {store}; {guess}There are:\n" + "\n".join(lines)
 
     def ended(
         self, study: Study, *, since_ms: int = 0, before_ms: int | None = None, without: Collection[str] = ()
@@ -635,7 +637,7 @@ def _require_tables(uri: str) -> None:
     if scheme not in DATABASE_ENGINES:
         return
     nothing = (
-        f"there is no MLflow store at {uri}\n"
+        f"there is no MLflow store at {without_password(uri)}\n"
         "Train or search first, or say where the runs are: tracking.uri=ADDRESS"
     )
     try:
@@ -660,6 +662,7 @@ def _version_message(uri: str, version: str) -> str | None:
     import mlflow
     from alembic.script import ScriptDirectory
 
+    uri = without_password(uri)
     known = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
     if version in known.get_heads():
         return None
@@ -740,11 +743,12 @@ def _view(
 
 
 def _store_message(uri: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0]
+    lines = without_password(str(error)).strip().splitlines()  # drivers repeat the address
+    reason = lines[0] if lines else type(error).__name__
     if outdated := re.search(r"out-of-date database schema \(found version (\w+)", reason):
         return _version_message(uri, outdated[1]) or reason
     return (
-        f"tracking.uri: the MLflow store {uri} cannot be used: {reason}\n"
+        f"tracking.uri: the MLflow store {without_password(uri)} cannot be used: {reason}\n"
         "Check the address and that its server runs, or keep runs in a file: tracking.uri=sqlite:///mlflow.db"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,14 +29,20 @@ def test_the_published_table(tmp_path: Path) -> None:
     assert "5 designs of published, 2 on the front" in done.stdout
     folder = tmp_path / "published"
     front = pd.read_csv(folder / "front.csv")
-    assert list(front["design"]) == ["resnet18 k3 s2 p1 w32, 7ch b16", "resnet18 k3 s2 p1 w32, 5ch b8"]
+    assert list(front["design"]) == [
+        "row 1: resnet18 k3 s2 p1 w32, 7ch b16",
+        "row 4: resnet18 k3 s2 p1 w32, 5ch b8",
+    ]
     assert list(front["latency (ms)"]) == ["8.19 ± 4.59", "8.13 ± 4.53"]
     dominated = pd.read_csv(folder / "dominated.csv").set_index("design")["dominated_by"]
-    assert dict(dominated) == {
-        "resnet18 k3 s2 p1 w32 pool3/2, 7ch b8": "resnet18 k3 s2 p1 w32, 7ch b16",
-        "resnet18 k3 s2 p1 w32, 5ch b16": "resnet18 k3 s2 p1 w32, 7ch b16",
-        "resnet18 k3 s2 p1 w32 pool3/1, 5ch b8": "resnet18 k3 s2 p1 w32, 5ch b8",
+    assert {name[:5]: by[:5] for name, by in dominated.items()} == {
+        "row 2": "row 1",
+        "row 3": "row 1",
+        "row 5": "row 4",
     }
+    notes = [line for line in done.stdout.splitlines() if " dominates " in line]
+    assert [sorted(re.findall(r"row \d", line)) for line in notes] == [["row 1", "row 2", "row 3"], ["row 4", "row 5"]]
+    assert "row 1" in (folder / "answer.txt").read_text() and "Answer" in (folder / "index.html").read_text()
     assert len(pd.read_csv(folder / "baseline.csv")) == 6
     for name in ("pairs.png", "radar.svg", "main_effects.png", "index.html", "front.tex", "front.md"):
         assert (folder / name).stat().st_size > 100

@@ -110,3 +110,28 @@ def test_no_rows_and_no_order() -> None:
         assert len(function(np.empty((0, 2)), maximise=[True, False])) == 0
         with pytest.raises(ValueError, match="NaN"):
             function([[np.nan, 1.0]], maximise=[True, False])
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_has_no_place(value: float) -> None:
+    """moocore would end the process."""
+    for function in (non_dominated, ranks, dominators, normalised_losses, knee_distances):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            function([[value, 1.0], [0.5, 2.0]], maximise=[True, False])
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        hypervolume([[1.0, 2.0]], reference=[value, 0.0], maximise=[True, True])
+
+
+@pytest.mark.parametrize("size", [0.92, -0.92, 1.0, 3e-7, 123456.7, 7e11])
+def test_values_that_differ_by_rounding_tie(size: float) -> None:
+    values = [[np.nextafter(size, np.inf), 1.0], [size, 1.0], [np.nextafter(size, -np.inf), 1.0]]
+    assert non_dominated(values, maximise=[True, False]).all()
+    assert (ranks(values, maximise=[True, False]) == 1).all()
+    assert (dominators(values, maximise=[True, False]) == -1).all()
+    assert (non_dominated([[size], [size + abs(size) * 1e-9]], maximise=[True]) == [False, True]).all()
+
+
+def test_sizes_at_the_ends_of_the_floats() -> None:
+    values = [[1.7e308, 0.0], [1e300, 5e-324], [2.0**53, -1e-300], [123456789012, -1.7e308]]
+    with np.errstate(all="raise", under="ignore"):
+        assert (ranks(values, maximise=[True, True]) == [1, 1, 2, 3]).all()

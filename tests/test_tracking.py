@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from dxc.errors import Stopped, TrackingError
-from dxc.tracking import Store, start_run, view_address, without_password
+from dxc.tracking import Reader, Store, _version_message, start_run, view_address, without_password
 
 
 @pytest.fixture
@@ -89,6 +90,20 @@ def test_failed_run(uri: str) -> None:
     assert "ZeroDivisionError: division by zero" in _artifact(client, run.run_id, "traceback.txt")
 
 
+@pytest.mark.parametrize("error", [OSError("no space left"), MlflowException("no artifacts")])
+def test_a_failed_run_ends_without_its_traceback(
+    uri: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(MlflowClient, "log_text", refuse)
+    with pytest.raises(ZeroDivisionError), _start(uri) as run:
+        1 / 0  # noqa: B018
+    info = MlflowClient(uri).get_run(run.run_id).info
+    assert info.status == "FAILED" and info.end_time
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_killed_run(uri: str, number: signal.Signals) -> None:
     before = signal.getsignal(number)
@@ -140,6 +155,27 @@ def test_a_password_is_not_kept_with_the_runs(store_file: Path) -> None:
     assert kept["tracking.uri"] == "postgresql://somebody:***@host:5432/runs"
     assert kept["source.root"] == "/a:b@c"
     assert without_password("sqlite:////a/b.db") == "sqlite:////a/b.db"
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://somebody:secret@127.0.0.1:9", "postgresql://somebody:secret@127.0.0.1:9/runs"]
+)
+def test_a_password_is_not_shown(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackingError, match="cannot be used") as caught:
+        Reader(uri).studies()
+    assert "somebody:***@127.0.0.1" in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_a_password_is_not_shown_with_what_is_missing(store_file: Path) -> None:
+    with start_run(f"sqlite:///{store_file}", study="s", name="n", params={}, tags={}):
+        pass
+    reader = Reader(f"sqlite:///{store_file}")
+    reader.uri = "http://somebody:secret@host"
+    with pytest.raises(TrackingError, match=r"no study 't' in the MLflow store http://somebody:\*\*\*@host;"):
+        reader.study("t")
+    message = _version_message("postgresql://somebody:secret@host/runs", "no revision of MLflow's")
+    assert message is not None and "secret" not in message and "somebody:***@host/runs" in message
 
 
 def test_a_study_has_a_view_of_its_designs(store_file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from dxc.analysis.certainty import Comparison, Outcomes, accuracy_draws, compare, probability_non_dominated
 from dxc.analysis.choice import Choice, choose
@@ -18,10 +18,10 @@ from dxc.analysis.designs import Designs, designs_of, parse_objectives, require_
 from dxc.analysis.evidence import outcomes_of
 from dxc.analysis.inside import MODES, Inside, look_inside
 from dxc.analysis.published import SOURCE, published_runs
-from dxc.analysis.rebuild import command
+from dxc.analysis.rebuild import command_of
 from dxc.analysis.runs import read_runs
 from dxc.config import flatten
-from dxc.errors import AnalysisError, require_one_of, require_whole
+from dxc.errors import AnalysisError, ConfigError, TrackingError, require_one_of, require_whole
 from dxc.pareto import Objective, dominators, hypervolume, non_dominated, ranks, reference_point
 from dxc.tracking import Reader, Store, start_run, study_names
 
@@ -72,6 +72,7 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
     published = config["source"] == "published"
     runs, baseline_runs, title, notes = _published() if published else _tracked(config)
     found, objectives = selected(runs, config["where"], _listed(config["objectives"]), _listed(config["mix"]))
+    found = found._replace(frame=_told_apart(found.frame))
     frame, reference, volume = with_front(found, objectives)
     uri, cache_dir = config["tracking"]["uri"], Path(config["cache_dir"])
     certainty = config["certainty"]
@@ -81,7 +82,13 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
         notes += more
     frame = with_certainty(frame, objectives, outcomes, **certainty)
     notes += _remarks(frame, found, objectives)
-    choice = choose(frame, objectives, **config["choose"])
+    if published:
+        notes += [
+            f"{name} dominates {', '.join(others)}"
+            for name, others in frame[~frame["front"]].groupby("dominated_by", sort=False)["name"]
+        ]
+    others = runs.set_index("run_id")[[name for name in runs if name not in frame]]
+    choice = choose(frame.join(others, on="run_id"), objectives, **config["choose"])
     comparison = None
     if config["compare"]:
         draws, seed = certainty["draws"], certainty["seed"]
@@ -90,17 +97,17 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
     if baseline_runs is not None:
         beside = pd.concat([runs[runs["run_id"].isin(frame["run_id"])], baseline_runs], ignore_index=True)
         require_comparable(beside, objectives, _listed(config["mix"]))
-        baseline = designs_of(baseline_runs, objectives)
+        lacking = [name for name in objectives if name not in baseline_runs]
+        baseline = designs_of(baseline_runs.assign(**dict.fromkeys(lacking, np.nan)), objectives)
         if len(baseline.aside):
             notes.append(f"baseline: {len(baseline.aside)} of {len(baseline_runs)} runs lack an objective")
     commands = ("", "") if published else _commands(frame, choice, uri)
-    folder = Path(config["out"]) / title.replace(" ", "_")
-    inside = None
-    if config["profile"] != "none" and not published:
-        first, best = next(iter(objectives.items()))
-        members = frame[frame["front"]].sort_values(first, ascending=not best.maximise, kind="stable")
-        inside = look_inside(members, uri, folder / "profiles", mode=config["profile"])
-        notes += inside.notes
+    folder = Path(config["out"]) / re.sub(r"[^\w.+-]|^\.+", "_", title)
+    try:
+        inside = None if published else _inside(config, frame, objectives, folder / "profiles")
+    except OSError as error:
+        raise AnalysisError(f"out={config['out']}: profiles cannot be written: {error}") from error
+    notes += inside.notes if inside is not None else []
     analysis = Analysis(
         title,
         objectives,
@@ -121,8 +128,29 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
     except OSError as error:
         raise AnalysisError(f"out={config['out']}: the report cannot be written: {error}") from error
     if not published:
-        analysis = replace(analysis, view=_record(config, analysis, folder, runs))
+        try:
+            analysis = replace(analysis, view=_record(config, analysis, folder, runs))
+        except (OSError, TrackingError) as error:
+            analysis = replace(analysis, notes=[*notes, f"not kept in MLflow: {error}"])
     return analysis, folder
+
+
+def _inside(
+    config: Mapping[str, Any], frame: pd.DataFrame, objectives: Mapping[str, Objective], folder: Path
+) -> Inside | None:
+    """A look inside the front's members, best first in the first objective, if asked for."""
+    if config["profile"] == "none":
+        return None
+    first, best = next(iter(objectives.items()))
+    members = frame[frame["front"]].sort_values(first, ascending=not best.maximise, kind="stable")
+    return look_inside(members, config["tracking"]["uri"], folder, mode=config["profile"])
+
+
+def _told_apart(frame: pd.DataFrame) -> pd.DataFrame:
+    """Designs whose names say the same (they differ in a learning rate, say) carry their trial, or their run."""
+    twice = frame["name"].duplicated(keep=False)
+    mark = frame["trial"].where(frame["trial"] != "", frame["run_id"]).str[:12]
+    return frame.assign(name=frame["name"].where(~twice, frame["name"] + " [" + mark + "]"))
 
 
 def _check(config: Mapping[str, Any]) -> None:
@@ -131,6 +159,19 @@ def _check(config: Mapping[str, Any]) -> None:
     require_one_of("profile", config["profile"], MODES)
     require_whole("certainty.draws", config["certainty"]["draws"], at_least=1)
     require_whole("certainty.seed", config["certainty"]["seed"], at_least=0)
+    share = config["certainty"]["lucky_below"]
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 1:
+        raise ConfigError(f"certainty.lucky_below must be a share from 0 to 1, not {share!r}")
+    weights = config["choose"]["weights"]
+    if weights is not None and not (
+        isinstance(weights, Mapping) and all(isinstance(each, int | float) for each in weights.values())
+    ):
+        raise ConfigError(
+            f"choose.weights must be numbers by objective, {{accuracy:2,onnx_mb:1}}, not {weights!r}"
+        )
+    for name, value in (("cache_dir", config["cache_dir"]), ("tracking.uri", config["tracking"]["uri"])):
+        if not isinstance(value, str) or not value:
+            raise ConfigError(f"{name} must be a text, not {value!r}")
     if config["source"] == "published" and config["compare"]:
         raise AnalysisError("compare needs predictions or folds, and the published table has neither")
 
@@ -163,14 +204,17 @@ def _tracked(config: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame | No
         listing = ", ".join(f"{count} {state}" for state, count in found.others.items())
         notes.append(f"{len(found.frame)} finished runs; not among them: {listing}")
     baseline = None
-    if config["baseline"]:
-        baseline = read_runs(uri, [config["baseline"]], cache_dir=cache_dir, refresh=config["refresh"]).frame
+    if named := _listed(config["baseline"]):
+        baseline = read_runs(uri, named, cache_dir=cache_dir, refresh=config["refresh"]).frame
+        if baseline.empty:
+            raise AnalysisError(f"baseline: study {', '.join(named)} has no finished run")
     return found.frame, baseline, "+".join(studies), notes
 
 
-def _listed(value: Any) -> list[Any]:
-    """study=first is as good as study=[first], and one named twice is one."""
-    return list(dict.fromkeys([value] if isinstance(value, str) else value or ()))
+def _listed(value: Any) -> list[str]:
+    """study=first is as good as study=[first], 2026 may be a study's name, and one named twice is one."""
+    several = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    return list(dict.fromkeys(map(str, several)))
 
 
 def _remarks(frame: pd.DataFrame, found: Designs, objectives: Mapping[str, Objective]) -> list[str]:
@@ -199,11 +243,10 @@ def _commands(frame: pd.DataFrame, choice: Choice, uri: str) -> tuple[str, str]:
             path = reader.artifact(row["run_id"], "config.yaml", Path(folder))
             if path is None:
                 return f"not known: run {row['run_id']} has no config.yaml any more"
-            config = OmegaConf.to_container(OmegaConf.load(path))
-        try:
-            return command(config, trial=row["trial"] or None)  # type: ignore[arg-type]
-        except AnalysisError as error:
-            return str(error)
+            try:
+                return command_of(path, row["trial"] or None)
+            except AnalysisError as error:
+                return str(error)
 
     return of(choice.design), of(choice.runner_up)
 
@@ -224,11 +267,18 @@ def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: p
             front = "left out" if row is None else str(bool(row["front"])).lower()
             store.tag(run_id, {"dxc.front": front, "dxc.rank": "" if row is None else str(row["rank"])})
     if config["log"]:
-        params = {
-            "where": config["where"],
-            "objectives": list(analysis.objectives),
-            "choose": config["choose"],
-        }
+        asked = (
+            "study",
+            "where",
+            "objectives",
+            "mix",
+            "baseline",
+            "choose",
+            "compare",
+            "certainty",
+            "profile",
+        )
+        params = {key: config[key] for key in asked}
         numbers = {
             "designs": len(analysis.designs),
             "front": len(analysis.front),
@@ -341,11 +391,17 @@ def compared(
                 f"nothing is known of the folds of {frame['name'].iloc[place]}: it cannot be compared"
             )
     result = compare(both[0][-1], both[1][-1], draws=draws, seed=seed)
+    if max(map(len, both)) > 1:  # means over repeats; which chips both get right is another question in each
+        drawn = accuracy_draws(both, draws=draws, seed=seed)
+        low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975])
+        first, second = (float(np.mean([each.accuracy for each in repeats])) for repeats in both)
+        result = Comparison(first - second, float(low), float(high), 0, 0, float("nan"))
     return frame["name"].iloc[places[0]], frame["name"].iloc[places[1]], result
 
 
 def _place(frame: pd.DataFrame, text: str) -> int:
-    meets = frame["trial"].str.startswith(text) | frame["run_id"].str.startswith(text)
+    of_runs = frame["runs"].map(lambda runs: any(run_id.startswith(text) for run_id in runs))
+    meets = frame["trial"].str.startswith(text) | of_runs
     if meets.sum() != 1:
         some = ", ".join(frame["trial"][:8])
         raise AnalysisError(f"compare: {text} names {int(meets.sum())} designs; trials are {some}, ...")

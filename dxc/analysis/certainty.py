@@ -22,12 +22,19 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
+FOLDS = "folds:"
+"""Begins Outcomes.chips where only the accuracies of the folds are known."""
+DECIMALS = (
+    9  # of a drawn accuracy: equal ones tie in whatever order they were summed; a chip counts for far more
+)
+AT_ONCE = 1024  # runs that are drawn in one product of matrices
+
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
     """What one run got right. right: (chips,) bool, out of fold; fold: (chips,) position of each chip's fold.
-    chips: hash of which chips they are and how they fell into folds. Without chips, right holds the accuracy of each
-    fold, and fold its position."""
+    chips: hash of which chips they are and how they fell into folds. Without predictions it is FOLDS and what is known
+    of the chips, right holds the accuracy of each fold, and fold its position."""
 
     right: NDArray[np.bool_] | Floats
     fold: NDArray[np.int64]
@@ -44,9 +51,14 @@ class Outcomes:
         return cls(right, fold.astype(np.int64), hashlib.blake2b(content.encode(), digest_size=8).hexdigest())
 
     @classmethod
-    def of_folds(cls, accuracies: Sequence[float]) -> Outcomes:
-        """From the accuracy of each fold, where predictions are missing."""
-        return cls(np.array(accuracies, dtype=float), np.arange(len(accuracies)), "")
+    def of_folds(cls, accuracies: Sequence[float], judged_by: str = "") -> Outcomes:
+        """From the accuracy of each fold, where predictions are missing. judged_by: equal for runs of the same chips in
+        the same folds."""
+        return cls(np.array(accuracies, dtype=float), np.arange(len(accuracies)), f"{FOLDS}{judged_by}")
+
+    @property
+    def folds_only(self) -> bool:
+        return self.chips.startswith(FOLDS)
 
     @property
     def accuracy(self) -> float:
@@ -70,9 +82,10 @@ def accuracy_draws(designs: Sequence[Sequence[Outcomes]], *, draws: int, seed: i
     for members in shared.values():
         first = designs[members[0][0]][members[0][1]]
         weights = _weights(first, draws, rng)
-        right = np.array([designs[n][m].right for n, m in members], dtype=np.float32)
-        for place, row in zip(members, right @ weights, strict=True):
-            drawn[place] = row.astype(float)
+        for start in range(0, len(members), AT_ONCE):
+            some = members[start : start + AT_ONCE]
+            right = np.array([designs[n][m].right for n, m in some], dtype=float)
+            drawn |= zip(some, right @ weights, strict=True)
 
     result = np.full((len(designs), draws), np.nan)
     for n, repeats in enumerate(designs):
@@ -80,15 +93,15 @@ def accuracy_draws(designs: Sequence[Sequence[Outcomes]], *, draws: int, seed: i
             own = np.array([drawn[n, m] for m in range(len(repeats))])
             share = rng.multinomial(len(repeats), np.full(len(repeats), 1 / len(repeats)), size=draws).T
             result[n] = (own * share).sum(axis=0) / len(repeats)
-    return result
+    return result.round(DECIMALS)
 
 
-def _weights(outcomes: Outcomes, draws: int, rng: np.random.Generator) -> NDArray[np.float32]:
+def _weights(outcomes: Outcomes, draws: int, rng: np.random.Generator) -> Floats:
     """(chips, draws): how much each chip counts; within a fold they add up to one part in the number of folds."""
     size = len(outcomes.right)
-    if not outcomes.chips:  # folds themselves are drawn
-        return (rng.multinomial(size, np.full(size, 1 / size), size=draws).T / size).astype(np.float32)
-    weights = np.empty((size, draws), dtype=np.float32)
+    if outcomes.folds_only:  # folds themselves are drawn
+        return rng.multinomial(size, np.full(size, 1 / size), size=draws).T / size
+    weights = np.empty((size, draws))
     folds = np.unique(outcomes.fold)
     for each in folds:
         of_fold = np.flatnonzero(outcomes.fold == each)
@@ -136,7 +149,7 @@ def compare(first: Outcomes, second: Outcomes, *, draws: int, seed: int) -> Comp
     a, b = accuracy_draws([[first], [second]], draws=draws, seed=seed)
     low, high = np.quantile(a - b, [0.025, 0.975])
     difference = first.accuracy - second.accuracy
-    if not first.chips:
+    if first.folds_only:
         return Comparison(difference, float(low), float(high), 0, 0, float("nan"))
     from scipy.stats import binomtest
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 class Choice(NamedTuple):
-    """Index labels of the chosen design and of the next one (None where there is no other), and the rule in words."""
+    """Index labels of the chosen design and of the next one, and the rule in words. The next one is second by the rule
+    on the front, or first without the chosen one where that is the front alone; None where there is no other."""
 
     design: int
     runner_up: int | None
@@ -61,7 +62,12 @@ def choose(
     order = np.lexsort((-knee, -score))  # the knee decides between equals
     ranked = front.index[order]
     rule += f" where {where}" if where else ""
-    return Choice(ranked[0], ranked[1] if len(ranked) > 1 else None, rule)
+    runner_up = ranked[1] if len(ranked) > 1 else None
+    if (
+        runner_up is None and len(feasible) > 1
+    ):  # nothing else is on the front: the best of what would be without it
+        runner_up = choose(feasible.drop(index=ranked[0]), objectives, by=by, weights=weights).design
+    return Choice(ranked[0], runner_up, rule)
 
 
 def _weights(weights: Mapping[str, float] | None, objectives: Mapping[str, Objective]) -> np.ndarray:

@@ -29,6 +29,7 @@ ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Div: operator.truediv,
 }
 LISTED = 12  # names in a message
+SHOWN = 80  # characters of a condition that is too long
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,24 @@ class Condition:
         """Raises AnalysisError that points at the place."""
         try:
             tree = ast.parse(text, mode="eval").body
+        except (RecursionError, MemoryError):
+            raise _too_long(text) from None
         except SyntaxError as error:
             place = len(text) if not error.offset else error.offset - 1  # 0: it ends too early
             raise _at(text, place, "this does not read as a condition") from None
         condition = cls(text, tree)
-        condition._require_logic(tree)
+        try:
+            condition._require_logic(tree)
+        except RecursionError:
+            raise _too_long(text) from None
         return condition
 
     def mask(self, frame: pd.DataFrame) -> pd.Series:
         """Which rows meet the condition, as bool. Raises AnalysisError for a name that is no column."""
-        return _Reader(self.text, frame).logic(self.tree).fillna(False).astype(bool)
+        try:
+            return _Reader(self.text, frame).logic(self.tree).fillna(False).astype(bool)
+        except RecursionError:
+            raise _too_long(self.text) from None
 
     def columns(self, available: Iterable[str]) -> list[str]:
         """The columns it asks for. Raises AnalysisError for a name that is none of `available`."""
@@ -71,7 +80,10 @@ class Condition:
             for child in ast.iter_child_nodes(node):
                 visit(child)
 
-        visit(self.tree)
+        try:
+            visit(self.tree)
+        except RecursionError:
+            raise _too_long(self.text) from None
         return list(found)
 
     def _require_logic(self, node: ast.expr) -> None:
@@ -120,7 +132,7 @@ class _Reader:
                     raise _at(self._text, other.col_offset, "None can only be compared with == and !=")
                 missing = self._series(one, numeric=False).isna()
                 return (missing if isinstance(op, ast.Eq) else ~missing).astype("boolean")
-        numeric = self._numeric(left, right)
+        numeric = self._numeric(left, right, ordered=not isinstance(op, ast.Eq | ast.NotEq))
         found = COMPARE[type(op)](self._value(left, numeric), self._value(right, numeric))
         if isinstance(found, bool):
             raise _at(self._text, left.col_offset, "this compares two constants")
@@ -136,10 +148,13 @@ class _Reader:
             found = found | self._compare(left, ast.Eq(), each)
         return found if inside else ~found
 
-    def _numeric(self, left: ast.expr, right: ast.expr) -> bool:
-        """Whether two sides are compared as numbers: text only where one of them is quoted, or no number."""
+    def _numeric(self, left: ast.expr, right: ast.expr, *, ordered: bool) -> bool:
+        """Whether two sides are compared as numbers: text only where one of them is quoted, or no number. Where they
+        are ordered, a quoted number is one: '10' is less than '9' as text, which nobody means."""
         for side in (left, right):
             if isinstance(side, ast.Constant) and isinstance(side.value, str | bool):
+                if ordered and _as_number(side.value) is not None:
+                    continue
                 return False
         return all(self._is_number(side) for side in (left, right))
 
@@ -152,7 +167,9 @@ class _Reader:
 
     def _value(self, node: ast.expr, numeric: bool) -> Any:
         if isinstance(node, ast.Constant):
-            return node.value if numeric else str(node.value)
+            if not numeric:
+                return str(node.value)
+            return _as_number(node.value) if isinstance(node.value, str) else node.value
         if (
             isinstance(node, ast.UnaryOp)
             and isinstance(node.op, ast.USub)
@@ -198,6 +215,18 @@ def resolve(name: str, columns: Iterable[str], text: str = "", place: int = 0) -
         some = list(dict.fromkeys(close)) or sorted(names)[:LISTED]
         what = f"no run has {name}; there is {', '.join(some)}" + ("" if close else ", ...")
     raise _at(text or name, place, what)
+
+
+def _as_number(value: object) -> float | None:
+    """The number that a quoted text spells; None where it spells none."""
+    try:
+        return float(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def _too_long(text: str) -> AnalysisError:
+    return _at(f"{text[:SHOWN]} ...", 0, "this condition is nested too deeply: write it shorter")
 
 
 def _numbers(column: pd.Series) -> pd.Series:

@@ -31,6 +31,9 @@ NO_KNOBS = {
 }
 SPREADS = {"accuracy": "accuracy_std", "latency_ms": "latency_std_ms"}
 """Metrics that hold the spread of another within one run: over folds, over predictors."""
+SAME_IN_REPEATS = ("latency_ms",)
+"""Metrics that are predicted from the network alone: repeats say nothing of how sure they are."""
+LARGEST = 1e300  # MLflow stores infinity as the largest float
 
 
 class Designs(NamedTuple):
@@ -78,27 +81,36 @@ def parse_objectives(names: Sequence[str], runs: pd.DataFrame) -> dict[str, Obje
 
 def require_comparable(runs: pd.DataFrame, objectives: Mapping[str, Objective], mix: Sequence[str]) -> None:
     """Raise AnalysisError where runs differ in what makes their figures another thing: the hardware they are for, the
-    chips they were judged by, the machine they were measured on; unless `mix` names it."""
+    chips they were judged by, the machine they were measured on; unless `mix` names it. Runs without the tag differ
+    from those that have it; runs that lack an objective are set aside anyway and do not count."""
+    import pandas as pd
+
     tags = {"hardware": "hardware", "dxc.data": "chips"}
     if any(name.startswith(("measured_", "peak_")) for name in objectives):
         tags["dxc.measured_on"] = "the machine they were measured on"
     if {"fit_seconds", "images_per_second"} & set(objectives):
         tags["device"] = "the machine they were trained on"
+    runs = runs[runs[list(objectives)].notna().all(axis=1)]
     differing = []
     for tag, meaning in tags.items():
         if tag not in runs or tag in mix:
             continue
-        counts = runs[tag].astype("object").value_counts()
+        counts = runs[tag].astype("object").value_counts(dropna=False)
         if len(counts) > 1:
-            values = ", ".join(f"'{value}' ({count} runs)" for value, count in counts.items())
-            differing.append((tag, f"  {tag} ({meaning}): {values}", counts.index[0]))
+            spelled = [None if pd.isna(value) else str(value) for value in counts.index]
+            listing = ", ".join(
+                f"{'none' if value is None else repr(value)} ({count} runs)"
+                for value, count in zip(spelled, counts, strict=True)
+            )
+            differing.append((tag, f"  {tag} ({meaning}): {listing}", spelled[0]))
     if differing:
         lines = "\n".join(line for _, line, _ in differing)
         tag, _, value = differing[0]
         every = ",".join(tag for tag, _, _ in differing)
+        choose = "Ask" if value is None else f"Choose some, \"where={tag} == '{value}'\", or ask"
         raise AnalysisError(
             f"these runs differ in what makes their figures comparable:\n{lines}\n"
-            f"Choose some, \"where={tag} == '{value}'\", or ask for the mixture: mix=[{every}]"
+            f"{choose} for the mixture: mix=[{every}]"
         )
 
 
@@ -106,19 +118,26 @@ def designs_of(runs: pd.DataFrame, objectives: Mapping[str, Objective]) -> Desig
     """One row a design and chips: means over its repeats (equal but for the seed, or trained twice).
 
     Columns: name, trial, run_id (of the newest repeat), runs (list of run ids, oldest first), n, the objectives,
-    spread.OBJECTIVE (sample standard deviation over repeats; of a single run over its folds or predictors, NaN where
-    that is unknown) and the knobs.
+    spread.OBJECTIVE (sample standard deviation over repeats; of a single run over its folds, NaN where that is unknown;
+    of latency_ms always over its predictors, mean over repeats: each repeat has the same network) and the knobs. Runs
+    are set aside that lack an objective, or in which one is not finite.
     """
     import pandas as pd
 
     names = list(objectives)
-    missing = runs[names].isna()
+    missing = runs[names].isna().to_numpy()
+    endless = runs[names].abs().to_numpy(dtype=float, na_value=np.nan) > LARGEST
     reasons = [
-        "no " + ", ".join(name for name, absent in zip(names, row, strict=True) if absent)
-        for row in missing.to_numpy()
+        "; ".join(
+            f"{what} {', '.join(name for name, holds in zip(names, row, strict=True) if holds)}"
+            for what, row in (("no", absent), ("not finite:", infinite))
+            if row.any()
+        )
+        for absent, infinite in zip(missing, endless, strict=True)
     ]
-    aside = runs[["run_id", "name"]].assign(reason=reasons)[missing.any(axis=1)].reset_index(drop=True)
-    runs = runs[~missing.any(axis=1)]
+    unusable = (missing | endless).any(axis=1)
+    aside = runs[["run_id", "name"]].assign(reason=reasons)[unusable].reset_index(drop=True)
+    runs = runs[~unusable]
     knobs = _knobs(runs)
     keys = [
         runs[key].astype("object").where(runs[key].notna(), runs["run_id"]) if key in runs else runs["run_id"]
@@ -130,7 +149,7 @@ def designs_of(runs: pd.DataFrame, objectives: Mapping[str, Objective]) -> Desig
     counts = groups.size().to_numpy()
     columns: dict[str, Any] = {
         "name": newest["name"].astype(str),
-        "trial": newest["dxc.trial"].astype(str) if "dxc.trial" in runs else "",
+        "trial": _text(newest["dxc.trial"]) if "dxc.trial" in runs else "",
         "run_id": newest["run_id"].astype(str),
         "runs": groups["run_id"].agg(list).to_numpy(),
         "n": counts,
@@ -138,12 +157,16 @@ def designs_of(runs: pd.DataFrame, objectives: Mapping[str, Objective]) -> Desig
     columns |= {name: groups[name].mean().to_numpy(dtype=float) for name in names}
     for name in names:
         within = SPREADS.get(name)
-        alone = newest[within].to_numpy(dtype=float) if within in runs else np.nan
-        columns[f"spread.{name}"] = np.where(
-            counts > 1, groups[name].std(ddof=1).to_numpy(dtype=float), alone
-        )
+        alone = groups[within].mean().to_numpy(dtype=float) if within in runs else np.nan
+        over = alone if name in SAME_IN_REPEATS else groups[name].std(ddof=1).to_numpy(dtype=float)
+        columns[f"spread.{name}"] = np.where(counts > 1, over, alone)
     frame = pd.DataFrame(columns | dict(knobs.loc[newest.index])).reset_index(drop=True)
     return Designs(frame, list(knobs.columns), aside)
+
+
+def _text(column: pd.Series) -> pd.Series:
+    """As text, '' where it is missing."""
+    return column.astype("object").where(column.notna(), "").astype(str)
 
 
 def _knobs(runs: pd.DataFrame) -> pd.DataFrame:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions.parquet"
+JUDGED_BY = ("dxc.data", "data.split", "data.folds", "data.fold_seed")
+"""Runs that are equal in these were judged by the same chips in the same folds."""
 
 
 def outcomes_of(
@@ -35,6 +37,7 @@ def outcomes_of(
         column for column in runs if column.startswith("fold") and column.endswith("/val_accuracy")
     )
     reader: Reader | None = None
+    writable = True
     without: list[str] = []
     found: list[list[Outcomes]] = []
     for members in tqdm(designs["runs"], desc="predictions", unit="design", leave=False, disable=None):
@@ -46,10 +49,10 @@ def outcomes_of(
                 reader = reader or Reader(uri)
                 outcomes = _fetch(reader, by_id[run_id])
                 if outcomes is not None:
-                    _save(path, outcomes)
+                    writable = writable and _save(path, outcomes)
                 else:
                     without.append(run_id)
-                    outcomes = _of_folds([by_id[run_id][name] for name in folds])
+                    outcomes = _of_folds([by_id[run_id][name] for name in folds], by_id[run_id])
             if outcomes is not None:
                 repeats.append(outcomes)
         found.append(repeats)
@@ -76,9 +79,10 @@ def _fetch(reader: Reader, run: Mapping[str, Any]) -> Outcomes | None:
             return None
 
 
-def _of_folds(accuracies: Sequence[float]) -> Outcomes | None:
+def _of_folds(accuracies: Sequence[float], run: Mapping[str, Any]) -> Outcomes | None:
     known = [value for value in accuracies if value == value]
-    return Outcomes.of_folds(known) if len(known) > 1 else None
+    judged_by = " ".join(f"{key}={run.get(key)}" for key in JUDGED_BY)
+    return Outcomes.of_folds(known, judged_by) if len(known) > 1 else None
 
 
 def _load(path: Path) -> Outcomes | None:
@@ -90,8 +94,8 @@ def _load(path: Path) -> Outcomes | None:
         return None
 
 
-def _save(path: Path, outcomes: Outcomes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _save(path: Path, outcomes: Outcomes) -> bool:
+    """False, with a warning, where the cache cannot be written: it saves time and nothing else."""
     content = io.BytesIO()
     np.savez_compressed(
         content,
@@ -100,4 +104,12 @@ def _save(path: Path, outcomes: Outcomes) -> None:
         fold=outcomes.fold.astype(np.uint8),
         chips=outcomes.chips,
     )
-    write_atomically(path, content.getvalue())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content.getvalue())
+    except OSError as error:
+        log.warning(
+            "cache_dir: predictions are read again next time, %s cannot be written: %s", path.parent, error
+        )
+        return False
+    return True

@@ -30,7 +30,8 @@ ABOUT = "about.json"
 
 
 class Inside(NamedTuple):
-    """summary: one row a network and batch: name, trial, source, batch, ms (of one execution), ms_per_image, the shares
+    """summary: one row a network and batch: name, trial (run_id where there is none; names may be shared, this not),
+    source, batch, ms (of one execution), ms_per_image, the shares
     of operator time conv, matmul, pooling and other, memory_ms (copies and changes of layout), peak_memory_mb (batch 1,
     NaN where it was not measured). notes: what could not be had. device: where it was profiled."""
 
@@ -58,7 +59,7 @@ def look_inside(front: pd.DataFrame, uri: str, folder: Path, *, mode: str, progr
         disable=None if progress else True,
     ):
         try:
-            table, about = _member(reader, member, folder / (member["trial"] or member["run_id"]), mode)
+            table, about = _member(reader, member, folder / _key(member), mode)
         except DxcError as error:
             notes.append(f"not profiled: {member['name']}: {error}")
             continue
@@ -66,10 +67,19 @@ def look_inside(front: pd.DataFrame, uri: str, folder: Path, *, mode: str, progr
         notes += [note for note in about["notes"] if note not in notes]
         devices.add(about["device"])
     columns = list(
-        _summary(pd.DataFrame(columns=["source"]), {"name": "", "trial": ""}, {"peak_memory_mb": None})
+        _summary(
+            pd.DataFrame(columns=["source"]),
+            {"name": "", "trial": "", "run_id": ""},
+            {"peak_memory_mb": None},
+        )
     )
     summary = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
     return Inside(summary, notes, ", ".join(sorted(devices)))
+
+
+def _key(member: Mapping[Any, Any]) -> str:
+    """What tells a member from the others; two designs may share a name."""
+    return str(member["trial"] or member["run_id"])
 
 
 def _member(
@@ -145,5 +155,5 @@ def _summary(table: pd.DataFrame, member: Mapping[Any, Any], about: Mapping[str,
     frame = pd.DataFrame(rows, columns=list(names))
     peak = about["peak_memory_mb"]
     return frame.assign(peak_memory_mb=float("nan") if peak is None else peak).assign(
-        name=member["name"], trial=member["trial"]
+        name=member["name"], trial=_key(member)
     )[["name", "trial", *names, "peak_memory_mb"]]

@@ -44,5 +44,6 @@ def published_runs() -> tuple[pd.DataFrame, pd.DataFrame]:
         )
         for _, row in rows.iterrows()
     ]
+    runs["name"] = "row " + number.astype(str) + ": " + runs["name"]
     searched = rows["table"] == 4
     return runs[searched].reset_index(drop=True), runs[~searched].reset_index(drop=True)

@@ -5,10 +5,16 @@ from __future__ import annotations
 import functools
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from dxc.config import NOT_IDENTITY, PROJECT_ROOT, canonical, flatten, resolved, trial_hash
 from dxc.errors import AnalysisError, ConfigError
@@ -16,6 +22,7 @@ from dxc.errors import AnalysisError, ConfigError
 CONF = PROJECT_ROOT / "conf"
 GROUPS = ("source", "data", "model", "task", "optimizer", "scheduler", "hardware", "trainer")
 NEEDED = ("source.root",)  # no part of the identity, and nothing runs without
+COMMIT = "use the commit in the run's tag mlflow.source.git.commit"
 
 
 def command(config: Mapping[str, Any], *, trial: str | None = None) -> str:
@@ -23,15 +30,41 @@ def command(config: Mapping[str, Any], *, trial: str | None = None) -> str:
 
     trial: its dxc.trial. Raises AnalysisError where today's conf/ cannot describe that configuration any more.
     """
-    overrides = _overrides(config)
+    try:
+        overrides = _overrides(config)
+        found = trial_hash(_composed(*overrides))
+    except (
+        ConfigError,
+        HydraException,
+        OmegaConfBaseException,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+    ) as error:  # a knob that was removed, a section without content, something that is no configuration
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise AnalysisError(
+            f"today's conf/ cannot describe this configuration: {type(error).__name__}: {reason}; {COMMIT}"
+        ) from error
     text = shlex.join(["python", "train.py", *overrides])
-    found = trial_hash(_composed(*overrides))
     if trial is not None and found != trial:
         raise AnalysisError(
-            f"{text}\nwould train {found}, not {trial}: the configuration files have changed since; use the commit in "
-            "the run's tag mlflow.source.git.commit"
+            f"this command would train {found}, not {trial}: the configuration files have changed since; {COMMIT}\n"
+            f"{text}"
         )
     return text
+
+
+def command_of(path: Path, trial: str | None) -> str:
+    """command() for a file config.yaml. Raises AnalysisError where it holds no configuration too."""
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise AnalysisError(f"{path.name} cannot be read: {reason}") from error
+    if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
+        raise AnalysisError(f"{path.name} is not a configuration: it has no sections model: and data:")
+    return command({str(key): value for key, value in config.items()}, trial=trial)
 
 
 def _overrides(config: Mapping[str, Any]) -> list[str]:
@@ -82,8 +115,6 @@ def _composed(*overrides: str) -> dict[str, Any]:
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return resolved(compose("train", overrides=filled))
-    except ConfigError as error:
-        raise AnalysisError(f"the configuration cannot be composed again: {error}") from error
     finally:
         GlobalHydra.instance().hydra = running
 
@@ -100,10 +131,9 @@ def _quoted(value: Any) -> str:
         return f"[{','.join(map(_quoted, value))}]"
     text = str(value)
     plain = text.replace("_", "").replace("-", "").replace(".", "").replace("/", "")
-    if plain.isalnum() and not _reads_as_another(text):
+    if plain.isascii() and plain.isalnum() and not _reads_as_another(text):
         return text
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    return QuotedString(text, Quote.single).with_quotes()  # only backslashes before a quote are doubled
 
 
 def _reads_as_another(text: str) -> bool:

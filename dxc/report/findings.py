@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from dxc.analysis.analyze import Analysis
+    from dxc.analysis.designs import Designs
     from dxc.analysis.inside import Inside
 
 
@@ -35,30 +37,15 @@ def print_findings(analysis: Analysis, folder: Path) -> None:
     def line(text: str) -> None:
         console.print(text, soft_wrap=True, highlight=False, markup=False)
 
-    front = analysis.front
-    line(
-        f"{len(analysis.designs)} designs of {analysis.title}, {len(front)} on the front of "
-        f"{', '.join(analysis.objectives)}; hypervolume {analysis.hypervolume:.4g} from "
-        + ", ".join(f"{name} {value:.4g}" for name, value in analysis.reference.items())
-    )
+    first, *rest = answer(analysis)
+    line(first)
     _print(console, front_table(analysis), "front")
+    if analysis.baseline is not None:
+        _print(console, baseline_table(analysis.baseline, analysis), "baseline")
     if analysis.inside is not None and len(analysis.inside.summary):
         _print(console, inside_in_short(analysis.inside), f"inside, on {analysis.inside.device}")
-    for note in analysis.notes:
-        line(f"note:      {note}")
-    lucky = front[front["lucky"]]
-    if len(lucky):
-        line(f"by luck?   {len(lucky)} of the front are on it in fewer draws than not: p_front is low")
-    if analysis.comparison is not None:
-        line(compared_in_words(analysis))
-    designs = analysis.designs
-    line(f"choice:    {designs.loc[analysis.choice.design, 'name']}: {analysis.choice.rule}")
-    if analysis.commands[0]:
-        line(f"  rebuild: {analysis.commands[0]}")
-    if analysis.choice.runner_up is not None:
-        line(f"next:      {designs.loc[analysis.choice.runner_up, 'name']}")
-        if analysis.commands[1]:
-            line(f"  rebuild: {analysis.commands[1]}")
+    for text in rest:
+        line(text)
     if analysis.view:
         served = not analysis.view.startswith(UI)
         line(f"compare:   {analysis.view}{'' if served else ' (make ui)'}")
@@ -66,9 +53,41 @@ def print_findings(analysis: Analysis, folder: Path) -> None:
     line(f"report:    {os.path.relpath(page_or_folder)}")
 
 
+def answer(analysis: Analysis) -> list[str]:
+    """What was found, in lines: the front, what to know about it, the comparison, the choice and how to rebuild it."""
+    front, designs, choice = analysis.front, analysis.designs, analysis.choice
+    lines = [
+        f"{len(designs)} designs of {analysis.title}, {len(front)} on the front of "
+        f"{', '.join(analysis.objectives)}; hypervolume {analysis.hypervolume:.4g} from "
+        + ", ".join(f"{name} {value:.4g}" for name, value in analysis.reference.items()),
+        *(f"note:      {note}" for note in analysis.notes),
+    ]
+    if front["lucky"].any():
+        lines.append(
+            f"by luck?   on the front in few of the draws (p_front): {'; '.join(front.loc[front['lucky'], 'name'])}"
+        )
+    if analysis.comparison is not None:
+        lines.append(compared_in_words(analysis))
+    lines.append(f"choice:    {designs.loc[choice.design, 'name']}: {choice.rule}")
+    if designs.loc[choice.design, "lucky"]:
+        lines.append("           it is on the front in few of the draws: compare= it with the next one")
+    lines += [f"  rebuild: {analysis.commands[0]}"] if analysis.commands[0] else []
+    if choice.runner_up is not None:
+        lines.append(f"next:      {designs.loc[choice.runner_up, 'name']}")
+        lines += [f"  rebuild: {analysis.commands[1]}"] if analysis.commands[1] else []
+    return lines
+
+
+def baseline_table(baseline: Designs, analysis: Analysis) -> pd.DataFrame:
+    return tables.listing(baseline.frame, analysis.objectives, baseline.knobs, more=["n"])
+
+
 def front_table(analysis: Analysis) -> pd.DataFrame:
     front = analysis.front.assign(
-        p_front=[f"{p:.2f}" if p == p else "-" for p in analysis.front["p_front"]],
+        p_front=[
+            "-" if p != p else f"{p:.2f}{', by luck?' * bool(lucky)}"
+            for p, lucky in zip(analysis.front["p_front"], analysis.front["lucky"], strict=True)
+        ],
     )
     more = [name for name in ("n", "p_front", "trial") if name != "trial" or front["trial"].any()]
     return tables.listing(front, analysis.objectives, analysis.knobs, more=more)
@@ -121,7 +140,7 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
 
     The front of one objective is no trade-off: it has tables only.
     """
-    for stem in (*TABLES, *FIGURES, PAGE.split(".")[0]):
+    for stem in (*TABLES, *FIGURES, "answer", PAGE.split(".")[0]):
         for old in folder.glob(f"{stem}.*"):
             old.unlink()
     contents = {
@@ -130,9 +149,7 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
         "dominated": dominated_table(analysis),
     }
     if analysis.baseline is not None:
-        contents["baseline"] = tables.listing(
-            analysis.baseline.frame, analysis.objectives, analysis.baseline.knobs, more=["n"]
-        )
+        contents["baseline"] = baseline_table(analysis.baseline, analysis)
     inside, where = analysis.inside, ""
     if inside is not None and len(inside.summary):
         where = f" on {inside.device}"
@@ -142,11 +159,13 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
         contents["set_aside"] = analysis.aside
     for stem, table in contents.items():
         tables.write(table, folder, stem)
+    lines = answer(analysis)
+    write_atomically(folder / "answer.txt", "\n".join(lines) + "\n")
     objectives, knobs = analysis.objectives, list(analysis.knobs)
     if len(objectives) > 1:
         figures.save(figures.pairs(analysis.designs, objectives), folder, "pairs")
         figures.save(figures.radar(analysis.designs, objectives, knobs), folder, "radar")
-        sections = [
+        sections = [("Answer", f"<pre style='white-space: pre-wrap'>{escape(chr(10).join(lines))}</pre>")] + [
             (heading, contents[stem].to_html(index=False, border=0))
             for stem, heading in (
                 ("ranges", "Ranges"), ("dominated", "Dominated designs"), ("baseline", "Baseline"),

@@ -87,3 +87,24 @@ def test_mcnemar_by_hand() -> None:
 def test_other_chips_cannot_be_compared() -> None:
     with pytest.raises(AnalysisError, match="not judged by the same chips"):
         compare(_outcomes(np.ones(8, dtype=bool)), Outcomes.of_folds([0.9] * 8), draws=10, seed=0)
+
+
+def test_folds_of_other_chips_are_not_paired() -> None:
+    first, second = (Outcomes.of_folds([0.8, 0.9, 1.0], data) for data in "ab")
+    assert first.folds_only and not _outcomes(np.ones(8, dtype=bool)).folds_only
+    with pytest.raises(AnalysisError, match="not judged by the same chips"):
+        compare(first, second, draws=10, seed=0)
+    a, b, again = accuracy_draws([[first], [second], [first]], draws=50, seed=0)
+    assert (a == again).all() and (a != b).any()
+    better = Outcomes.of_folds([0.9, 1.0, 1.0], "a")
+    found = compare(first, better, draws=200, seed=0)
+    assert found.difference == pytest.approx(-0.2 / 3) and np.isnan(found.p_value)
+
+
+def test_equal_runs_tie_in_every_draw() -> None:
+    """Runs that are right alike tie exactly, whichever product of matrices they are in."""
+    rng = np.random.default_rng(0)
+    right = rng.random(999) < 0.9
+    size = 2100  # of more than one product of matrices
+    draws = accuracy_draws([[_outcomes(right, folds=7)]] * size, draws=20, seed=0)
+    assert (draws == draws[0]).all() and (draws == draws.round(9)).all()

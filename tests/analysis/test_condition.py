@@ -46,6 +46,10 @@ FRAME = pd.DataFrame(
         ("pool == 'max' and pool_kernel == 3", [2]),
         ("progress == True", [0, 2]),
         ("latency_ms > -1", [0, 1, 2, 3]),
+        ("onnx_mb > '5'", [0, 1, 2, 3]),  # as text, '11.0' is less than '5'
+        ("'5' <= latency_ms < '10'", [0, 1, 3]),
+        ("kernel >= '5'", [1, 2]),
+        ("pool >= 'max'", [0, 1, 2]),  # text stays text
         ("not (data == '7ch' or kernel == 5)", [3]),
     ],
 )
@@ -85,3 +89,23 @@ def test_a_name_that_could_be_two() -> None:
 def test_columns() -> None:
     condition = Condition.parse("kernel > 3 and (latency_ms/phone < 2 or accuracy > 0.9 + onnx_mb / 100)")
     assert condition.columns(FRAME.columns) == ["model.kernel", "latency_ms/phone", "accuracy", "onnx_mb"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not " * 100_000 + "accuracy > 1",
+        "accuracy > " + "1 + " * 100_000 + "1",
+        *("not " * n + "accuracy > 1" for n in (2000, 5000)),
+        *("accuracy > " + "latency_ms + " * n + "1" for n in (900, 2000, 5000)),
+    ],
+)
+def test_a_condition_that_is_nested_too_deeply(text: str) -> None:
+    def ask() -> None:
+        condition = Condition.parse(text)
+        condition.columns(FRAME.columns)
+        condition.mask(FRAME)
+
+    with pytest.raises(AnalysisError) as caught:
+        ask()
+    assert len(str(caught.value)) < 1000 or "this does not read as a condition" in str(caught.value)

@@ -76,3 +76,44 @@ def test_runs_of_other_hardware_are_not_mixed() -> None:
     assert "\"where=hardware == 'cpu'\", or ask for the mixture: mix=[hardware]" in str(caught.value)
     require_comparable(RUNS, objectives, ["hardware"])
     require_comparable(RUNS[RUNS["hardware"] == "cpu"], objectives, [])
+
+
+def test_runs_without_the_tag_are_not_mixed_in() -> None:
+    objectives = parse_objectives(["accuracy"], RUNS)
+    some = RUNS.assign(hardware=pd.Categorical(["cpu", "cpu", "cpu", None]))
+    with pytest.raises(AnalysisError) as caught:
+        require_comparable(some, objectives, [])
+    assert "hardware (hardware): 'cpu' (3 runs), none (1 runs)" in str(caught.value)
+    assert "\"where=hardware == 'cpu'\", or ask for the mixture: mix=[hardware]" in str(caught.value)
+    most = RUNS.assign(hardware=["cpu", None, np.nan, None])
+    with pytest.raises(
+        AnalysisError, match=r"none \(3 runs\), 'cpu' \(1 runs\)\nAsk for the mixture: mix=.hard"
+    ):
+        require_comparable(most, objectives, [])
+    require_comparable(RUNS.assign(hardware=None), objectives, [])
+    # one that was not measured has no machine, and is set aside
+    measured = RUNS[:2].assign(measured_latency_ms=[1.0, np.nan], **{"dxc.measured_on": ["pi", None]})
+    require_comparable(measured, parse_objectives(["measured_latency_ms"], measured), [])
+
+
+def test_what_is_not_finite_is_set_aside() -> None:
+    """MLflow stores infinity as the largest float."""
+    runs = RUNS.assign(
+        latency_ms=[-np.inf, 5.0, 1.7976931348623157e308, np.nan], accuracy=[0.9, 0.9, np.inf, np.inf]
+    )
+    found = designs_of(runs, parse_objectives(["accuracy", "latency_ms"], runs))
+    assert list(found.frame["run_id"]) == ["r2"]
+    assert list(found.aside["reason"]) == [
+        "not finite: latency_ms", "not finite: accuracy, latency_ms", "no latency_ms; not finite: accuracy"
+    ]  # fmt: skip
+
+
+def test_no_trial_is_no_text() -> None:
+    runs = RUNS.assign(**{"dxc.trial": pd.Categorical(["t1", None, None, "t4"])})
+    assert list(designs_of(runs, parse_objectives(["accuracy"], runs)).frame["trial"]) == ["", "", "t4"]
+
+
+def test_the_spread_of_a_predicted_latency_is_over_its_predictors() -> None:
+    runs = RUNS.assign(latency_std_ms=[1.0, 3.0, 0.5, np.nan])
+    found = designs_of(runs, parse_objectives(["latency_ms"], runs))
+    assert list(found.frame["spread.latency_ms"]) == [2.0, 0.5]

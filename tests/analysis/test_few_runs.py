@@ -15,11 +15,11 @@ from dxc.errors import AnalysisError, ConfigError, TrackingError
 from dxc.report.findings import print_findings
 
 
-def _store(store_file: Path, accuracies: list[float]) -> str:
-    """Study `few` with a finished run for each accuracy; all else is equal."""
+def _store(store_file: Path, accuracies: list[float], *, study: str = "few", latency: bool = True) -> str:
+    """A study with a finished run for each accuracy; all else is equal."""
     uri = f"sqlite:///{store_file}"
     client = MlflowClient(uri)
-    experiment = client.create_experiment("few", artifact_location=(store_file.parent / "files").as_uri())
+    experiment = client.create_experiment(study, artifact_location=(store_file.parent / "files").as_uri())
     for number, accuracy in enumerate(accuracies):
         tags = {
             "dxc.trial": f"t{number}",
@@ -29,6 +29,8 @@ def _store(store_file: Path, accuracies: list[float]) -> str:
         }
         run = client.create_run(experiment, run_name=f"network {number}", tags=tags)
         for name, value in (("accuracy", accuracy), ("latency_ms", 5.0), ("onnx_mb", 11.2)):
+            if name == "latency_ms" and not latency:
+                continue
             client.log_metric(run.info.run_id, name, value)
         client.log_param(run.info.run_id, "model.width", 8 + number)
         client.set_terminated(run.info.run_id)
@@ -87,3 +89,56 @@ def test_what_cannot_be_asked(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(kind, match=message):
         _analyze(_store(store_file, [0.9, 0.8]), override)
+
+
+def test_the_next_one_where_the_front_is_one_design(store_file: Path) -> None:
+    analysis, _ = _analyze(_store(store_file, [0.7, 0.9, 0.8]))
+    assert list(analysis.front["name"]) == ["network 1"]
+    assert analysis.designs.loc[analysis.choice.runner_up, "name"] == "network 2"
+
+
+def test_a_study_whose_name_is_a_number(store_file: Path) -> None:
+    analysis, folder = _analyze(_store(store_file, [0.9], study="2026"), "study=2026")
+    assert analysis.title == "2026" and folder.name == "2026"
+
+
+def test_a_choice_by_what_is_no_objective(store_file: Path) -> None:
+    store = _store(store_file, [0.9, 0.8])
+    analysis, _ = _analyze(store, "objectives=[accuracy]", "choose.where='onnx_mb < 12 and model.width == 9'")
+    assert analysis.designs.loc[analysis.choice.design, "name"] == "network 1"
+
+
+def test_a_baseline_without_an_objective(store_file: Path) -> None:
+    store = _store(store_file, [0.9, 0.8])
+    _store(store_file, [0.7], study="base", latency=False)
+    analysis, _ = _analyze(store, "baseline=base")
+    assert analysis.baseline is not None and analysis.baseline.frame.empty
+    assert "baseline: 1 of 1 runs lack an objective" in analysis.notes
+    MlflowClient(store).create_experiment("nothing")
+    with pytest.raises(AnalysisError, match="baseline: study nothing has no finished run"):
+        _analyze(store, "baseline=nothing")
+
+
+def test_designs_of_one_name_carry_their_trial(store_file: Path) -> None:
+    store = _store(store_file, [0.9, 0.8])
+    client = MlflowClient(store)
+    for run in client.search_runs([client.get_experiment_by_name("few").experiment_id]):
+        client.update_run(run.info.run_id, name="twin")
+    analysis, _ = _analyze(store, "refresh=true")
+    assert sorted(analysis.designs["name"]) == ["twin [t0]", "twin [t1]"]
+    assert list(analysis.designs.loc[~analysis.designs["front"], "dominated_by"]) == ["twin [t0]"]
+
+
+def test_a_store_that_takes_no_files(store_file: Path) -> None:
+    """The findings are printed all the same, and no run is left running."""
+    store = f"sqlite:///{store_file}"
+    client = MlflowClient(store)
+    experiment = client.create_experiment("few", artifact_location="file:///proc/none")
+    run = client.create_run(experiment, run_name="only", tags={"dxc.trial": "t", "dxc.design": "d"})
+    for name in ("accuracy", "latency_ms", "onnx_mb"):
+        client.log_metric(run.info.run_id, name, 0.5)
+    client.set_terminated(run.info.run_id)
+    analysis, folder = _analyze(store, "log=true")
+    assert any(note.startswith("not kept in MLflow: ") for note in analysis.notes)
+    assert (folder / "front.csv").exists()
+    assert {each.info.status for each in client.search_runs([experiment])} == {"FINISHED", "FAILED"}

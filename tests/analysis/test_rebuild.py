@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
-from dxc.analysis.rebuild import CONF, command
+from dxc.analysis.rebuild import CONF, _quoted, command, command_of
 from dxc.config import resolved, trial_hash
 from dxc.errors import AnalysisError
 
@@ -50,3 +53,60 @@ def test_short() -> None:
 def test_another_conf() -> None:
     with pytest.raises(AnalysisError, match="would train .* not 0123456789ab"):
         command(_config(), trial="0123456789ab")
+    with pytest.raises(AnalysisError, match=r"\npython train.py data=5ch$"):  # the warning comes first
+        command(_config("data=5ch"), trial="0123456789ab")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {**_config()["model"], "newknob": 3}},
+        {"source": None},
+        {"model": None},
+        {"data": ["dem"]},
+        {"optimizer": "adam"},
+    ],
+)
+def test_what_todays_conf_cannot_say(change: dict) -> None:
+    with pytest.raises(AnalysisError, match="mlflow.source.git.commit"):
+        command(_config() | change, trial="0123456789ab")
+
+
+def test_no_configuration() -> None:
+    with pytest.raises(AnalysisError, match="today's conf/ cannot describe this configuration"):
+        command(["model", "data"])  # type: ignore[arg-type]
+
+
+def test_files(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    OmegaConf.save(_config("data=5ch"), path)
+    assert command_of(path, trial_hash(_config("data=5ch"))) == "python train.py data=5ch"
+    for content in (
+        "model: [",
+        "- model\n- data\n",
+        "resnet",
+        "",
+        "model: ${",
+        "\x00",
+        "model: {}",
+        "data: 7ch\nmodel: x",
+    ):
+        path.write_text(content)
+        with pytest.raises(AnalysisError):
+            command_of(path, None)
+    with pytest.raises(AnalysisError, match="cannot be read"):
+        command_of(tmp_path / "absent.yaml", None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/data/Flüsse", "C:\\dir", "C:\\dir\\", "it's", "a\\'b", "\\\\server\\share", "", " ", "a b", "a,b", "5",
+        "1e3", "1_0", "null", "True", "0x1F", "..", "-", "a=b", "[x]", "{x}", "ﬁ²", "日本", 'say "no"', "a:b", "a\tb",
+    ],
+)  # fmt: skip
+def test_text_goes_through_hydras_parser(text: str) -> None:
+    (plain,) = OverridesParser.create().parse_overrides([f"source.root={_quoted(text)}"])
+    assert plain.value() == text and isinstance(plain.value(), str)
+    (listed,) = OverridesParser.create().parse_overrides([f"source.root={_quoted([text, 5, text])}"])
+    assert listed.value() == [text, 5, text]

@@ -1,0 +1,51 @@
+"""Outcomes without predictions, and a cache that cannot be written."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dxc.analysis import evidence
+from dxc.analysis.certainty import Outcomes
+from dxc.analysis.evidence import outcomes_of
+
+RUNS = pd.DataFrame(
+    {
+        "run_id": ["r1", "r2", "r3"],
+        "artifact_uri": "",
+        "dxc.data": ["a", "a", "b"],
+        "data.split": "kfold",
+        "fold1/val_accuracy": [0.8, 0.9, 0.7],
+        "fold2/val_accuracy": [0.9, 0.9, 0.8],
+    }
+)
+DESIGNS = pd.DataFrame({"runs": [["r1"], ["r2"], ["r3"]]})
+
+
+@pytest.fixture(autouse=True)
+def _no_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence, "Reader", lambda uri: None)
+
+
+def test_folds_know_their_chips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(evidence, "_fetch", lambda reader, run: None)
+    found, notes = outcomes_of(DESIGNS, RUNS, "", cache_dir=tmp_path)
+    first, second, other = (repeats[0] for repeats in found)
+    assert first.folds_only and first.chips == second.chips != other.chips
+    assert "3 of 3 runs have no predictions.parquet" in notes[0]
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcomes = Outcomes(np.array([True, False]), np.array([0, 1]), "chips")
+    monkeypatch.setattr(evidence, "_fetch", lambda reader, run: outcomes)
+    (tmp_path / "outcomes").write_text("a file in the folder's place")
+    with caplog.at_level(logging.WARNING):
+        found, notes = outcomes_of(DESIGNS, RUNS, "", cache_dir=tmp_path)
+    assert [len(repeats) for repeats in found] == [1, 1, 1] and not notes
+    assert [record.message.count("cannot be written") for record in caplog.records] == [1]

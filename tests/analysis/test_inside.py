@@ -1,0 +1,28 @@
+"""Designs that share a name are profiled and shown each by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from dxc.analysis import inside
+
+
+def test_designs_of_one_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folders = []
+
+    def profiled(reader: Any, member: Mapping[str, Any], folder: Path, mode: str) -> Any:
+        folders.append(folder.name)
+        rows = {"source": "torch", "table": "latency", "batch": [1], "name": "", "ms": 2.0, "share": 1.0}
+        return pd.DataFrame(rows), {"peak_memory_mb": None, "notes": [], "device": "cpu"}
+
+    monkeypatch.setattr(inside, "Reader", lambda uri: None)
+    monkeypatch.setattr(inside, "_member", profiled)
+    front = pd.DataFrame({"name": "same", "trial": ["t1", ""], "run_id": ["r1", "r2"]})
+    found = inside.look_inside(front, "", tmp_path, mode="torch", progress=False)
+    assert folders == ["t1", "r2"] == list(found.summary["trial"])
+    assert list(found.summary["name"]) == ["same", "same"]
