@@ -41,7 +41,10 @@ def test_the_published_table(tmp_path: Path) -> None:
         "row 5": "row 4",
     }
     notes = [line for line in done.stdout.splitlines() if " dominates " in line]
-    assert [sorted(re.findall(r"row \d", line)) for line in notes] == [["row 1", "row 2", "row 3"], ["row 4", "row 5"]]
+    assert [sorted(re.findall(r"row \d", line)) for line in notes] == [
+        ["row 1", "row 2", "row 3"],
+        ["row 4", "row 5"],
+    ]
     assert "row 1" in (folder / "answer.txt").read_text() and "Answer" in (folder / "index.html").read_text()
     assert len(pd.read_csv(folder / "baseline.csv")) == 6
     for name in ("pairs.png", "radar.svg", "main_effects.png", "index.html", "front.tex", "front.md"):
