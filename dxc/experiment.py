@@ -303,8 +303,9 @@ def _check(config: dict[str, Any], hardware: Hardware) -> None:
 
     require_whole("seed", config["seed"], at_least=0)
     require_folder_name("study", config["study"])
-    _task(config)
-    build(config["model"]).check_input_size(image_size(config["data"]["size"]))
+    task = _task(config)
+    _check_task(config, task)
+    task.model.check_input_size(image_size(config["data"]["size"]))  # type: ignore[operator]  # torch: tensor or module
     try:
         optimizer = build(config["optimizer"])([torch.nn.Parameter(torch.zeros(1))])
     except (TypeError, ValueError) as error:
@@ -312,8 +313,10 @@ def _check(config: dict[str, Any], hardware: Hardware) -> None:
     if config["scheduler"] is not None:
         try:
             scheduler = build(config["scheduler"])(optimizer)
-            optimizer.step()
-            scheduler.step(*([0.0] if "metrics" in inspect.signature(scheduler.step).parameters else []))
+            watches = "metrics" in inspect.signature(scheduler.step).parameters  # ReduceLROnPlateau
+            for _ in range(config["trainer"]["max_epochs"]):
+                optimizer.step()
+                scheduler.step(*([0.0] if watches else []))
         except (TypeError, ValueError, ArithmeticError) as error:
             raise ConfigError(f"scheduler: {error}") from error
     build(config["trainer"])
@@ -321,6 +324,28 @@ def _check(config: dict[str, Any], hardware: Hardware) -> None:
         raise ConfigError(f"profile={config['profile']} is not one of {', '.join(MODES)}")
     for name in hardware.predictors:
         check_name(name, Path(hardware.packages_dir))
+
+
+def _check_task(config: dict[str, Any], task: Task) -> None:
+    """Raise ConfigError where network, task, boxes and score do not go together."""
+    from dxc.export import DEFAULT_OUTPUTS
+
+    network, name = model_name(config["model"]), type(task).__name__
+    outputs = tuple(getattr(task.model, "output_names", DEFAULT_OUTPUTS))
+    if outputs != task.answers:
+        raise ConfigError(
+            f"task: {name} judges {' and '.join(task.answers)}, and {network} answers with {' and '.join(outputs)}; "
+            "leave task= out, the model chooses it"
+        )
+    boxes = "box" in task.answers
+    if config["boxes"] != boxes or config["data"]["boxes"] != boxes:
+        raise ConfigError(
+            f"boxes={str(not boxes).lower()} does not go with {network}; leave it out, it follows from the task"
+        )
+    if config["score"] not in task.scores:
+        raise ConfigError(
+            f"score={config['score']} is not known of a fold; choose one of {', '.join(task.scores)}"
+        )
 
 
 def _task(config: dict[str, Any], model: torch.nn.Module | None = None) -> Task:
@@ -359,7 +384,7 @@ def _read_chips(datamodule: ChipDataModule) -> ChipCache:
         for chip in cache.excluded:
             log.warning("  %s: %s", chip.path, chip.reason)
     if cache.notes:
-        log.warning("%d annotations were mended:", len(cache.notes))
+        log.warning("%d remarks on annotations:", len(cache.notes))
         for note in cache.notes:
             log.warning("  %s: %s", note.path, note.text)
     return cache

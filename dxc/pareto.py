@@ -33,7 +33,9 @@ OBJECTIVES: dict[str, Objective] = {
     "box_ap50": Objective("fraction", True, "boxes, average precision at IoU 0.5 (COCO), pooled"),
     "box_ap": Objective("fraction", True, "boxes, mean average precision at IoU 0.5 to 0.95 (COCO), pooled"),
     "mean_iou": Objective("fraction", True, "predicted against true box, over the images with a crossing"),
-    "recall_at_precision": Objective("fraction", True, "greatest recall at the least precision asked for"),
+    "recall_at_precision": Objective(
+        "fraction", True, "greatest recall at a precision of task.min_precision (0.9)"
+    ),
     "latency_ms": Objective("ms", False, "predicted, mean over the hardware's nn-Meter predictors"),
     "latency_std_ms": Objective("ms", False, "predicted, sample standard deviation over the predictors"),
     "uncovered_macs_share": Objective(

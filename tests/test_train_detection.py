@@ -112,7 +112,16 @@ def test_chips_of_any_size(make_chips: ChipMaker) -> None:
         (["scheduler=step", "scheduler.step_size=none"], ConfigError, "scheduler: "),
         (["scheduler=step", "scheduler.step_size=0"], ConfigError, "scheduler: "),
         (["scheduler=step", "+scheduler.gama=0.1"], ConfigError, "gama"),
-        (["score=f2"], ConfigError, "score=f2 is not known"),
+        (
+            ["score=f2"],
+            ConfigError,
+            "score=f2 is not known of a fold; choose one of average_precision, accuracy, mean_iou",
+        ),
+        (["score=loss"], ConfigError, "score=loss is not known"),
+        (["task=classification"], ConfigError, "leave task= out, the model chooses it"),
+        (["boxes=false"], ConfigError, "boxes=false does not go with sppnet"),
+        (["data.boxes=false"], ConfigError, "boxes=false does not go with sppnet"),
+        (["scheduler=step", "scheduler.gamma=x", "trainer.max_epochs=4"], ConfigError, "scheduler: "),
     ],
 )
 def test_what_cannot_work(

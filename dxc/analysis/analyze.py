@@ -224,6 +224,8 @@ def _remarks(frame: pd.DataFrame, found: Designs, objectives: Mapping[str, Objec
         notes.append(
             f"set aside: {', '.join(f'{count} with {reason}' for reason, count in counts.items())} (set_aside.csv)"
         )
+    if "accuracy" not in objectives:
+        notes.append("how sure the front is (p_front) is known of accuracy only, which is no objective here")
     if len(frame) == 1:
         notes.append("there is one design only: it is the front")
     elif len(frame[list(objectives)].drop_duplicates()) == 1:

@@ -14,10 +14,13 @@ from dxc.pareto import Objective, objective
 if TYPE_CHECKING:
     import pandas as pd
 
-KNOB_SECTIONS = ("model", "data", "optimizer", "trainer")
+KNOB_SECTIONS = ("model", "task", "data", "optimizer", "scheduler", "trainer")
 NO_KNOBS = {
     # named by another column, derived, or without meaning for a result
     "model._target_",
+    "task._target_",
+    "scheduler._target_",
+    "scheduler._partial_",
     "model.in_channels",
     "data._target_",
     "data.channels",
@@ -86,8 +89,10 @@ def require_comparable(runs: pd.DataFrame, objectives: Mapping[str, Objective], 
     import pandas as pd
 
     tags = {"hardware": "hardware", "dxc.data": "chips"}
-    if any(name.startswith(("measured_", "peak_")) for name in objectives):
+    if any(name.startswith(("measured_", "peak_", "efficiency_", "optimum_")) for name in objectives):
         tags["dxc.measured_on"] = "the machine they were measured on"
+    if any(name.startswith(("efficiency_", "optimum_")) for name in objectives):
+        tags["hardware.batches"] = "the batch sizes that were measured"
     if {"fit_seconds", "images_per_second"} & set(objectives):
         tags["device"] = "the machine they were trained on"
     runs = runs[runs[list(objectives)].notna().all(axis=1)]

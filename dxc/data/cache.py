@@ -449,11 +449,13 @@ def _read_boxes(
     annotation = read_voc(path, width=width, height=height)
     if label == CLASSES["F"] and len(annotation.boxes):
         raise _Unusable("has a box, but its chip is in class F (no crossing)")
+    empty = label == CLASSES["T"] and not len(annotation.boxes)
+    remarks = ["holds no object: its chip, of class T, counts as one without a crossing"] if empty else []
     low, high = annotation.boxes[:, :2], annotation.boxes[:, 2:]
     relative = np.hstack([(low + high) / 2, high - low]) / [width, height, width, height]
     return (
         tuple(map(tuple, relative.tolist())),
-        tuple(Note(path, text) for text in annotation.notes),
+        tuple(Note(path, text) for text in (*annotation.notes, *remarks)),
         hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest(),
     )
 

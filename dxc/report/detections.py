@@ -29,7 +29,7 @@ DASHES = (0, (2.2, 1.2))  # in line widths: short ones, for boxes of a few point
 COLUMNS = 4
 SAMPLES = 24  # six rows: a page
 SCORED = 40  # boxes of a landscape that get their score printed
-KINDS = {"TP": "found", "FN": "missed", "FP": "false alarm", "TN": "rightly rejected"}
+KINDS = {"TP": "rightly reported", "FN": "missed", "FP": "false alarm", "TN": "rightly rejected"}
 
 
 class Sample(NamedTuple):

@@ -13,6 +13,7 @@ doi 10.1145/3624062.3624260. Every true box counts in the recall: where an image
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,6 +120,7 @@ def _interpolated_precision(
     for annotation, score in zip(predicted, probability, strict=True):
         annotation["score"] = float(score)
 
+    logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # five lines an evaluation
     ground_truth = COCO({"images": images, "annotations": true, "categories": [{"id": CATEGORY}]})
     evaluation = COCOeval_faster(ground_truth, ground_truth.loadRes(predicted), "bbox")
     evaluation.params.maxDets = [1]  # an image; there are no more

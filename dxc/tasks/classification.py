@@ -25,6 +25,9 @@ class ClassificationTask(Task):
     probability (of the last class).
     """
 
+    answers = ("scores",)
+    scores = ("accuracy",)
+
     def __init__(
         self,
         model: nn.Module,

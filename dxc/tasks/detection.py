@@ -58,6 +58,9 @@ class DetectionTask(Task):
     chips leave them undefined. `predictions` holds index, label, probability and box float32 (n, 4), cx, cy, w, h.
     """
 
+    answers = ("presence", "box")
+    scores = ("average_precision", "accuracy", "mean_iou")
+
     def __init__(
         self,
         model: nn.Module,

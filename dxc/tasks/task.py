@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -33,6 +33,11 @@ class Task(pl.LightningModule):
     holds that epoch's validation outputs on the CPU, ordered by index: index int64 (n,), label int64 (n,),
     probability float32 (n,) of a crossing, and what a subclass adds.
     """
+
+    answers: ClassVar[tuple[str, ...]]
+    """Names of the module's outputs that the task can judge: its `output_names`, scores where it has none."""
+    scores: ClassVar[tuple[str, ...]]
+    """Metrics of a fold, logged as val_NAME, that more is better of: what the key `score` may be."""
 
     def __init__(
         self, model: nn.Module, optimizer: OptimizerFactory, *, scheduler: SchedulerFactory | None = None

@@ -243,7 +243,7 @@ def test_samples_show_true_and_predicted_boxes() -> None:
     assert dotted.get_linestyle() in (":", "dotted")
     np.testing.assert_array_equal(axes[0].images[0].get_array(), picture(chips[0].image, CHANNELS))
     assert legend(figure) == ["true box", "predicted box", "not reported, p < 0.5"]
-    meaning = "TP: found, FN: missed, FP: false alarm, TN: rightly rejected"
+    meaning = "TP: rightly reported, FN: missed, FP: false alarm, TN: rightly rejected"
     assert figure.legends[0].get_title().get_text() == meaning
 
 
