@@ -275,7 +275,8 @@ def _trained_fold(
         kept = torch.load(path, weights_only=True)
         model, curves = build(config["model"]), [(name, value, step) for name, value, step in kept["points"]]
         model.load_state_dict(kept["weights"])
-        numbers = {key: kept[key] for key in kept if key not in ("weights", "points")}
+        numbers = {"score": kept["accuracy"]}  # of a fold that was kept before there were other scores
+        numbers |= {key: kept[key] for key in kept if key not in ("weights", "points")}
         return TrainedFold(**numbers, model=model, curves=curves)
     trained = train_fold(config, datamodule, fold, number)
     content = {key: value for key, value in vars(trained).items() if key not in ("model", "curves")}
