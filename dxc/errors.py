@@ -69,6 +69,11 @@ def require_whole(name: str, value: object, *, at_least: int) -> None:
         raise ConfigError(f"{name} must be a whole number of at least {at_least}, not {value!r}")
 
 
+def is_number(value: object) -> bool:
+    """Whether a configured value is a number; true and false, whole numbers to Python, are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def require_folder_name(key: str, name: object) -> None:
     """Raise ConfigError unless a name can be a folder's and an MLflow experiment's."""
     if not FOLDER_NAME.fullmatch(str(name)):

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BOX = ("cx", "cy", "w", "h")
 FIGURES = "figures"
 CHECKPOINTS = "checkpoints"
 COSTS = "costs"
@@ -425,6 +424,8 @@ def _out_of_fold(folds: list[TrainedFold], cache: ChipCache) -> pd.DataFrame:
     """The validation predictions of all folds in chip order; see Result.predictions."""
     import pandas as pd
 
+    from dxc.tasks.average_precision import BOX
+
     parts = []
     for fold in folds:
         index = fold.predictions["index"].numpy()
@@ -512,6 +513,7 @@ def _draw_detections(config: dict[str, Any], cache: ChipCache, predictions: pd.D
 
     from dxc.report.detections import Sample, choose_samples, precision_recall, samples
     from dxc.report.figures import save
+    from dxc.tasks.average_precision import BOX
 
     probability, label = (predictions[name].to_numpy() for name in ("probability", "label"))
     chosen = choose_samples(probability, label)

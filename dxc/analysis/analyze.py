@@ -21,7 +21,7 @@ from dxc.analysis.published import SOURCE, published_runs
 from dxc.analysis.rebuild import command_of
 from dxc.analysis.runs import read_runs
 from dxc.config import flatten
-from dxc.errors import AnalysisError, ConfigError, TrackingError, require_one_of, require_whole
+from dxc.errors import AnalysisError, ConfigError, TrackingError, is_number, require_one_of, require_whole
 from dxc.pareto import Objective, dominators, hypervolume, non_dominated, ranks, reference_point
 from dxc.tracking import Reader, Store, start_run, study_names
 
@@ -160,7 +160,7 @@ def _check(config: Mapping[str, Any]) -> None:
     require_whole("certainty.draws", config["certainty"]["draws"], at_least=1)
     require_whole("certainty.seed", config["certainty"]["seed"], at_least=0)
     share = config["certainty"]["lucky_below"]
-    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 1:
+    if not is_number(share) or not 0 <= share <= 1:
         raise ConfigError(f"certainty.lucky_below must be a share from 0 to 1, not {share!r}")
     weights = config["choose"]["weights"]
     if weights is not None and not (

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from dxc.errors import ConfigError, require_whole
+from dxc.errors import ConfigError, is_number, require_whole
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Hardware:
         for metric, limit in hardware.limits.items():
             if metric not in OBJECTIVES or OBJECTIVES[metric].maximise:
                 raise ConfigError(f"hardware.limits.{metric}: no such cost; {', '.join(COSTS)} have limits")
-            if not isinstance(limit, int | float) or isinstance(limit, bool) or not limit > 0:
+            if not is_number(limit) or not limit > 0:
                 raise ConfigError(f"hardware.limits.{metric} must be a number over 0, not {limit!r}")
         return hardware
 

@@ -5,7 +5,7 @@ Independent of the scikit-learn version that grew the trees, and nothing in it i
 
 from __future__ import annotations
 
-import os
+import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dxc.errors import HardwareError
+from dxc.files import write_atomically
 
 LEAF = -1
 MAX_NODES = 2**31 - 1  # positions are int32
@@ -156,14 +157,10 @@ class Forest:
 
     def save(self, path: Path) -> None:
         """Write a compressed .npz; the file appears at `path` only when it is complete."""
-        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with draft.open("wb") as file:
-                arrays: dict[str, Any] = {k: np.asarray(getattr(self, k), kind) for k, kind in ARRAYS.items()}
-                np.savez_compressed(file, allow_pickle=False, **arrays)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        arrays: dict[str, Any] = {k: np.asarray(getattr(self, k), kind) for k, kind in ARRAYS.items()}
+        content = io.BytesIO()
+        np.savez_compressed(content, allow_pickle=False, **arrays)
+        write_atomically(path, content.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Forest:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dxc.errors import ConfigError, HardwareError, require_whole
+from dxc.files import write_atomically
 
 WORKER = Path(__file__).with_name("worker.py")
 MARK = "dxc-worker:"
@@ -79,9 +80,7 @@ class Measurement:
 
     def save(self, path: Path) -> None:
         """Everything, raw values included, as JSON; the file appears when it is complete."""
-        draft = path.with_name(f".{path.name}.tmp")
-        draft.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        draft.replace(path)
+        write_atomically(path, json.dumps(asdict(self), indent=1) + "\n")
 
 
 def spread_of(raw_ms: Sequence[float]) -> float:

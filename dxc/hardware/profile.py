@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dxc.errors import ConfigError, HardwareError
+from dxc.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,9 +130,7 @@ def profile_network(
         if accelerator == "cpu":
             rows += onnxruntime_rows(onnx, out, threads, batches, seconds and seconds / 2)
         table = pd.DataFrame(rows, columns=COLUMNS)
-    draft = out / ".profile.parquet.tmp"
-    table.to_parquet(draft, index=False)
-    draft.rename(out / "profile.parquet")
+    write_atomically(out / "profile.parquet", table.to_parquet(index=False))
     return Profile(used, note, tuple(sorted(set(table["batch"]))), table, tuple(sorted(out.iterdir())))
 
 

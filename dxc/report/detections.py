@@ -281,12 +281,12 @@ def match(
 
 def iou(boxes: ArrayLike, others: ArrayLike) -> Floats:
     """Intersection over union (n, m) of boxes (n, 4) and others (m, 4); 0 where neither has an area."""
-    one, other = _known(boxes)[:, None], _known(others)[None]
-    near = np.maximum(one[..., :2] - one[..., 2:] / 2, other[..., :2] - other[..., 2:] / 2)
-    far = np.minimum(one[..., :2] + one[..., 2:] / 2, other[..., :2] + other[..., 2:] / 2)
-    common = np.prod(np.maximum(far - near, 0), axis=-1)
-    union = np.prod(one[..., 2:], axis=-1) + np.prod(other[..., 2:], axis=-1) - common
-    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    import torch
+
+    from dxc.tasks.boxes import box_iou, cxcywh_to_xyxy
+
+    one, other = (cxcywh_to_xyxy(torch.from_numpy(_known(each))) for each in (boxes, others))
+    return box_iou(one[:, None], other[None]).numpy()
 
 
 def picture(image: Floats, channels: Sequence[str]) -> Floats:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from dxc.errors import ConfigError, require_one_of, require_whole
+from dxc.errors import ConfigError, is_number, require_one_of, require_whole
 from dxc.hardware import COSTS
 from dxc.pareto import OBJECTIVES
 
@@ -94,7 +94,7 @@ class Settings:
         limits = _limits(section["limits"])
         _check_rungs(section["rungs"])
         patience = section["store_patience_s"]
-        if not isinstance(patience, int | float) or isinstance(patience, bool) or not patience >= 0:
+        if not is_number(patience) or not patience >= 0:
             raise ConfigError(f"search.store_patience_s must be seconds, 0 or more, not {patience!r}")
         for name in ("force", "dry_run"):
             if not isinstance(section[name], bool):
@@ -121,7 +121,7 @@ def _limits(limits: Any) -> dict[str, float]:
     for name, limit in limits.items():
         if name not in KNOWN_COSTS:
             raise ConfigError(f"search.limits.{name}: no such cost; {', '.join(KNOWN_COSTS)} have limits")
-        if not isinstance(limit, int | float) or isinstance(limit, bool) or not limit > 0:
+        if not is_number(limit) or not limit > 0:
             raise ConfigError(f"search.limits.{name} must be a number over 0, or null, not {limit!r}")
     return limits
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+BOX = ("cx", "cy", "w", "h")  # columns of predictions: centre and size relative to the image
 CATEGORY = 1  # there is but one
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_accuracy, binary_average_precision
 
 from dxc.data.datamodule import Batch
-from dxc.errors import ConfigError, require_one_of
+from dxc.errors import ConfigError, is_number, require_one_of
 from dxc.tasks.boxes import best_iou, cxcywh_to_xyxy, giou_loss, least_loss, smooth_l1_loss
 from dxc.tasks.classification import pooled_metrics as presence_metrics
 from dxc.tasks.task import OptimizerFactory, SchedulerFactory, Task
@@ -72,9 +72,9 @@ class DetectionTask(Task):
         min_precision: float = 0.9,
     ) -> None:
         require_one_of("task.box_loss", box_loss, BOX_LOSSES)
-        if not _is_number(box_weight) or not 0 <= box_weight < math.inf:
+        if not is_number(box_weight) or not 0 <= box_weight < math.inf:
             raise ConfigError(f"task.box_weight must be a number of at least 0, not {box_weight!r}")
-        if not _is_number(min_precision) or not 0 < min_precision <= 1:
+        if not is_number(min_precision) or not 0 < min_precision <= 1:
             raise ConfigError(f"task.min_precision must be above 0 and at most 1, not {min_precision!r}")
         super().__init__(model, optimizer, scheduler=scheduler)
         self.box_loss = BOX_LOSSES[box_loss]
@@ -113,7 +113,7 @@ class DetectionTask(Task):
 
         Raises ValueError without the true boxes.
         """
-        from dxc.tasks.average_precision import box_metrics, recall_at_precision
+        from dxc.tasks.average_precision import BOX, box_metrics, recall_at_precision
 
         if truth is None:
             raise ValueError("metrics of boxes need the true boxes")
@@ -121,14 +121,10 @@ class DetectionTask(Task):
         return {
             **presence_metrics(torch.tensor(probability), torch.tensor(label)),
             **recall_at_precision(probability, label, min_precision=self.min_precision),
-            **box_metrics(probability, predictions[["cx", "cy", "w", "h"]].to_numpy(), truth),
+            **box_metrics(probability, predictions[list(BOX)].to_numpy(), truth),
         }
 
     def _loss(self, presence: Tensor, label: Tensor, box_loss: Tensor) -> Tensor:
         """Of logits, labels and box losses (n,); the last are 0 in images without a crossing."""
         presence_loss = F.binary_cross_entropy_with_logits(presence, label.float())
         return presence_loss + self.box_weight * box_loss.sum() / label.sum().clamp(min=1)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
