@@ -67,7 +67,7 @@ def baselines(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Metrics of the answers without a network; chips are made here if need be."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = resolved(compose("train", overrides=overrides_of(VARIANTS[0], arguments)))
-    datamodule = build(config["data"], source=build(config["source"]))
+    datamodule = build(config["data"], "data", source=build(config["source"], "source"))
     datamodule.prepare_data()
     cache, (fold,) = datamodule.cache, datamodule.folds
     label = cache.labels[fold.val]

@@ -93,8 +93,8 @@ def main() -> None:
             "trainer.accelerator=auto",
         ]  # fmt: skip
         config = resolved(compose("train", overrides=overrides))
-    source = build(config["source"])
-    datamodule = build(config["data"], source=source)
+    source = build(config["source"], "source")
+    datamodule = build(config["data"], "data", source=source)
     datamodule.prepare_data()
     (number, fold), *_ = [(n, f) for n, f in enumerate(datamodule.folds) if f.name == arguments.region]
     model = train_fold(config, datamodule, fold, number).model.eval()

@@ -139,7 +139,7 @@ def prepared(data: str, root: str, accelerator: str) -> tuple[dict[str, Any], An
     ]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = resolved(compose("train", overrides=overrides))
-    datamodule = build(config["data"], source=build(config["source"]))
+    datamodule = build(config["data"], "data", source=build(config["source"], "source"))
     datamodule.prepare_data()
     return config, datamodule
 

@@ -101,7 +101,7 @@ def run(
 
     config = resolved(cfg)
     hardware = Hardware.of(config["hardware"])
-    datamodule = build(config["data"], source=build(config["source"]))
+    datamodule = build(config["data"], "data", source=build(config["source"], "source"))
     asked = config
     config = _fit_to_machine(config)
     _check(config, hardware)
@@ -133,7 +133,7 @@ def run(
         }
         tracked.log(metrics, [point for fold in folds for point in fold.curves])
         tracked.tag({"dxc.exported_fold": best.name})
-        _write_files(config, cache, predictions, folds, out)
+        _write_files(asked, cache, predictions, folds, out)  # what the tag dxc.trial is of
         if cache.has_boxes:
             _draw_detections(config, cache, predictions, out / FIGURES)
         tracked.log_files(out)
@@ -178,7 +178,7 @@ def train_part(cfg: DictConfig, record: Record, *, folds: int, epochs: int, keep
     config = _fit_to_machine(asked)
     _check(config, Hardware.of(config["hardware"]))
     shorter = {**config, "trainer": {**config["trainer"], "max_epochs": epochs}}
-    datamodule = build(config["data"], source=build(config["source"]))
+    datamodule = build(config["data"], "data", source=build(config["source"], "source"))
     with record.opened(config["tracking"]["uri"], **_heading(config, asked)) as tracked:
         cache = _read_chips(datamodule)
         tracked.tag({"dxc.data": cache.data_hash})
@@ -206,7 +206,7 @@ def seconds_per_image(config: dict[str, Any], *, at_least_s: float = 1.0) -> tup
     model: Any = task.model
     if config["trainer"]["channels_last"] and (on_gpu or not breaks_in_channels_last(model)):
         model = model.to(memory_format=torch.channels_last)
-    optimizer = build(config["optimizer"])(model.parameters())
+    optimizer = build(config["optimizer"], "optimizer")(model.parameters())
     images = torch.rand(batch, config["model"]["in_channels"], size, size, device=device)
     labels = torch.ones(batch, dtype=torch.long, device=device)
     batch_of = {"image": images, "label": labels, "boxes": torch.full((batch, 1, 4), 0.5, device=device)}
@@ -272,7 +272,10 @@ def _trained_fold(
     path = keep / f"{fold.name}-{config['trainer']['max_epochs']}epochs-{chips}.pt"
     if path.exists():
         kept = torch.load(path, weights_only=True)
-        model, curves = build(config["model"]), [(name, value, step) for name, value, step in kept["points"]]
+        model, curves = (
+            build(config["model"], "model"),
+            [(name, value, step) for name, value, step in kept["points"]],
+        )
         model.load_state_dict(kept["weights"])
         numbers = {"score": kept["accuracy"]}  # of a fold that was kept before there were other scores
         numbers |= {key: kept[key] for key in kept if key not in ("weights", "points")}
@@ -307,19 +310,19 @@ def _check(config: dict[str, Any], hardware: Hardware) -> None:
     _check_task(config, task)
     task.model.check_input_size(image_size(config["data"]["size"]))  # type: ignore[operator]  # torch: tensor or module
     try:
-        optimizer = build(config["optimizer"])([torch.nn.Parameter(torch.zeros(1))])
+        optimizer = build(config["optimizer"], "optimizer")([torch.nn.Parameter(torch.zeros(1))])
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer: {error}") from error
     if config["scheduler"] is not None:
         try:
-            scheduler = build(config["scheduler"])(optimizer)
+            scheduler = build(config["scheduler"], "scheduler")(optimizer)
             watches = "metrics" in inspect.signature(scheduler.step).parameters  # ReduceLROnPlateau
             for _ in range(config["trainer"]["max_epochs"]):
                 optimizer.step()
                 scheduler.step(*([0.0] if watches else []))
         except (TypeError, ValueError, ArithmeticError) as error:
             raise ConfigError(f"scheduler: {error}") from error
-    build(config["trainer"])
+    build(config["trainer"], "trainer")
     if config["profile"] not in MODES:
         raise ConfigError(f"profile={config['profile']} is not one of {', '.join(MODES)}")
     for name in hardware.predictors:
@@ -352,9 +355,10 @@ def _task(config: dict[str, Any], model: torch.nn.Module | None = None) -> Task:
     """A network, fresh unless one is given, with what it is trained by."""
     return build(
         config["task"],
-        model=model or build(config["model"]),
-        optimizer=build(config["optimizer"]),
-        scheduler=None if config["scheduler"] is None else build(config["scheduler"]),
+        "task",
+        model=model or build(config["model"], "model"),
+        optimizer=build(config["optimizer"], "optimizer"),
+        scheduler=None if config["scheduler"] is None else build(config["scheduler"], "scheduler"),
     )
 
 
@@ -398,7 +402,9 @@ def train_fold(config: dict[str, Any], datamodule: ChipDataModule, fold: Fold, n
     pl.seed_everything(seed, workers=True, verbose=False)
     task = _task(config)
     datamodule.select(fold, seed=seed)
-    trainer = build(config["trainer"], title=f"{fold.name} ({number + 1} of {len(datamodule.folds)})")
+    trainer = build(
+        config["trainer"], "trainer", title=f"{fold.name} ({number + 1} of {len(datamodule.folds)})"
+    )
     trainer.fit(task, datamodule=datamodule)
 
     metrics = trainer.callback_metrics

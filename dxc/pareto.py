@@ -17,42 +17,74 @@ MARGIN = 0.1  # of the range, from the worst value to a reference point
 
 
 class Objective(NamedTuple):
-    """One metric of a run. `maximise` is True where more is better."""
+    """One metric of a run. `maximise` is True where more is better. `comparable_by`: tags and params of runs that must
+    be equal for two values of it to be compared."""
 
     unit: str
     maximise: bool
     meaning: str
+    comparable_by: tuple[str, ...] = ()
 
+
+JUDGED = (
+    "dxc.data",
+    "data.split",
+)  # by the same chips, and by networks that had not seen them in the same sense
+PREDICTED = ("dxc.predictors", "dxc.packages")  # by the same predictors: their names, and what they say
+MEASURED = ("dxc.measured_on", "hardware.affinity")  # device, runtime, provider, threads; and the cores
 
 OBJECTIVES: dict[str, Objective] = {
-    "accuracy": Objective("fraction", True, "mean over folds, last epoch"),
-    "accuracy_std": Objective("fraction", False, "sample std. deviation over folds"),
-    "average_precision": Objective("fraction", True, "pooled out-of-fold predictions"),
-    "f1": Objective("fraction", True, "pooled out-of-fold predictions"),
-    "auroc": Objective("fraction", True, "pooled out-of-fold predictions"),
-    "box_ap50": Objective("fraction", True, "boxes, average precision at IoU 0.5 (COCO), pooled"),
-    "box_ap": Objective("fraction", True, "boxes, mean average precision at IoU 0.5 to 0.95 (COCO), pooled"),
-    "mean_iou": Objective("fraction", True, "predicted against true box, over the images with a crossing"),
+    "accuracy": Objective("fraction", True, "mean over folds, last epoch", JUDGED),
+    "accuracy_std": Objective("fraction", False, "sample std. deviation over folds", JUDGED),
+    "average_precision": Objective("fraction", True, "pooled out-of-fold predictions", JUDGED),
+    "f1": Objective("fraction", True, "pooled out-of-fold predictions", JUDGED),
+    "auroc": Objective("fraction", True, "pooled out-of-fold predictions", JUDGED),
+    "box_ap50": Objective("fraction", True, "boxes, average precision at IoU 0.5 (COCO), pooled", JUDGED),
+    "box_ap": Objective(
+        "fraction", True, "boxes, mean average precision at IoU 0.5 to 0.95 (COCO), pooled", JUDGED
+    ),
+    "mean_iou": Objective(
+        "fraction", True, "predicted against true box, over the images with a crossing", JUDGED
+    ),
     "recall_at_precision": Objective(
-        "fraction", True, "greatest recall at a precision of task.min_precision (0.9)"
+        "fraction",
+        True,
+        "greatest recall at a precision of task.min_precision (0.9)",
+        (*JUDGED, "task.min_precision"),
     ),
-    "latency_ms": Objective("ms", False, "predicted, mean over the hardware's nn-Meter predictors"),
-    "latency_std_ms": Objective("ms", False, "predicted, sample standard deviation over the predictors"),
+    "latency_ms": Objective(
+        "ms", False, "predicted, mean over the hardware's nn-Meter predictors", PREDICTED
+    ),
+    "latency_std_ms": Objective(
+        "ms", False, "predicted, sample standard deviation over the predictors", PREDICTED
+    ),
     "uncovered_macs_share": Objective(
-        "fraction", False, "MACs of kernels without a predictor, in no latency"
+        "fraction", False, "MACs of kernels without a predictor, in no latency", PREDICTED
     ),
-    "measured_latency_ms": Objective("ms", False, "measured on the machine in tag dxc.measured_on, median"),
-    "measured_latency_p95_ms": Objective("ms", False, "measured there, 95th percentile"),
-    "efficiency_ms": Objective("ms", False, "measured there, latency / batch, least over the batch sizes"),
-    "optimum_batch": Objective("count", False, "images in the batch with that least; fewer wait less"),
+    "measured_latency_ms": Objective(
+        "ms", False, "measured on the machine in tag dxc.measured_on, median", MEASURED
+    ),
+    "measured_latency_p95_ms": Objective("ms", False, "measured there, 95th percentile", MEASURED),
+    "efficiency_ms": Objective(
+        "ms",
+        False,
+        "measured there, latency / batch, least over the batch sizes",
+        (*MEASURED, "hardware.batches"),
+    ),
+    "optimum_batch": Objective(
+        "count",
+        False,
+        "images in the batch with that least; fewer wait less",
+        (*MEASURED, "hardware.batches"),
+    ),
     "onnx_mb": Objective("1e6 bytes", False, "size of the exported file"),
     "peak_memory_mb": Objective(
-        "1e6 bytes", False, "measured, peak of the inference process less its baseline"
+        "1e6 bytes", False, "measured, peak of the inference process less its baseline", MEASURED
     ),
     "params": Objective("count", False, "trainable parameters"),
     "macs": Objective("count", False, "multiply-accumulates an image"),
-    "fit_seconds": Objective("s", False, "wall time of training, all folds"),
-    "images_per_second": Objective("1/s", True, "images a second while training"),
+    "fit_seconds": Objective("s", False, "wall time of training, all folds", ("device", "dxc.data")),
+    "images_per_second": Objective("1/s", True, "images a second while training", ("device",)),
 }
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dxc.config import is_identity
 from dxc.errors import AnalysisError
 from dxc.models import canonical_knobs
 from dxc.pareto import Objective, objective
@@ -14,9 +15,9 @@ from dxc.pareto import Objective, objective
 if TYPE_CHECKING:
     import pandas as pd
 
-KNOB_SECTIONS = ("model", "task", "data", "optimizer", "scheduler", "trainer")
+KNOB_SECTIONS = ("model", "task", "data", "optimizer", "scheduler", "hardware", "trainer")
 NO_KNOBS = {
-    # named by another column, derived, or without meaning for a result
+    # named by another column, or derived
     "model._target_",
     "task._target_",
     "scheduler._target_",
@@ -24,18 +25,29 @@ NO_KNOBS = {
     "model.in_channels",
     "data._target_",
     "data.channels",
-    "data.cache_dir",
-    "data.num_workers",
-    "data.progress",
+    "hardware.name",
     "optimizer._partial_",
     "trainer._target_",
-    "trainer.progress",
     "trainer.devices",
 }
 SPREADS = {"accuracy": "accuracy_std", "latency_ms": "latency_std_ms"}
 """Metrics that hold the spread of another within one run: over folds, over predictors."""
 SAME_IN_REPEATS = ("latency_ms",)
 """Metrics that are predicted from the network alone: repeats say nothing of how sure they are."""
+FACTS = {
+    "dxc.data": "chips",
+    "data.split": "how chips were split into training and validation",
+    "task.min_precision": "the precision at which recall is read",
+    "hardware": "hardware",
+    "hardware.affinity": "the cores they were measured on",
+    "hardware.batches": "the batch sizes that were measured",
+    "dxc.predictors": "the predictors of latency",
+    "dxc.packages": "what was in the predictors' packages",
+    "dxc.measured_on": "the machine they were measured on",
+    "device": "the machine they were trained on",
+}
+"""In words, what Objective.comparable_by names."""
+UNDECLARED = ("hardware", "dxc.data")  # what a metric that dxc does not know is compared by
 LARGEST = 1e300  # MLflow stores infinity as the largest float
 
 
@@ -75,29 +87,27 @@ def parse_objectives(names: Sequence[str], runs: pd.DataFrame) -> dict[str, Obje
                 raise AnalysisError(
                     f"objectives: the direction of {name} is not known; write {name}:min or {name}:max"
                 ) from None
-            declared = Objective("", direction == "max", name)
+            declared = Objective("", direction == "max", name, UNDECLARED)
         found[name] = declared._replace(maximise=direction == "max") if direction else declared
     if not found:
         raise AnalysisError("objectives is empty; name at least one, such as objectives=[accuracy,onnx_mb]")
     return found
 
 
+def comparable_by(objectives: Mapping[str, Objective]) -> list[str]:
+    """Columns in which runs must be equal for all of these objectives to be compared, each once."""
+    return list(dict.fromkeys(column for each in objectives.values() for column in each.comparable_by))
+
+
 def require_comparable(runs: pd.DataFrame, objectives: Mapping[str, Objective], mix: Sequence[str]) -> None:
-    """Raise AnalysisError where runs differ in what makes their figures another thing: the hardware they are for, the
-    chips they were judged by, the machine they were measured on; unless `mix` names it. Runs without the tag differ
-    from those that have it; runs that lack an objective are set aside anyway and do not count."""
+    """Raise AnalysisError where runs differ in what makes the figures of an objective another thing (its comparable_by:
+    the chips they were judged by, the machine they were measured on), unless `mix` names it. Runs without the tag
+    differ from those that have it; runs that lack an objective are set aside anyway and do not count."""
     import pandas as pd
 
-    tags = {"hardware": "hardware", "dxc.data": "chips"}
-    if any(name.startswith(("measured_", "peak_", "efficiency_", "optimum_")) for name in objectives):
-        tags["dxc.measured_on"] = "the machine they were measured on"
-    if any(name.startswith(("efficiency_", "optimum_")) for name in objectives):
-        tags["hardware.batches"] = "the batch sizes that were measured"
-    if {"fit_seconds", "images_per_second"} & set(objectives):
-        tags["device"] = "the machine they were trained on"
     runs = runs[runs[list(objectives)].notna().all(axis=1)]
     differing = []
-    for tag, meaning in tags.items():
+    for tag in comparable_by(objectives):
         if tag not in runs or tag in mix:
             continue
         counts = runs[tag].astype("object").value_counts(dropna=False)
@@ -107,7 +117,7 @@ def require_comparable(runs: pd.DataFrame, objectives: Mapping[str, Objective], 
                 f"{'none' if value is None else repr(value)} ({count} runs)"
                 for value, count in zip(spelled, counts, strict=True)
             )
-            differing.append((tag, f"  {tag} ({meaning}): {listing}", spelled[0]))
+            differing.append((tag, f"  {tag} ({FACTS[tag]}): {listing}", spelled[0]))
     if differing:
         lines = "\n".join(line for _, line, _ in differing)
         tag, _, value = differing[0]
@@ -120,7 +130,8 @@ def require_comparable(runs: pd.DataFrame, objectives: Mapping[str, Objective], 
 
 
 def designs_of(runs: pd.DataFrame, objectives: Mapping[str, Objective]) -> Designs:
-    """One row a design and chips: means over its repeats (equal but for the seed, or trained twice).
+    """One row a design: means over its repeats (equal but for the seed, or trained twice), as far as they can be
+    compared: by other chips, or on another machine, it is another row.
 
     Columns: name, trial, run_id (of the newest repeat), runs (list of run ids, oldest first), n, the objectives,
     spread.OBJECTIVE (sample standard deviation over repeats; of a single run over its folds, NaN where that is unknown;
@@ -148,6 +159,8 @@ def designs_of(runs: pd.DataFrame, objectives: Mapping[str, Objective]) -> Desig
         runs[key].astype("object").where(runs[key].notna(), runs["run_id"]) if key in runs else runs["run_id"]
         for key in ("dxc.design", "dxc.data")
     ]
+    facts = [name for name in comparable_by(objectives) if name in runs and name != "dxc.data"]
+    keys += [_text(runs[name]) for name in facts]
     design = runs.groupby(keys, sort=False).ngroup().to_numpy()  # in the order in which they first ended
     groups = runs.groupby(design)
     newest = runs.iloc[groups.cumcount().groupby(design).idxmax().map(runs.index.get_loc)]
@@ -178,8 +191,12 @@ def _knobs(runs: pd.DataFrame) -> pd.DataFrame:
     """What was chosen and differs between these runs: knobs without a meaning (a pool's without a pool) are missing."""
     import pandas as pd
 
-    named = [tag for tag in ("model", "data") if tag in runs]
-    params = [c for c in runs.columns if c.split(".")[0] in KNOB_SECTIONS and "." in c and c not in NO_KNOBS]
+    named = [tag for tag in ("model", "data", "hardware") if tag in runs]
+    params = [
+        c
+        for c in runs.columns
+        if c.split(".")[0] in KNOB_SECTIONS and "." in c and c not in NO_KNOBS and is_identity(c)
+    ]
     knobs = runs[[*named, *params]].astype("object")
     network = [c for c in params if c.startswith("model.")]
     if network:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -22,23 +22,13 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from dxc.data.bands import PHOTO_BANDS
 from dxc.data.cache import ANY_SIZE, ChipCache, Recipe, open_cache
 from dxc.data.folds import Fold, make_folds
+from dxc.data.source import Source
 from dxc.errors import ConfigError, require_whole
 
 Batch = dict[str, torch.Tensor]
 
 
-class Source(Protocol):
-    """Where chips come from: conf/source/*.yaml each name one of these."""
-
-    on_bad_chip: str
-    photo_bands: Sequence[str]
-    check_georeference: bool
-
-    def prepare(self) -> Path:
-        """Make the chips if need be; returns the folder that holds the regions."""
-
-
-class FolderSource:
+class FolderSource(Source):
     """Chips that lie in a folder already (source=chips)."""
 
     def __init__(

@@ -29,6 +29,7 @@ from scipy import ndimage
 from dxc.data.cache import usable_cores
 from dxc.data.landscape import EDGE_M, Floats, RegionSpec
 from dxc.data.scenery import Region, simulate_region, structure_box_m
+from dxc.data.source import Source
 from dxc.errors import ConfigError, DataError, require_whole
 
 log = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ def region_files(folder: Path) -> RegionFiles:
 # ---------------------------------------------------------------- the source of chips
 
 
-class SyntheticSource:
+class SyntheticSource(Source):
     """Chips of four synthetic regions, built once and kept.
 
     chips: how many in all: a quarter a region, half of them crossings. A multiple of 8.

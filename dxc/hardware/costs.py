@@ -6,6 +6,8 @@ The three parts do not depend on each other: one that cannot be done says why in
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import traceback
 from collections.abc import Iterator, Sequence
@@ -87,8 +89,17 @@ def _predict(onnx: Path, hardware: Hardware, out: Path, costs: Costs, progress: 
     costs.metrics |= latency_metrics(predictions)
     costs.notes += [line for each in predictions if (line := describe_coverage(each))]
     costs.notes += [line for each in predictions if (line := described_machine(each))]
-    costs.tags["dxc.predictors"] = ", ".join(each.package for each in predictions)
+    costs.tags["dxc.predictors"] = ", ".join(sorted(each.package for each in predictions))
+    costs.tags["dxc.packages"] = _packages_hash(predictions)
     pd.concat([each.table() for each in predictions]).to_parquet(out / "kernels.parquet", index=False)
+
+
+def _packages_hash(predictions: Sequence[Prediction]) -> str:
+    """What the packages say of themselves: one that was calibrated anew has the same name."""
+    about = sorted(
+        json.dumps([each.package, each.about], sort_keys=True, default=str) for each in predictions
+    )
+    return hashlib.blake2b(json.dumps(about).encode(), digest_size=6).hexdigest()
 
 
 def find_packages(hardware: Hardware, notes: list[str], *, progress: bool = True) -> list[Package]:

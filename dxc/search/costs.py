@@ -149,7 +149,7 @@ def _cost(config: Mapping[str, Any], packages: list[Package]) -> dict[str, Any]:
 
     size, in_channels = image_size(config["data"]["size"]), config["model"]["in_channels"]
     try:
-        model = build(config["model"])
+        model = build(config["model"], "model")
         model.check_input_size(size)
         _as_if_trained(model)
         with tempfile.TemporaryDirectory() as folder:

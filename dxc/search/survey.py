@@ -44,7 +44,7 @@ def prepare_chips(catalogue: Catalogue) -> Chips:
         data = {key: value for key, value in config["data"].items() if key != "batch_size"}
         sections.setdefault(json.dumps([data, config["source"]], sort_keys=True, default=str), config)
     for config in sections.values():
-        datamodule = build(config["data"], source=build(config["source"]))
+        datamodule = build(config["data"], "data", source=build(config["source"], "source"))
         datamodule.prepare_data()
         hashes.setdefault(datamodule.cache.data_hash)
         folds = datamodule.folds

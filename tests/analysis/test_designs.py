@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dxc.analysis.designs import designs_of, parse_objectives, require_comparable
+from dxc.analysis.designs import FACTS, comparable_by, designs_of, parse_objectives, require_comparable
 from dxc.errors import AnalysisError
+from dxc.pareto import OBJECTIVES
 
 RUNS = pd.DataFrame(
     {
@@ -69,17 +70,96 @@ def test_objectives_that_cannot_be(names: list[str], message: str) -> None:
 
 
 def test_runs_of_other_hardware_are_not_mixed() -> None:
-    objectives = parse_objectives(["accuracy"], RUNS)
+    """What dxc does not know may depend on the hardware; an accuracy does not."""
+    objectives = parse_objectives(["flops:min"], RUNS)
     with pytest.raises(AnalysisError) as caught:
         require_comparable(RUNS, objectives, [])
     assert "hardware (hardware): 'cpu' (3 runs), 'pi' (1 runs)" in str(caught.value)
     assert "\"where=hardware == 'cpu'\", or ask for the mixture: mix=[hardware]" in str(caught.value)
     require_comparable(RUNS, objectives, ["hardware"])
     require_comparable(RUNS[RUNS["hardware"] == "cpu"], objectives, [])
+    require_comparable(RUNS, parse_objectives(["accuracy"], RUNS), [])
+
+
+CHIPS = {"dxc.data", "data.split"}
+PREDICTORS = {"dxc.predictors", "dxc.packages"}
+MACHINE = {"dxc.measured_on", "hardware.affinity"}
+COMPARABLE_BY = {
+    "accuracy": CHIPS,
+    "accuracy_std": CHIPS,
+    "average_precision": CHIPS,
+    "f1": CHIPS,
+    "auroc": CHIPS,
+    "box_ap50": CHIPS,
+    "box_ap": CHIPS,
+    "mean_iou": CHIPS,
+    "recall_at_precision": CHIPS | {"task.min_precision"},
+    "latency_ms": PREDICTORS,
+    "latency_std_ms": PREDICTORS,
+    "uncovered_macs_share": PREDICTORS,
+    "measured_latency_ms": MACHINE,
+    "measured_latency_p95_ms": MACHINE,
+    "efficiency_ms": MACHINE | {"hardware.batches"},
+    "optimum_batch": MACHINE | {"hardware.batches"},
+    "peak_memory_mb": MACHINE,
+    "onnx_mb": set(),
+    "params": set(),
+    "macs": set(),
+    "fit_seconds": {"device", "dxc.data"},
+    "images_per_second": {"device"},
+}
+
+
+@pytest.mark.parametrize("metric", OBJECTIVES)
+def test_what_each_metric_is_compared_by(metric: str) -> None:
+    """One fact that differs, each in turn: it is refused where the metric depends on it, and nowhere else."""
+    facts = COMPARABLE_BY[metric]
+    assert facts <= FACTS.keys()
+    alike = RUNS[:2].assign(**{metric: [8.0, 40.0]}, **dict.fromkeys(FACTS, "same"))
+    objectives = parse_objectives([metric], alike)
+    require_comparable(alike, objectives, [])
+    assert list(designs_of(alike, objectives).frame[metric]) == [24.0]  # repeats of one design
+    for fact in FACTS:
+        differing = alike.assign(**{fact: ["one", "other"]})
+        if fact not in facts:
+            require_comparable(differing, objectives, [])
+            continue
+        with pytest.raises(AnalysisError, match=rf"{fact} \(.*\): 'one' \(1 runs\), 'other' \(1 runs\)"):
+            require_comparable(differing, objectives, [])
+        require_comparable(differing, objectives, [fact])
+        found = designs_of(differing, objectives).frame  # mixed, and no mean of two that are not one thing
+        assert list(found[metric]) == [8.0, 40.0] and list(found["n"]) == [1, 1]
+
+
+def test_one_predictors_latency_is_compared_by_what_the_mean_is() -> None:
+    runs = RUNS.assign(**{"latency_ms/pi4": 1.0})
+    assert set(comparable_by(parse_objectives(["latency_ms/pi4", "latency_ms"], runs))) == PREDICTORS
+
+
+def test_a_missing_fact_splits_no_repeats() -> None:
+    runs = RUNS[:2].assign(**{"dxc.predictors": pd.Categorical([None, None]), "dxc.packages": [np.nan] * 2})
+    assert list(designs_of(runs, parse_objectives(["latency_ms"], runs)).frame["n"]) == [2]
+
+
+def test_hardware_is_a_knob() -> None:
+    """Designs that differ in their device say in what; addresses and limits are none of their knobs."""
+    runs = RUNS.assign(
+        **{
+            "hardware.name": ["cpu", "cpu", "cpu", "pi"],
+            "hardware.threads": ["1", "1", "4", "4"],
+            "hardware.predictors": ["['a']", "['a']", "['b']", "['b']"],
+            "hardware.host": [None, None, "pi@10.0.0.7", None],
+            "hardware.python": ["p", "p", "q", "q"],
+            "hardware.limits.latency_ms": ["1", "1", "2", "2"],
+        }
+    )
+    found = designs_of(runs, parse_objectives(["accuracy"], runs))
+    hardware = [knob for knob in found.knobs if knob.startswith("hardware")]
+    assert hardware == ["hardware", "hardware.threads", "hardware.predictors"]
 
 
 def test_runs_without_the_tag_are_not_mixed_in() -> None:
-    objectives = parse_objectives(["accuracy"], RUNS)
+    objectives = parse_objectives(["flops:min"], RUNS)
     some = RUNS.assign(hardware=pd.Categorical(["cpu", "cpu", "cpu", None]))
     with pytest.raises(AnalysisError) as caught:
         require_comparable(some, objectives, [])

@@ -31,6 +31,10 @@ def _config(*overrides: str, script: str = "train") -> dict:
         ["experiment=demo", "data.split=region"],
         ["data.channels=[dem,red,green,blue]", "data.size=50", "trainer.max_epochs=1"],
         ["trainer.precision=bf16-mixed", "data.normalise=per_column"],
+        ["hardware.predictors=[my_cpu,other]", "hardware.threads=4", "hardware.affinity=[0,2]"],
+        ["hardware=pi", "hardware.predictors=[]", "hardware.batches=[1,2,4]", "hardware.name=pi5"],
+        ["hardware=a100", "hardware.provider=cpu", "hardware.precision=32-true"],
+        ["model=sppnet", "scheduler=step", "scheduler.gamma=0.5", "task.min_precision=0.8"],
     ],
 )
 def test_the_command_is_of_the_same_trial(overrides: list[str]) -> None:
@@ -48,6 +52,15 @@ def test_short() -> None:
     assert command(_config("data=5ch", "model.kernel=5")) == "python train.py data=5ch model.kernel=5"
     # what a pool would be like is not asked for without one
     assert command(_config("model.pool=none", "model.pool_kernel=2")) == "python train.py"
+
+
+def test_a_device_is_kept_and_its_address_is_not() -> None:
+    config = _config(
+        "hardware=pi", "hardware.predictors=[x]", "hardware.host=pi@10.0.0.7", "hardware.python=venv/bin/python",
+        "hardware.remote=false", "hardware.measure=false", "hardware.packages_dir=/elsewhere",
+        "hardware.limits.latency_ms=5",
+    )  # fmt: skip
+    assert command(config) == "python train.py hardware=pi 'hardware.predictors=[x]'"
 
 
 def test_another_conf() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from mlflow import MlflowClient
 from dxc.analysis.analyze import analyze
 from dxc.config import PROJECT_ROOT, resolved, trial_hash
 from dxc.errors import AnalysisError, TrackingError
+from dxc.hardware.packages import SHIPPED
 from dxc.report.findings import print_findings
 from tests.search.searches import Searching
 
@@ -138,14 +140,19 @@ def test_one_objective_has_tables_and_no_page(
     assert capsys.readouterr().out.rstrip().endswith("reports/first")
 
 
-def test_a_baseline_of_other_hardware_is_not_mixed_silently(searching: Searching) -> None:
-    searching("search.max_trials=1")
-    searching("search.max_trials=1", "study=second", "hardware=pi", "hardware.predictors=[ort_cpu_xeon]")
-    analysis, _ = _analyze(searching, "study=first", "baseline=first", "log=false")
+def test_a_baseline_of_other_predictors_is_not_mixed_silently(searching: Searching) -> None:
+    packages = searching.tmp_path / "packages"
+    shutil.copytree(SHIPPED / "ort_cpu_xeon", packages / "other")
+    predicted = ["search.max_trials=1", f"hardware.packages_dir={packages}"]
+    searching(*predicted, "hardware.predictors=[ort_cpu_xeon]")
+    searching(*predicted, "study=second", "hardware=pi", "hardware.predictors=[other]")
+    # an accuracy and a size are what they are on any hardware
+    analysis, _ = _analyze(searching, "study=first", "baseline=second", "log=false")
     assert analysis.baseline is not None and len(analysis.baseline.frame) == 1
-    with pytest.raises(AnalysisError, match=r"hardware.*'cpu' \(1 runs\), 'pi' \(1 runs\)"):
-        _analyze(searching, "study=first", "baseline=second", "log=false")
-    mixed, _ = _analyze(searching, "study=first", "baseline=second", "mix=[hardware]", "log=false")
+    latency = ["study=first", "baseline=second", "log=false", "objectives=[accuracy,latency_ms]"]
+    with pytest.raises(AnalysisError, match=r"dxc.predictors.*'ort_cpu_xeon' \(1 runs\), 'other' \(1 runs\)"):
+        _analyze(searching, *latency)
+    mixed, _ = _analyze(searching, *latency, "mix=[dxc.predictors,dxc.packages]")
     assert mixed.baseline is not None and len(mixed.baseline.frame) == 1
 
 

@@ -46,7 +46,7 @@ def test_the_trained_file_costs_the_same(tmp_path: Path) -> None:
     costs = NetworkCosts(hardware, tmp_path)
     network, config = next(iter(networks.items()))
     known = costs.of(network, config)
-    model = build(config["model"])
+    model = build(config["model"], "model")
     optimizer = torch.optim.Adam(model.parameters())
     for _ in range(2):
         optimizer.zero_grad()

@@ -1,0 +1,18 @@
+"""What every source of chips is. Free of torch, so that the processes that make chips start quickly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+
+class Source(Protocol):
+    """Where chips come from. conf/source/*.yaml each name a subclass: a section `source` builds nothing else."""
+
+    on_bad_chip: str
+    photo_bands: Sequence[str]
+    check_georeference: bool
+
+    def prepare(self) -> Path:
+        """Make the chips if need be; returns the folder that holds the regions."""
