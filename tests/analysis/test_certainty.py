@@ -31,6 +31,53 @@ def test_predictions_become_outcomes() -> None:
     assert Outcomes.of_predictions(frame.iloc[::-1]).chips == outcomes.chips
 
 
+def _predictions(**columns: list) -> pd.DataFrame:
+    same = {"region": "NE", "name": list("abcd"), "label": [0, 1, 0, 1], "fold": "fold1", "probability": 0.5}
+    return pd.DataFrame(same | columns)
+
+
+def test_a_probability_of_one_half_is_no_crossing() -> None:
+    assert list(Outcomes.of_predictions(_predictions()).right) == [True, False, True, False]
+    sure = Outcomes.of_predictions(_predictions(probability=[0.0, 1.0, 0.51, 0.49]))
+    assert list(sure.right) == [True, True, False, False]
+
+
+def test_which_chips_they_are_is_told_apart() -> None:
+    """Other names, other regions and other folds are other chips; what was answered does not matter."""
+    chips = Outcomes.of_predictions(_predictions()).chips
+    assert Outcomes.of_predictions(_predictions(probability=[0.1, 0.2, 0.3, 0.4])).chips == chips
+    assert Outcomes.of_predictions(_predictions(fold="fold2")).chips == chips  # a fold's name is only a name
+    for other in ({"name": list("abce")}, {"region": "CA"}, {"fold": ["f1", "f1", "f2", "f2"]}):
+        assert Outcomes.of_predictions(_predictions(**other)).chips != chips
+    halves = [_predictions(fold=each) for each in (["f1", "f1", "f2", "f2"], ["f1", "f2", "f2", "f1"])]
+    assert Outcomes.of_predictions(halves[0]).chips != Outcomes.of_predictions(halves[1]).chips
+
+
+def test_each_fold_counts_alike() -> None:
+    """6 right in one fold and 2 wrong in another: the mean over folds is one half, not 6 of 8, and in every draw."""
+    outcomes = Outcomes(np.array([True] * 6 + [False] * 2), np.array([0] * 6 + [1] * 2), "chips")
+    assert outcomes.accuracy == 0.5
+    (draws,) = accuracy_draws([[outcomes]], draws=100, seed=0)
+    assert (draws == 0.5).all()
+
+
+def test_chips_are_drawn_within_their_fold() -> None:
+    """Half of a fold of 100 is right, the other fold of 300 all: only the first is unsure, and it counts half."""
+    right = np.array([True, False] * 50 + [True] * 300)
+    outcomes = Outcomes(right, np.array([0] * 100 + [1] * 300), "chips")
+    assert outcomes.accuracy == 0.75
+    (draws,) = accuracy_draws([[outcomes]], draws=4000, seed=0)
+    assert draws.mean() == pytest.approx(0.75, abs=0.002)
+    assert draws.std() == pytest.approx(0.5 * np.sqrt(0.25 / 100), rel=0.05)
+    assert len(np.unique(draws)) <= 101 and draws.min() >= 0.5
+
+
+def test_another_seed_is_another_draw() -> None:
+    outcomes = [[_outcomes(np.random.default_rng(0).random(200) < 0.8)]]
+    first, again, other = (accuracy_draws(outcomes, draws=50, seed=seed) for seed in (3, 3, 4))
+    assert first.shape == (1, 50) and (first == again).all() and (first != other).any()
+
+
 def test_spread_of_draws_is_the_binomial_one() -> None:
     right = np.random.default_rng(0).random(800) < 0.9
     (draws,) = accuracy_draws([[_outcomes(right)]], draws=4000, seed=0)
@@ -71,6 +118,16 @@ def test_probability_of_the_front() -> None:
     assert np.isnan(found[2])
 
 
+def test_the_front_moves_in_its_own_column() -> None:
+    """The drawn accuracy replaces its own column only; a design without draws keeps its value, and takes part."""
+    values = np.array([[5.0, 0.9], [5.0, 0.8], [4.0, 0.85]])
+    accuracy = np.array([[0.9, 0.7, 0.9, 0.9], [0.8, 0.8, 0.95, 0.8], [np.nan] * 4])
+    found = probability_non_dominated(values, accuracy, column=1, maximise=[False, True])
+    # the third dominates whatever is not above its 0.85
+    assert found[:2] == pytest.approx([0.5, 0.25]) and np.isnan(found[2])
+    assert (values == [[5.0, 0.9], [5.0, 0.8], [4.0, 0.85]]).all()
+
+
 def test_mcnemar_by_hand() -> None:
     """8 chips only the first has right, 2 only the second: twice the probability of 8 or more heads in 10."""
     first = np.array([True] * 50 + [True] * 8 + [False] * 2 + [False] * 20)
@@ -80,11 +137,21 @@ def test_mcnemar_by_hand() -> None:
     assert found.p_value == pytest.approx(2 * (45 + 10 + 1) / 1024)
     assert found.difference == pytest.approx(6 / 80)
     assert found.low < found.difference < found.high
+    # of 80 chips: the 2.5 % and 97.5 % quantiles
+    assert found.high - found.low == pytest.approx(0.15, abs=1e-9)
+    deviation = np.sqrt((10 / 80 - (6 / 80) ** 2) / 80)  # of the mean of 8 ones, 2 minus ones and zeros
+    assert found.high - found.low == pytest.approx(2 * 1.96 * deviation, rel=0.1)
+    turned = compare(_outcomes(second), _outcomes(first), draws=2000, seed=0)
+    assert (turned.only_first, turned.only_second) == (2, 8)
+    assert (turned.difference, turned.p_value) == (-found.difference, found.p_value)
+    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
     same = compare(_outcomes(first), _outcomes(first), draws=100, seed=0)
     assert (same.difference, same.p_value) == (0.0, 1.0)
 
 
 def test_other_chips_cannot_be_compared() -> None:
+    with pytest.raises(AnalysisError, match="not judged by the same chips"):
+        compare(_outcomes(np.ones(8, dtype=bool)), _outcomes(np.ones(9, dtype=bool)), draws=10, seed=0)
     with pytest.raises(AnalysisError, match="not judged by the same chips"):
         compare(_outcomes(np.ones(8, dtype=bool)), Outcomes.of_folds([0.9] * 8), draws=10, seed=0)
 

@@ -28,6 +28,11 @@ DESIGNS = pd.DataFrame(
         ({"by": "weights", "weights": {"accuracy": 9, "latency_ms": 1}}, 10, 12),  # 0.1 against 0.115
         ({"by": "weights", "weights": {"accuracy": 1, "latency_ms": 1}}, 12, 10),
         ({"by": "accuracy", "where": "latency_ms == 9"}, 14, None),  # dominated by what is ruled out
+        ({"by": "accuracy", "where": "accuracy < 0.945 and latency_ms >= 8.25"}, 12, 14),
+        ({"by": "weights", "weights": {"accuracy": 1, "latency_ms": 0}}, 10, 12),
+        ({"by": "weights", "weights": {"latency_ms": 3}}, 13, 12),  # one that is not named weighs nothing
+        ({"by": "weights", "weights": {"accuracy": 2, "latency_ms": 1}}, 12, 10),  # 0.15 against 0.33
+        ({"by": "latency_ms", "where": "latency_ms > 8.25 and accuracy != 0.93"}, 11, 10),
     ],
 )
 def test_choices(options: dict, design: int, runner_up: int | None) -> None:
@@ -36,11 +41,44 @@ def test_choices(options: dict, design: int, runner_up: int | None) -> None:
 
 
 def test_equals_are_told_apart_by_the_knee() -> None:
-    twins = pd.DataFrame(
-        {"accuracy": [0.9, 0.9, 0.8], "latency_ms": [5.0, 5.0, 4.0], "onnx_mb": [3.0, 2.0, 2.5]}
-    )
+    """Losses (0, 1, 0), (0, 0.975, 1) and (1, 0, 0.5): of the two most accurate, the first is nearer to the knee."""
+    twins = pd.DataFrame({"accuracy": [0.9, 0.9, 0.8], "latency_ms": [5, 4.9, 1], "onnx_mb": [2, 3, 2.5]})
     names = NAMES | {"onnx_mb": OBJECTIVES["onnx_mb"]}
-    assert choose(twins, names, by="accuracy").design == 1
+    choice = choose(twins, names, by="accuracy")
+    assert (choice.design, choice.runner_up) == (0, 1)
+    choice = choose(twins.iloc[::-1], names, by="accuracy")  # whichever comes first
+    assert (choice.design, choice.runner_up) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"by": "knee"}, "the knee of the front"),
+        ({"by": "accuracy"}, "the largest accuracy"),
+        ({"by": "latency_ms", "where": "accuracy > 0.9"}, "the smallest latency_ms where accuracy > 0.9"),
+        (
+            {"by": "weights", "weights": {"accuracy": 1}},
+            "the weighted sum of normalised objectives",
+        ),
+    ],
+)
+def test_rules_in_words(options: dict, rule: str) -> None:
+    assert choose(DESIGNS, NAMES, **options).rule == rule
+
+
+def test_the_next_one_obeys_the_rule_too() -> None:
+    """The front is one design: the next is chosen by the same weights among the others that meet the condition."""
+    designs = pd.DataFrame({"accuracy": [0.99, 0.95, 0.9, 0.97], "latency_ms": [1.0, 9.0, 2.0, 8.0]})
+    fast, sharp = ({"accuracy": 1, "latency_ms": 9}, {"accuracy": 9, "latency_ms": 1})
+    assert choose(designs, NAMES, by="weights", weights=fast)[:2] == (0, 2)
+    assert choose(designs, NAMES, by="weights", weights=sharp)[:2] == (0, 3)
+    assert choose(designs, NAMES, by="accuracy", where="latency_ms != 8.0")[:2] == (0, 1)
+
+
+def test_the_best_there_is_is_said() -> None:
+    with pytest.raises(AnalysisError) as caught:
+        choose(DESIGNS, NAMES, by="knee", where="accuracy > 0.99")
+    assert str(caught.value).endswith("The best there is, each by itself: accuracy 0.95, latency_ms 4.5")
 
 
 @pytest.mark.parametrize(
@@ -54,6 +92,9 @@ def test_equals_are_told_apart_by_the_knee() -> None:
         ({"by": "weights"}, "choose.by=weights needs them: 'choose.weights={accuracy:1,latency_ms:1}'"),
         ({"by": "weights", "weights": {"onnx_mb": 1}}, "onnx_mb is none of the objectives"),
         ({"by": "weights", "weights": {"accuracy": -1}}, "must be 0 or more"),
+        ({"by": "weights", "weights": {"accuracy": 2, "latency_ms": -1}}, "must be 0 or more"),
+        ({"by": "weights", "weights": {"accuracy": 0, "latency_ms": 0}}, "and one of them more"),
+        ({"by": "weights", "weights": {}}, "choose.by=weights needs them"),
     ],
 )
 def test_mistakes(options: dict, message: str) -> None:
