@@ -51,6 +51,9 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "params": Objective("count", False, "trainable parameters"),
     "macs": Objective("count", False, "multiply-accumulates an image"),
+    "fold_score": Objective(
+        "fraction", True, "mean over folds of the metric that the key `score` names; what tuners see"
+    ),
     "fit_seconds": Objective("s", False, "wall time of training, all folds"),
     "images_per_second": Objective("1/s", True, "images a second while training"),
 }

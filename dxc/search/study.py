@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dxc.config import canonical, describe, flatten
+from dxc.config import canonical, describe, flatten, params_and_tags
 from dxc.errors import DxcError, SearchError, require_folder_name, signals_raise
 from dxc.hardware import Hardware
 from dxc.pareto import directions, non_dominated, objective
@@ -92,7 +92,7 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
     costs = NetworkCosts(Hardware.of(base["hardware"]), Path(base["cache_dir"]))
     survey = Survey(space, catalogue, settings, costs)
     chips = prepare_chips(catalogue)
-    progress.begin(survey.summary(), settings, costs.notes)
+    progress.begin(survey.summary(), settings, [*costs.notes, *survey.unchecked_limits(base["hardware"])])
     survey.require_feasible()
     if settings.dry_run:
         trials = survey.wanted()
@@ -272,7 +272,12 @@ class Study:
             tuner.learn(proposal.point, value)
 
     def _value(self, entry: Entry) -> float | None:
-        if entry.state == STOPPED and self.settings.objective == self.settings.score:
+        """What the tuner is told of a trial. The score is the mean over folds whether or not all of them were trained:
+        what the pooled predictions of a finished trial give under the same name is another estimate."""
+        if self.settings.objective in (self.settings.score, "fold_score") and entry.state in (
+            FINISHED,
+            STOPPED,
+        ):
             return statistics.mean(_longest(entry.rungs))
         return entry.metrics.get(self.settings.objective) if entry.state == FINISHED else None
 
@@ -360,13 +365,13 @@ class Study:
 
     def _enter(self, identity: Identity, point: Point) -> Entry:
         """A new trial in the ledger: planned, or infeasible with the reason."""
+        parameters, settings = params_and_tags(identity.config)
         heading: dict[str, Any] = {
             "name": describe(identity.config),
             "overrides": self.survey.space.overrides(point),
-            "tags": {"dxc.design": identity.design},
+            "tags": {**settings, "dxc.design": identity.design},
         }
         if reason := self.survey.against(identity):
-            parameters = flatten({key: value for key, value in identity.config.items() if key != "search"})
             known = {name: v for name, v in self.survey.known(identity).items() if name in KNOWN_COSTS}
             entry = self.ledger.infeasible(
                 identity.trial, **heading, parameters=parameters, reason=reason, known=known
