@@ -49,14 +49,15 @@ def _left(process: subprocess.Popen, *, within_s: float = SOON_S) -> list[psutil
     process.send_signal(signal.SIGKILL)
     process.wait()
     deadline = time.monotonic() + within_s
-    while (alive := [each for each in family if _runs(each)]) and time.monotonic() < deadline:
+    while (alive := [each for each in family if runs(each)]) and time.monotonic() < deadline:
         time.sleep(0.1)
     for each in alive:
         each.kill()
     return alive
 
 
-def _runs(process: psutil.Process) -> bool:
+def runs(process: psutil.Process) -> bool:
+    """Whether it is alive."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE  # dead, and nobody has asked for its status yet
     except psutil.NoSuchProcess:
@@ -107,27 +108,15 @@ ready_when(lambda: children() >= 4, settle_s=1.0)
 with _mapper(2) as mapper:
     list(mapper(time.sleep, [600, 600]))
 """,
-    # torch looks after these itself
+    # torch looks after these itself, every 5 s
     "loader": """
 from torch.utils.data import DataLoader
-from tests.test_processes import Slow
-batches = iter(DataLoader(Slow(), num_workers=2))
+batches = iter(DataLoader(range(100), num_workers=2))
 next(batches)
 ready_when(lambda: True)
 time.sleep(600)
 """,
 }
-
-
-class Slow:
-    """A dataset that answers twice and then not for minutes."""
-
-    def __len__(self) -> int:
-        return 8
-
-    def __getitem__(self, index: int) -> int:
-        time.sleep(600 if index > 1 else 0)
-        return index
 
 
 @pytest.mark.parametrize("name", POOLS)

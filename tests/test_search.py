@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -11,12 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dxc.config import PROJECT_ROOT
 from dxc.tracking import Record, Store, StoredRun
 from tests.conftest import ChipMaker
 from tests.search.searches import common_overrides, replaced
+from tests.test_processes import runs
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -181,6 +184,30 @@ def test_joblib(command: Command) -> None:
     assert len(runs) == 4 and {run.tags["dxc.state"] for run in runs} == {"finished"}
     assert len({run.tags["dxc.host"] for run in runs}) >= 2
     assert command.begun()[victim.tags["dxc.trial"]] == 2
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_their_search(command: Command, how: signal.Signals) -> None:
+    """Two that train and one that waits for work."""
+    process = command.start(
+        "hydra/launcher=joblib", "hydra.launcher.n_jobs=3", "search.max_trials=2", "trainer.max_epochs=20000"
+    )
+    try:
+        _until(process, "study 'first'")
+        deadline = time.monotonic() + 90
+        while sum(command.begun().values()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert sum(each.cpu_times().user > 1 for each in family) >= 2
+        process.send_signal(how)
+        process.wait(20)
+        soon = time.monotonic() + 5
+        while (left := [each for each in family if runs(each)]) and time.monotonic() < soon:
+            time.sleep(0.1)
+        assert left == []
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_full_disk(command: Command, tmp_path: Path) -> None:

@@ -173,7 +173,8 @@ def _kill_workers() -> None:
     if "joblib" in sys.modules:
         from joblib.externals.loky import get_reusable_executor
 
-        get_reusable_executor().shutdown(wait=False, kill_workers=True)
+        # reuse: joblib's own, whatever it was made with; another would be made once the workers of that one had ended
+        get_reusable_executor(reuse=True).shutdown(wait=False, kill_workers=True)
 
 
 def _end_with_search(launcher: Launcher) -> None:
