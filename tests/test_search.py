@@ -140,7 +140,7 @@ def test_two_processes_at_once(command: Command, store_file: Path) -> None:
 
 def test_ctrl_c_and_going_on(command: Command) -> None:
     process = command.start("model.padding=1,2,3", "search.max_trials=8")
-    seen = _until(process, "1/8")
+    seen = _until(process, "1 of 8 trials done")
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -21,7 +21,7 @@ from dxc.config import canonical, describe, flatten, params_and_tags
 from dxc.errors import DxcError, SearchError, require_folder_name, signals_raise
 from dxc.hardware import Hardware
 from dxc.pareto import directions, non_dominated, objective
-from dxc.report.progress import Progress
+from dxc.report.progress import Progress, Standing, Training
 from dxc.search import (
     FAILED,
     FINISHED,
@@ -34,7 +34,7 @@ from dxc.search import (
 )
 from dxc.search.costs import NetworkCosts
 from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_numbers
-from dxc.search.ledger import Entry, Ledger
+from dxc.search.ledger import FOLDS, Entry, Ledger
 from dxc.search.space import Catalogue, Compose, Identity, Point, Space, parse_space
 from dxc.search.strategies import NniTuner, Proposal
 from dxc.search.survey import Chips, Survey, prepare_chips
@@ -94,6 +94,7 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
     chips = prepare_chips(catalogue)
     progress.begin(survey.summary(), settings, [*costs.notes, *survey.unchecked_limits(base["hardware"])])
     survey.require_feasible()
+    progress.budget(survey.wanted(), settings.ladder(chips.folds, base["trainer"]["max_epochs"]))
     if settings.dry_run:
         trials = survey.wanted()
         progress.dry_run(
@@ -440,7 +441,7 @@ class Study:
         self._attempts = {job.entry.trial: job.entry.attempts + 1 for job in jobs}
         failure: LauncherError | None = None
         self._launched = time.time()
-        with self.progress.running(len(jobs), done=self._done_share()):
+        with self.progress.running([self._training(job) for job in jobs], self._standing):
             try:
                 self.runner.launch(overrides, lambda: self._watch(jobs))
             except LauncherError as error:  # a worker that was killed; what the others did is on disk
@@ -522,16 +523,22 @@ class Study:
                 f"{last.reason}\nIts traceback is in {self.ledger.folder / last.trial}; mend the cause and start again"
             )
 
+    def _name(self, entry: Entry) -> str:
+        return describe(self.survey.catalogue.identity(self._point(entry)).config)
+
+    def _training(self, job: Job) -> Training:
+        rung = job.rung or self.ladder[-1]
+        folder = self.ledger.folder / job.entry.trial / FOLDS
+        return Training(self._name(job.entry), folder, rung.folds, rung.epochs)
+
     def _report(self, job: Job) -> None:
         entry = job.entry
-        name = describe(self.survey.catalogue.identity(self._point(entry)).config)
         self.progress.trial(
-            name,
+            self._name(entry),
             entry,
             part=job.rung,
             on_front=entry.trial in self._front(),
-            done=self._done_share(),
-            total=self.total,
+            standing=self._standing(),
         )
 
     def _done_share(self) -> float:
@@ -539,6 +546,18 @@ class Study:
         if self.settings.tuner == "pareto":
             return self._epochs() / (self.folds * self.epochs)
         return sum(self._count(state) for state in (FINISHED, FAILED, STOPPED))
+
+    def _standing(self) -> Standing:
+        return Standing(
+            finished=self._count(FINISHED),
+            stopped=sum(
+                entry.state == STOPPED and bool(entry.rungs) for entry in self.ledger.entries.values()
+            ),
+            failed=self._count(FAILED),
+            done=self._done_share(),
+            total=self.total,
+            in_parts=self.settings.tuner == "pareto",
+        )
 
     def _point(self, entry: Entry) -> Point:
         point = self.survey.space.point_of(entry.overrides)
