@@ -124,6 +124,31 @@ def test_killed_ten_times(command: Command) -> None:
         assert rung["folds"] == 2 and run.metrics["accuracy"] == pytest.approx(sum(rung["accuracies"]) / 2)
 
 
+@pytest.mark.slow
+def test_killed_while_a_network_is_costed(command: Command) -> None:
+    """Everything up to there lies in the trial's folder, weights of the folds too: the same command goes over it."""
+    overrides = ["search.max_trials=1", "tracking.checkpoints=true", "hardware.measure=true", "profile=torch"]
+    process = command.start(*overrides)
+    try:
+        deadline = time.monotonic() + 120
+        while not (costs := list(command.folder.glob("*/artifacts/costs"))) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    (artifacts,) = [path.parent for path in costs]
+    assert sorted(path.name for path in (artifacts / "checkpoints").iterdir()) == ["fold1.pt", "fold2.pt"]
+    (trial,) = command.trials()
+    assert trial.tags["dxc.state"] == "running"
+    done = command.run(*overrides)
+    assert done.returncode == 0 and "1 finished" in done.stdout, done.stdout + done.stderr
+    (trial,) = command.trials()
+    assert trial.tags["dxc.state"] == "finished" and trial.tags.get("dxc.attempts") == "1"
+    assert trial.metrics["measured_latency_ms"] > 0
+    folds = [trial.metrics[f"fold{fold}/val_accuracy"] for fold in (1, 2)]
+    assert trial.metrics["accuracy"] == pytest.approx(sum(folds) / 2)
+
+
 def test_two_processes_at_once(command: Command, store_file: Path) -> None:
     """Two searches of one study, started together without a store: six trials in all, each trained once."""
     store_file.unlink()

@@ -145,7 +145,7 @@ class Progress:
         on_front: bool,
         standing: Standing,
     ) -> None:
-        """One line for one trial (or a part of one) that has ended."""
+        """One line for one trial (or a part of one) that has ended, in a log also how far the study is."""
         self._width = max(self._width, len(name))
         if entry.state == "failed":
             text = f"FAILED: {entry.reason}"
@@ -153,8 +153,10 @@ class Progress:
             text = "   ".join([self._score_of(entry), *self._costs(entry), *(["front"] if on_front else [])])
         else:
             text = self._partial(entry, part)
-        where = "; ".join([str(standing), *self._left(standing)])
-        self._line(f"{name:<{self._width}}  {text}   [{where}]")
+        line = f"{name:<{self._width}}  {text}"
+        if not self._console.is_terminal:  # a terminal shows it below, and keeps it up to date
+            line += f"   [{'; '.join([str(standing), *self._left(standing)])}]"
+        self._line(line)
 
     def _score_of(self, entry: Entry) -> str:
         """The mean over folds, as of a trial that was trained in part: see fold_score in dxc.pareto."""

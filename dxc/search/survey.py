@@ -151,7 +151,7 @@ class Survey:
         return lines + [
             f"hardware.limits.{cost}={limit:g} rules out no trial: {cost} is not known before training; the tag "
             "dxc.within_limits of each trial says what came of it"
-            for cost, limit in hardware["limits"].items()
+            for cost, limit in (hardware.get("limits") or {}).items()
             if cost not in KNOWN_COSTS
         ]
 

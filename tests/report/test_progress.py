@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -133,9 +134,13 @@ def test_a_terminal_shows_it_below_the_last_line(tmp_path: Path) -> None:
     work = Training("resnet18 [w32]", tmp_path, folds=5, epochs=10)
     with progress.running([work], lambda: _standing(0)):
         time.sleep(0.8)
+        entry = _entry("failed", reason="why")
+        progress.trial("resnet18", entry, part=None, on_front=False, standing=_standing(1, failed=1))
     assert (
         "training resnet18 [w32]: fold 1 of 5; 0 trials trained; 0 of 20 trials' worth" in screen.getvalue()
     )
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()).splitlines()
+    assert "FAILED: why" in [line.removeprefix("resnet18").strip() for line in lines]  # no more than that
 
 
 @pytest.mark.parametrize(
