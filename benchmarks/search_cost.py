@@ -40,6 +40,7 @@ from dxc.config import resolved
 from dxc.data.cache import usable_cores
 from dxc.hardware import Hardware
 from dxc.pareto import directions, hypervolume, non_dominated, reference_point
+from dxc.processes import end_with_parent
 from dxc.search import Rung
 from dxc.search.costs import NetworkCosts
 from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_numbers
@@ -187,7 +188,7 @@ def record(jobs: int, accelerator: str) -> None:
         random.Random(seed).shuffle(points)  # an even load, and a fair estimate of the time left
         todo += [(knobs, seed) for knobs in points]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool, lines.open("a") as file:
+    with ProcessPoolExecutor(jobs, context, end_with_parent) as pool, lines.open("a") as file:
         futures = [pool.submit(train, knobs, seed, str(root), accelerator) for knobs, seed in todo]
         for future in tqdm(as_completed(futures), total=len(futures), unit="trial"):
             rows.append(future.result())
@@ -381,6 +382,7 @@ def _grid() -> Grid:
 
 
 def _one_thread() -> None:
+    end_with_parent()
     os.environ["OMP_NUM_THREADS"] = "1"
 
 

@@ -327,6 +327,23 @@ def flatten(cfg: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def params_and_tags(cfg: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A resolved configuration, flat, as a run carries it: what was chosen, and in the second part the settings that
+    are no part of the identity. The second may differ when a trial goes on, and MLflow never changes a param.
+
+    Left out is what says where the run itself is recorded.
+    """
+    params: dict[str, Any] = {}
+    tags: dict[str, Any] = {}
+    for key, value in flatten(cfg).items():
+        group, _, name = key.partition(".")
+        if group in ("study", "tracking", "search"):
+            continue
+        chosen = group in IDENTITY_GROUPS and name not in NOT_IDENTITY.get(group, ())
+        (params if chosen else tags)[key] = value
+    return params, tags
+
+
 def describe(cfg: dict[str, Any]) -> str:
     """A configuration in one line, for run names: 'resnet18 k3 s2 p1 w32, 7ch b16', 'sppnet k3 l4 f1024, 7ch b16'."""
     model = canonical_knobs(cfg["model"])

@@ -8,21 +8,33 @@ from __future__ import annotations
 import inspect
 import io
 import logging
+import multiprocessing
+import os
 import shutil
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dxc.config import build, data_name, describe, design_hash, flatten, image_size, resolved, trial_hash
+from dxc.config import (
+    build,
+    data_name,
+    describe,
+    design_hash,
+    image_size,
+    params_and_tags,
+    resolved,
+    trial_hash,
+)
 from dxc.errors import ConfigError, require_folder_name, require_whole
 from dxc.files import write_atomically
 from dxc.models import model_name, takes_any_size
+from dxc.processes import end_with_parent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,6 +87,8 @@ class TrainedFold:
     model: torch.nn.Module
     predictions: dict[str, torch.Tensor]
     curves: list[Point]
+    seconds: float
+    """Wall time of the whole fold; train_seconds is its training alone, in which trained_images went through."""
     train_seconds: float
     trained_images: int
 
@@ -99,6 +113,8 @@ def run(
     from dxc.hardware import Hardware
     from dxc.hardware.costs import cost
 
+    if multiprocessing.parent_process() is not None or not _is_first_process():
+        end_with_parent(os.getppid())  # a worker of Hydra's joblib launcher, or one of several devices
     config = resolved(cfg)
     hardware = Hardware.of(config["hardware"])
     datamodule = build(config["data"], "data", source=build(config["source"], "source"))
@@ -112,13 +128,11 @@ def run(
         cache = _read_chips(datamodule)
         tracked.tag({"dxc.data": cache.data_hash})
 
-        started = time.perf_counter()
         folds: list[TrainedFold] = []
         for number, fold in enumerate(datamodule.folds):
             folds.append(_trained_fold(config, datamodule, fold, number, keep))
             if after_fold is not None:
                 after_fold([each.score for each in folds])
-        fit_seconds = time.perf_counter() - started
         if not _is_first_process():
             sys.exit()  # one of several devices: its share is done, the first process goes on
 
@@ -128,7 +142,8 @@ def run(
         metrics = {
             **_metrics(folds, predictions, cache, _task(config, best.model)),
             **_export(best, config, out),
-            "fit_seconds": fit_seconds,
+            "fold_score": statistics.mean(fold.score for fold in folds),
+            "fit_seconds": sum(fold.seconds for fold in folds),  # of kept folds too
             "images_per_second": sum(f.trained_images for f in folds) / sum(f.train_seconds for f in folds),
         }
         tracked.log(metrics, [point for fold in folds for point in fold.curves])
@@ -142,7 +157,12 @@ def run(
 
         # last: whatever happens here, the training is on record
         costs = cost(
-            out / "model.onnx", hardware, out / COSTS, profile=config["profile"], progress=config["progress"]
+            out / "model.onnx",
+            hardware,
+            out / COSTS,
+            known=metrics,
+            profile=config["profile"],
+            progress=config["progress"],
         )
         if costs.efficiency is not None:
             _draw_efficiency(config, costs, out / COSTS)
@@ -185,7 +205,8 @@ def train_part(cfg: DictConfig, record: Record, *, folds: int, epochs: int, keep
         scores: list[float] = []
         for number, fold in enumerate(datamodule.folds[:folds]):
             scores.append(_trained_fold(shorter, datamodule, fold, number, keep).score)
-        tracked.log({}, [(f"part/{config['score']}", statistics.mean(scores), folds * epochs)])
+        mean = statistics.mean(scores)
+        tracked.log({"fold_score": mean}, [(f"part/{config['score']}", mean, folds * epochs)])
     return scores
 
 
@@ -244,11 +265,13 @@ def _heading(config: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     """What a run is recorded under; identity is what was asked for, on every machine."""
     from dxc.hardware import device_name
 
+    params, settings = params_and_tags(config)
     return {
         "study": config["study"],
         "name": describe(config),
-        "params": flatten(config),
+        "params": params,
         "tags": {
+            **settings,
             "dxc.study": config["study"],
             "dxc.trial": trial_hash(asked),
             "dxc.design": design_hash(asked),
@@ -263,7 +286,10 @@ def _heading(config: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
 def _trained_fold(
     config: dict[str, Any], datamodule: ChipDataModule, fold: Fold, number: int, keep: Path | None
 ) -> TrainedFold:
-    """One fold, from the folder `keep` where it is there, trained by the same epochs on the same chips."""
+    """One fold, from the folder `keep` where it is there, trained by the same epochs on the same chips.
+
+    A file that does not hold what is kept of a fold today is trained again.
+    """
     if keep is None:
         return train_fold(config, datamodule, fold, number)
     import torch
@@ -272,14 +298,13 @@ def _trained_fold(
     path = keep / f"{fold.name}-{config['trainer']['max_epochs']}epochs-{chips}.pt"
     if path.exists():
         kept = torch.load(path, weights_only=True)
-        model, curves = (
-            build(config["model"], "model"),
-            [(name, value, step) for name, value, step in kept["points"]],
-        )
-        model.load_state_dict(kept["weights"])
-        numbers = {"score": kept["accuracy"]}  # of a fold that was kept before there were other scores
-        numbers |= {key: kept[key] for key in kept if key not in ("weights", "points")}
-        return TrainedFold(**numbers, model=model, curves=curves)
+        weights, points = kept.pop("weights"), kept.pop("points")
+        if kept.keys() == {each.name for each in fields(TrainedFold)} - {"model", "curves"}:
+            model = build(config["model"], "model")
+            model.load_state_dict(weights)
+            return TrainedFold(
+                **kept, model=model, curves=[(name, value, step) for name, value, step in points]
+            )
     trained = train_fold(config, datamodule, fold, number)
     content = {key: value for key, value in vars(trained).items() if key not in ("model", "curves")}
     content |= {"weights": trained.model.state_dict(), "points": [list(point) for point in trained.curves]}
@@ -398,6 +423,7 @@ def train_fold(config: dict[str, Any], datamodule: ChipDataModule, fold: Fold, n
     """Train a fresh network on one fold. The seed depends on the fold alone: folds may run in any order."""
     import pytorch_lightning as pl
 
+    started = time.perf_counter()
     seed = config["seed"] + number
     pl.seed_everything(seed, workers=True, verbose=False)
     task = _task(config)
@@ -421,6 +447,7 @@ def train_fold(config: dict[str, Any], datamodule: ChipDataModule, fold: Fold, n
         model=task.model.cpu(),
         predictions=task.predictions,
         curves=[(f"{fold.name}/{name}", value, epoch) for name, value, epoch in trainer.history],
+        seconds=time.perf_counter() - started,
         train_seconds=trainer.train_seconds,
         trained_images=trainer.trained_images,
     )
@@ -491,7 +518,7 @@ def _write_files(
     folds: list[TrainedFold],
     out: Path,
 ) -> None:
-    """The run's files beside its network.
+    """The run's files beside its network; those of an attempt that was killed are written anew.
 
     Checkpoints are one state_dict a fold; torch.load(path, weights_only=True) reads them.
     """
@@ -508,7 +535,7 @@ def _write_files(
         listing = pd.DataFrame(cache.excluded, columns=["path", "reason"])
         listing.to_csv(out / "excluded_chips.csv", index=False)
     if config["tracking"]["checkpoints"]:
-        (out / CHECKPOINTS).mkdir()
+        (out / CHECKPOINTS).mkdir(exist_ok=True)
         for fold in folds:
             torch.save(fold.model.state_dict(), out / CHECKPOINTS / f"{fold.name}.pt")
 

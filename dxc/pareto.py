@@ -83,6 +83,12 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "params": Objective("count", False, "trainable parameters"),
     "macs": Objective("count", False, "multiply-accumulates an image"),
+    "fold_score": Objective(
+        "fraction",
+        True,
+        "mean over folds of the metric that the key `score` names; what tuners see",
+        JUDGED,
+    ),
     "fit_seconds": Objective("s", False, "wall time of training, all folds", ("device", "dxc.data")),
     "images_per_second": Objective("1/s", True, "images a second while training", ("device",)),
 }

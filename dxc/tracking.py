@@ -43,6 +43,9 @@ MAX_METRICS = 1000
 MAX_PARAMS = 100
 MAX_PARAM_LENGTH = 6000
 
+WENT_ON_WITH = "dxc.went_on_with"
+"""Tag of a trial that went on with other params than it was begun with: {param: value}, JSON."""
+
 UI = "http://127.0.0.1:5000"  # where `make ui` serves a store that is no server
 VIEW = "designs"  # name and key of the saved view of a study's runs
 COLUMNS = (
@@ -358,7 +361,11 @@ class Store(_Patient):
 
     def upload(self, run_id: str, record: Record, *, files: Path, tags: Mapping[str, str]) -> None:
         """The files of a folder, if it is there, then everything a record holds, with further tags. Doing it twice
-        changes nothing."""
+        changes nothing.
+
+        MLflow refuses a param that changes. A trial may go on elsewhere, on another GPU or without one: the params that
+        it was begun with stay, and the tag dxc.went_on_with holds those that are different now (JSON).
+        """
         content = record.content
         points = [(name, value, 0) for name, value in content["metrics"].items()]
         points += [(name, value, step) for name, value, step in content["curves"]]
@@ -366,12 +373,16 @@ class Store(_Patient):
         def write() -> None:
             if files.is_dir():
                 self._client.log_artifacts(run_id, str(files))
+            begun = self._client.get_run(run_id).data
+            params = {key: _param_text(value) for key, value in (content.get("params") or {}).items()}
+            differing = {key: value for key, value in params.items() if begun.params.get(key, value) != value}
+            now = {WENT_ON_WITH: json.dumps(differing)} if differing or WENT_ON_WITH in begun.tags else {}
             _log(
                 self._client,
                 run_id,
                 points=points,
-                params=content.get("params"),
-                tags={"mlflow.runName": content.get("name", ""), **content["tags"], **tags},
+                params={key: value for key, value in params.items() if key not in begun.params},
+                tags={"mlflow.runName": content.get("name", ""), **content["tags"], **tags, **now},
                 time_ms=content.get("time_ms"),
             )
 
@@ -562,13 +573,16 @@ def _log(
 
     now_ms = int(time.time() * 1000) if time_ms is None else time_ms
     metrics = [Metric(name, value, now_ms, step) for name, value, step in points if math.isfinite(value)]
-    entries = [
-        Param(key, without_password(str(value))[:MAX_PARAM_LENGTH]) for key, value in (params or {}).items()
-    ]
+    entries = [Param(key, _param_text(value)) for key, value in (params or {}).items()]
     marks = [RunTag(key, str(value)) for key, value in (tags or {}).items()]
     while metrics or entries or marks:
         client.log_batch(run_id, metrics=metrics[:MAX_METRICS], params=entries[:MAX_PARAMS], tags=marks)
         metrics, entries, marks = metrics[MAX_METRICS:], entries[MAX_PARAMS:], []
+
+
+def _param_text(value: Any) -> str:
+    """A param's value as it is stored."""
+    return without_password(str(value))[:MAX_PARAM_LENGTH]
 
 
 def without_password(text: str) -> str:

@@ -21,7 +21,8 @@ def test_directions() -> None:
     up = {name for name, declared in OBJECTIVES.items() if declared.maximise}
     of_boxes = {"box_ap50", "box_ap", "mean_iou"}
     assert up == of_boxes | {
-        "accuracy", "average_precision", "f1", "auroc", "recall_at_precision", "images_per_second"
+        "accuracy", "average_precision", "f1", "auroc", "recall_at_precision", "images_per_second",
+        "fold_score",
     }  # fmt: skip
 
 

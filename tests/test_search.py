@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -11,12 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dxc.config import PROJECT_ROOT
 from dxc.tracking import Record, Store, StoredRun
 from tests.conftest import ChipMaker
 from tests.search.searches import common_overrides, replaced
+from tests.test_processes import runs
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -121,6 +124,31 @@ def test_killed_ten_times(command: Command) -> None:
         assert rung["folds"] == 2 and run.metrics["accuracy"] == pytest.approx(sum(rung["accuracies"]) / 2)
 
 
+@pytest.mark.slow
+def test_killed_while_a_network_is_costed(command: Command) -> None:
+    """Everything up to there lies in the trial's folder, weights of the folds too: the same command goes over it."""
+    overrides = ["search.max_trials=1", "tracking.checkpoints=true", "hardware.measure=true", "profile=torch"]
+    process = command.start(*overrides)
+    try:
+        deadline = time.monotonic() + 120
+        while not (costs := list(command.folder.glob("*/artifacts/costs"))) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    (artifacts,) = [path.parent for path in costs]
+    assert sorted(path.name for path in (artifacts / "checkpoints").iterdir()) == ["fold1.pt", "fold2.pt"]
+    (trial,) = command.trials()
+    assert trial.tags["dxc.state"] == "running"
+    done = command.run(*overrides)
+    assert done.returncode == 0 and "1 finished" in done.stdout, done.stdout + done.stderr
+    (trial,) = command.trials()
+    assert trial.tags["dxc.state"] == "finished" and trial.tags.get("dxc.attempts") == "1"
+    assert trial.metrics["measured_latency_ms"] > 0
+    folds = [trial.metrics[f"fold{fold}/val_accuracy"] for fold in (1, 2)]
+    assert trial.metrics["accuracy"] == pytest.approx(sum(folds) / 2)
+
+
 def test_two_processes_at_once(command: Command, store_file: Path) -> None:
     """Two searches of one study, started together without a store: six trials in all, each trained once."""
     store_file.unlink()
@@ -137,7 +165,7 @@ def test_two_processes_at_once(command: Command, store_file: Path) -> None:
 
 def test_ctrl_c_and_going_on(command: Command) -> None:
     process = command.start("model.padding=1,2,3", "search.max_trials=8")
-    seen = _until(process, "1/8")
+    seen = _until(process, "1 of 8 trials done")
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -181,6 +209,30 @@ def test_joblib(command: Command) -> None:
     assert len(runs) == 4 and {run.tags["dxc.state"] for run in runs} == {"finished"}
     assert len({run.tags["dxc.host"] for run in runs}) >= 2
     assert command.begun()[victim.tags["dxc.trial"]] == 2
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_their_search(command: Command, how: signal.Signals) -> None:
+    """Two that train and one that waits for work."""
+    process = command.start(
+        "hydra/launcher=joblib", "hydra.launcher.n_jobs=3", "search.max_trials=2", "trainer.max_epochs=20000"
+    )
+    try:
+        _until(process, "study 'first'")
+        deadline = time.monotonic() + 90
+        while sum(command.begun().values()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert sum(each.cpu_times().user > 1 for each in family) >= 2
+        process.send_signal(how)
+        process.wait(20)
+        soon = time.monotonic() + 5
+        while (left := [each for each in family if runs(each)]) and time.monotonic() < soon:
+            time.sleep(0.1)
+        assert left == []
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_full_disk(command: Command, tmp_path: Path) -> None:

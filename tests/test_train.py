@@ -74,7 +74,7 @@ def test_two_equal_runs(make_chips: ChipMaker, tmp_path: Path) -> None:
     first, second = runs
 
     expected = {"accuracy", "accuracy_std", "average_precision", "f1", "auroc", "onnx_mb", "params", "macs"}
-    expected |= {"fit_seconds", "images_per_second"}
+    expected |= {"fold_score", "fit_seconds", "images_per_second"}
     logged = {name for name in first.data.metrics if name in OBJECTIVES}
     assert logged == expected
     curves = {f"fold{k}/{m}" for k in (1, 2, 3) for m in ("train_loss", "val_loss", "val_accuracy")}

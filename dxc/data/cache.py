@@ -43,6 +43,7 @@ from dxc.data.bands import (
 from dxc.data.layout import CLASSES, MIN_SIZE, Chip, scan
 from dxc.data.voc import UnusableAnnotation, read_voc
 from dxc.errors import BadChip, BadChipsError, ConfigError, DataError, require_whole
+from dxc.processes import end_with_parent
 
 FORMAT = 1  # raise it when the meaning of a cache changes: old ones are then not found any more
 CHUNK = 32  # chips a worker takes at a time: small enough for a smooth progress bar
@@ -302,7 +303,7 @@ def _mapper(workers: int) -> Iterator[Callable]:
     context = multiprocessing.get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload(["rasterio", __name__])
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
         try:
             yield pool.map
         except BaseException:

@@ -11,10 +11,8 @@ import json
 import logging
 import math
 import multiprocessing
-import os
 import shutil
 import tempfile
-import threading
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -31,6 +29,7 @@ from dxc.data.landscape import EDGE_M, Floats, RegionSpec
 from dxc.data.scenery import Region, simulate_region, structure_box_m
 from dxc.data.source import Source
 from dxc.errors import ConfigError, DataError, require_whole
+from dxc.processes import end_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -278,22 +277,10 @@ class SyntheticSource(Source):
                 return
             # spawn: forking a process that has started torch's or MLflow's threads may hang the child
             spawn = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(min(self.jobs, len(tasks)), spawn, _end_with_parent) as pool:
+            with ProcessPoolExecutor(min(self.jobs, len(tasks)), spawn, end_with_parent) as pool:
                 for done in as_completed([pool.submit(_make_and_cut, *task) for task in tasks]):
                     done.result()
                     bar.update()
-
-
-def _end_with_parent() -> None:
-    """Let a worker process end when the one that started it was killed; else it waits for work for ever."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _make_and_cut(

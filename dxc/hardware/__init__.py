@@ -32,7 +32,8 @@ class Hardware:
     device over SSH (user@name), and python its interpreter with onnxruntime; without a host, a `remote` device is
     predicted only. batches: sizes that are measured, ascending from 1; more than one give efficiency_ms. measure: False
     predicts only. predictors: names of nn-Meter packages, looked for in packages_dir, among those that come with dxc,
-    and at packages_url. limits: largest value by metric.
+    and at packages_url. limits: largest value by metric
+    of COSTS.
     """
 
     name: str
@@ -55,8 +56,6 @@ class Hardware:
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> Hardware:
         """From a resolved configuration. Raises ConfigError for a key or value that cannot work."""
-        from dxc.pareto import OBJECTIVES
-
         known = {each.name for each in fields(cls)}
         if unknown := sorted(set(section) - known):
             raise ConfigError(f"hardware has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
@@ -75,7 +74,7 @@ class Hardware:
         if isinstance(hardware.predictors, str) or not isinstance(hardware.predictors, Sequence):
             raise ConfigError(f"hardware.predictors must be a list of names, not {hardware.predictors!r}")
         for metric, limit in hardware.limits.items():
-            if metric not in OBJECTIVES or OBJECTIVES[metric].maximise:
+            if metric not in COSTS:
                 raise ConfigError(f"hardware.limits.{metric}: no such cost; {', '.join(COSTS)} have limits")
             if not is_number(limit) or not limit > 0:
                 raise ConfigError(f"hardware.limits.{metric} must be a number over 0, not {limit!r}")

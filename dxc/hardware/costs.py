@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,10 +42,19 @@ class Costs:
     """What was measured, where more than one batch size was."""
 
 
-def cost(onnx: Path, hardware: Hardware, out: Path, *, profile: str = "auto", progress: bool = True) -> Costs:
+def cost(
+    onnx: Path,
+    hardware: Hardware,
+    out: Path,
+    *,
+    known: Mapping[str, float] | None = None,
+    profile: str = "auto",
+    progress: bool = True,
+) -> Costs:
     """Predict, measure and profile one exported file; tables, raw values and traces go to the folder `out`.
 
-    profile: auto | none | torch | nsight. Raises nothing for a part that fails: results of a training are not
+    known: metrics that hardware.limits may name and that are counted elsewhere (params, macs). profile: auto | none |
+    torch | nsight. Raises nothing for a part that fails: results of a training are not
     lost because costing failed.
     """
     log.info("costs of the exported network for hardware=%s", hardware.name)
@@ -57,7 +66,7 @@ def cost(onnx: Path, hardware: Hardware, out: Path, *, profile: str = "auto", pr
         _measure(onnx, hardware, out, costs)
     with _part("profiled", costs, out):
         _profile(onnx, hardware, out, costs, profile)
-    _check_limits(hardware, costs, onnx_mb=onnx.stat().st_size / 1e6)
+    _check_limits(hardware, costs, {"onnx_mb": onnx.stat().st_size / 1e6, **(known or {}), **costs.metrics})
     return costs
 
 
@@ -227,15 +236,20 @@ def _profile(onnx: Path, hardware: Hardware, out: Path, costs: Costs, mode: str)
     costs.curves += profiled.curves()
 
 
-def _check_limits(hardware: Hardware, costs: Costs, onnx_mb: float) -> None:
-    known = {**costs.metrics, "onnx_mb": onnx_mb}
+def _check_limits(hardware: Hardware, costs: Costs, known: Mapping[str, float]) -> None:
+    """Tag dxc.within_limits: false where a limit is broken, else unknown where one could not be checked, else true."""
     over = [
         f"{name} {known[name]:.4g} is over the limit of {limit:g} (hardware.limits.{name})"
         for name, limit in hardware.limits.items()
         if name in known and known[name] > limit
     ]
-    costs.notes += over
-    costs.tags["dxc.within_limits"] = str(not over).lower()
+    unchecked = [
+        f"hardware.limits.{name}={limit:g} was not checked: {name} is not known of this network"
+        for name, limit in hardware.limits.items()
+        if name not in known
+    ]
+    costs.notes += over + unchecked
+    costs.tags["dxc.within_limits"] = "false" if over else "unknown" if unchecked else "true"
 
 
 def compare(

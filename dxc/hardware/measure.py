@@ -19,6 +19,7 @@ import numpy as np
 
 from dxc.errors import ConfigError, HardwareError, require_whole
 from dxc.files import write_atomically
+from dxc.processes import ending_with_parent
 
 WORKER = Path(__file__).with_name("worker.py")
 MARK = "dxc-worker:"
@@ -200,7 +201,7 @@ def _here(python: str) -> Iterator[Ask]:
     def ask(request: dict[str, Any]) -> dict[str, Any]:
         try:
             done = subprocess.run(
-                [python, str(WORKER)],
+                ending_with_parent([python, str(WORKER)]),
                 input=json.dumps(request).encode(),
                 capture_output=True,
                 timeout=TIMEOUT_SECONDS + GRACE_SECONDS,
@@ -312,7 +313,7 @@ def _remote(
     command = f"{command} && true"
     try:
         done = subprocess.run(
-            [*ssh, "--", host, command],
+            ending_with_parent([*ssh, "--", host, command]),
             input=content,
             capture_output=True,
             timeout=TIMEOUT_SECONDS + GRACE_SECONDS,

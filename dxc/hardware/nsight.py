@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from dxc.config import PROJECT_ROOT
 from dxc.errors import HardwareError
 from dxc.hardware.profile import COLUMNS, gpu_rows
+from dxc.processes import ending_with_parent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +76,11 @@ def _nsys(command: list[str], made: Path) -> None:
     environment = os.environ | {"PYTHONPATH": f"{PROJECT_ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=environment
+            ending_with_parent(command),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            env=environment,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HardwareError(f"nsys {command[1]} could not be run: {error}") from error

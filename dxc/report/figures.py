@@ -52,6 +52,7 @@ TITLES = {
     "peak_memory_mb": "peak memory",
     "params": "parameters",
     "macs": "MACs",
+    "fold_score": "score, mean of folds",
     "fit_seconds": "training time",
     "images_per_second": "training speed",
 }

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dxc.pareto import objective
 from dxc.report.console import FORMATS, print_whole
@@ -32,6 +34,49 @@ SHORT = {
 LISTED = 20  # infeasible trials in a dry run
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Where a study is. done: trials' worth of training so far, of `total` that it is to have; in_parts: a trial is
+    trained in parts (tuner=pareto), and `done` counts the epochs of all of them."""
+
+    finished: int
+    stopped: int
+    failed: int
+    done: float
+    total: int
+    in_parts: bool
+
+    def __str__(self) -> str:
+        """ "3 trials trained, 2 in part; 4.3 of 20 trials' worth of epochs used" or "5 of 20 trials done, 1 failed"."""
+        others = [(self.stopped, "in part" if self.in_parts else "stopped early"), (self.failed, "failed")]
+        said = [f"{count} {what}" for count, what in others if count]
+        of = f"of {self.total} {_trials(self.total)}"
+        if not self.in_parts:
+            return ", ".join([f"{self.done:.0f} {of} done", *said])
+        trained = ", ".join([f"{self.finished} {_trials(self.finished)} trained", *said])
+        worth = "'s" if self.total == 1 else "'"
+        return f"{trained}; {round(self.done, 1):g} {of}{worth} worth of epochs used"
+
+
+def _trials(count: int) -> str:
+    return "trial" if count == 1 else "trials"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A trial at work. folder: where its trained folds are kept; folds, epochs: what it is to train."""
+
+    name: str
+    folder: Path
+    folds: int
+    epochs: int
+
+    def fold(self) -> str:
+        """'fold 2 of 5'; what comes after the folds where all of them are there."""
+        kept = len(list(self.folder.glob(f"*-{self.epochs}epochs-*.pt")))
+        return f"fold {kept + 1} of {self.folds}" if kept < self.folds else "exporting its network"
+
+
 class Progress:
     """Prints what a search does. Its clock starts with the first trial that is launched."""
 
@@ -41,7 +86,8 @@ class Progress:
         self._score, self._title = score, score.replace("_", " ")
         self._objectives = list(objectives)
         self._started: float | None = None
-        self._done_before = 0.0
+        self._done_before = self._done = 0.0
+        self._ends: float | None = None
         self._width = 30
 
     def begin(self, summary: Mapping[str, int], settings: Settings, notes: Sequence[str]) -> None:
@@ -53,22 +99,42 @@ class Progress:
         for note in notes:
             self._line(f"note: {note}")
 
+    def budget(self, total: int, ladder: Sequence[Rung]) -> None:
+        """How much the study is to train, before it does. ladder: see Settings.ladder."""
+        first, whole = ladder[0], ladder[-1]
+        line = f"budget: {total} {_trials(total)} of {_protocol(whole)} each"
+        if len(ladder) > 1:
+            line += (
+                f", {total * whole.folds * whole.epochs} epochs in all; a trial is tried on {_protocol(first)} first, "
+                "and goes on while it may reach the front"
+            )
+        self._line(line)
+
     def resumed(self, trials: int, finished: int) -> None:
         self._line(f"going on: {trials} trials are there already, {finished} of them finished")
 
     @contextlib.contextmanager
-    def running(self, trials: int, *, done: float) -> Iterator[None]:
-        """While so many trials are trained; done: trials' worth of training before them."""
+    def running(self, work: Sequence[Training], standing: Callable[[], Standing]) -> Iterator[None]:
+        """While these trials are trained. A terminal shows below the last line how far they are."""
         if self._started is None:
-            self._started, self._done_before = time.monotonic(), done
+            self._started, self._done_before = time.monotonic(), standing().done
+            self._done = self._done_before
         if not self._console.is_terminal:
             yield
             return
-        with self._console.status("training 1 trial" if trials == 1 else f"training {trials} trials"):
+        with self._console.status(_Live(lambda: self.status(work, standing())), refresh_per_second=2):
             yield
 
+    def status(self, work: Sequence[Training], standing: Standing) -> str:
+        """'training NAME: fold 2 of 5; 3 of 20 trials done; about 12 min left'."""
+        if len(work) == 1:
+            what = f"training {work[0].name}: {work[0].fold()}"
+        else:
+            what = f"training {len(work)} trials: {', '.join(each.fold() for each in work)}"
+        return "; ".join([what, str(standing), *self._left(standing)])
+
     def infeasible(self, name: str, reason: str) -> None:
-        self._line(f"     -      {name:<{self._width}}  not trained: {reason}")
+        self._line(f"{name:<{self._width}}  not trained: {reason}")
 
     def trial(
         self,
@@ -77,26 +143,27 @@ class Progress:
         *,
         part: Rung | None,
         on_front: bool,
-        done: float,
-        total: int,
+        standing: Standing,
     ) -> None:
-        """One line for one trial (or a part of one) that has ended."""
+        """One line for one trial (or a part of one) that has ended, in a log also how far the study is."""
         self._width = max(self._width, len(name))
         if entry.state == "failed":
             text = f"FAILED: {entry.reason}"
         elif entry.state == "finished":
-            text = "   ".join([self._score_of(entry), *self._costs(entry), "front" if on_front else "     "])
+            text = "   ".join([self._score_of(entry), *self._costs(entry), *(["front"] if on_front else [])])
         else:
             text = self._partial(entry, part)
-        self._line(
-            f"{done:6.4g}/{total:<4} {name:<{self._width}}  {text}   {self._left(done, total)}".rstrip()
-        )
+        line = f"{name:<{self._width}}  {text}"
+        if not self._console.is_terminal:  # a terminal shows it below, and keeps it up to date
+            line += f"   [{'; '.join([str(standing), *self._left(standing)])}]"
+        self._line(line)
 
     def _score_of(self, entry: Entry) -> str:
-        if self._score not in entry.metrics:
+        """The mean over folds, as of a trial that was trained in part: see fold_score in dxc.pareto."""
+        if "fold_score" not in entry.metrics:
             return ""
         spread = entry.metrics.get(f"{self._score}_std")
-        return f"{self._title} {entry.metrics[self._score]:.4f}" + (
+        return f"{self._title} {entry.metrics['fold_score']:.4f}" + (
             f" ± {spread:.4f}" if spread is not None else ""
         )
 
@@ -111,13 +178,21 @@ class Progress:
         if part is None or part not in entry.rungs:
             return entry.reason
         score = sum(entry.rungs[part]) / len(entry.rungs[part])
-        return f"{self._title} {score:.4f} in part: {part.folds} fold(s), {part.epochs} epoch(s)"
+        return f"{self._title} {score:.4f} in part: {_protocol(part)}"
 
-    def _left(self, done: float, total: int) -> str:
-        if self._started is None or done <= self._done_before or done >= total:
-            return ""
-        pace_s = (time.monotonic() - self._started) / (done - self._done_before)
-        return f"{duration(pace_s * (total - done))} left"
+    def _left(self, standing: Standing) -> list[str]:
+        """['about 12 min left'] by the pace so far; where nothing was done since the last answer, less by the time that
+        has passed."""
+        now = time.monotonic()
+        if self._started is None or standing.done >= standing.total:
+            return []
+        if standing.done > self._done:
+            self._done = standing.done
+            pace_s = (now - self._started) / (standing.done - self._done_before)
+            self._ends = now + pace_s * (standing.total - standing.done)
+        if self._ends is None or self._ends <= now:  # longer than it should have: nothing is known
+            return []
+        return [f"about {duration(self._ends - now)} left"]
 
     def dry_run(
         self,
@@ -171,7 +246,9 @@ class Progress:
             title = f"front of study '{self._study}': no other finished trial is as good in {', '.join(objectives)}"
             table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
             table.add_column("trial")
-            shown = [*objectives, *(["accuracy_std"] if "accuracy" in objectives else [])]
+            # a detector's score is that of the pooled predictions, and its tuner saw the mean of the folds
+            beside = {"accuracy": ["accuracy_std"]}.get(self._score, ["fold_score"])
+            shown = [*objectives, *(beside if self._score in objectives else [])]
             for name in shown:
                 table.add_column(f"{name}, {objective(name).unit}", justify="right")
             table.add_column("directory")
@@ -194,6 +271,21 @@ class Progress:
 
     def _line(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+class _Live:
+    """A line that rich asks for anew at every refresh."""
+
+    def __init__(self, text: Callable[[], str]) -> None:
+        self._text = text
+
+    def __rich__(self) -> Text:
+        return Text(self._text())
+
+
+def _protocol(rung: Rung) -> str:
+    """'5 folds x 10 epochs'."""
+    return f"{rung.folds} fold{'s' * (rung.folds != 1)} x {rung.epochs} epoch{'s' * (rung.epochs != 1)}"
 
 
 def duration(seconds: float) -> str:

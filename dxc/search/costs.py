@@ -22,6 +22,7 @@ from tqdm import tqdm
 from dxc.errors import DxcError
 from dxc.files import write_atomically
 from dxc.hardware import Hardware
+from dxc.processes import end_with_parent
 
 if TYPE_CHECKING:
     from dxc.hardware.packages import Package
@@ -78,7 +79,7 @@ class NetworkCosts:
             context = multiprocessing.get_context(
                 "spawn"
             )  # a fork of a process with torch's threads can hang
-            with ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
+            with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin) as pool:
                 futures = {
                     pool.submit(_cost_alone, dict(networks[name]), self._hardware): name for name in todo
                 }
@@ -129,7 +130,9 @@ def _packages_of_process(hardware: str) -> list[Package]:
     return find_packages(Hardware(**json.loads(hardware)), [], progress=False)
 
 
-def _one_thread() -> None:
+def _begin() -> None:
+    """What each process of the pool does first."""
+    end_with_parent()
     import torch
 
     torch.set_num_threads(1)  # as many processes as cores

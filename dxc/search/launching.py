@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.object_type import ObjectType
@@ -23,6 +24,7 @@ from omegaconf import DictConfig, open_dict
 from dxc.config import PROJECT_ROOT
 from dxc.data.cache import usable_cores
 from dxc.errors import DxcError
+from dxc.processes import end_with_parent
 from dxc.search.study import LauncherError, Runner
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ def runner_for(config: DictConfig, context: HydraContext, launcher: Launcher) ->
         ):  # in this process: signals must find the main thread in the trial
             _raise_failures(launcher.launch(batch, initial_job_idx=first))
         else:
+            _end_with_search(launcher)
             _launch_watched(launcher, batch, first, watch)
 
     _find_dxc_in_workers()
@@ -170,7 +173,15 @@ def _kill_workers() -> None:
     if "joblib" in sys.modules:
         from joblib.externals.loky import get_reusable_executor
 
-        get_reusable_executor().shutdown(wait=False, kill_workers=True)
+        # reuse: joblib's own, whatever it was made with; another would be made once the workers of that one had ended
+        get_reusable_executor(reuse=True).shutdown(wait=False, kill_workers=True)
+
+
+def _end_with_search(launcher: Launcher) -> None:
+    """joblib's workers end when the search is killed; jobs of a cluster go on and record what they find."""
+    if type(launcher).__module__.startswith("hydra_plugins.hydra_joblib_launcher"):
+        options: Any = launcher
+        options.joblib |= {"initializer": end_with_parent, "initargs": (os.getpid(),)}  # of joblib.Parallel
 
 
 def _find_dxc_in_workers() -> None:

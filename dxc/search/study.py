@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from dxc.config import canonical, describe, flatten
+from dxc.config import canonical, describe, flatten, params_and_tags
 from dxc.errors import DxcError, SearchError, require_folder_name, signals_raise
 from dxc.hardware import Hardware
 from dxc.pareto import directions, non_dominated, objective
-from dxc.report.progress import Progress
+from dxc.report.progress import Progress, Standing, Training
 from dxc.search import (
     FAILED,
     FINISHED,
@@ -34,7 +34,7 @@ from dxc.search import (
 )
 from dxc.search.costs import NetworkCosts
 from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_numbers
-from dxc.search.ledger import Entry, Ledger
+from dxc.search.ledger import FOLDS, Entry, Ledger
 from dxc.search.space import Catalogue, Compose, Identity, Point, Space, parse_space
 from dxc.search.strategies import NniTuner, Proposal
 from dxc.search.survey import Chips, Survey, prepare_chips
@@ -92,8 +92,9 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
     costs = NetworkCosts(Hardware.of(base["hardware"]), Path(base["cache_dir"]))
     survey = Survey(space, catalogue, settings, costs)
     chips = prepare_chips(catalogue)
-    progress.begin(survey.summary(), settings, costs.notes)
+    progress.begin(survey.summary(), settings, [*costs.notes, *survey.unchecked_limits(base["hardware"])])
     survey.require_feasible()
+    progress.budget(survey.wanted(), settings.ladder(chips.folds, base["trainer"]["max_epochs"]))
     if settings.dry_run:
         trials = survey.wanted()
         progress.dry_run(
@@ -272,7 +273,12 @@ class Study:
             tuner.learn(proposal.point, value)
 
     def _value(self, entry: Entry) -> float | None:
-        if entry.state == STOPPED and self.settings.objective == self.settings.score:
+        """What the tuner is told of a trial. The score is the mean over folds whether or not all of them were trained:
+        what the pooled predictions of a finished trial give under the same name is another estimate."""
+        if self.settings.objective in (self.settings.score, "fold_score") and entry.state in (
+            FINISHED,
+            STOPPED,
+        ):
             return statistics.mean(_longest(entry.rungs))
         return entry.metrics.get(self.settings.objective) if entry.state == FINISHED else None
 
@@ -360,13 +366,13 @@ class Study:
 
     def _enter(self, identity: Identity, point: Point) -> Entry:
         """A new trial in the ledger: planned, or infeasible with the reason."""
+        parameters, settings = params_and_tags(identity.config)
         heading: dict[str, Any] = {
             "name": describe(identity.config),
             "overrides": self.survey.space.overrides(point),
-            "tags": {"dxc.design": identity.design},
+            "tags": {**settings, "dxc.design": identity.design},
         }
         if reason := self.survey.against(identity):
-            parameters = flatten({key: value for key, value in identity.config.items() if key != "search"})
             known = {name: v for name, v in self.survey.known(identity).items() if name in KNOWN_COSTS}
             entry = self.ledger.infeasible(
                 identity.trial, **heading, parameters=parameters, reason=reason, known=known
@@ -435,7 +441,7 @@ class Study:
         self._attempts = {job.entry.trial: job.entry.attempts + 1 for job in jobs}
         failure: LauncherError | None = None
         self._launched = time.time()
-        with self.progress.running(len(jobs), done=self._done_share()):
+        with self.progress.running([self._training(job) for job in jobs], self._standing):
             try:
                 self.runner.launch(overrides, lambda: self._watch(jobs))
             except LauncherError as error:  # a worker that was killed; what the others did is on disk
@@ -517,16 +523,22 @@ class Study:
                 f"{last.reason}\nIts traceback is in {self.ledger.folder / last.trial}; mend the cause and start again"
             )
 
+    def _name(self, entry: Entry) -> str:
+        return describe(self.survey.catalogue.identity(self._point(entry)).config)
+
+    def _training(self, job: Job) -> Training:
+        rung = job.rung or self.ladder[-1]
+        folder = self.ledger.folder / job.entry.trial / FOLDS
+        return Training(self._name(job.entry), folder, rung.folds, rung.epochs)
+
     def _report(self, job: Job) -> None:
         entry = job.entry
-        name = describe(self.survey.catalogue.identity(self._point(entry)).config)
         self.progress.trial(
-            name,
+            self._name(entry),
             entry,
             part=job.rung,
             on_front=entry.trial in self._front(),
-            done=self._done_share(),
-            total=self.total,
+            standing=self._standing(),
         )
 
     def _done_share(self) -> float:
@@ -534,6 +546,18 @@ class Study:
         if self.settings.tuner == "pareto":
             return self._epochs() / (self.folds * self.epochs)
         return sum(self._count(state) for state in (FINISHED, FAILED, STOPPED))
+
+    def _standing(self) -> Standing:
+        return Standing(
+            finished=self._count(FINISHED),
+            stopped=sum(
+                entry.state == STOPPED and bool(entry.rungs) for entry in self.ledger.entries.values()
+            ),
+            failed=self._count(FAILED),
+            done=self._done_share(),
+            total=self.total,
+            in_parts=self.settings.tuner == "pareto",
+        )
 
     def _point(self, entry: Entry) -> Point:
         point = self.survey.space.point_of(entry.overrides)

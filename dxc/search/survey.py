@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from dxc.config import build, describe
 from dxc.data.cache import usable_cores
 from dxc.errors import SearchError
-from dxc.search import DEFAULT_TRIALS, Settings
+from dxc.search import DEFAULT_TRIALS, KNOWN_COSTS, Settings
 from dxc.search.costs import Known, NetworkCosts, over_limits
 from dxc.search.space import Catalogue, Identity, Point, Space
 
@@ -138,6 +138,22 @@ class Survey:
         raise SearchError(
             f"no point of the space is within the limits:\n{lines}{closest}\nRaise a limit, or widen the space"
         )
+
+    def unchecked_limits(self, hardware: Mapping[str, Any]) -> list[str]:
+        """A line for each limit that rules out no trial because its cost is not known before training."""
+        name = hardware["name"]
+        known = {cost for trial in self.trials for cost in self.known(self.identity(trial))}
+        lines = [
+            f"search.limits.{cost}={limit:g} is not checked: hardware={name} does not give {cost} before training"
+            for cost, limit in self.settings.limits.items()
+            if known and cost not in known
+        ]
+        return lines + [
+            f"hardware.limits.{cost}={limit:g} rules out no trial: {cost} is not known before training; the tag "
+            "dxc.within_limits of each trial says what came of it"
+            for cost, limit in (hardware.get("limits") or {}).items()
+            if cost not in KNOWN_COSTS
+        ]
 
     def summary(self) -> dict[str, int]:
         networks = {self.identity(trial).network for trial in self.trials}

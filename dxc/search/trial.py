@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import signal
 import threading
 import time
@@ -162,16 +163,19 @@ def _compute(cfg: DictConfig, record: Record, job: Mapping[str, Any]) -> dict[st
         if len(scores) <= len(limits) and sum(scores) / len(scores) < limits[len(scores) - 1]:
             raise StoppedEarlyError
 
-    (record.folder / ARTIFACTS).mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(record.folder / ARTIFACTS, ignore_errors=True)  # of an attempt that failed or was killed
+    (record.folder / ARTIFACTS).mkdir(parents=True)
     try:
         result = run(cfg, record.folder / ARTIFACTS, record=record, keep=keep, after_fold=after_fold)
     except StoppedEarlyError:
         rungs[Rung(len(seen), epochs)] = seen
+        mean = sum(seen) / len(seen)
+        record.log({"fold_score": mean})
         record.tag({"dxc.rungs": rungs_to(rungs)})
         return {
             "state": STOPPED,
             "early": True,
-            "reason": f"{cfg.score} {sum(seen) / len(seen):.4f} after {len(seen)} fold(s) is below the median of "
+            "reason": f"{cfg.score} {mean:.4f} after {len(seen)} fold(s) is below the median of "
             f"the trials before, {job['stop_below'][len(seen) - 1]:.4f}",
         }
     rungs[Rung(len(result.fold_scores), epochs)] = list(result.fold_scores.values())

@@ -131,6 +131,21 @@ def test_a_network_that_is_over_a_limit_is_said(network: Path, tmp_path: Path) -
     assert not any("hardware.limits.latency_ms" in note for note in found.notes)
 
 
+def test_every_limit_is_checked_or_said_not_to_be(network: Path, tmp_path: Path) -> None:
+    """Against what is counted elsewhere too; a limit on what nobody knows is no limit that is kept."""
+    limits = {"macs": 1000, "params": 50, "measured_latency_ms": 30}
+    mine = hardware(tmp_path, limits=limits, measure=False)
+    found = cost(network, mine, tmp_path / "c", known={"macs": 1001, "params": 50}, profile="none")
+    assert found.tags["dxc.within_limits"] == "false"
+    said = [note for note in found.notes if "hardware.limits" in note]
+    assert said == [
+        "macs 1001 is over the limit of 1000 (hardware.limits.macs)",
+        "hardware.limits.measured_latency_ms=30 was not checked: measured_latency_ms is not known of this network",
+    ]
+    found = cost(network, mine, tmp_path / "c", known={"macs": 1000, "params": 50}, profile="none")
+    assert found.tags["dxc.within_limits"] == "unknown"
+
+
 def test_predicted_beside_measured(network: Path, tmp_path: Path) -> None:
     free = one_operator(tmp_path / "free.onnx", "Relu", shape=["n", 3, "height", 8])
     table, notes = compare([network, free, tmp_path / "missing.onnx"], hardware(tmp_path))
@@ -181,6 +196,10 @@ def test_the_comparison_as_a_command(network: Path, tmp_path: Path) -> None:
         ({"batches": [1, 0]}, "hardware.batches must be a whole number"),
         ({"predictors": "cpu"}, "hardware.predictors must be a list of names"),
         ({"limits": {"accuracy": 1}}, "hardware.limits.accuracy: no such cost"),
+        (
+            {"limits": {"accuracy_std": 1}},
+            "hardware.limits.accuracy_std: no such cost; latency_ms, .*, macs have",
+        ),
         ({"limits": {"onnx_mb": "much"}}, "hardware.limits.onnx_mb must be a number over 0"),
     ],
 )

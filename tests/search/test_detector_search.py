@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from dxc.analysis.analyze import analyze
 from dxc.config import resolved, trial_hash
 from dxc.errors import ConfigError
+from dxc.search.strategies import NniTuner, Proposal
 from tests.conftest import ChipMaker
 from tests.search.searches import CONF, Searching
 
@@ -56,3 +58,46 @@ def test_four_trials(searching: Searching, make_chips: ChipMaker, tmp_path: Path
 def test_the_objective_is_the_tasks(searching: Searching) -> None:
     with pytest.raises(ConfigError, match="search.objectives must hold accuracy"):
         searching("search.tuner=pareto", "search.objectives=[average_precision,onnx_mb]")
+
+
+def test_a_tuner_is_told_one_estimate(
+    searching: Searching, make_chips: ChipMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean over folds of a trial that was stopped and of one that finished, now and from the store: the average
+    precision of the pooled predictions, under which designs are compared, is another number."""
+    told: list[float | None] = []
+    tell = NniTuner.tell
+
+    def heard(self: NniTuner, proposal: Proposal, value: float | None) -> None:
+        told.append(value)
+        tell(self, proposal, value)
+
+    monkeypatch.setattr(NniTuner, "tell", heard)
+    root = make_chips(per_class=10, size=40, boxes=True, root=tmp_path / "with_boxes")
+    searching.space = OmegaConf.to_container(OmegaConf.load(CONF / "space" / "sppnet.yaml"))
+    searching.common = [each for each in searching.common if not each.startswith("model.")]
+    overrides = [
+        "model=sppnet", "data=4ch", "data.size=40", f"source.root={root}", "model.kernel=1,3", "model.level=1",
+        "model.features=8,16", "model.features2=none", "search.objectives=[average_precision,onnx_mb]",
+    ]  # fmt: skip
+
+    def stopping(jobs: Sequence[Sequence[str]], watch: Callable[[], bool]) -> None:
+        for number, given in enumerate(jobs):
+            *rest, job = given
+            stop = number == 0 and not searching.launched
+            searching.run([*rest, job.replace("stop_below:[]", "stop_below:[1.01]") if stop else job])
+
+    stopped, finished = searching(*overrides, "search.max_trials=2", launch=stopping)
+    assert [each.tags["dxc.state"] for each in (stopped, finished)] == ["stopped", "finished"]
+    folds = [json.loads(each.tags["dxc.rungs"])[0]["accuracies"] for each in (stopped, finished)]
+    assert [len(each) for each in folds] == [1, 2]
+    expected = [folds[0][0], sum(folds[1]) / 2]
+    assert list(dict.fromkeys(told)) == expected  # a tuner may propose again what it knows
+    assert [each.metrics["fold_score"] for each in (stopped, finished)] == expected
+    assert "average_precision" not in stopped.metrics
+    assert finished.metrics["average_precision"] != pytest.approx(expected[1], abs=1e-3)
+    told.clear()
+    searching(
+        *overrides, "model.kernel=1,3", "search.max_trials=3", "search.force=true", "model.features=8,16"
+    )
+    assert list(dict.fromkeys(told))[:2] == expected

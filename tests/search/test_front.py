@@ -131,11 +131,14 @@ def test_the_noise_of_a_rung_is_learned() -> None:
     search = FrontSearch(candidates, LADDER, seed=0)
     seen = {f"t{k}": {LADDER[1]: [0.6 + 0.01 * k], LADDER[2]: [0.7 + 0.01 * k] * 5} for k in range(4)}
     offsets, variances = search._rungs(seen)
-    assert offsets[LADDER[1]] == pytest.approx(0.4 / 5) and offsets[LADDER[0]] == 0.0
-    fold_variance = (4 * 0.0 + 4 * 0.03**2) / 8
-    assert variances[LADDER[2]] == pytest.approx(fold_variance / 5)
-    about = 4 * (0.1 - 0.08) ** 2
-    assert variances[LADDER[1]] == pytest.approx((about + 4 * fold_variance) / 8 + fold_variance / 5)
+    # four pairs 0.1 apart and an imagined one without a difference
+    assert offsets == {LADDER[0]: 0.0, LADDER[1]: pytest.approx(0.08), LADDER[2]: 0.0}
+    # folds that agree four times, beside four imagined ones that differ by 0.03: 0.00045 a fold, a fifth of it for five
+    assert variances[LADDER[2]] == pytest.approx(0.00009)
+    # four pairs 0.02 off the offset and four imagined ones of 0.00045: 0.000425, and what the last rung is unsure of
+    assert variances[LADDER[1]] == pytest.approx(0.000515)
+    # nobody was seen there: a fold's variance, 2.5 times as much after 2 of 5 epochs
+    assert variances[LADDER[0]] == pytest.approx(0.001215)
 
 
 def test_knobs_as_numbers() -> None:

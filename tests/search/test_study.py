@@ -127,6 +127,30 @@ def test_limits_before_training(searching: Searching, capsys: pytest.CaptureFixt
     assert "not trained: onnx_mb 0.711" in capsys.readouterr().out
 
 
+def test_limits_that_rule_out_nothing_are_said(
+    searching: Searching, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the hardware count in a search; what is not known before training is said once, and tagged after."""
+    runs = searching(
+        "search.tuner=grid", "model.pool=none", "model.width=4,8",
+        "+hardware.limits.params=100_000", "+hardware.limits.peak_memory_mb=500",
+    )  # fmt: skip
+    shown = capsys.readouterr().out
+    assert (
+        "search.limits.latency_ms=150 is not checked: hardware=cpu does not give latency_ms before" in shown
+    )
+    assert (
+        "hardware.limits.peak_memory_mb=500 rules out no trial: peak_memory_mb is not known before" in shown
+    )
+    by_width = {"model.width=8" in json.loads(run.tags["dxc.point"]): run for run in runs}
+    assert by_width[True].tags["dxc.state"] == "infeasible"
+    # stem 376, stages 2,368 + 8,352 + 33,088 + 131,712, classifier 130
+    assert by_width[True].metrics["params"] == 176_026
+    assert "params 1.76e+05 is over the limit of 100000" in by_width[True].tags["dxc.reason"]
+    assert by_width[False].tags["dxc.state"] == "finished"
+    assert by_width[False].tags["dxc.within_limits"] == "unknown"  # peak memory and latency
+
+
 def test_an_empty_feasible_set(searching: Searching) -> None:
     with pytest.raises(SearchError) as raised:
         searching("model.width=8,4", "search.limits.onnx_mb=0.1", "search.limits.macs=1")
@@ -224,6 +248,7 @@ def test_median_stopping(searching: Searching) -> None:
     assert limits[:5] == [[]] * 5
     assert limits[5:] == [[pytest.approx(statistics.median(firsts[:n]), abs=1e-6)] for n in (5, 6, 7)]
     stopped = runs[6]
+    assert stopped.metrics["fold_score"] == firsts[6]  # what the tuner is told
     assert stopped.tags["dxc.state"] == "stopped" and stopped.status == "KILLED"
     assert json.loads(stopped.tags["dxc.rungs"])[0]["folds"] == 1 and "accuracy" not in stopped.metrics
     assert "after 1 fold(s) is below the median of the trials before, 1.0100" in stopped.tags["dxc.reason"]
@@ -259,6 +284,92 @@ def test_the_front_search(searching: Searching) -> None:
     launched = len(searching.launched)
     searching(*overrides)
     assert len(searching.launched) == launched
+
+
+# two networks, both trained in full in the end: one fold first, then the other
+PARETO = [
+    "search.tuner=pareto",
+    "model.stride=2",
+    "model.pool=none",
+    "model.width=4,8",
+    "search.rungs=[[1,1.0]]",
+]
+
+
+class _Enough(Exception):
+    pass
+
+
+def _stopped_in_part(searching: Searching, *overrides: str) -> str:
+    """A study that was stopped once a trial had climbed its first rung; returns that trial."""
+
+    def first(jobs: Sequence[Sequence[str]], watch: Callable[[], bool]) -> None:
+        if searching.launched:
+            raise _Enough
+        searching.launch(jobs, watch)
+
+    with pytest.raises(_Enough):
+        searching(*overrides, launch=first)
+    (trial,) = searching.launched
+    assert searching.states()[trial] == "stopped"
+    return trial
+
+
+def test_going_on_with_other_settings(searching: Searching) -> None:
+    """What is no part of the identity may differ when a trial goes on, which MLflow's params may not."""
+    trial = _stopped_in_part(searching, *PARETO)
+    cache = searching.tmp_path / "elsewhere"
+    searching(*PARETO, "data.num_workers=1", f"data.cache_dir={cache}")
+    (parent,) = Store(searching.uri, "first", patience_s=0).runs(dxc__kind="study")
+    assert parent.status == "FINISHED"
+    runs = {run.tags["dxc.trial"]: run for run in searching.trials()}
+    assert (runs[trial].status, runs[trial].tags["dxc.state"]) == ("FINISHED", "finished")
+    assert runs[trial].tags["data.num_workers"] == "1" and runs[trial].tags["data.cache_dir"] == str(cache)
+    assert len(runs) == 2 and {run.tags["dxc.state"] for run in runs.values()} == {"finished"}
+    for run in runs.values():
+        first, both = json.loads(run.tags["dxc.rungs"])
+        assert [(each["folds"], each["epochs"]) for each in (first, both)] == [(1, 1), (2, 1)]
+        assert both["accuracies"][0] == first["accuracies"][0]  # kept, not trained again
+        assert run.metrics["accuracy"] == run.metrics["fold_score"] == sum(both["accuracies"]) / 2
+    assert [searching.launched.count(each) for each in runs] == [2, 2]
+    for run in runs.values():
+        settings = {"data.num_workers", "data.cache_dir", "source.root", "cache_dir", "progress", "profile"}
+        assert not settings & set(run.params) and settings <= set(run.tags)
+        assert not any(name.startswith(("tracking.", "search.")) for name in {*run.params, *run.tags})
+
+
+def test_a_study_that_could_not_go_on_does(searching: Searching) -> None:
+    """A trial whose run holds params that its record contradicts: everything was a param once, and devices still are.
+    The same command uploads it and goes on."""
+    trial = _stopped_in_part(searching, *PARETO)
+    (run,) = [each for each in searching.trials() if each.tags["dxc.trial"] == trial]
+    client = MlflowClient(searching.uri)
+    client.log_param(run.run_id, "data.num_workers", "0")
+    record = Record.read(searching.folder / trial)
+    assert record is not None
+    begun = {"data.num_workers": "1", "trainer.devices": "[1]"}
+    record.write(params=record.content["params"] | begun, uploaded=False)
+    searching(*PARETO)
+    (run,) = [each for each in searching.trials() if each.tags["dxc.trial"] == trial]
+    assert set(searching.states().values()) == {"finished"} and 0 <= run.metrics["accuracy"] <= 1
+    assert (run.params["data.num_workers"], run.params["trainer.devices"]) == ("0", "1")
+    assert searching.launched.count(trial) == 2
+
+
+def test_another_gpu(store_file: Path, tmp_path: Path) -> None:
+    """A trial that goes on elsewhere keeps the params that it was begun with, and says what is different."""
+    store = Store(f"sqlite:///{store_file}", "first", patience_s=0)
+    run_id = store.create("a trial", {})
+    record = Record(tmp_path / "trial", name="a trial", params={"trainer.devices": "[0]", "seed": "0"})
+    store.upload(run_id, record, files=tmp_path / "none", tags={})
+    assert "dxc.went_on_with" not in store.get(run_id).tags
+    for devices, expected in (("[1]", '{"trainer.devices": "[1]"}'), ("[0]", "{}")):
+        record.write(params={"trainer.devices": devices, "seed": "0", "score": "accuracy"})
+        for _ in range(2):
+            store.upload(run_id, record, files=tmp_path / "none", tags={})
+        run = store.get(run_id)
+        assert run.params == {"trainer.devices": "[0]", "seed": "0", "score": "accuracy"}
+        assert run.tags["dxc.went_on_with"] == expected
 
 
 def test_dry_run(searching: Searching, capsys: pytest.CaptureFixture[str]) -> None:
