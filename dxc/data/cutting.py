@@ -49,7 +49,7 @@ from dxc.data.geosources import (
 )
 from dxc.data.places import Area, CrossingBoxes, Spot
 from dxc.errors import ConfigError, DataError
-from dxc.files import write_atomically
+from dxc.files import sync_everything, sync_to_disk, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -483,11 +483,13 @@ def _move_into_place(folder: Path, final: Path) -> None:
     """Give the finished folder its name; an older one goes only then."""
     for draft in folder.glob("**/.*"):  # of a killed process
         draft.unlink()
+    sync_everything()  # the chips; else a power cut could leave the name and empty files
     old = final.with_name(f"{folder.name}.old")
     if final.exists():
         shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
     folder.rename(final)
+    sync_to_disk(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -30,6 +30,7 @@ from dxc.data.cache import usable_cores
 from dxc.data.landscape import EDGE_M, Floats, RegionSpec
 from dxc.data.scenery import Region, simulate_region, structure_box_m
 from dxc.errors import ConfigError, DataError, require_whole
+from dxc.files import sync_everything, sync_to_disk
 
 log = logging.getLogger(__name__)
 
@@ -253,7 +254,9 @@ class SyntheticSource:
             try:
                 self._build(part)
                 part.chmod(0o755)
+                sync_everything()
                 part.rename(self.folder)
+                sync_to_disk(self.cache_dir)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
         return root
