@@ -46,7 +46,7 @@ def test_content_is_on_the_disk_before_the_name_and_the_name_before_the_return(
     fsync, replace = os.fsync, os.replace
 
     def seen_fsync(descriptor: int) -> None:
-        target = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        target = Path(f"/proc/self/fd/{descriptor}").readlink()
         content = target.read_text() if target.is_file() else "folder"
         events.append(f"sync {content}")
         fsync(descriptor)

@@ -47,6 +47,7 @@ from dxc.data.geosources import (
     open_raster,
     read_lines,
 )
+from dxc.data.layout import MAX_SIZE
 from dxc.data.places import Area, CrossingBoxes, Spot
 from dxc.errors import ConfigError, DataError
 from dxc.files import sync_everything, sync_to_disk, write_atomically
@@ -215,7 +216,7 @@ def _check_arguments(job: dict[str, Any], workers: int) -> None:
         )
     limit = 1 if job["max_positives"] is None else job["max_positives"]
     rules: list[tuple[str, Any, type, float, float, str]] = [
-        ("size_m", size_m, Integral, 2, 10_000, "a whole number of metres, 2 or more"),
+        ("size_m", size_m, Integral, 2, MAX_SIZE, f"a whole number of metres, 2 to {MAX_SIZE}"),
         ("jitter_m", job["jitter_m"], Real, 0, 5000, "0 metres or more"),
         ("min_distance_m", job["min_distance_m"], Real, 0, 1e9, "0 metres or more"),
         ("near_share", job["near_share"], Real, 0, 1, "a share from 0 to 1"),

@@ -102,7 +102,8 @@ def write_voc(
     """Write boxes (n, 4), as in Annotation, of the image file `image` with `depth` bands: whole or not at all.
 
     Boxes are rounded outward to whole pixels, to 2 x 2 at least (see read_voc on xmin = xmax), and end at the
-    image's edge. sync: as in write_atomically. Raises ValueError for a box that has no area in the image, OSError where the file cannot be written.
+    image's edge. sync: as in write_atomically. Raises ValueError for a box that has no area in the image, OSError
+    where the file cannot be written.
     """
     root = ElementTree.Element("annotation")
     _add(root, folder=path.parent.name, filename=image)
@@ -128,6 +129,8 @@ class _Builder(ElementTree.TreeBuilder):
 
 def _parse(path: Path) -> ElementTree.Element:
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for without end
+            raise UnusableAnnotation("is not a file")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
