@@ -67,6 +67,7 @@ PHOTO_DTYPES = ("uint8", "uint16")
 ANY_SIZE = "any"
 TOO_SMALL = f"data.size={ANY_SIZE} needs {MIN_SIZE} x {MIN_SIZE} at least, for a pyramid of features"
 TOO_LARGE = f"a chip has {MAX_SIZE} x {MAX_SIZE} at most"
+CHANGED = "another size than a moment ago; leave chips alone while they are read"
 MAX_FILE_BYTES = 2**28  # 268 MB: twice the largest chip of four bands of 16 bits; files are read whole
 MAX_SHIFT_PIXELS = 2.0  # elevation and photo of one chip may be cut on grids that differ by about a pixel
 
@@ -167,7 +168,7 @@ class ChipCache:
             path = self.folder / _array_name(height, width, one_size=self._one_size)
             try:
                 self._images[height, width] = np.load(path, mmap_mode="r")
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, EOFError) as error:
                 raise DataError(
                     f"cache_dir: {path} is gone or damaged ({error}); the same command builds it anew"
                 ) from error
@@ -243,6 +244,10 @@ class _NoCache(Exception):
     """There is no cache, or one that cannot be used; the message is the reason."""
 
 
+# what reading a damaged cache.json or .npy file raises
+_DAMAGES = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, RecursionError)
+
+
 def _load_or_build(
     folder: Path, manifest: Manifest, recipe: Recipe, workers: int | None, progress: bool
 ) -> ChipCache:
@@ -275,7 +280,7 @@ def _load(folder: Path, recipe: Recipe) -> ChipCache:
                 raise ValueError(f"holds an array of shape {images.shape}")
     except FileNotFoundError as error:
         raise _NoCache(f"{path.name} is missing") from error
-    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+    except _DAMAGES as error:
         raise _NoCache(f"{path.name}: {error!r}") from error
     return cache
 
@@ -577,7 +582,11 @@ def _read_raster(
             if raster.shape != size:
                 raise _Unusable(
                     f"is {raster.width} x {raster.height} pixels, "
-                    + (f"{expected} {size[1]} x {size[0]}" if size else _size_trouble(*raster.shape) or "")
+                    + (
+                        f"{expected} {size[1]} x {size[0]}"
+                        if size
+                        else _size_trouble(*raster.shape) or CHANGED
+                    )
                 )
             if wrong := sorted(set(raster.dtypes) - set(dtypes)):
                 raise _Unusable(f"is of type {', '.join(wrong)}, expected one of {', '.join(dtypes)}")

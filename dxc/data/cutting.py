@@ -195,6 +195,7 @@ def cut_region(
         except DataError:
             shutil.rmtree(folder, ignore_errors=True)  # it would fail the same way again
             raise
+        _say_overlaps(positives, area)
         _write_tables(folder, positives + negatives, left_out, points, size_m, crs_name(target))
         _move_into_place(folder, final)
     for other in out.glob(f".{region}.partial-*"):
@@ -267,6 +268,19 @@ def _warn_of_neighbours(min_distance_m: float, size_m: int, boxes: CrossingBoxes
         log.warning(
             "min_distance_m=%g is less than half the diagonals of a chip and the largest box (%.0f m): a chip without "
             "a crossing shows no box, but may lie right beside one.", min_distance_m, least,
+        )  # fmt: skip
+
+
+def _say_overlaps(positives: Sequence[Spot], area: Area) -> None:
+    """Say how many crossings lie closer together than a chip: their chips show the same ground."""
+    outlines = area.outlines(*np.array([(chip.left, chip.top) for chip in positives]).T)
+    # outlines that only touch share no ground; corners are whole metres, so half of one is no rounding
+    tree = shapely.STRtree(shapely.buffer(outlines, -0.25, join_style="mitre"))
+    overlapping = np.bincount(tree.query(tree.geometries, "intersects")[0]) > 1
+    if count := int(overlapping.sum()):
+        log.info(
+            "%d of %d crossings lie closer than a chip (%d m) to another: their chips overlap, and training keeps them "
+            "on one side of every split.", count, len(positives), area.size,
         )  # fmt: skip
 
 
