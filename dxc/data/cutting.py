@@ -274,7 +274,7 @@ def _warn_of_neighbours(min_distance_m: float, size_m: int, boxes: CrossingBoxes
 def _say_overlaps(positives: Sequence[Spot], area: Area) -> None:
     """Say how many crossings lie closer together than a chip: their chips show the same ground."""
     outlines = area.outlines(*np.array([(chip.left, chip.top) for chip in positives]).T)
-    # outlines that only touch share no ground; corners are whole metres, so half of one is no rounding
+    # outlines that only touch share no ground; those of whole metres that overlap do so by more
     tree = shapely.STRtree(shapely.buffer(outlines, -0.25, join_style="mitre"))
     overlapping = np.bincount(tree.query(tree.geometries, "intersects")[0]) > 1
     if count := int(overlapping.sum()):
