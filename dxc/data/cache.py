@@ -701,7 +701,9 @@ def _write_all(descriptor: int, content: bytes, offset: int) -> None:
 def _require_space(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
-        raise OSError(errno.ENOSPC, f"{needed_bytes / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
+        raise OSError(
+            errno.ENOSPC, f"{needed_bytes / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free", str(folder)
+        )
 
 
 def _disk_error(error: OSError, folder: Path) -> DataError:

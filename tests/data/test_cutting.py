@@ -925,3 +925,20 @@ def test_a_distance_below_the_half_diagonal_is_warned_of(
 ) -> None:
     cut_region(**(job | {"min_distance_m": 14.0}))
     assert "half diagonal (14 m)" in caplog.text
+
+
+def test_crossings_closer_than_a_chip_are_counted(
+    job: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Chips are 20 m: three within 19 m of another, one 20 m from them, which only touches, one far away."""
+    x, y = LEFT + 100.5, TOP - 100.5
+    points = [(x, y), (x + 19, y), (x + 19, y + 19), (x + 39, y), (x + 200, y - 200)]
+    job["crossings"] = write_points(tmp_path / "near.gpkg", points)
+    with caplog.at_level(logging.INFO):
+        cut_region(**job)
+    (line,) = [text for text in caplog.messages if "closer than a chip" in text]
+    assert line.startswith("3 of 5 crossings lie closer than a chip (20 m) to another: their chips overlap")
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        cut_region(**(job | {"region": "CA", "crossings": write_points(tmp_path / "apart.gpkg", POINTS)}))
+    assert "closer than a chip" not in caplog.text
