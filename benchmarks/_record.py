@@ -13,6 +13,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the scripts are run as files; dxc is not installed
 
+from dxc.files import write_atomically  # noqa: E402
 from dxc.hardware import device_name  # noqa: E402
 
 
@@ -20,9 +21,7 @@ def save(name: str, figures: dict[str, Any]) -> None:
     """Write the figures of one script; an interrupted write leaves the old file."""
     record = {"date": date.today().isoformat(), "device": device_name(), "kind": "measured", **figures}
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(record, indent=2) + "\n")
-    draft.replace(path)
+    write_atomically(path, json.dumps(record, indent=2) + "\n")
     print(f"saved {path.relative_to(ROOT)}")
 
 

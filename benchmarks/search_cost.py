@@ -38,6 +38,7 @@ from tqdm import tqdm
 
 from dxc.config import resolved
 from dxc.data.cache import usable_cores
+from dxc.files import write_atomically
 from dxc.hardware import Hardware
 from dxc.pareto import directions, hypervolume, non_dominated, reference_point
 from dxc.processes import end_with_parent
@@ -205,9 +206,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
         table[name] = [known[knobs][name] for knobs in table[list(AXES)].itertuples(index=False, name=None)]
     table = table[[*AXES, "seed", "latency_ms", "onnx_mb", "macs", *CURVES, "seconds"]]
     table = table.sort_values([*AXES, "seed"])
-    draft = TABLE.with_suffix(".tmp")
-    table.to_csv(draft, index=False, float_format="%.6g")
-    draft.replace(TABLE)
+    write_atomically(TABLE, table.to_csv(index=False, float_format="%.6g"))
     print(f"wrote {TABLE.relative_to(ROOT)}: {len(table)} trials")
 
 

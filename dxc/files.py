@@ -1,16 +1,63 @@
-"""Files that are there whole or not at all, whatever ends the process that writes them."""
+"""Files that are there whole or not at all, whatever ends the process that writes them, or the machine."""
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 from pathlib import Path
 
+MAX_NAME_BYTES = 255  # what file systems allow a name
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write `content` (text as UTF-8) beside `path` and put it in its place. Raises OSError, and leaves no draft."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+
+def write_atomically(path: Path, content: bytes | str, *, sync: bool = True) -> None:
+    """Write `content` (text as UTF-8) beside `path` and put it in its place. Raises OSError, and leaves no draft.
+
+    Threads and processes may write one path at once: one of their files stays, whole.
+
+    Args:
+        sync: wait until file and name are on the disk, so that they outlive a power cut: about 1 ms on an SSD.
+            False for one of many files whose writer calls sync_everything at the end.
+    """
+    draft = _draft(path)
     try:
-        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        with draft.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         draft.replace(path)
+        if sync:
+            sync_to_disk(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _draft(path: Path) -> Path:
+    """A hidden name beside `path` that no other call chooses."""
+    end = f".{secrets.token_hex(8)}"
+    stem = os.fsencode(path.name)[: MAX_NAME_BYTES - len(end) - 1]
+    return path.with_name(f".{stem.decode(errors='ignore')}{end}")
+
+
+def sync_to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk. Raises OSError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if path.is_dir():  # one may write into a folder that one cannot read; Windows opens none
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise  # some network file systems cannot sync folders
+    finally:
+        os.close(descriptor)
+
+
+def sync_everything() -> None:
+    """Wait until all that was written is on the disk; cheaper than file by file where there are thousands."""
+    if hasattr(os, "sync"):
+        os.sync()

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from dxc.config import PROJECT_ROOT
-from dxc.errors import TrackingError, signals_raise
+from dxc.errors import DxcError, TrackingError, signals_raise
 from dxc.files import write_atomically
 from dxc.pareto import objective
 
@@ -142,7 +142,7 @@ def start_run(
 
     run = Run(client, run_id, experiment_id, uri)
     try:
-        with signals_raise():
+        with signals_raise(), _full_disk_said(uri):
             yield run
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
@@ -152,6 +152,19 @@ def start_run(
             client.set_terminated(run_id, status)
         raise
     client.set_terminated(run_id, "FINISHED")
+
+
+@contextlib.contextmanager
+def _full_disk_said(uri: str) -> Iterator[None]:
+    """A full disk, wherever an experiment met it, becomes a TrackingError that names the place."""
+    try:
+        yield
+    except DxcError:
+        raise
+    except Exception as error:
+        if (full := disk_full(error, uri)) is not None:
+            raise full from error
+        raise
 
 
 class Record:
@@ -291,9 +304,11 @@ class _Patient:
         while True:
             try:
                 return action()
-            except (MlflowException, RequestException) as error:
-                if (full := disk_full(error)) is not None:
+            except (MlflowException, RequestException, OSError) as error:
+                if (full := disk_full(error, self.uri)) is not None:
                     raise full from error
+                if isinstance(error, OSError) and not isinstance(error, RequestException):
+                    raise  # a file that is not there, say: waiting does not bring it
                 if getattr(error, "error_code", "") in PERMANENT or time.monotonic() + pause_s > deadline:
                     raise TrackingError(_store_message(self.uri, error)) from error
                 log.warning("the MLflow store does not answer; trying again in %.1f s", pause_s)
@@ -523,13 +538,21 @@ PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_D
 """MLflow's error codes that waiting does not mend."""
 
 
-def disk_full(error: BaseException) -> TrackingError | None:
-    """The error to show where this one, or one that caused it, is a full disk; None where it is not."""
+def disk_full(error: BaseException, uri: str = "") -> TrackingError | None:
+    """The error to show where this one, or one that caused it, is a full disk; None where it is not.
+
+    uri: the store that was written to, to be named where a database does not say on which disk it lies.
+    """
     cause: BaseException | None = error
     while cause is not None:
         full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or "database or disk is full" in str(cause):
-            where = getattr(cause, "filename", None)
+            if isinstance(error, DxcError):  # it says where, and what to do
+                return TrackingError(str(error))
+            # of two files, of which one was copied, the second is the one that found no room
+            where = getattr(cause, "filename2", None) or getattr(cause, "filename", None)
+            if where is None and uri.startswith("sqlite:///"):
+                where = uri.removeprefix("sqlite:///")
             return TrackingError(
                 f"no space left on the disk{f' for {where}' if where else ''}: {cause}\n"
                 "Free some, then go on with the same command"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ def store_file(tmp_path: Path, _new_store: Path) -> Path:
 
 
 def write_tif(path: Path, array: np.ndarray, *, crs: str | None = "EPSG:26914", **options: object) -> Path:
-    """Write (bands, H, W) as a GeoTIFF with 1 m pixels whose upper left corner is (500000, 4500000)."""
+    """Write (bands, H, W) as a GeoTIFF with 1 m pixels whose upper left corner is (500000, 4500000) unless given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     profile = {
         "driver": "GTiff",
@@ -62,7 +64,8 @@ def make_chips(tmp_path: Path) -> ChipMaker:
     """make_chips(regions, per_class, size): random chips in the published layout; returns their root.
 
     Crossing chips have a bright square in the red band and a hump in the elevation: a network can learn it. With
-    `boxes` it has a box. A size is pixels, or several (height, width): chip by chip in turn, in each class.
+    `boxes` it has a box. Each lies 1 km from the next: no two overlap. A size is pixels, or several (height, width):
+    chip by chip in turn, in each class.
     """
 
     def make(
@@ -76,25 +79,36 @@ def make_chips(tmp_path: Path) -> ChipMaker:
         root = root or tmp_path / "chips"
         rng = np.random.default_rng(seed)
         sizes = [(size, size)] if isinstance(size, int) else size
-        for region in regions:
-            for klass in "FT":
-                for number in range(per_class):
-                    height, width = sizes[number % len(sizes)]
-                    dem = rng.normal(300, 1, (1, height, width)).astype("float32")
-                    photo = rng.integers(1, 200, (4, height, width), dtype="uint8")
-                    name = f"{region}_{klass}_{number:03d}.tif"
-                    if klass == "T":
-                        top, left, bottom, right = height // 3, width // 3, 2 * height // 3, 2 * width // 3
-                        dem[0, top:bottom, left:right] += 10
-                        photo[0, top:bottom, left:right] = 250
-                    write_tif(root / region / f"{region}DEM" / klass / name, dem)
-                    path = write_tif(root / region / f"{region}Aer" / klass / name, photo)
-                    if klass == "T" and boxes:
-                        box, xml = [left, top, right, bottom], path.with_suffix(".xml")
-                        write_voc(xml, [box], width=width, height=height, image=name, depth=4)
+        for row, (region, klass) in enumerate(product(regions, "FT")):
+            for number in range(per_class):
+                height, width = sizes[number % len(sizes)]
+                dem = rng.normal(300, 1, (1, height, width)).astype("float32")
+                photo = rng.integers(1, 200, (4, height, width), dtype="uint8")
+                name = f"{region}_{klass}_{number:03d}.tif"
+                if klass == "T":
+                    top, left, bottom, right = height // 3, width // 3, 2 * height // 3, 2 * width // 3
+                    dem[0, top:bottom, left:right] += 10
+                    photo[0, top:bottom, left:right] = 250
+                place = {"transform": from_origin(500_000 + 1000 * number, 4_500_000 - 1000 * row, 1, 1)}
+                write_tif(root / region / f"{region}DEM" / klass / name, dem, **place)
+                path = write_tif(root / region / f"{region}Aer" / klass / name, photo, **place)
+                if klass == "T" and boxes:
+                    box, xml = [left, top, right, bottom], path.with_suffix(".xml")
+                    write_voc(xml, [box], width=width, height=height, image=name, depth=4)
         return root
 
     return make
+
+
+@pytest.fixture
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder on a disk of 1 MB of its own."""
+    folder = tmp_path_factory.mktemp("disk")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs root, to mount a small disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

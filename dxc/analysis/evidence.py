@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions.parquet"
-JUDGED_BY = ("dxc.data", "data.split", "data.folds", "data.fold_seed")
+JUDGED_BY = ("dxc.data", "data.split", "data.folds", "data.fold_seed", "source.check_georeference")
 """Runs that are equal in these were judged by the same chips in the same folds."""
 
 
@@ -101,12 +101,14 @@ def _save(path: Path, outcomes: Outcomes) -> bool:
         content,
         right=np.packbits(outcomes.right.astype(bool)),
         count=len(outcomes.right),
-        fold=outcomes.fold.astype(np.uint8),
+        fold=outcomes.fold.astype(np.uint32),  # fewer bits would make fold 256 fold 0
         chips=outcomes.chips,
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content.getvalue())
+        write_atomically(
+            path, content.getvalue(), sync=False
+        )  # there may be thousands; a damaged one is read again
     except OSError as error:
         log.warning(
             "cache_dir: predictions are read again next time, %s cannot be written: %s", path.parent, error

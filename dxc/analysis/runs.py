@@ -9,17 +9,18 @@ without having been seen as deleted (mlflow gc), are seen by reading all again: 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import re
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dxc.files import write_atomically
 from dxc.search import INFEASIBLE
 from dxc.tracking import MAX_LISTED, PAGE, Reader, StoredRun, Study
 
@@ -274,13 +275,10 @@ def _save(path: Path, known: _Known) -> None:
     table = known.table.unify_dictionaries()
     about = {"deleted": sorted(known.deleted), "read_ms": known.read_ms}
     table = table.replace_schema_metadata({"dxc": json.dumps(about)})
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    content = io.BytesIO()
+    parquet.write_table(table, content, compression="zstd", write_page_checksum=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            parquet.write_table(table, draft, compression="zstd", write_page_checksum=True)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_atomically(path, content.getvalue())
     except OSError as error:
         log.warning("cache_dir: runs cannot be kept and will be read again: %s", error)

@@ -7,8 +7,10 @@ build leaves nothing that could be taken for a cache.
 
     images.npy    float32 (rows, C, H, W), one row for each chip of the manifest, in its order;
                   with size=any one such file for each size that occurs: images-HxW.npy
-    cache.json    chips that are good (row, region, name, label; their sizes and boxes where a recipe asks for them),
-                  chips that are not (and why), digests
+    cache.json    chips that are good (row, region, name, label; which overlap; their sizes and boxes where a recipe
+                  asks for them), chips that are not (and why), digests
+
+A cache that lost something since, or is damaged, is built anew.
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import math
 import multiprocessing
 import os
 import shutil
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -40,12 +44,17 @@ from dxc.data.bands import (
     needed_photo_bands,
     stack_channels,
 )
-from dxc.data.layout import CLASSES, MIN_SIZE, Chip, scan
+from dxc.data.layout import CLASSES, MAX_SIZE, MIN_SIZE, Chip, Manifest, scan
+from dxc.data.overlaps import Outline, outline_of, overlap_groups
+from dxc.data.rasterfiles import block_trouble
 from dxc.data.voc import UnusableAnnotation, read_voc
 from dxc.errors import BadChip, BadChipsError, ConfigError, DataError, require_whole
+from dxc.files import sync_to_disk
 from dxc.processes import end_with_parent
 
-FORMAT = 1  # raise it when the meaning of a cache changes: old ones are then not found any more
+log = logging.getLogger(__name__)
+
+FORMAT = 2  # raise it when the meaning of a cache changes: old ones are then not found any more
 CHUNK = 32  # chips a worker takes at a time: small enough for a smooth progress bar
 SERIAL_BELOW = 256  # chips; starting worker processes takes longer than reading these
 GDAL_OPTIONS = {
@@ -58,6 +67,9 @@ DEM_DTYPES = ("int16", "uint16", "int32", "uint32", "float32", "float64")
 PHOTO_DTYPES = ("uint8", "uint16")
 ANY_SIZE = "any"
 TOO_SMALL = f"data.size={ANY_SIZE} needs {MIN_SIZE} x {MIN_SIZE} at least, for a pyramid of features"
+TOO_LARGE = f"a chip has {MAX_SIZE} x {MAX_SIZE} at most"
+CHANGED = "another size than a moment ago; leave chips alone while they are read"
+MAX_FILE_BYTES = 2**28  # 268 MB: twice the largest chip of four bands of 16 bits; files are read whole
 MAX_SHIFT_PIXELS = 2.0  # elevation and photo of one chip may be cut on grids that differ by about a pixel
 
 
@@ -69,7 +81,7 @@ class Recipe:
     normalise: str = "per_chip"
     repair: str = "mean"
     size: int | str = 100
-    """Height and width of every chip in pixels, or ANY_SIZE: whatever they are, MIN_SIZE and more."""
+    """Height and width of every chip in pixels, or ANY_SIZE: whatever they are, MIN_SIZE to MAX_SIZE."""
     photo_bands: tuple[str, ...] = PHOTO_BANDS
     check_georeference: bool = True
     boxes: bool = False
@@ -93,11 +105,8 @@ class Recipe:
             raise ConfigError(f"data.size must be a number of pixels or {ANY_SIZE}, not {self.size!r}")
         if self.size != ANY_SIZE:
             require_whole("data.size", self.size, at_least=1)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What tells caches apart. Without boxes it is what it was before there were any: old caches are found."""
-        return {key: value for key, value in asdict(self).items() if key != "boxes" or value}
+            if int(self.size) > MAX_SIZE:
+                raise ConfigError(f"data.size={self.size}: {TOO_LARGE}")
 
 
 class Note(NamedTuple):
@@ -121,6 +130,10 @@ class ChipCache:
     excluded: tuple[BadChip, ...]
     notes: tuple[Note, ...]
     """What was mended in chips that are used: boxes clipped to their image."""
+    groups: np.ndarray
+    """int64 (n,): chips of one number show the same ground, wholly or in part (dxc.data.overlaps)."""
+    unplaced: int
+    """How many chips do not say where they lie: what they overlap is not known, each is a group of its own."""
     data_hash: str
     """Identity of the chips by content (region, name, label, bytes of their files), on every machine."""
     _rows: np.ndarray
@@ -154,7 +167,12 @@ class ChipCache:
         height, width = sizes[0].tolist()
         if (height, width) not in self._images:
             path = self.folder / _array_name(height, width, one_size=self._one_size)
-            self._images[height, width] = np.load(path, mmap_mode="r")
+            try:
+                self._images[height, width] = np.load(path, mmap_mode="r")
+            except (OSError, ValueError, EOFError) as error:
+                raise DataError(
+                    f"cache_dir: {path} is gone or damaged ({error}); the same command builds it anew"
+                ) from error
         return self._images[height, width][self._rows[indices]]
 
     def boxes(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -197,15 +215,20 @@ def open_cache(
     if manifest.bad and on_bad_chip == "raise" and not manifest.chips:
         raise BadChipsError(manifest.bad, root=manifest.root)
     folder = Path(cache_dir) / f"chips-{_cache_key(manifest.fingerprint, recipe)}"
-    if not (folder / "cache.json").is_file():
+    try:
+        cache = _load(folder, recipe)
+    except _NoCache:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock"):
-                if not (folder / "cache.json").is_file():  # another process may have built it meanwhile
-                    _build(folder, manifest.chips, manifest.bad, recipe, workers, progress)
+                cache = _load_or_build(folder, manifest, recipe, workers, progress)
         except OSError as error:
             raise _disk_error(error, folder) from error
-    cache = _load(folder, recipe)
+        except BrokenExecutor as error:
+            raise DataError(
+                f"a process that reads the chips under {root} was ended, by a lack of memory or by a file that no "
+                f"reader survives ({error}); the same command begins anew"
+            ) from error
     if cache.excluded and on_bad_chip == "raise":
         raise BadChipsError(cache.excluded, root=manifest.root)
     if not len(cache):
@@ -214,16 +237,63 @@ def open_cache(
 
 
 def _cache_key(fingerprint: str, recipe: Recipe) -> str:
-    identity = json.dumps([FORMAT, fingerprint, recipe.identity], sort_keys=True)
+    identity = json.dumps([FORMAT, fingerprint, asdict(recipe)], sort_keys=True)
     return hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
 
 
+class _NoCache(Exception):
+    """There is no cache, or one that cannot be used; the message is the reason."""
+
+
+# what reading a damaged cache.json or .npy file raises
+_DAMAGES = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, RecursionError)
+
+
+def _load_or_build(
+    folder: Path, manifest: Manifest, recipe: Recipe, workers: int | None, progress: bool
+) -> ChipCache:
+    """Under the lock: the cache that another process has built meanwhile, else one that is built now."""
+    try:
+        return _load(folder, recipe)
+    except _NoCache as reason:
+        if folder.exists():
+            log.warning("cache_dir: %s is damaged (%s): it is built anew", folder, reason)
+            shutil.rmtree(folder)
+    _build(folder, manifest.chips, manifest.bad, recipe, workers, progress)
+    try:
+        return _load(folder, recipe)
+    except _NoCache as reason:
+        raise OSError(errno.EIO, f"what was written cannot be read again: {reason}") from reason
+
+
 def _load(folder: Path, recipe: Recipe) -> ChipCache:
-    record = json.loads((folder / "cache.json").read_text())
+    """The cache in `folder`. Raises _NoCache where there is none, or it is not whole."""
+    path = folder / "cache.json"
+    try:
+        cache = _from_record(folder, json.loads(path.read_text()), recipe)
+        needed: dict[_Size, int] = {}
+        for (height, width), row in zip(cache.sizes.tolist(), cache._rows.tolist(), strict=True):
+            needed[height, width] = max(row + 1, needed.get((height, width), 0))
+        for (height, width), rows in needed.items():
+            path = folder / _array_name(height, width, one_size=cache._one_size)
+            images = np.load(path, mmap_mode="r")  # as long as its header says, or it is a ValueError
+            if images.shape[1:] != (len(recipe.channels), height, width) or len(images) < rows:
+                raise ValueError(f"holds an array of shape {images.shape}")
+    except FileNotFoundError as error:
+        raise _NoCache(f"{path.name} is missing") from error
+    except _DAMAGES as error:
+        raise _NoCache(f"{path.name}: {error!r}") from error
+    return cache
+
+
+def _from_record(folder: Path, record: Any, recipe: Recipe) -> ChipCache:
+    """A cache as its cache.json describes it; raises one of many errors where it is no such description."""
     rows, regions, names, labels = zip(*record["chips"], strict=True) if record["chips"] else ((),) * 4
     one_size = recipe.size != ANY_SIZE
     sizes = np.full((len(names), 2), recipe.size) if one_size else np.array(record["sizes"])
-    boxes = record.get("boxes", [])
+    boxes = record["boxes"] if recipe.boxes else []
+    if len(record["groups"]) != len(names) or (recipe.boxes and len(boxes) != len(names)):
+        raise ValueError("its lists are of different lengths")
     return ChipCache(
         folder=folder,
         regions=regions,
@@ -232,6 +302,8 @@ def _load(folder: Path, recipe: Recipe) -> ChipCache:
         sizes=sizes.astype(np.int64).reshape(-1, 2),
         excluded=tuple(BadChip(Path(path), reason) for path, reason in record["excluded"]),
         notes=tuple(Note(Path(path), text) for path, text in record.get("notes", [])),
+        groups=np.asarray(record["groups"], dtype=np.int64),
+        unplaced=int(record["unplaced"]),
         data_hash=record["data_hash"],
         _rows=np.asarray(rows, dtype=np.int64),
         _one_size=one_size,
@@ -270,7 +342,10 @@ def _build(
             read = partial_function(_read_chunk, recipe)
             outcomes = in_chunks("reading chips", read, chips, slots)
         _write_record(partial / "cache.json", chips, bad, recipe, slots, outcomes)
+        for path in (*partial.iterdir(), partial):
+            sync_to_disk(path)  # else a power cut could leave a cache of zeros under the final name
         partial.rename(folder)
+        sync_to_disk(folder.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -332,6 +407,8 @@ class _Outcome(NamedTuple):
     boxes: tuple[tuple[float, ...], ...] = ()
     """As in ChipCache.boxes."""
     notes: tuple[Note, ...] = ()
+    outline: Outline | None = None
+    """The ground it shows, if it says where it lies."""
 
 
 class _Unusable(Exception):
@@ -366,7 +443,7 @@ def _make_slots(
 
 
 def _read_sizes(chips: Sequence[Chip]) -> list[_Size | None]:
-    """Worker: size of each chip by the header of its elevation file; None if unreadable or less than MIN_SIZE.
+    """Worker: size of each chip by the header of its elevation file; None if it cannot be read or be a chip's.
 
     Why a chip has no usable size is found out when it is read, with everything else that can be wrong with it.
     """
@@ -377,12 +454,19 @@ def _read_sizes(chips: Sequence[Chip]) -> list[_Size | None]:
     with rasterio.Env(**GDAL_OPTIONS):
         for chip in chips:
             try:
+                _check_file(chip.dem)
                 with rasterio.open(chip.dem, driver="GTiff") as raster:
-                    height, width = raster.shape
-                    sizes.append((height, width) if min(height, width) >= MIN_SIZE else None)
-            except (RasterioError, OSError):
+                    sizes.append(None if _size_trouble(*raster.shape) else raster.shape)
+            except (RasterioError, OSError, _Unusable):
                 sizes.append(None)
     return sizes
+
+
+def _size_trouble(height: int, width: int) -> str | None:
+    """Why a chip of this size is not read with data.size=any; None if it is."""
+    if max(height, width) > MAX_SIZE:
+        return TOO_LARGE
+    return TOO_SMALL if min(height, width) < MIN_SIZE else None
 
 
 def _read_chunk(recipe: Recipe, chips: Sequence[Chip], slots: Sequence[_Slot | None]) -> list[_Outcome]:
@@ -407,7 +491,7 @@ def _read_chunk(recipe: Recipe, chips: Sequence[Chip], slots: Sequence[_Slot | N
 
 
 def _read_chip(chip: Chip, recipe: Recipe, size: _Size | None) -> tuple[np.ndarray | None, _Outcome]:
-    """All files of a chip -> (float32 (C, H, W) or None, outcome). size: what it has to be, None: it is too small."""
+    """All files of a chip -> (float32 (C, H, W) or None, outcome). size: what it has to be, or None: no chip's."""
     digests: list[str] = []
     boxes: tuple[tuple[float, ...], ...] = ()
     notes: tuple[Note, ...] = ()
@@ -440,7 +524,10 @@ def _read_chip(chip: Chip, recipe: Recipe, size: _Size | None) -> tuple[np.ndarr
     bands = dict(zip(recipe.photo_bands, photo, strict=True))
     used = {band: bands[band] for band in needed_photo_bands(recipe.channels)}
     image = stack_channels(dem_band, used, recipe.channels, normalise=recipe.normalise, repair=recipe.repair)
-    return image, _Outcome(tuple(digests), None, boxes, notes)
+    outline = None
+    if recipe.check_georeference:  # else what files say about their place is not to be relied on
+        outline = outline_of(dem_place.crs, dem_place.transform, *dem_band.shape)
+    return image, _Outcome(tuple(digests), None, boxes, notes, outline)
 
 
 def _read_boxes(
@@ -453,11 +540,15 @@ def _read_boxes(
     empty = label == CLASSES["T"] and not len(annotation.boxes)
     remarks = ["holds no object: its chip, of class T, counts as one without a crossing"] if empty else []
     low, high = annotation.boxes[:, :2], annotation.boxes[:, 2:]
+    try:
+        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    except OSError as error:
+        raise _Unusable(f"cannot be read: {error.strerror or error}") from error
     relative = np.hstack([(low + high) / 2, high - low]) / [width, height, width, height]
     return (
         tuple(map(tuple, relative.tolist())),
         tuple(Note(path, text) for text in (*annotation.notes, *remarks)),
-        hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest(),
+        digest,
     )
 
 
@@ -479,25 +570,49 @@ def _read_raster(
 ) -> tuple[np.ndarray, _Place, str]:
     """One chip file -> (array (len(bands), *size), place, digest of its bytes). `expected`: whose size it has to be."""
     import rasterio
-    from rasterio.errors import RasterioError
 
     try:
+        _check_file(path)
         content = path.read_bytes()
+    except OSError as error:
+        raise _Unusable(f"cannot be read: {error.strerror or error}") from error
+    try:
         with rasterio.MemoryFile(content) as memory, memory.open(driver="GTiff") as raster:
             if raster.count != len(bands):
                 raise _Unusable(f"has {raster.count} band(s), expected {len(bands)}: {', '.join(bands)}")
             if raster.shape != size:
                 raise _Unusable(
                     f"is {raster.width} x {raster.height} pixels, "
-                    + (f"{expected} {size[1]} x {size[0]}" if size else TOO_SMALL)
+                    + (
+                        f"{expected} {size[1]} x {size[0]}"
+                        if size
+                        else _size_trouble(*raster.shape) or CHANGED
+                    )
                 )
             if wrong := sorted(set(raster.dtypes) - set(dtypes)):
                 raise _Unusable(f"is of type {', '.join(wrong)}, expected one of {', '.join(dtypes)}")
+            if trouble := block_trouble(raster):
+                raise _Unusable(trouble)
             array = raster.read()
             place = _Place(raster.crs, raster.transform, raster.nodata)
-    except (RasterioError, OSError) as error:
+    except _Unusable:
+        raise
+    except Exception as error:  # rasterio raises errors of many kinds; each of them is about this file
         raise _Unusable(f"cannot be read as a GeoTIFF: {_one_line(error)}") from error
     return array, place, hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _check_file(path: Path) -> None:
+    """Raise _Unusable for what cannot be read whole: folders, pipes, files without content or of too much."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise _Unusable("is not a file")
+    if status.st_size == 0:
+        raise _Unusable("is empty (0 bytes)")
+    if status.st_size > MAX_FILE_BYTES:
+        raise _Unusable(
+            f"has {status.st_size / 1e6:,.0f} MB, more than a chip's {MAX_FILE_BYTES / 1e6:.0f} MB"
+        )
 
 
 def _checked_elevation(dem: np.ndarray, nodata: float | None) -> np.ndarray:
@@ -555,6 +670,9 @@ def _write_record(
         ),
         "data_hash": hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest(),
     }
+    outlines = [outcome.outline for *_, outcome in good]
+    record["groups"] = overlap_groups(outlines).tolist()
+    record["unplaced"] = outlines.count(None) if recipe.check_georeference else 0
     if recipe.size == ANY_SIZE:
         record["sizes"] = [slot.size for _, _, slot, _ in good]
     if recipe.boxes:
@@ -584,11 +702,13 @@ def _write_all(descriptor: int, content: bytes, offset: int) -> None:
 def _require_space(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
-        raise OSError(errno.ENOSPC, f"{needed_bytes / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
+        raise OSError(
+            errno.ENOSPC, f"{needed_bytes / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free", str(folder)
+        )
 
 
 def _disk_error(error: OSError, folder: Path) -> DataError:
-    what = "no space left" if error.errno == errno.ENOSPC else "cannot write"
+    what = "no space left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "cannot write"
     return DataError(
         f"cache_dir: {what} while building {folder} ({error.strerror or error}); "
         "free some space or point cache_dir at another disk"

@@ -96,7 +96,7 @@ class Cutter:
     def cut(self, chip: Spot) -> str | None:
         """Write the files of one chip unless they are there; else the reason why it cannot be cut."""
         files = self.paths(chip)
-        if all(file.exists() for file in files):
+        if all(map(_is_whole, files)):
             return None
         images = []
         for raster, source in zip(self.rasters, self._sources(), strict=True):
@@ -107,11 +107,14 @@ class Cutter:
         dem, photo, *annotations = files
         for file, pixels, names in zip((dem, photo), images, (("dem",), self.photo_bands), strict=True):
             place = from_origin(chip.left, chip.top, 1, 1)
-            write_atomically(file, _geotiff(pixels, place, self.rasters[0].target_crs, names))
+            content = _geotiff(pixels, place, self.rasters[0].target_crs, names)
+            write_atomically(file, content, sync=False)  # cut_region syncs all chips at once
         if self.boxes is not None and annotations:
             found = self.boxes.in_chip(chip.left, chip.top, self.size)
             edge, depth = self.size, len(self.photo_bands)
-            write_voc(annotations[0], found, width=edge, height=edge, image=photo.name, depth=depth)
+            write_voc(
+                annotations[0], found, width=edge, height=edge, image=photo.name, depth=depth, sync=False
+            )
         return None
 
     def _sources(self) -> tuple[Any, Any]:
@@ -119,6 +122,11 @@ class Cutter:
             self._mine.sources = tuple(open_raster(raster.what, raster.path) for raster in self.rasters)
             self._open += self._mine.sources
         return self._mine.sources
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a chip's file is there; after a power cut one that was not synced may be there and empty."""
+    return file.is_file() and file.stat().st_size > 0
 
 
 def _geotiff(pixels: np.ndarray, place: rasterio.Affine, crs: CRS, names: Sequence[str]) -> bytes:

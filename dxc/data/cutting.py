@@ -47,9 +47,10 @@ from dxc.data.geosources import (
     open_raster,
     read_lines,
 )
+from dxc.data.layout import MAX_SIZE
 from dxc.data.places import Area, CrossingBoxes, Spot
 from dxc.errors import ConfigError, DataError
-from dxc.files import write_atomically
+from dxc.files import sync_everything, sync_to_disk, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -194,6 +195,7 @@ def cut_region(
         except DataError:
             shutil.rmtree(folder, ignore_errors=True)  # it would fail the same way again
             raise
+        _say_overlaps(positives, area)
         _write_tables(folder, positives + negatives, left_out, points, size_m, crs_name(target))
         _move_into_place(folder, final)
     for other in out.glob(f".{region}.partial-*"):
@@ -215,7 +217,7 @@ def _check_arguments(job: dict[str, Any], workers: int) -> None:
         )
     limit = 1 if job["max_positives"] is None else job["max_positives"]
     rules: list[tuple[str, Any, type, float, float, str]] = [
-        ("size_m", size_m, Integral, 2, 10_000, "a whole number of metres, 2 or more"),
+        ("size_m", size_m, Integral, 2, MAX_SIZE, f"a whole number of metres, 2 to {MAX_SIZE}"),
         ("jitter_m", job["jitter_m"], Real, 0, 5000, "0 metres or more"),
         ("min_distance_m", job["min_distance_m"], Real, 0, 1e9, "0 metres or more"),
         ("near_share", job["near_share"], Real, 0, 1, "a share from 0 to 1"),
@@ -266,6 +268,19 @@ def _warn_of_neighbours(min_distance_m: float, size_m: int, boxes: CrossingBoxes
         log.warning(
             "min_distance_m=%g is less than half the diagonals of a chip and the largest box (%.0f m): a chip without "
             "a crossing shows no box, but may lie right beside one.", min_distance_m, least,
+        )  # fmt: skip
+
+
+def _say_overlaps(positives: Sequence[Spot], area: Area) -> None:
+    """Say how many crossings lie closer together than a chip: their chips show the same ground."""
+    outlines = area.outlines(*np.array([(chip.left, chip.top) for chip in positives]).T)
+    # outlines that only touch share no ground; those of whole metres that overlap do so by more
+    tree = shapely.STRtree(shapely.buffer(outlines, -0.25, join_style="mitre"))
+    overlapping = np.bincount(tree.query(tree.geometries, "intersects")[0]) > 1
+    if count := int(overlapping.sum()):
+        log.info(
+            "%d of %d crossings lie closer than a chip (%d m) to another: their chips overlap, and training keeps them "
+            "on one side of every split.", count, len(positives), area.size,
         )  # fmt: skip
 
 
@@ -483,11 +498,13 @@ def _move_into_place(folder: Path, final: Path) -> None:
     """Give the finished folder its name; an older one goes only then."""
     for draft in folder.glob("**/.*"):  # of a killed process
         draft.unlink()
+    sync_everything()  # the chips; else a power cut could leave the name and empty files
     old = final.with_name(f"{folder.name}.old")
     if final.exists():
         shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
     folder.rename(final)
+    sync_to_disk(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -9,6 +9,7 @@ Batches are dicts whose keys carry the convention:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,8 @@ from dxc.data.cache import ANY_SIZE, ChipCache, Recipe, open_cache
 from dxc.data.folds import Fold, make_folds
 from dxc.data.source import Source
 from dxc.errors import ConfigError, require_whole
+
+log = logging.getLogger(__name__)
 
 Batch = dict[str, torch.Tensor]
 
@@ -185,7 +188,8 @@ class ChipDataModule(pl.LightningDataModule):
                 on_bad_chip=self.source.on_bad_chip,
                 progress=self.progress,
             )
-            self.folds = self._make_folds(self.cache.labels, self.cache.regions)
+            self.folds = self._make_folds(self.cache.labels, self.cache.regions, groups=self.cache.groups)
+            _say_overlaps(self.cache)
 
     def setup(self, stage: str | None = None) -> None:
         """In every process of a multi-device run: open the cache that rank 0 built."""
@@ -228,6 +232,22 @@ class ChipDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             collate_fn=_as_is,  # __getitems__ returns whole batches
         )
+
+
+def _say_overlaps(cache: ChipCache) -> None:
+    """One line on what keeps chips together in a split, one on what is not known about it."""
+    counts = np.bincount(cache.groups)
+    if together := int(counts[counts > 1].sum()):
+        log.info(
+            "%d of %d chips overlap another on the ground: %d groups share a fold, of up to %d chips",
+            together, len(cache), int((counts > 1).sum()), int(counts.max()),
+        )  # fmt: skip
+    if cache.unplaced:
+        log.warning(
+            "%d of %d chips do not say where they lie (no CRS or no georeference): whether they overlap others is not "
+            "known, and near copies may stand on both sides of a split",
+            cache.unplaced, len(cache),
+        )  # fmt: skip
 
 
 def _as_is(batch: Any) -> Batch:

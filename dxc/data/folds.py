@@ -1,16 +1,27 @@
-"""Labels and regions -> folds: which chips train and which validate. Indices into the ordered chip list."""
+"""Labels, regions and overlaps -> folds: which chips train and which validate. Indices into the ordered chip list."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
 from dxc.errors import ConfigError, DataError, require_whole
 
+log = logging.getLogger(__name__)
+
 SPLITS = ("kfold", "holdout", "region")
 HOLDOUT_SHARE = 0.2
+UNEVEN = 1.5  # times the chips that a fold should validate: from there on a group is said to be too large
+
+OVERLAP_HELP = (
+    "Chips that overlap on the ground stay together. Cut fewer or smaller chips of the same ground, add chips "
+    "elsewhere, or use data.split=region; source.check_georeference=false where the places in the files are wrong"
+)
 
 
 class Fold(NamedTuple):
@@ -25,15 +36,24 @@ def make_folds(
     labels: Sequence[int] | np.ndarray,
     regions: Sequence[str],
     *,
+    groups: Sequence[int] | np.ndarray | None = None,
     split: str = "kfold",
     folds: int = 5,
     seed: int = 42,
 ) -> list[Fold]:
-    """Folds of chips given in (region, name) order.
+    """Folds of chips given in (region, name) order. Chips of one group are never on both sides.
 
     kfold: scikit-learn's StratifiedKFold(folds, shuffle=True, random_state=seed), the published protocol.
     holdout: one stratified 80/20 split. region: each region validates once, trained on all others.
-    Raises ConfigError for an unknown split, DataError where the chips do not allow the split.
+    Where chips share a group it is StratifiedGroupKFold instead, of which a holdout is the most even one of five folds;
+    regions that share a group validate together, as one fold.
+
+    Args:
+        groups: numbers (n,), equal for chips that show the same ground (dxc.data.overlaps); None: no two do.
+
+    Raises:
+        ConfigError: an unknown split or a number that cannot be.
+        DataError: the chips do not allow the split.
     """
     from sklearn.model_selection import StratifiedKFold, train_test_split
 
@@ -42,34 +62,23 @@ def make_folds(
     if split not in SPLITS:
         raise ConfigError(f"data.split: unknown split '{split}'; there are {', '.join(SPLITS)}")
     require_whole("data.fold_seed", seed, at_least=0)
-    counts = {name: int((labels == label).sum()) for name, label in (("F", 0), ("T", 1))}
-
+    groups = everything if groups is None else np.asarray(groups)
+    grouped = len(np.unique(groups)) < len(groups)
     if split == "region":
-        names = sorted(set(regions))
-        if len(names) < 2:
-            raise DataError(
-                f"data.split=region needs at least two regions, there is only {', '.join(names) or 'none'}; "
-                "use data.split=kfold"
-            )
-        of = np.asarray(regions)
-        result = [Fold(name, everything[of != name], everything[of == name]) for name in names]
-        for fold in result:
-            if len(set(labels[fold.train])) < 2:
-                raise DataError(
-                    f"without region {fold.name} the training chips are all of one class; "
-                    "use data.split=kfold"
-                )
-        return result
+        return _by_region(labels, np.asarray(regions), groups)
 
     if split == "kfold":
         require_whole("data.folds", folds, at_least=2)
     needed = folds if split == "kfold" else round(1 / HOLDOUT_SHARE)  # one chip of each class validates
-    for name, count in counts.items():
+    for name, label in (("F", 0), ("T", 1)):
+        count = int((labels == label).sum())
         if count < needed:
             raise DataError(
                 f"class {name} has {count} chips, data.split={split} needs at least {needed}; "
                 + ("lower data.folds or add chips" if split == "kfold" else "add chips")
             )
+    if grouped:
+        return _by_groups(labels, groups, split, needed, seed)
     if split == "holdout":
         train, val = train_test_split(everything, test_size=HOLDOUT_SHARE, stratify=labels, random_state=seed)
         return [Fold("holdout", np.sort(train), np.sort(val))]
@@ -78,3 +87,83 @@ def make_folds(
         Fold(f"fold{number}", train, val)
         for number, (train, val) in enumerate(splitter.split(everything, labels), start=1)
     ]
+
+
+def _by_groups(labels: np.ndarray, groups: np.ndarray, split: str, count: int, seed: int) -> list[Fold]:
+    """Folds of whole groups, each class spread as evenly as the groups allow; of a holdout the most even fold."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    largest = np.unique(groups, return_counts=True)[1].max()
+    try:
+        splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+        sides = list(splitter.split(labels, labels, groups))
+    except ValueError as error:  # fewer groups than folds
+        raise DataError(_inseparable(split, count, largest, len(labels))) from error
+    # of each fold the share of either class that validates: 1 / count of both would be even
+    of_class = np.array([(labels == 0).sum(), (labels == 1).sum()])
+    validating = np.array([[(labels[val] == label).sum() for label in (0, 1)] for _, val in sides])
+    shares = validating / of_class
+    most_even = int(np.abs(shares - 1 / count).sum(axis=1).argmin())
+    chosen = [most_even] if split == "holdout" else list(range(count))
+    if (shares[chosen] == 0).any() or (shares[chosen] == 1).any():
+        raise DataError(_inseparable(split, count, largest, len(labels)))
+    uneven = (shares > UNEVEN / count) & (validating > of_class / count + 1)  # one chip more is only rounding
+    if uneven[chosen].any():
+        log.warning(
+            "data.split=%s: a fold validates %.0f %% of a class instead of %.0f %%, because %d of %d chips overlap one "
+            "another in one piece. %s",
+            split, 100 * shares[chosen].max(), 100 / count, largest, len(labels), OVERLAP_HELP,
+        )  # fmt: skip
+    names = ["holdout"] if split == "holdout" else [f"fold{number}" for number in range(1, count + 1)]
+    return [Fold(name, *sides[number]) for name, number in zip(names, chosen, strict=True)]
+
+
+def _inseparable(split: str, count: int, largest: int, chips: int) -> str:
+    advice = "Lower data.folds. " if split == "kfold" and count > 2 else ""
+    return (
+        f"data.split={split} needs {count} parts with chips of both classes, and {largest} of {chips} chips overlap "
+        f"one another in one piece. {advice}{OVERLAP_HELP}"
+    )
+
+
+def _by_region(labels: np.ndarray, regions: np.ndarray, groups: np.ndarray) -> list[Fold]:
+    """Each region validates once, trained on all others; regions that overlap do so together."""
+    everything = np.arange(len(labels))
+    names = sorted(set(regions.tolist()))
+    if len(names) < 2:
+        raise DataError(
+            f"data.split=region needs at least two regions, there is only {', '.join(names) or 'none'}; "
+            "use data.split=kfold"
+        )
+    of_group: defaultdict[int, set[str]] = defaultdict(set)
+    for group, region in zip(groups.tolist(), regions.tolist(), strict=True):
+        of_group[group].add(region)
+    parts = _linked(names, {frozenset(linked) for linked in of_group.values() if len(linked) > 1})
+    if len(parts) < 2:
+        raise DataError(
+            f"data.split=region needs at least two regions apart, and chips of {', '.join(names)} overlap on the "
+            "ground; use data.split=kfold"
+        )
+    result = []
+    for part in parts:
+        if len(part) > 1:
+            log.warning(
+                "regions %s overlap on the ground: they validate together, as one fold", ", ".join(part)
+            )
+        inside = np.isin(regions, part)
+        result.append(Fold(" and ".join(part), everything[~inside], everything[inside]))
+    for fold in result:
+        if len(set(labels[fold.train])) < 2:
+            raise DataError(
+                f"without region {fold.name} the training chips are all of one class; use data.split=kfold"
+            )
+    return result
+
+
+def _linked(names: Sequence[str], links: Iterable[frozenset[str]]) -> list[list[str]]:
+    """Names in parts, each sorted and in order of its first; names that stand in one link are in one part."""
+    parts = [{name} for name in names]
+    for link in links:
+        touched = [part for part in parts if part & link]
+        parts = [part for part in parts if not part & link] + [set(chain(*touched))]
+    return sorted(sorted(part) for part in parts)

@@ -26,6 +26,7 @@ from rasterio.transform import from_origin
 from rasterio.warp import reproject, transform
 from rasterio.windows import Window
 
+from dxc.data.rasterfiles import block_trouble
 from dxc.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -162,6 +163,9 @@ def open_raster(what: str, path: Path) -> Any:
         source = rasterio.open(path)
     except RasterioIOError as error:
         raise DataError(f"{what} {path}: not a raster that can be read ({error}). Give a GeoTIFF.") from error
+    if trouble := block_trouble(source):
+        source.close()
+        raise DataError(f"{what} {path}: {trouble}")
     usable = source.crs is not None and (source.crs.is_projected or source.crs.is_geographic)
     if not usable or source.transform.is_identity:
         missing = "georeference (its transform is the identity)" if usable else "known CRS"

@@ -33,6 +33,9 @@ MIN_SIZE = 16
 """Least height and width in pixels of chips that may be of any size: three poolings leave 2 x 2 features of them,
 what a pyramid of features needs."""
 
+MAX_SIZE = 4096
+"""Largest height and width in pixels: a file of some hundred bytes may claim a million, and a chip is read whole."""
+
 LAYOUT_HELP = (
     "expected REGION/<name ending in DEM>/{F,T}/*.tif beside REGION/<name ending in Aer or photo>/{F,T}/*.tif"
 )
@@ -73,11 +76,21 @@ class _File:
 def scan(root: Path | str, *, boxes: bool = False) -> Manifest:
     """Find the chips under `root`, and with `boxes` their annotations, without which a T chip is none.
 
-    Raises DataError where there is no such folder, no region in it, a region lacks one of the two kinds, or boxes are
-    wanted and there is no annotation at all. Files that make no chip (no partner, a name used twice) are listed in
-    `bad`, never guessed about.
+    Raises DataError where there is no such folder, it cannot be read, there is no region in it, a region lacks one of
+    the two kinds, or boxes are wanted and there is no annotation at all. Files that make no chip (no partner, a name
+    used twice) are listed in `bad`, never guessed about.
     """
     root = Path(root)
+    try:
+        return _scan(root, boxes)
+    except OSError as error:
+        raise DataError(
+            f"source.root: {error.filename or root} cannot be read ({error.strerror or error}); "
+            "give a folder that you may read"
+        ) from error
+
+
+def _scan(root: Path, boxes: bool) -> Manifest:
     if not root.is_dir():
         raise DataError(f"source.root: there is no folder {root}; give the folder that holds the regions")
     regions = sorted(
@@ -198,7 +211,11 @@ def _files(folder: Path, region: str, suffixes: tuple[str, ...]) -> Iterator[_Fi
                 name = Path(entry.name)
                 if name.suffix.lower() not in suffixes or entry.name.startswith("."):
                     continue
-                stat = entry.stat()
-                # ctime and inode catch what size and mtime miss: a rewrite that restores the time stamp.
-                stamp = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+                try:
+                    stat = entry.stat()
+                except OSError:  # a link to nothing, or removed just now: who reads it says so
+                    stamp = "missing"
+                else:
+                    # ctime and inode catch what size and mtime miss: a rewrite that restores the time stamp.
+                    stamp = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
                 yield _File(Path(entry.path), region, klass, name.stem, stamp)

@@ -29,6 +29,7 @@ from dxc.data.landscape import EDGE_M, Floats, RegionSpec
 from dxc.data.scenery import Region, simulate_region, structure_box_m
 from dxc.data.source import Source
 from dxc.errors import ConfigError, DataError, require_whole
+from dxc.files import sync_everything, sync_to_disk
 from dxc.processes import end_with_parent
 
 log = logging.getLogger(__name__)
@@ -253,7 +254,9 @@ class SyntheticSource(Source):
             try:
                 self._build(part)
                 part.chmod(0o755)
+                sync_everything()
                 part.rename(self.folder)
+                sync_to_disk(self.cache_dir)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
         return root

@@ -89,12 +89,21 @@ def read_voc(path: Path, *, width: int, height: int, labels: Sequence[str] = (LA
 
 
 def write_voc(
-    path: Path, boxes: Any, *, width: int, height: int, image: str, label: str = LABEL, depth: int
+    path: Path,
+    boxes: Any,
+    *,
+    width: int,
+    height: int,
+    image: str,
+    label: str = LABEL,
+    depth: int,
+    sync: bool = True,
 ) -> None:
     """Write boxes (n, 4), as in Annotation, of the image file `image` with `depth` bands: whole or not at all.
 
     Boxes are rounded outward to whole pixels, to 2 x 2 at least (see read_voc on xmin = xmax), and end at the
-    image's edge. Raises ValueError for a box that has no area in the image, OSError where the file cannot be written.
+    image's edge. sync: as in write_atomically. Raises ValueError for a box that has no area in the image, OSError
+    where the file cannot be written.
     """
     root = ElementTree.Element("annotation")
     _add(root, folder=path.parent.name, filename=image)
@@ -109,7 +118,7 @@ def write_voc(
         corners = ElementTree.SubElement(item, "bndbox")
         _add(corners, xmin=xmin + 1, ymin=ymin + 1, xmax=xmax, ymax=ymax)
     ElementTree.indent(root, "\t")
-    write_atomically(path, ElementTree.tostring(root, encoding="unicode") + "\n")
+    write_atomically(path, ElementTree.tostring(root, encoding="unicode") + "\n", sync=sync)
 
 
 class _Builder(ElementTree.TreeBuilder):
@@ -120,6 +129,8 @@ class _Builder(ElementTree.TreeBuilder):
 
 def _parse(path: Path) -> ElementTree.Element:
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for without end
+            raise UnusableAnnotation("is not a file")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:

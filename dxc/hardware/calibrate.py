@@ -35,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dxc.errors import FOLDER_NAME, ConfigError, HardwareError, require_whole
+from dxc.files import write_atomically
 from dxc.hardware import Hardware, device_name
 from dxc.hardware.features import TARGET, calibrated_ms, derive, work
 from dxc.hardware.forest import Forest
@@ -468,9 +469,7 @@ def _write_package(
             "kernels": kernels,
         },
     }
-    draft = folder / "package.json.tmp"
-    draft.write_text(json.dumps(about, indent=1) + "\n")
-    draft.rename(folder / "package.json")
+    write_atomically(folder / "package.json", json.dumps(about, indent=1) + "\n")
 
 
 def _bind(affinity: Sequence[int] | None) -> None:
@@ -525,7 +524,7 @@ def _begin(draft: Path, conditions: dict[str, Any]) -> list[Record]:
                 "Go on under the same ones, choose another name=NAME, or remove that folder."
             )
     else:
-        noted.write_text(json.dumps(conditions, indent=1) + "\n")
+        write_atomically(noted, json.dumps(conditions, indent=1) + "\n")
     records = []
     if measured.exists():
         whole = []
@@ -535,5 +534,5 @@ def _begin(draft: Path, conditions: dict[str, Any]) -> list[Record]:
             except (ValueError, TypeError):
                 break  # the line that a kill cut short
             whole.append(line + "\n")
-        measured.write_text("".join(whole))
+        write_atomically(measured, "".join(whole))
     return records

@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 import stat
 import tempfile
@@ -25,6 +24,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from dxc.errors import FOLDER_NAME, HardwareError
+from dxc.files import write_atomically
 from dxc.hardware.forest import Forest
 from dxc.hardware.kernels import check_rules
 from dxc.hardware.pickles import read_forest
@@ -247,10 +247,7 @@ def _known_hashes(packages_dir: Path) -> dict[str, str]:
 def _record(archive: Path) -> None:
     known = _known_hashes(archive.parent)
     known[archive.name] = f"sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}"
-    record = archive.parent / HASHES
-    draft = record.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_text(json.dumps(known, indent=1) + "\n")
-    draft.replace(record)
+    write_atomically(archive.parent / HASHES, json.dumps(known, indent=1) + "\n")
 
 
 class _Resuming:

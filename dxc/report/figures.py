@@ -7,8 +7,8 @@ one design.
 
 from __future__ import annotations
 
+import io
 import math
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dxc.files import write_atomically
 from dxc.pareto import OBJECTIVES, Objective
 
 if TYPE_CHECKING:
@@ -580,13 +581,8 @@ def save(figure: Figure, folder: Path, stem: str) -> list[Path]:
     with matplotlib.rc_context(STYLE):
         for path in paths:
             kind = path.suffix[1:]
-            draft = path.with_name(f".{path.name}.{os.getpid()}")
-            try:
-                figure.savefig(
-                    draft, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None
-                )
-                draft.replace(path)
-            finally:
-                draft.unlink(missing_ok=True)
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+            write_atomically(path, drawn.getvalue())
     figure.clear()
     return paths

@@ -49,3 +49,19 @@ def test_a_cache_that_cannot_be_written_is_no_error(
         found, notes = outcomes_of(DESIGNS, RUNS, "", cache_dir=tmp_path)
     assert [len(repeats) for repeats in found] == [1, 1, 1] and not notes
     assert [record.message.count("cannot be written") for record in caplog.records] == [1]
+
+
+def test_three_hundred_folds_are_as_many_from_the_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As many as where every region, or every chip, is a fold of its own."""
+    fold = np.arange(600) // 2
+    right = np.arange(600) % 3 > 0
+    monkeypatch.setattr(evidence, "_fetch", lambda reader, run: Outcomes(right, fold, "chips"))
+    fresh, _ = outcomes_of(DESIGNS, RUNS, "", cache_dir=tmp_path)
+    monkeypatch.setattr(evidence, "_fetch", lambda reader, run: None)  # from here on there is the cache alone
+    kept, _ = outcomes_of(DESIGNS, RUNS, "", cache_dir=tmp_path)
+    for (known,), (again,) in zip(fresh, kept, strict=True):
+        np.testing.assert_array_equal(again.fold, fold)
+        np.testing.assert_array_equal(again.right, right)
+        assert len(np.unique(again.fold)) == 300 and again.accuracy == known.accuracy

@@ -519,10 +519,10 @@ def test_an_interrupted_cut_with_boxes_goes_on_to_the_same_result(
     whole = cut_region(**(job | {"out": tmp_path / "whole"}), boxes=6)
     write = voc.write_atomically
 
-    def dies_at_the_second(path: Path, content: str) -> None:
+    def dies_at_the_second(path: Path, content: str, **options: bool) -> None:
         if path.stem == "NE_T_00002":
             raise KeyboardInterrupt
-        write(path, content)
+        write(path, content, **options)
 
     monkeypatch.setattr(voc, "write_atomically", dies_at_the_second)
     with pytest.raises(KeyboardInterrupt):
@@ -668,10 +668,10 @@ def test_an_interrupted_cut_goes_on_to_the_same_result(
     written: list[str] = []
     write = cutter_module.write_atomically
 
-    def dies_at_the_fifth_file(path: Path, content: bytes) -> None:
+    def dies_at_the_fifth_file(path: Path, content: bytes, **options: bool) -> None:
         if len(written) == 5:
             raise KeyboardInterrupt
-        write(path, content)
+        write(path, content, **options)
         written.append(path.name)
 
     monkeypatch.setattr(cutter_module, "write_atomically", dies_at_the_fifth_file)
@@ -683,6 +683,8 @@ def test_an_interrupted_cut_goes_on_to_the_same_result(
     finished = {path.name: path.stat().st_ino for path in partial.glob("NEDEM/*/*.tif")}
     assert len(finished) == 3
     del finished[max(finished)]  # its photo was never written
+    (partial / "NEDEM" / "T" / min(finished)).write_bytes(b"")  # what a power cut may leave
+    del finished[min(finished)]
     (partial / "NEDEM" / "T" / ".NE_T_00009.tif.1").write_bytes(b"half")  # of a process that was killed
 
     report = cut_region(**job, workers=1)
@@ -923,3 +925,20 @@ def test_a_distance_below_the_half_diagonal_is_warned_of(
 ) -> None:
     cut_region(**(job | {"min_distance_m": 14.0}))
     assert "half diagonal (14 m)" in caplog.text
+
+
+def test_crossings_closer_than_a_chip_are_counted(
+    job: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Chips are 20 m: three within 19 m of another, one 20 m from them, which only touches, one far away."""
+    x, y = LEFT + 100.5, TOP - 100.5
+    points = [(x, y), (x + 19, y), (x + 19, y + 19), (x + 39, y), (x + 200, y - 200)]
+    job["crossings"] = write_points(tmp_path / "near.gpkg", points)
+    with caplog.at_level(logging.INFO):
+        cut_region(**job)
+    (line,) = [text for text in caplog.messages if "closer than a chip" in text]
+    assert line.startswith("3 of 5 crossings lie closer than a chip (20 m) to another: their chips overlap")
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        cut_region(**(job | {"region": "CA", "crossings": write_points(tmp_path / "apart.gpkg", POINTS)}))
+    assert "closer than a chip" not in caplog.text

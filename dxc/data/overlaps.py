@@ -1,0 +1,99 @@
+"""Which chips show the same ground, by what their files say about where they lie.
+
+Two chips that overlap are near copies in part: one of them in training and the other in validation would let a
+network recite what it should recognise. Chips that are linked by overlaps, over however many others, make one group,
+and a group stays on one side of every split (dxc.data.folds).
+
+Any shared ground counts, not only a large share of a chip: two chips of one road that share a corner can show the same
+crossing in it. What does not count is a seam: chips that touch, or overlap by less than half a pixel of rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+SEAM_PIXELS = 0.25  # cut off each edge before outlines are compared
+
+
+class Outline(NamedTuple):
+    """The ground under a chip: its CRS as WKT, and its four corners there, x0, y0, x1, y1, ..., without the seam."""
+
+    crs: str
+    corners: tuple[float, ...]
+
+
+def outline_of(crs: Any, transform: Any, height: int, width: int) -> Outline | None:
+    """The outline of a raster of height x width pixels by its georeference (rasterio's CRS and transform).
+
+    None where it has none, or one that makes no sense: no CRS, the identity, pixels without area, no numbers.
+    """
+    if not crs or transform.is_identity:
+        return None
+    low, right, bottom = SEAM_PIXELS, width - SEAM_PIXELS, height - SEAM_PIXELS
+    corners = [transform @ corner for corner in ((low, low), (right, low), (right, bottom), (low, bottom))]
+    flat = tuple(float(value) for corner in corners for value in corner)
+    if not all(map(math.isfinite, flat)) or transform.determinant == 0:
+        return None
+    return Outline(crs.wkt, flat)
+
+
+def overlap_groups(outlines: Sequence[Outline | None]) -> np.ndarray:
+    """Number of each chip's group, int64 (n,), counted from 0 in the order of the chips' first appearance.
+
+    Chips of different CRSs are compared in longitude and latitude. A chip without an outline is a group of its own.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    count = len(outlines)
+    if not count:
+        return np.zeros(0, np.int64)
+    pairs = np.concatenate([np.zeros((2, 0), int), *_overlaps(outlines)], axis=1)
+    links = coo_array((np.ones(pairs.shape[1]), pairs), shape=(count, count))
+    _, component = connected_components(links, directed=False)
+    _, first, group = np.unique(component, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[group].astype(np.int64)
+
+
+def _overlaps(outlines: Sequence[Outline | None]) -> list[np.ndarray]:
+    """Pairs of chips that overlap, each array int (2, pairs): those of one CRS, CRS by CRS, and those of several."""
+    members: dict[str, list[int]] = {}
+    for number, outline in enumerate(outlines):
+        if outline is not None:
+            members.setdefault(outline.crs, []).append(number)
+    found, everywhere, numbers = [], [], []
+    for crs, chips in members.items():
+        corners = np.array([outline.corners for i in chips if (outline := outlines[i])]).reshape(-1, 4, 2)
+        found.append(_overlapping(corners, np.array(chips)))
+        if len(members) > 1 and (degrees := _in_degrees(crs, corners)) is not None:
+            everywhere.append(degrees)
+            numbers += chips
+    if everywhere:
+        found.append(_overlapping(np.concatenate(everywhere), np.array(numbers)))
+    return found
+
+
+def _overlapping(corners: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Numbers, int (2, pairs), of the outlines (n, 4, 2) that meet."""
+    import shapely
+
+    shapes = shapely.polygons(corners)
+    return numbers[shapely.STRtree(shapes).query(shapes, "intersects")]
+
+
+def _in_degrees(crs: str, corners: np.ndarray) -> np.ndarray | None:
+    """Corners (n, 4, 2) as longitude and latitude; None where the CRS, of a building site say, is not on the Earth."""
+    from rasterio._err import CPLE_BaseError
+    from rasterio.errors import RasterioError
+    from rasterio.warp import transform
+
+    try:
+        x, y = transform(crs, "EPSG:4326", *corners.reshape(-1, 2).T)
+    except (CPLE_BaseError, RasterioError, ValueError):
+        return None
+    degrees = np.column_stack([x, y]).reshape(-1, 4, 2)
+    return degrees if np.isfinite(degrees).all() else None

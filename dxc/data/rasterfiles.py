@@ -1,0 +1,35 @@
+"""What a raster's header says, looked at before a pixel is read: a few bytes can ask for gigabytes of memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+MAX_BLOCK_BYTES = 2**27
+"""Of one block (tile or strip) once unpacked, 134 MB: GDAL holds whole blocks, however small the window that is read.
+A chip of the largest size with four bands of 16 bits is as much in a single block."""
+
+
+def block_trouble(raster: Any) -> str | None:
+    """Why no pixel of an open dataset should be read: its blocks are too large. None where they are not.
+
+    GDAL unpacks a block whole, and where bands are interleaved by pixel all bands of it.
+    """
+    height, width = raster.block_shapes[0]
+    interleaved = raster.count > 1 and getattr(raster.interleaving, "name", "pixel") == "pixel"
+    needed = height * width * _item_bytes(raster.dtypes[0]) * (raster.count if interleaved else 1)
+    if needed <= MAX_BLOCK_BYTES:
+        return None
+    return (
+        f"its blocks of {width} x {height} pixels take {needed / 1e6:,.0f} MB each, more than "
+        f"{MAX_BLOCK_BYTES / 1e6:.0f} MB; write it anew in smaller ones: gdal_translate -co TILED=YES IN OUT"
+    )
+
+
+def _item_bytes(dtype: str) -> int:
+    """Bytes of a number; GDAL has types that numpy has not: complex ones of whole numbers."""
+    try:
+        return np.dtype(dtype).itemsize
+    except TypeError:
+        return 16

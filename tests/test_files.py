@@ -1,0 +1,84 @@
+"""Files are whole, whoever else writes them, and on the disk before they get their names."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from dxc.files import sync_to_disk, write_atomically
+
+
+def test_text_and_bytes_replace_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old and longer")
+    write_atomically(path, "größer")
+    assert path.read_bytes() == "größer".encode()
+    write_atomically(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff"
+    assert [each.name for each in tmp_path.iterdir()] == ["a.txt"]  # no draft stays
+
+
+def test_threads_that_write_one_file_do_not_collide(tmp_path: Path) -> None:
+    path, together = tmp_path / "state.json", threading.Barrier(8)
+    contents = [bytes([number]) * 300_000 for number in range(8)]
+
+    def write(content: bytes) -> None:
+        for _ in range(20):
+            together.wait(timeout=10)
+            write_atomically(path, content, sync=False)
+            assert path.read_bytes() in contents
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, contents))
+    assert [each.name for each in tmp_path.iterdir()] == ["state.json"]
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_content_is_on_the_disk_before_the_name_and_the_name_before_the_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool
+) -> None:
+    events: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def seen_fsync(descriptor: int) -> None:
+        target = Path(f"/proc/self/fd/{descriptor}").readlink()
+        content = target.read_text() if target.is_file() else "folder"
+        events.append(f"sync {content}")
+        fsync(descriptor)
+
+    def seen_replace(*paths: object) -> None:
+        events.append("rename")
+        replace(*paths)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "fsync", seen_fsync)
+    monkeypatch.setattr(os, "replace", seen_replace)
+    write_atomically(tmp_path / "a.txt", "whole", sync=sync)
+    assert events == (["sync whole", "rename", "sync folder"] if sync else ["rename"])
+    assert (tmp_path / "a.txt").read_text() == "whole"
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_draft(small_disk: Path) -> None:
+    path = small_disk / "state.json"
+    write_atomically(path, "old")
+    with pytest.raises(OSError) as caught:
+        write_atomically(path, bytes(2_000_000))
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_text() == "old"
+    assert list(small_disk.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "ü" * 127], ids=["ascii", "two bytes a letter"])
+def test_the_longest_names_have_drafts_too(tmp_path: Path, name: str) -> None:
+    write_atomically(tmp_path / name, "x")
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+
+
+def test_what_cannot_be_synced_says_so(tmp_path: Path) -> None:
+    sync_to_disk(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        sync_to_disk(tmp_path / "none")
