@@ -124,7 +124,7 @@ def raster_file(what: str, path: Path, *, vrt_anywhere: bool = False) -> RasterF
             return RasterFile(path, "VRT", xml, (own, *sources))
         seen: dict[Path, str] = {}
         with rasterio.Env(**GDAL_OPTIONS):
-            _look(own, own.resolve().parent, seen)
+            _look(own, {own.parent.resolve(), own.resolve().parent}, seen)
         return RasterFile(path, seen[own], str(own), tuple(seen))
     except _Refused as reason:
         raise DataError(f"{what} {path}: {reason}.") from reason.__cause__
@@ -155,8 +155,11 @@ def _starts_as_vrt(path: Path) -> bool:
     return head.startswith(b"<") and b"<VRT" in head
 
 
-def _look(path: Path, folder: Path, seen: dict[Path, str]) -> None:
-    """Check one GeoTIFF or .img and what lies beside it; `seen` gets each file with its driver."""
+def _look(path: Path, folders: set[Path], seen: dict[Path, str]) -> None:
+    """Check one GeoTIFF or .img and what lies beside it; `seen` gets each file with its driver.
+
+    All has to lie below `folders`: its own, and where it is a link also that of the file itself.
+    """
     head = _header(path, 32)
     driver = next((name for magic, name in _RASTER_MAGIC.items() if head.startswith(magic)), None)
     if driver is None:
@@ -164,8 +167,8 @@ def _look(path: Path, folder: Path, seen: dict[Path, str]) -> None:
     seen[path] = driver
     for other in _beside(path):
         if other not in seen:
-            _require_below(other, folder)
-            _look(other, folder, seen)
+            _require_below(other, folders)
+            _look(other, folders, seen)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # masks and overviews never are
         source = rasterio.open(path, driver=driver)
@@ -178,7 +181,7 @@ def _look(path: Path, folder: Path, seen: dict[Path, str]) -> None:
                 "gdal_translate FILE NEW.tif"
             )
         for name in source.files:
-            _require_below(Path(name), folder)
+            _require_below(Path(name), folders)
             seen.setdefault(Path(name).absolute(), "")
         _check_blocks(path, source)
 
@@ -189,9 +192,9 @@ def _beside(path: Path) -> list[Path]:
     return sorted(other for other in path.parent.iterdir() if other.name.lower() in wanted)
 
 
-def _require_below(path: Path, folder: Path) -> None:
-    if not path.resolve().is_relative_to(folder):
-        raise _Refused(f"reads {path}, which does not lie below its own folder {folder}")
+def _require_below(path: Path, folders: set[Path]) -> None:
+    if not any(path.resolve().is_relative_to(folder) for folder in folders):
+        raise _Refused(f"reads {path}, which does not lie below its own folder")
 
 
 def _check_blocks(path: Path, source: Any) -> None:
@@ -241,7 +244,7 @@ def _mosaic(path: Path, anywhere: bool) -> tuple[str, list[Path]]:
                     "it with vrt_anywhere=true"
                 )
             if tile not in seen:
-                _look(tile, tile.resolve().parent if anywhere else folder, seen)
+                _look(tile, {tile.resolve().parent} if anywhere else {folder}, seen)
     return ElementTree.tostring(clean, encoding="unicode"), list(seen)
 
 

@@ -87,7 +87,7 @@ def _by_name(photo: Any, bands: Sequence[int], names: Sequence[str]) -> tuple[in
             given.setdefault(name, band)
     if not given and len(bands) == len(KNOWN_BANDS):
         given = dict(zip(KNOWN_BANDS, bands, strict=True))
-    unnamed = [band for band in bands if band not in given.values()]
+    unnamed = [band for band in bands if band not in given.values() and not photo.descriptions[band - 1]]
     if "nir" not in given and len(unnamed) == 1 and {"red", "green", "blue"} <= set(given):
         given["nir"] = unnamed[0]
     return tuple(given[name] for name in names) if set(names) <= set(given) else None

@@ -259,6 +259,21 @@ def test_a_mosaic_has_a_size_limit(job: dict[str, Any], monkeypatch: pytest.Monk
     refused(job, "more than 0.001 MB", dem=job["dem"].with_suffix(".vrt"))
 
 
+def test_a_mask_beside_a_mosaic_is_not_dropped_in_silence(job: dict[str, Any]) -> None:
+    (job["dem"].with_suffix(".vrt")).write_text(mosaic(source("dem.tif", 1)))
+    shutil.copy(job["dem"], job["dem"].with_name("dem.vrt.msk"))
+    refused(job, r"has a mask beside it, dem\.vrt\.msk", dem=job["dem"].with_suffix(".vrt"))
+
+
+def test_a_link_to_a_raster_is_that_raster(job: dict[str, Any], private: Path) -> None:
+    """The user gave the link; what lies beside it belongs to it."""
+    job["dem"].unlink()
+    job["dem"].symlink_to(private)
+    job["dem"].with_name("dem.tif.aux.xml").write_text("<PAMDataset/>")
+    report = cut_region(**job)
+    np.testing.assert_array_equal(chip(report.folder, "DEM", 1)[0], under(heights() + 1000, 1))
+
+
 def test_nothing_beside_a_raster_leads_elsewhere(
     job: dict[str, Any], private: Path, listener: Listener
 ) -> None:
