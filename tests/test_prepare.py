@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
         count, height, width = pixels.shape
         with rasterio.open(
             tmp_path / f"{name}.tif", "w", driver="GTiff", width=width, height=height, count=count,
-            dtype=pixels.dtype, crs=crs, transform=from_origin(LEFT, TOP, step, step),
+            dtype=pixels.dtype, crs=crs, transform=from_origin(LEFT, TOP, step, step), photometric="minisblack",
         ) as file:  # fmt: skip
             file.write(pixels)
     places = [shapely.Point(LEFT + x, TOP - y) for x, y in ((150, 150), (200, 400), (590, 590))]
@@ -98,7 +98,8 @@ def test_errors_are_one_message_without_a_trace(folder: Path) -> None:
         ((*FILES, "region=NE", "dem=none.tif"), "DEM none.tif: no such file"),
         ((*FILES, "region=NE", "size_m=wide"), "size_m=wide cannot work"),
         ((*FILES, "region=NE", "overwrite=perhaps"), "overwrite=perhaps cannot work"),
-        ((*FILES, "region=NE", "photo_bands=[red,green,blue]"), "has 4 bands"),
+        ((*FILES, "region=NE", "photo_bands=[red,green,blue]", "photo=dem.tif"), "is float32"),
+        ((*FILES, "region=NE", "dem_units=yards"), "dem_units=yards is no known unit"),
         ((*FILES, "region=NE", "boxes=wide"), "has no column wide; it has width_m, height_m"),
         ((*FILES, "region=NE", "boxes=-5"), "boxes=-5 cannot work"),
         ((*FILES, "region=NE", "near=roads.gpkg"), "near roads.gpkg: no such file"),

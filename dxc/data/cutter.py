@@ -22,11 +22,11 @@ from rasterio.transform import from_origin
 from tqdm import tqdm
 
 from dxc.data.geosources import Raster, open_raster
+from dxc.data.photobands import KNOWN_BANDS
 from dxc.data.places import CrossingBoxes, Spot
 from dxc.data.voc import write_voc
 from dxc.files import write_atomically
 
-KNOWN_BANDS = ("red", "green", "blue", "nir")
 CHIP_NODATA = -9999.0  # declared in every DEM chip; no pixel of a chip has it
 STRIP_M = 500  # chips are read strip by strip of the region
 
@@ -119,7 +119,7 @@ class Cutter:
 
     def _sources(self) -> tuple[Any, Any]:
         if not hasattr(self._mine, "sources"):
-            self._mine.sources = tuple(open_raster(raster.what, raster.path) for raster in self.rasters)
+            self._mine.sources = tuple(open_raster(raster.what, raster.file) for raster in self.rasters)
             self._open += self._mine.sources
         return self._mine.sources
 

@@ -36,11 +36,13 @@ import numpy as np
 import rasterio
 import shapely
 
-from dxc.data.cutter import KNOWN_BANDS, Cutter
+from dxc.data.cutter import Cutter
+from dxc.data.elevation import elevation_unit
+from dxc.data.formats import GDAL_OPTIONS, raster_file
 from dxc.data.geosources import (
     Points,
     Raster,
-    check_bands,
+    check_dem,
     crs_name,
     extent_text,
     metric_crs,
@@ -48,6 +50,7 @@ from dxc.data.geosources import (
     read_lines,
 )
 from dxc.data.layout import MAX_SIZE
+from dxc.data.photobands import KNOWN_BANDS, PhotoBands, choose_bands
 from dxc.data.places import Area, CrossingBoxes, Spot
 from dxc.errors import ConfigError, DataError
 from dxc.files import sync_everything, sync_to_disk, write_atomically
@@ -117,6 +120,8 @@ def cut_region(
     near_share: float = 0.5,
     crs: str | None = None,
     photo_bands: Sequence[str] = KNOWN_BANDS,
+    dem_units: str | None = None,
+    vrt_anywhere: bool = False,
     seed: int = 0,
     max_positives: int | None = None,
     overwrite: bool = False,
@@ -142,7 +147,11 @@ def cut_region(
             width (east-west) and height (north-south). None: no annotations. A crossing without a positive number in
             the column has no chip, neither has another whose chip would show it.
         crs: projected CRS in metres; default the DEM's own, or its UTM zone if that is not in metres.
-        photo_bands: names of the photo's bands, in order.
+        photo_bands: names of the photo's bands, in order; an alpha band that is a mask does not count. Fewer names
+            choose bands by the names and colours in the file, else of four as red, green, blue, nir.
+        dem_units: of the elevations: m, ft or us-ft; default what the DEM's CRS or band says, else metres. The
+            elevations of the chips are in metres.
+        vrt_anywhere: whether a .vrt mosaic may have sources that do not lie below its own folder.
         max_positives: stop after so many chips with a crossing, in the order of the file.
         workers: threads.
 
@@ -151,9 +160,9 @@ def cut_region(
         DataError: an input that cannot be used, no place for the chips, or no room to write them.
     """
     job: dict[str, Any] = {
-        "version": 1, "region": region, "size_m": size_m, "jitter_m": jitter_m,
+        "version": 2, "region": region, "size_m": size_m, "jitter_m": jitter_m,
         "min_distance_m": min_distance_m, "near_share": near_share, "crs": crs,
-        "photo_bands": list(photo_bands), "seed": seed, "max_positives": max_positives,
+        "photo_bands": list(photo_bands), "dem_units": dem_units, "seed": seed, "max_positives": max_positives,
     }  # fmt: skip
     edges = boxes if isinstance(boxes, list | tuple) else [boxes, boxes]
     if boxes is not None:  # other cuts keep their identity
@@ -161,14 +170,21 @@ def cut_region(
     _check_arguments(job, workers)
     final = out / region
     _check_free(final, overwrite)
-    with ExitStack() as stack:
-        dem_file = stack.enter_context(open_raster("DEM", dem))
-        photo_file = stack.enter_context(open_raster("photo", photo))
-        check_bands(dem_file, photo_file, photo_bands)
-        target = metric_crs(crs, dem_file)
+    files = tuple(
+        raster_file(what, path, vrt_anywhere=vrt_anywhere) for what, path in (("DEM", dem), ("photo", photo))
+    )
+    with rasterio.Env(**GDAL_OPTIONS), ExitStack() as stack:
+        dem_data, photo_data = (
+            stack.enter_context(open_raster(what, file))
+            for what, file in zip(("DEM", "photo"), files, strict=True)
+        )
+        check_dem(dem, dem_data)
+        bands = choose_bands(photo, photo_data, photo_bands)
+        unit = elevation_unit(dem, dem_data, dem_units)
+        target = metric_crs(crs, dem, dem_data)
         rasters = (
-            Raster.look("DEM", dem, dem_file, target),
-            Raster.look("photo", photo, photo_file, target),
+            Raster.look("DEM", files[0], dem_data, target, PhotoBands((1,)), unit),
+            Raster.look("photo", files[1], photo_data, target, bands),
         )
     columns = dict.fromkeys(edge for edge in edges if isinstance(edge, str))
     points = Points.read(crossings, target, list(columns))
@@ -177,14 +193,14 @@ def cut_region(
     area = Area(region, size_m, _common(*rasters), shapely.STRtree(points.shapes()), min_distance_m, shown)
     lines = [(path.name, read_lines(path, target, area.common)) for path in near]
 
-    job["files"] = [_fingerprint(path) for path in (dem, photo, crossings, *near)]
+    job["files"] = [_fingerprint(path) for path in (*files[0].files, *files[1].files, crossings, *near)]
     digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:12]
     folder = out / f".{region}.partial-{digest}"
     if folder.exists():
         log.info("Going on with the chips that an interrupted cut left in %s.", folder)
     with (
         _disk_trouble(out),
-        rasterio.Env(GDAL_CACHEMAX=BLOCK_CACHE_MB),
+        rasterio.Env(GDAL_CACHEMAX=BLOCK_CACHE_MB, **GDAL_OPTIONS),
         Cutter(folder, rasters, tuple(photo_bands), size_m, region, workers, shown) as cutter,
     ):
         try:
@@ -532,8 +548,9 @@ def cut_from_config(config: dict[str, Any]) -> CutReport:
         values[key] = [given] if isinstance(given, str) else given
     values["near"] = [Path(str(path)) for path in values["near"]]
     values["region"] = str(values["region"])
-    values["crs"] = None if values["crs"] is None else str(values["crs"])
-    for key in ("overwrite", "progress"):
+    for key in ("crs", "dem_units"):
+        values[key] = None if values[key] is None else str(values[key])
+    for key in ("overwrite", "progress", "vrt_anywhere"):
         if not isinstance(values[key], bool):
             raise ConfigError(f"{key}={values[key]} cannot work: it has to be true or false.")
     return cut_region(**values)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyogrio
 import pyproj
-import rasterio
 import shapely
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
@@ -26,12 +25,16 @@ from rasterio.transform import from_origin
 from rasterio.warp import reproject, transform
 from rasterio.windows import Window
 
+from dxc.data.elevation import METRES
+from dxc.data.formats import VECTOR_DRIVERS, VECTOR_FORMATS, RasterFile, unreadable, vector_name
+from dxc.data.photobands import PhotoBands
 from dxc.data.rasterfiles import block_trouble
 from dxc.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-# Fill values that nobody declared (-9999, -32768, +-3.4e38) lie outside; elevations in feet or cm inside.
+# Of elevations as the file means them, with its scale and offset, in its own unit. Fill values that nobody declared
+# (-9999, -32768, +-3.4e38) lie outside; elevations in metres, feet or cm inside.
 ELEVATION_LIMITS = (-9000.0, 1e6)
 
 
@@ -43,15 +46,25 @@ class Raster:
     """One input raster as seen from the target CRS. Threads open their own handle (GDAL's are not shared)."""
 
     what: str  # DEM or photo, for messages
-    path: Path
+    file: RasterFile
     source_crs: CRS
     target_crs: CRS
     footprint: shapely.Polygon  # in the target CRS
     resampling: Resampling
     aligned: bool  # its pixels are those of the chips' grid: nothing to resample
+    bands: PhotoBands  # the bands to read; of a DEM its one
+    unit: str = "metre"  # of a DEM's elevations, a key of METRES
 
     @classmethod
-    def look(cls, what: str, path: Path, source: Any, target_crs: CRS) -> Raster:
+    def look(
+        cls,
+        what: str,
+        file: RasterFile,
+        source: Any,
+        target_crs: CRS,
+        bands: PhotoBands,
+        unit: str = "metre",
+    ) -> Raster:
         """Describe an open dataset: its outline in the target CRS, and how it will be resampled."""
         steps = np.linspace(0, 1, 21)
         edge = [(t, 0.0) for t in steps] + [(1.0, t) for t in steps]
@@ -61,7 +74,7 @@ class Raster:
         xs, ys = project_xy(crs, target_crs, *np.array(corners).T)
         if not np.isfinite([xs, ys]).all():
             raise DataError(
-                f"{what} {path}: its outline cannot be expressed in {crs_name(target_crs)}. Give a CRS that "
+                f"{what} {file.path}: its outline cannot be expressed in {crs_name(target_crs)}. Give a CRS that "
                 "covers it: crs=EPSG:..."
             )
         footprint = shapely.make_valid(shapely.Polygon(np.column_stack([xs, ys])))
@@ -72,10 +85,14 @@ class Raster:
         aligned = crs == target_crs and np.allclose((t.a, t.b, t.d, t.e), (1, 0, 0, -1), rtol=0, atol=1e-9)
         aligned = aligned and np.allclose((t.c, t.f), np.round((t.c, t.f)), rtol=0, atol=1e-4)
         resampling = Resampling.average if average else Resampling.bilinear
-        return cls(what, path, crs, target_crs, footprint, resampling, bool(aligned))
+        return cls(what, file, crs, target_crs, footprint, resampling, bool(aligned), bands, unit)
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
 
     def read(self, source: Any, left: int, top: int, size: int) -> np.ndarray | None:
-        """Pixels of one chip, bands x size x size; None where any of them is without data.
+        """Pixels of one chip, bands x size x size, of a DEM in metres; None where any of them is without data.
 
         Validity is worked out here and warped beside the pixels instead of being left to GDAL, which takes
         the fourth band of a uint8 file for transparency when its writer did not say otherwise.
@@ -84,19 +101,16 @@ class Raster:
         if window is None:
             return None
         try:
-            data = source.read(window=window)
-            valid = self._valid(source, data, window)
+            data = source.read(self.bands.indexes, window=window)
+            elevations = _scaled(source, data) if self.what == "DEM" else None
+            valid = self._valid(source, data, elevations, window)
         except RasterioError as error:
-            raise DataError(
-                f"{self.what} {self.path}: cannot be read at row {window.row_off}, column {window.col_off} "
-                f"({error.__cause__ or error}). The file seems truncated or damaged: fetch or write it again."
-            ) from error
+            raise unreadable(self.what, self.path, window, error) from error
         whole = inside and bool(valid.all())
         if not (whole or valid.any()):
             return None
-        if self.what == "DEM":
-            data = np.where(valid, data, 0) * source.scales[0] + source.offsets[0]
-            data = data.astype(np.float32)
+        if elevations is not None:
+            data = (np.where(valid, elevations, 0) * METRES[self.unit]).astype(np.float32)
         if self.aligned:
             return data if whole else None
         grid = {
@@ -135,72 +149,77 @@ class Raster:
         c0, c1, r0, r1 = max(0, c0), min(source.width, c1), max(0, r0), min(source.height, r1)
         return (Window(c0, r0, c1 - c0, r1 - r0) if c1 > c0 and r1 > r0 else None), inside
 
-    def _valid(self, source: Any, data: np.ndarray, window: Window) -> np.ndarray:
+    def _valid(
+        self, source: Any, data: np.ndarray, elevations: np.ndarray | None, window: Window
+    ) -> np.ndarray:
         """Which source pixels carry data, bool rows x columns.
 
         A photo pixel is without data only if all its bands are: NAIP declares nodata 0, and a single 0 is
         then a dark pixel (red over water).
         """
         valid = np.ones(data.shape[1:], bool)
-        if self.what == "DEM":
+        if elevations is not None:
             low, high = ELEVATION_LIMITS
-            valid &= np.isfinite(data[0]) & (data[0] > low) & (data[0] < high)
+            valid &= np.isfinite(elevations[0]) & (elevations[0] > low) & (elevations[0] < high)
+            if (
+                data.dtype.kind == "i"
+            ):  # the customary fill value of integers, however small it is once scaled
+                valid &= data[0] != np.iinfo(data.dtype).min
         if source.nodata is not None and not math.isnan(source.nodata):
             valid &= (data != np.array(source.nodata).astype(data.dtype)).any(axis=0)
-        flags = source.mask_flag_enums[0]
+        if self.bands.mask is not None:
+            valid &= source.read(self.bands.mask, window=window) == self.bands.opaque
+        first = self.bands.indexes[0]
+        flags = source.mask_flag_enums[first - 1]
         if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
-            valid &= source.read_masks(1, window=window) > 0
+            valid &= source.read_masks(first, window=window) > 0
         return valid
 
 
-def open_raster(what: str, path: Path) -> Any:
+def _scaled(source: Any, data: np.ndarray) -> np.ndarray:
+    """Elevations as the file means them, in its own unit, float64 1 x rows x columns."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(data.astype(np.float64) * source.scales[0] + source.offsets[0])
+
+
+def open_raster(what: str, file: RasterFile) -> Any:
     """Open the DEM or the photo, or say what keeps it from being used (bands are checked apart)."""
-    if not path.is_file():
-        raise DataError(
-            f"{what} {path}: {'is a folder' if path.exists() else 'no such file'}. Give a GeoTIFF."
-        )
     try:
-        source = rasterio.open(path)
+        source = file.open()
     except RasterioIOError as error:
-        raise DataError(f"{what} {path}: not a raster that can be read ({error}). Give a GeoTIFF.") from error
+        text = " ".join(str(error).split())[:300]
+        raise DataError(f"{what} {file.path}: not a raster that can be read ({text}).") from error
     if trouble := block_trouble(source):
         source.close()
-        raise DataError(f"{what} {path}: {trouble}")
+        raise DataError(f"{what} {file.path}: {trouble}")
     usable = source.crs is not None and (source.crs.is_projected or source.crs.is_geographic)
     if not usable or source.transform.is_identity:
         missing = "georeference (its transform is the identity)" if usable else "known CRS"
         source.close()
         raise DataError(
-            f"{what} {path}: has no {missing}. Give it one, e.g. gdal_edit.py -a_srs EPSG:26915 FILE, or "
+            f"{what} {file.path}: has no {missing}. Give it one, e.g. gdal_edit.py -a_srs EPSG:26915 FILE, or "
             "gdal_translate -a_srs ... -a_ullr ..."
         )
     return source
 
 
-def check_bands(dem: Any, photo: Any, photo_bands: Sequence[str]) -> None:
-    """Refuse band counts and number types that are not those of a DEM and of an aerial photo."""
+def check_dem(path: Path, dem: Any) -> None:
+    """Refuse band counts and number types that are not those of a DEM."""
     if dem.count != 1:
-        raise DataError(f"DEM {dem.name}: has {dem.count} bands, a DEM has 1. Are dem= and photo= swapped?")
+        raise DataError(f"DEM {path}: has {dem.count} bands, a DEM has 1. Are dem= and photo= swapped?")
     kind = np.dtype(dem.dtypes[0] if "complex" not in dem.dtypes[0] else "complex64")
     if kind.kind == "c":
-        raise DataError(f"DEM {dem.name}: is of complex numbers ({dem.dtypes[0]}), elevations are real ones.")
+        raise DataError(f"DEM {path}: is of complex numbers ({dem.dtypes[0]}), elevations are real ones.")
     if kind.itemsize == 1:
         raise DataError(
-            f"DEM {dem.name}: is {kind}, 256 steps are too coarse for elevations. Is it a hillshade? Give "
+            f"DEM {path}: is {kind}, 256 steps are too coarse for elevations. Is it a hillshade? Give "
             "the elevation model it was made from."
         )
-    if photo.count != len(photo_bands):
-        hint = "Name the bands that the photo has, in their order."
-        if photo.count == 3:
-            hint = "A photo without near infrared works with photo_bands=[red,green,blue]."
+    scale, offset = dem.scales[0], dem.offsets[0]
+    if not (math.isfinite(scale) and math.isfinite(offset) and scale):
         raise DataError(
-            f"photo {photo.name}: has {photo.count} bands, but photo_bands=[{','.join(photo_bands)}] names "
-            f"{len(photo_bands)}. {hint}"
-        )
-    if set(photo.dtypes) - {"uint8", "uint16"} or len(set(photo.dtypes)) > 1:
-        raise DataError(
-            f"photo {photo.name}: is {'/'.join(sorted(set(photo.dtypes)))}, an aerial photo is uint8 or "
-            "uint16. Convert it, e.g. gdal_translate -ot UInt16 -scale ..."
+            f"DEM {path}: has a scale of {scale:g} and an offset of {offset:g}, which give no elevations. Correct "
+            "them, e.g. gdal_edit.py -scale 1 -offset 0 FILE."
         )
 
 
@@ -212,7 +231,7 @@ def crs_name(crs: CRS) -> str:
     return str(crs.to_string())
 
 
-def metric_crs(wanted: str | None, dem: Any) -> CRS:
+def metric_crs(wanted: str | None, path: Path, dem: Any) -> CRS:
     """The CRS of the chips: the wanted one, else the DEM's if that is in metres, else the DEM's UTM zone."""
     if wanted is not None:
         try:
@@ -235,9 +254,7 @@ def metric_crs(wanted: str | None, dem: Any) -> CRS:
     x, y = dem.transform @ (dem.width / 2, dem.height / 2)
     (lon,), (lat,) = project_xy(own, CRS.from_epsg(4326), np.array([x]), np.array([y]))
     if not (math.isfinite(lon) and math.isfinite(lat)):
-        raise DataError(
-            f"DEM {dem.name}: its centre ({x:g}, {y:g}) lies outside {crs_name(own)}. Check its CRS."
-        )
+        raise DataError(f"DEM {path}: its centre ({x:g}, {y:g}) lies outside {crs_name(own)}. Check its CRS.")
     zone = min(60, int((lon + 180) // 6) + 1)
     utm = CRS.from_epsg((32600 if lat >= 0 else 32700) + zone)
     log.info("The DEM's %s is not in metres of ground: chips are in %s.", crs_name(own), crs_name(utm))
@@ -249,7 +266,7 @@ def _in_metres(crs: CRS) -> bool:
 
 
 def horizontal(crs: CRS) -> CRS:
-    """Without the vertical part of a compound CRS: elevations stay as they are."""
+    """Without the vertical part of a compound CRS, which `dxc.data.elevation` looks at."""
     full = pyproj.CRS.from_wkt(crs.wkt)
     return CRS.from_wkt(full.sub_crs_list[0].to_wkt()) if full.is_compound else crs
 
@@ -327,22 +344,25 @@ def _numbers(column: Any) -> np.ndarray:
 
 def _read_vector(what: str, path: Path, kind: str, columns: Sequence[str] = ()) -> tuple[Any, CRS]:
     """The one layer of `kind` (Point or LineString): a frame of ids, geometries and columns, and its horizontal CRS."""
-    if not path.exists():
-        raise DataError(f"{what} {path}: no such file. Give a GeoPackage, GeoJSON or shapefile.")
+    opened = vector_name(what, path)
     try:
-        layers = [(str(name), str(geometry)) for name, geometry in pyogrio.list_layers(path)]
+        layers = [(str(name), str(geometry)) for name, geometry in pyogrio.list_layers(opened)]
         fitting = [name for name, geometry in layers if kind in geometry] or [name for name, _ in layers]
         if len(fitting) != 1:
             raise DataError(
                 f"{what} {path}: has {len(fitting)} layers that may be meant "
                 f"({', '.join(fitting) or 'none'}). Give a file with one."
             )
-        there = [str(name) for name in pyogrio.read_info(path, layer=fitting[0])["fields"]] if columns else []
-        frame = pyogrio.read_dataframe(path, layer=fitting[0], columns=list(columns), fid_as_index=True)
+        info = pyogrio.read_info(opened, layer=fitting[0])
+        if info["driver"] not in VECTOR_DRIVERS:
+            raise DataError(
+                f"{what} {path}: is read as {info['driver']}, not as {VECTOR_FORMATS}. Convert it."
+            )
+        there = [str(name) for name in info["fields"]]
+        frame = pyogrio.read_dataframe(opened, layer=fitting[0], columns=list(columns), fid_as_index=True)
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{what} {path}: not a vector file that can be read ({error}). Give a GeoPackage, GeoJSON or "
-            "shapefile."
+            f"{what} {path}: not a vector file that can be read ({error}). Give {VECTOR_FORMATS}."
         ) from error
     if not hasattr(frame, "geometry") or not len(frame):
         raise DataError(f"{what} {path}: holds no geometry. Give a file with {kind} geometries.")

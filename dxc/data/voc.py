@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from dxc.data.guarded_xml import UnusableXml, parse_xml
 from dxc.files import write_atomically
 
 LABEL = "culvert"  # of the published annotations
@@ -121,26 +122,11 @@ def write_voc(
     write_atomically(path, ElementTree.tostring(root, encoding="unicode") + "\n", sync=sync)
 
 
-class _Builder(ElementTree.TreeBuilder):
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        """Entities are declared in a DOCTYPE: they can grow a small file into gigabytes or name files to read."""
-        raise UnusableAnnotation("has a DOCTYPE, which no annotation needs; remove it")
-
-
 def _parse(path: Path) -> ElementTree.Element:
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for without end
-            raise UnusableAnnotation("is not a file")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise UnusableAnnotation(f"cannot be read: {error.strerror or error}") from error
-    if len(content) > MAX_BYTES:
-        raise UnusableAnnotation(f"has more than {MAX_BYTES / 1e6:g} MB, too much for an annotation")
-    try:
-        return ElementTree.fromstring(content, ElementTree.XMLParser(target=_Builder()))
-    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: unknown encodings
-        raise UnusableAnnotation(f"is not well-formed XML: {' '.join(str(error).split())}") from error
+        return parse_xml(path, max_bytes=MAX_BYTES, noun="annotation")
+    except UnusableXml as error:
+        raise UnusableAnnotation(str(error)) from error
 
 
 def _text(parent: ElementTree.Element, tag: str) -> str:

@@ -551,7 +551,8 @@ def test_boxes_are_part_of_an_interrupted_cuts_name_only_where_wanted(
         names.append({path.name for path in job["out"].iterdir()}.difference(names).pop())
     record = {
         "version": 1, "region": "NE", "size_m": SIZE, "jitter_m": 0.0, "min_distance_m": 60,
-        "near_share": 0.5, "crs": None, "photo_bands": list(RGBN), "seed": 0, "max_positives": None,
+        "near_share": 0.5, "crs": None, "photo_bands": list(RGBN), "dem_units": None, "seed": 0,
+            "max_positives": None,
     }  # fmt: skip
     stats = [(path, path.stat()) for path in (job["dem"], job["photo"], job["crossings"])]
     record["files"] = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
@@ -802,7 +803,7 @@ BAD_INPUT = {
     "dem is a folder": (lambda job: job.update(dem=job["dem"].parent), "is a folder"),
     "dem is text": (replace_by("dem", "notes.tif", b"hello"), "not a raster that can be read"),
     "points are text": (replace_by("crossings", "p.gpkg", b"hello"), "not a vector file that can be read"),
-    "points are a table": (replace_by("crossings", "p.csv", b"a,b\n1,2\n"), "holds no geometry"),
+    "points are a table": (replace_by("crossings", "p.csv", b"a,b\n1,2\n"), "not a vector file that can be read"),
     "truncated dem": (truncate("dem"), r"DEM .*dem\.tif.*cannot be read at row.*truncated"),
     "truncated photo": (truncate("photo"), r"photo .*photo\.tif.*cannot be read at row.*truncated"),
     "dem without crs": (rewrite("dem", terrain(), crs=None), "DEM .*has no known CRS.*gdal_edit"),

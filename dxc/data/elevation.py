@@ -1,0 +1,105 @@
+"""The unit of a DEM's elevations: metres, feet or US survey feet, by its CRS, by its band, or as the user says."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pyproj
+from rasterio.crs import CRS
+
+from dxc.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+METRES = {"metre": 1.0, "foot": 0.3048, "US survey foot": 1200 / 3937}
+"""Metres in each unit, exact by definition."""
+
+_SPELLINGS = {
+    "metre": "m metre metres meter meters",
+    "foot": "ft foot feet intlft intlfoot internationalfoot internationalfeet footinternational footintl ift ftintl",
+    "US survey foot": "usft ftus usfoot usfeet footus feetus ussurveyfoot ussurveyfeet surveyfoot surveyfeet sft ussft",
+}
+_UNIT_OF = {spelling: unit for unit, spellings in _SPELLINGS.items() for spelling in spellings.split()}
+_FEET = ("foot", "US survey foot")
+
+
+def known_unit(text: str) -> str | None:
+    """The unit that a text names, a key of METRES: us-ft, Foot_US, metres ...; None where it is another."""
+    return _UNIT_OF.get(re.sub(r"[^a-z]", "", text.lower()))
+
+
+def elevation_unit(path: Path, dem: Any, wanted: str | None) -> str:
+    """The unit of an open DEM's elevations, a key of METRES; the log says which and why where it is not plain.
+
+    What the user says (`wanted`, the key dem_units) overrides the file. In the file, the vertical part of the CRS and
+    the unit of the band have to agree; of the two kinds of feet the CRS decides, because bands often say just feet.
+    Where neither says anything, elevations are taken for metres.
+
+    Raises:
+        ConfigError: `wanted` is no known unit.
+        DataError: the file has another unit, or says two things.
+    """
+    if wanted is not None:
+        unit = known_unit(wanted)
+        if unit is None:
+            raise ConfigError(
+                f"dem_units={wanted} is no known unit: give m, ft or us-ft, or null to ask the DEM."
+            )
+        log.info("Elevations are in units of a %s, as dem_units says; the chips' are in metres.", unit)
+        return unit
+    tell = "Say what its elevations are in: dem_units=m, ft or us-ft."
+    by_crs, by_band = _vertical_unit(dem.crs), (dem.units[0] or "").strip()
+    found: dict[str, str] = {}
+    for where, text in (("its CRS", by_crs), ("its band", by_band)):
+        if not text:
+            continue
+        unit = known_unit(text)
+        if unit is None:
+            raise DataError(
+                f"DEM {path}: its elevations are in '{text[:40]}' by {where}, which is not known. {tell}"
+            )
+        found[where] = unit
+    kinds = {"foot" if unit in _FEET else unit for unit in found.values()}
+    if len(kinds) > 1:
+        raise DataError(
+            f"DEM {path}: its elevations are in units of a {found['its CRS']} by its CRS, of a {found['its band']} by "
+            f"its band. {tell}"
+        )
+    if not found:
+        _warn_of_feet(dem.crs)
+        return "metre"
+    where, unit = next(iter(found.items()))
+    if unit != "metre":
+        log.info("Elevations are in units of a %s by %s; the chips' are in metres.", unit, where[4:])
+    return unit
+
+
+def _warn_of_feet(crs: CRS) -> None:
+    """Say that metres are assumed where the map units make feet as likely."""
+    across = _length_unit(crs.linear_units_factor[1]) if crs.is_projected else None
+    if across in _FEET:
+        log.warning(
+            "The DEM does not say what its elevations are in, and the units of its map are those of a %s: elevations "
+            "are taken for metres. If they are feet as well, cut again with dem_units=ft or us-ft.", across,
+        )  # fmt: skip
+
+
+def _vertical_unit(crs: CRS) -> str:
+    """The unit of the vertical axis, a key of METRES or another name; empty where the CRS has no such axis."""
+    full = pyproj.CRS.from_wkt(crs.wkt)
+    parts = full.sub_crs_list if full.is_compound else [full]
+    for part in parts:
+        axes = (part.source_crs or part).axis_info if part.is_bound else part.axis_info
+        for axis in axes:
+            if axis.direction in ("up", "down"):
+                return _length_unit(axis.unit_conversion_factor) or axis.unit_name
+    return ""
+
+
+def _length_unit(metres: float) -> str | None:
+    """By its size: names are spelt in many ways. The two feet differ by 2e-6, what files round by less."""
+    return next((unit for unit, exact in METRES.items() if math.isclose(metres, exact, rel_tol=5e-7)), None)
