@@ -254,11 +254,9 @@ def _within(seconds: float | None, batches: Sequence[int]) -> Iterator[int]:
 
 def network_shape(onnx: Path) -> list[int]:
     """Channels, height and width of a file's input."""
-    import onnx as onnx_package
+    from dxc.hardware.onnx_file import image_shape, load_onnx
 
-    from dxc.hardware.kernels import image_shape
-
-    return image_shape(onnx_package.load(onnx, load_external_data=False), str(onnx))
+    return image_shape(load_onnx(onnx), str(onnx))
 
 
 def images(onnx: Path, batch: int) -> Tensor:
