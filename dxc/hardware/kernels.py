@@ -177,7 +177,10 @@ def detect(graph: Graph, rules: Path) -> list[Kernel]:
     ]
     kernels = []
     for kernel, nodes in zip(found, blocks, strict=True):
-        features = None if graph.unlike.intersection(nodes) else _features(kernel)
+        if kernel["op"] == "Gather":
+            features = _gathered(graph.ir[nodes[0]]["attr"])
+        else:
+            features = None if graph.unlike.intersection(nodes) else _features(kernel)
         kernels.append(Kernel(kernel["op"], features, sum_macs(graph.macs.get(n, 0) for n in nodes), nodes))
     seen = {name for kernel in kernels for name in kernel.nodes}
     for name, node in graph.ir.items():
@@ -194,10 +197,19 @@ def predictor_names(op: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((op, _nn_meter().predictor_name(op))))
 
 
+def _gathered(attr: dict[str, Any]) -> tuple[float, ...] | None:
+    """Height = width and channels of the input, and the axis (2 rows, 3 columns) of a Gather from images.
+
+    dxc's own, as nn-Meter knows none: calibrate.py makes a predictor from them for the bins of a spatial pyramid
+    (dxc.models.sppnet), of which columns take several times as long as rows.
+    """
+    image = attr["input_shape"][0]
+    if len(image) != 4 or (axis := attr["attr"].get("axis", 0)) not in (2, 3):
+        return None
+    return float(image[1]), float(image[3]), float(axis)
+
+
 def _features(kernel: dict[str, Any]) -> tuple[float, ...] | None:
-    if kernel["op"] == "Gather" and "inputh" in kernel:
-        # dxc's own, after nn-Meter's of a split: the bins of a spatial pyramid are gathered (dxc.models.sppnet)
-        return float(kernel["inputh"]), float(kernel["cin"])
     disabled = logging.root.manager.disable
     logging.disable(logging.INFO)  # nn-Meter logs every kernel to the root logger
     try:
