@@ -144,6 +144,9 @@ def _complete(ir: dict[str, Any], node: onnx.NodeProto, network: Network) -> boo
         attr |= {"type": node.op_type, "attr": {}, "input_shape": given or [[1]], "output_shape": made}
         return True
     if node.op_type == "Conv":
+        attr["attr"].setdefault(
+            "kernel_shape", shapes[node.input[1]][2:]
+        )  # a file may leave it to the weights
         if len(given[0]) != 4:
             attr["type"] = f"Conv{len(given[0]) - 2}d"  # nn-Meter's are of images
         return 1 < attribute(node, "group", 1) != given[0][1]

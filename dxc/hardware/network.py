@@ -137,9 +137,15 @@ def read_network(path: Path) -> Network:
     depends on a shape that cannot be inferred (the node is named).
     """
     model = load_onnx(path)
-    with contextlib.suppress(HardwareError):  # without the files beside it, MACs can be counted too
+    absent: HardwareError | None = None
+    try:
         load_small(path, model, LARGE)
-    return network_of(model, str(path))
+    except HardwareError as error:
+        absent = error
+    try:
+        return network_of(model, str(path))  # most shapes are in the file itself
+    except HardwareError as error:
+        raise absent or error from error
 
 
 def network_of(model: onnx.ModelProto, source: str) -> Network:
@@ -230,8 +236,7 @@ def _plain(model: onnx.ModelProto) -> None:
     _pass_by_identities(model)
     del graph.value_info[:]  # it may name the old batch; inference writes it anew
     for tensor in graph.output:
-        if tensor.type.WhichOneof("value") == "tensor_type":
-            tensor.type.tensor_type.ClearField("shape")
+        tensor.ClearField("type")
     nodes: list[onnx.NodeProto] = []
     for number, node in enumerate(graph.node):
         # nn-Meter keys nodes by name, and joins fused ones with ';'
