@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 
 from dxc.errors import DxcError
 from dxc.hardware import Hardware
+from dxc.hardware.onnx_file import fixed_batch, load_onnx, onnx_mb
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from dxc.hardware.efficiency import Efficiency
     from dxc.hardware.measure import Measurement
+    from dxc.hardware.network import Network
     from dxc.hardware.packages import Package
     from dxc.hardware.predict import Prediction
 
@@ -66,7 +68,8 @@ def cost(
         _measure(onnx, hardware, out, costs)
     with _part("profiled", costs, out):
         _profile(onnx, hardware, out, costs, profile)
-    _check_limits(hardware, costs, {"onnx_mb": onnx.stat().st_size / 1e6, **(known or {}), **costs.metrics})
+    with _part("sized", costs, out):
+        _check_limits(hardware, costs, {"onnx_mb": onnx_mb(onnx), **(known or {}), **costs.metrics})
     return costs
 
 
@@ -136,14 +139,14 @@ def find_packages(hardware: Hardware, notes: list[str], *, progress: bool = True
     return packages
 
 
-def predict_all(onnx: Path, packages: Sequence[Package]) -> list[Prediction]:
-    """One prediction a package; the file is read once."""
-    from dxc.hardware.kernels import read_graph
+def predict_all(onnx: Path | Network, packages: Sequence[Package]) -> list[Prediction]:
+    """One prediction a package; the file is read once, if it is not read already."""
+    from dxc.hardware.kernels import graph_of_network, read_graph
     from dxc.hardware.predict import predict
 
     if not packages:
         return []
-    graph = read_graph(onnx)
+    graph = read_graph(onnx) if isinstance(onnx, Path) else graph_of_network(onnx)
     return [predict(graph, package) for package in packages]
 
 
@@ -174,7 +177,8 @@ def _measure(onnx: Path, hardware: Hardware, out: Path, costs: Costs) -> None:
         measurement.save(out / f"measured_batch{batch}.json")
         return measurement
 
-    efficiency = measure_batches(onnx, hardware.batches, measured)
+    batch = fixed_batch(load_onnx(onnx), str(onnx))
+    efficiency = measure_batches(onnx, hardware.batches if batch == 1 else [batch], measured)
     for measurement in efficiency.measurements:
         if measurement.valid:
             costs.curves += [
@@ -190,6 +194,8 @@ def _measure(onnx: Path, hardware: Hardware, out: Path, costs: Costs) -> None:
         costs.efficiency = efficiency
     first = efficiency.measurements[0]
     costs.metrics |= first.metrics() | efficiency.metrics()
+    if batch != 1:
+        costs.notes.append(describe_batch(first))
     costs.tags["dxc.measured_on"] = describe_conditions(first)
     costs.tags["dxc.measurement"] = "valid" if first.valid else f"invalid: {first.reason}"
 
@@ -206,6 +212,16 @@ def measure_on(onnx: Path, hardware: Hardware, batch: int = 1) -> Measurement:
         affinity=hardware.affinity,
         host=hardware.host,
         remote_python=hardware.python,
+    )
+
+
+def describe_batch(measurement: Measurement) -> str:
+    """What the time of a file means that is fixed to a batch of several images."""
+    batch, ms = measurement.batch, measurement.median_ms
+    took = f" (a batch took {ms:.2f} ms, {ms / batch:.2f} ms an image)" if measurement.valid else ""
+    return (
+        f"its batch is fixed at {batch}, so it is measured at {batch}{took}; a measured latency is of one image, as "
+        "MACs and predictions are: export with an open batch"
     )
 
 
@@ -258,38 +274,79 @@ def compare(
     """Predicted against measured for a list of exported files, side by side, and notes on what is missing.
 
     Columns: file, latency_ms (mean over packages), latency_ms/NAME each, measured_latency_ms,
-    measured_latency_p95_ms, measured (valid, invalid: why, or not measured), error (predicted / measured - 1,
-    where both are there), peak_memory_mb, onnx_mb, macs. What is missing is NaN.
+    measured_latency_p95_ms, measured (valid, invalid, not measured, or
+    at batch N), error (predicted / measured - 1,
+    where both are there), peak_memory_mb, onnx_mb, macs. What is missing is NaN, and a note says why.
     """
     import pandas as pd
 
-    from dxc.hardware.predict import describe_coverage, latency_metrics
-
-    rows = []
     notes: list[str] = []
     packages = find_packages(hardware, notes, progress=progress)
     absent = hardware.absent()
     if absent:
         notes.append(f"not measured: {absent}")
-    for path in files:
-        row: dict[str, object] = {"file": str(path)}
-        try:
-            predictions = predict_all(path, packages)
-            metrics = latency_metrics(predictions)
-            row |= metrics
-            notes += [f"{path}: {line}" for p in predictions if (line := describe_coverage(p))]
-            notes += [line for p in predictions if (line := described_machine(p))]
-            if predictions:
-                row["macs"] = sum(each.kernel.macs for each in predictions[0].kernels)
-            row["onnx_mb"] = path.stat().st_size / 1e6
-            row["measured"] = "not measured"
-            if not absent:
-                measurement = measure_on(path, hardware)
-                row |= measurement.metrics()
-                row["measured"] = "valid" if measurement.valid else f"invalid: {measurement.reason}"
-                if measurement.valid and predictions:
-                    row["error"] = metrics["latency_ms"] / measurement.median_ms - 1
-        except DxcError as error:  # it names the file
-            notes.append(str(error))
-        rows.append(row)
+    rows = [_compared(path, hardware, packages, absent, notes) for path in files]
     return pd.DataFrame(rows), list(dict.fromkeys(notes))
+
+
+def _compared(
+    path: Path, hardware: Hardware, packages: Sequence[Package], absent: str, notes: list[str]
+) -> dict[str, object]:
+    """The row of one file. Each part of it stands alone: one that cannot be had adds a line to `notes`."""
+    from dxc.hardware.network import read_network
+    from dxc.hardware.predict import describe_coverage, latency_metrics
+
+    row: dict[str, object] = {"file": str(path)}
+    latency: dict[str, float] = {}
+
+    def note(line: str) -> None:
+        notes.append(f"{path}: {line}")
+
+    @contextlib.contextmanager
+    def part(what: str) -> Iterator[None]:
+        try:
+            yield
+        except DxcError as error:
+            note(f"{what}: {str(error).removeprefix(f'{path}: ')}")
+        except Exception as error:  # a bug or a broken library: the other parts and files go on
+            log.debug("%s: %s", path, what, exc_info=True)
+            note(f"{what}: {type(error).__name__}: {error} (a fault of dxc or a library)")
+
+    try:
+        model = load_onnx(path)
+    except DxcError as error:
+        notes.append(str(error))
+        return row
+    with part("no size"):
+        row["onnx_mb"] = onnx_mb(path)
+    with part("no MACs, not predicted"):
+        network = read_network(path)
+        if network.macs is None:
+            note(f"no MACs: those of {network.uncounted} are not known")
+        else:
+            row["macs"] = network.macs
+        with part("not predicted"):
+            predictions = predict_all(network, packages)
+            latency = latency_metrics(predictions)
+            row |= latency
+            for each in predictions:
+                if line := describe_coverage(each):
+                    note(line)
+                if line := described_machine(each):
+                    notes.append(line)
+    row["measured"] = "not measured"
+    if absent:
+        return row
+    with part("not measured"):
+        batch = fixed_batch(model, str(path))
+        measurement = measure_on(path, hardware, batch)
+        row |= measurement.metrics()
+        row["measured"] = "valid" if measurement.valid else "invalid"
+        if not measurement.valid:
+            note(f"measured latency is invalid: {measurement.reason}")
+        if batch != 1:
+            row["measured"] = f"at batch {batch}" if measurement.valid else f"invalid at batch {batch}"
+            note(describe_batch(measurement))
+        if "measured_latency_ms" in row and "latency_ms" in latency:
+            row["error"] = latency["latency_ms"] / measurement.median_ms - 1
+    return row

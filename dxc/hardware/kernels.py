@@ -12,18 +12,16 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dxc.errors import HardwareError
+from dxc.hardware.network import Network, attribute, network_of, read_network, without_shape
 
 if TYPE_CHECKING:
     import onnx
-
-LARGE = 1024
-"""Initializers with more elements are weights: their shape counts, their values do not."""
 
 NO_WORK = {
     "Constant",
@@ -45,12 +43,13 @@ class Kernel:
 
     op: nn-Meter's type, such as 'conv-relu'. features: what its predictors take, for convolutions height =
     width of the input, channels in and out, kernel, stride, MFLOPs / 2 and parameters in millions; None where
-    nn-Meter knows no features for it. macs: multiply-accumulates for one image. nodes: the ONNX nodes in it.
+    nn-Meter knows no features for it. macs: multiply-accumulates for one image, None where those of an operator in it
+    are not known. nodes: the ONNX nodes in it.
     """
 
     op: str
     features: tuple[float, ...] | None
-    macs: int
+    macs: int | None
     nodes: tuple[str, ...]
 
 
@@ -60,68 +59,104 @@ class Graph:
 
     source: str
     ir: Mapping[str, Any]
-    macs: Mapping[str, int]
-    grouped: frozenset[str] = frozenset()
-    """Convolutions in groups that are not depthwise: nn-Meter would take them for dense ones."""
+    macs: Mapping[str, int | None]
+    unlike: frozenset[str] = frozenset()
+    """Nodes that nn-Meter would take for others: convolutions in groups that are not depthwise (for dense ones), and
+    products of several rows (for a linear layer, which has one)."""
 
 
 def read_graph(path: Path) -> Graph:
     """Read an ONNX file for prediction; the size of its input comes from the file, the batch is one image.
 
-    Raises HardwareError for a file that cannot be read, an input with a size that is not fixed, and operators
-    whose shapes cannot be inferred (each is named).
+    Raises HardwareError for a file that cannot be read, an input with a size that is not fixed, operators whose
+    shapes cannot be inferred (each is named), and a network that does not compute in float32.
     """
-    return graph_of(load_onnx(path), str(path))
-
-
-def load_onnx(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file. Raises HardwareError for one that is none."""
-    import onnx
-
-    try:
-        return onnx.load(path)
-    except Exception as error:  # onnx raises what its protobuf raises
-        raise HardwareError(f"{path} cannot be read as an ONNX file: {error}") from error
+    return graph_of_network(read_network(path))
 
 
 def graph_of(model: onnx.ModelProto, source: str) -> Graph:
     """As read_graph, for a model in memory (which is changed: weights are dropped, nodes get names)."""
-    import onnx
+    return graph_of_network(network_of(model, source))
 
-    _fix_batch(model, source)
-    _drop_weights(model)
-    _pass_by_identities(model)
-    for number, node in enumerate(model.graph.node):
-        # nn-Meter keys nodes by name, and joins fused ones with ';'
-        node.name = f"{number}:{node.op_type}:{node.name}".replace(";", ",")
-    try:
-        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except Exception as error:
-        raise HardwareError(f"{source}: the shapes of its tensors cannot be inferred: {error}") from error
 
-    shapes = _shapes(model)
-    ir = _nn_meter().read(model).convert()
-    unknown = []
-    for node in model.graph.node:
-        if "type" in ir.get(node.name, {}).get("attr", {"type": ""}):
-            continue
-        ranks = [len(shapes[name]) for name in node.output if name in shapes]
-        if node.op_type in NO_WORK or (ranks and max(ranks) <= 1):
-            del ir[node.name]  # computes a shape: no kernel
-        else:
-            unknown.append(f"{node.op_type} ({node.name.split(':', 2)[2] or 'unnamed'})")
-    if unknown:
+def graph_of_network(network: Network) -> Graph:
+    """As read_graph, for a network that is read."""
+    if network.other_numbers:
         raise HardwareError(
-            f"{source}: no shape can be inferred for {', '.join(unknown[:8])}{' ...' if unknown[8:] else ''}. "
-            "Export the network with a fixed input size and standard ONNX operators."
+            f"{network.source}: it does not compute in float32 ({network.other_numbers}), and predictors describe "
+            "float32 kernels only; it can be measured"
         )
-    macs = {node.name: _macs(node, shapes) for node in model.graph.node}
-    grouped = {
-        node.name
-        for node in model.graph.node
-        if node.op_type == "Conv" and 1 < _attribute(node, "group", 1) != shapes[node.input[0]][1]
-    }
-    return Graph(source, ir, macs, frozenset(grouped))
+    nodes = [node for node in network.model.graph.node if not network.is_constant(node)]
+    if unknown := [node for node in nodes if not any(name in network.shapes for name in node.output)]:
+        raise without_shape(network, unknown)
+    try:
+        ir = _nn_meter().read(_for_nn_meter(network, nodes)).convert()
+        unlike = {node.name for node in nodes if _complete(ir, node, network)}
+    except Exception as error:  # nn-Meter trusts what it reads
+        raise _not_read(network.source, error) from error
+    for node in ir.values():
+        for side in ("inbounds", "outbounds"):
+            node[side] = [name for name in node[side] if name in ir]  # its own removal skips every other name
+        for side in ("input_shape", "output_shape"):
+            node["attr"][side] = [
+                [1, *shape[1:]] if shape and shape[0] == network.batch else shape
+                for shape in node["attr"][side]
+            ]
+    return Graph(network.source, ir, network.node_macs, frozenset(unlike))
+
+
+def _for_nn_meter(network: Network, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
+    """The network without the nodes that make weights: what they make is a weight without values."""
+    from onnx import TensorProto
+
+    model = type(network.model).FromString(network.model.SerializeToString())
+    graph = model.graph
+    weights = {tensor.name for tensor in graph.initializer}
+    known = [tensor for tensor in graph.value_info if tensor.name not in network.constants]
+    graph.initializer.extend(
+        TensorProto(name=name, dims=network.shapes[name], data_type=TensorProto.FLOAT)
+        for name in sorted(network.constants - weights)
+        if name in network.shapes
+    )
+    for field, kept in ((graph.node, nodes), (graph.value_info, known)):
+        copies = [type(each).FromString(each.SerializeToString()) for each in kept]
+        del field[:]
+        field.extend(copies)
+    return model
+
+
+def _complete(ir: dict[str, Any], node: onnx.NodeProto, network: Network) -> bool:
+    """Take a node out of nn-Meter's IR if it only computes a shape, and say what nn-Meter does not say of it.
+
+    Returns whether nn-Meter would take it for another kind of node.
+    """
+    shapes = network.shapes
+    if node.name not in ir:
+        return False  # a second Slice of a tensor: nn-Meter makes one kernel of them
+    given = [shapes[name] for name in node.input if name in shapes and name not in network.constants]
+    made = [shapes[name] for name in node.output if name in shapes]
+    attr = ir[node.name]["attr"]
+    macs = network.node_macs[node.name]
+    if "type" not in attr:  # nn-Meter leaves out what begins or ends with a vector
+        if macs == 0 and (node.op_type in NO_WORK or max(map(len, made)) <= 1):
+            del ir[node.name]
+            return False
+        attr |= {"type": node.op_type, "attr": {}, "input_shape": given or [[1]], "output_shape": made}
+        return True
+    if node.op_type == "Conv":
+        attr["attr"].setdefault(
+            "kernel_shape", shapes[node.input[1]][2:]
+        )  # a file may leave it to the weights
+        if len(given[0]) != 4:
+            attr["type"] = f"Conv{len(given[0]) - 2}d"  # nn-Meter's are of images
+        return 1 < attribute(node, "group", 1) != given[0][1]
+    if node.op_type in ("Gemm", "MatMul"):
+        return math.prod(made[0][:-1]) != network.batch or len(given) > 1
+    return False
+
+
+def _not_read(source: str, error: Exception) -> HardwareError:
+    return HardwareError(f"{source}: nn-Meter cannot read this network ({type(error).__name__}: {error})")
 
 
 def detect(graph: Graph, rules: Path) -> list[Kernel]:
@@ -131,9 +166,12 @@ def detect(graph: Graph, rules: Path) -> list[Kernel]:
     nothing is lost silently.
     """
     check_rules(rules)
-    detector = _nn_meter().detector(str(rules))
-    detector.load_graph(dict(graph.ir))
-    found = detector.get_kernels()
+    try:
+        detector = _nn_meter().detector(str(rules))
+        detector.load_graph(dict(graph.ir))
+        found = detector.get_kernels()
+    except Exception as error:  # as above
+        raise _not_read(graph.source, error) from error
     graph_types = detector.model_graph.get_node_type
     blocks = [
         tuple(part for name in block for part in name.split(";"))
@@ -142,8 +180,11 @@ def detect(graph: Graph, rules: Path) -> list[Kernel]:
     ]
     kernels = []
     for kernel, nodes in zip(found, blocks, strict=True):
-        features = None if graph.grouped.intersection(nodes) else _features(kernel)
-        kernels.append(Kernel(kernel["op"], features, sum(graph.macs.get(name, 0) for name in nodes), nodes))
+        if kernel["op"] == "Gather":
+            features = _gathered(graph.ir[nodes[0]]["attr"])
+        else:
+            features = None if graph.unlike.intersection(nodes) else _features(kernel)
+        kernels.append(Kernel(kernel["op"], features, sum_macs(graph.macs.get(n, 0) for n in nodes), nodes))
     seen = {name for kernel in kernels for name in kernel.nodes}
     for name, node in graph.ir.items():
         if name not in seen and node["attr"]["type"] not in _nn_meter().dummy_types:
@@ -159,6 +200,18 @@ def predictor_names(op: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((op, _nn_meter().predictor_name(op))))
 
 
+def _gathered(attr: dict[str, Any]) -> tuple[float, ...] | None:
+    """Height = width and channels of the input, and the axis (2 rows, 3 columns) of a Gather from images.
+
+    dxc's own, as nn-Meter knows none: calibrate.py makes a predictor from them for the bins of a spatial pyramid
+    (dxc.models.sppnet), of which columns take several times as long as rows.
+    """
+    image = attr["input_shape"][0]
+    if len(image) != 4 or (axis := attr["attr"].get("axis", 0)) not in (2, 3):
+        return None
+    return float(image[1]), float(image[3]), float(axis)
+
+
 def _features(kernel: dict[str, Any]) -> tuple[float, ...] | None:
     disabled = logging.root.manager.disable
     logging.disable(logging.INFO)  # nn-Meter logs every kernel to the root logger
@@ -171,82 +224,10 @@ def _features(kernel: dict[str, Any]) -> tuple[float, ...] | None:
     return tuple(float(value) for value in found[0][kernel["op"]]) if found else None
 
 
-def image_shape(model: onnx.ModelProto, source: str) -> list[int]:
-    """Shape of the first input without its batch. Raises HardwareError where a size is left open."""
-    weights = {initializer.name for initializer in model.graph.initializer}
-    tensor = next(each for each in model.graph.input if each.name not in weights)
-    dims = tensor.type.tensor_type.shape.dim
-    free = [dim.dim_param or "?" for dim in dims[1:] if dim.dim_value <= 0]
-    if free or len(dims) < 2:
-        raise HardwareError(
-            f"{source}: the size of input '{tensor.name}' is not fixed ({', '.join(free) or 'no shape'}), and "
-            "cost depends on it. Export with a fixed size; only the batch may be left open."
-        )
-    return [dim.dim_value for dim in dims[1:]]
-
-
-def _fix_batch(model: onnx.ModelProto, source: str) -> None:
-    """One image; every other size has to be in the file."""
-    image_shape(model, source)
-    weights = {initializer.name for initializer in model.graph.initializer}
-    for tensor in model.graph.input:
-        if tensor.name not in weights:
-            tensor.type.tensor_type.shape.dim[0].dim_value = 1
-    for tensor in [*model.graph.output, *model.graph.value_info]:
-        tensor.type.tensor_type.ClearField("shape")  # they may name the old batch; inference writes them anew
-
-
-def _drop_weights(model: onnx.ModelProto) -> None:
-    for tensor in model.graph.initializer:
-        if math.prod(tensor.dims) > LARGE:
-            tensor.ClearField("raw_data")
-            tensor.ClearField("float_data")
-
-
-def _pass_by_identities(model: onnx.ModelProto) -> None:
-    """Remove Identity nodes: nn-Meter's detector dies on those between initializers (equal biases) and at the end."""
-    renamed = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Identity"}
-    if not renamed:
-        return
-
-    def source(name: str) -> str:
-        while name in renamed:
-            name = renamed[name]
-        return name
-
-    kept = [node for node in model.graph.node if node.op_type != "Identity"]
-    for node in kept:
-        node.input[:] = [source(name) for name in node.input]
-    for tensor in model.graph.output:
-        tensor.name = source(tensor.name)
-    copies = [type(node).FromString(node.SerializeToString()) for node in kept]
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
-
-
-def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
-    graph = model.graph
-    shapes = {
-        tensor.name: [dim.dim_value for dim in tensor.type.tensor_type.shape.dim]
-        for tensor in [*graph.input, *graph.value_info, *graph.output]
-    }
-    return shapes | {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-
-
-def _macs(node: onnx.NodeProto, shapes: Mapping[str, list[int]]) -> int:
-    """Multiply-accumulates of one node for one image; 0 for operators without any."""
-    if node.op_type == "Conv":
-        out, weight = shapes[node.output[0]], shapes[node.input[1]]
-        return math.prod(out) * math.prod(weight[1:])
-    if node.op_type in ("Gemm", "MatMul"):
-        left = shapes[node.input[0]]
-        inner = left[0] if _attribute(node, "transA", 0) else left[-1]
-        return math.prod(shapes[node.output[0]]) * inner
-    return 0
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
+def sum_macs(each: Iterable[int | None]) -> int | None:
+    """Their sum; None where one is not known."""
+    known = list(each)
+    return None if None in known else sum(macs for macs in known if macs is not None)
 
 
 def check_rules(path: Path) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from dxc.errors import ConfigError, HardwareError, require_whole
 from dxc.files import write_atomically
+from dxc.hardware.onnx_file import data_files
 from dxc.processes import ending_with_parent
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -73,7 +74,10 @@ class Measurement:
     environment: dict[str, Any]
 
     def metrics(self) -> dict[str, float]:
-        """Metrics of the objective table. An invalid record has no latency; memory does not suffer from noise."""
+        """Metrics of the objective table. An invalid record has no latency; memory does not suffer from noise. A batch
+        of several images (a file that is fixed to it) has neither: both are of one image."""
+        if self.batch != 1:
+            return {}
         memory = {"peak_memory_mb": self.peak_memory_mb}
         if not self.valid:
             return memory
@@ -118,16 +122,15 @@ def measure(
     being good, the one with the least spread is returned with valid=False. Records are never averaged: a
     machine that is busy half of the time would give a number that it shows at no time.
 
-    host: user@address of a device with python3, numpy and onnxruntime, reached by ssh with a key; the file and the
-    worker are copied into a temporary folder there. python: the interpreter here, if not this one; remote_python
-    is the one there. Raises HardwareError where it cannot be done and ConfigError for an argument that cannot
-    work, both saying what to do.
+    host: user@address of a device with python3, numpy and onnxruntime, reached by ssh with a key; the file, those with
+    weights beside it, and the worker are copied into a temporary folder there. python: the interpreter here, if not
+    this one; remote_python is the one there. Raises HardwareError where it cannot be done and ConfigError for an
+    argument that cannot work, both saying what to do.
     """
     require_whole("hardware.threads", threads, at_least=1)
     require_whole("batch", batch, at_least=1)
     cores = _cores(affinity)
-    if not onnx.is_file():
-        raise HardwareError(f"{onnx}: no such file")
+    beside = data_files(onnx)
     request = {
         "model": str(onnx),
         "provider": provider,
@@ -139,7 +142,7 @@ def measure(
     }
     where = _here(python or sys.executable)
     if host is not None:
-        where = _there(onnx, host, ["ssh", *SSH_OPTIONS, *ssh_options], remote_python)
+        where = _there([*beside, onnx], host, ["ssh", *SSH_OPTIONS, *ssh_options], remote_python)
     tried: list[tuple[float, dict[str, Any]]] = []
     with where as ask:
         for attempt in range(attempts):
@@ -255,7 +258,7 @@ def _refusal(answer: dict[str, str], onnx: Path, host: str | None) -> HardwareEr
         "provider": f"a GPU needs its build {install} onnxruntime-gpu (in place of onnxruntime)",
         "cuda": "does nvidia-smi show the GPU, and do torch and onnxruntime-gpu fit its CUDA and cuDNN?",
         "model": "is it a whole ONNX file, with operators that this ONNX Runtime knows?",
-        "batch": "export with an open batch, or measure that batch only: hardware.batches=[1]",
+        "batch": "export with an open batch, or measure images of that batch only",
         "size": "export with a fixed image size; only the batch may be left open",
         "type": "export the network in float32",
         "run": "a smaller batch needs less memory; or do sizes inside the file fit one batch only?",
@@ -269,8 +272,12 @@ SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAl
 
 
 @contextlib.contextmanager
-def _there(onnx: Path, host: str, ssh: list[str], remote_python: str) -> Iterator[Ask]:
-    """The worker and the file in a temporary folder of the device, which is removed again."""
+def _there(files: Sequence[Path], host: str, ssh: list[str], remote_python: str) -> Iterator[Ask]:
+    """The worker and the files in a temporary folder of the device, which is removed again.
+
+    files: those with weights, in the folder of the .onnx or below it, and the .onnx at the end.
+    """
+    onnx = files[-1]
     if not isinstance(host, str) or not host or host.startswith("-") or any(c.isspace() for c in host):
         raise ConfigError(f"hardware.host must read user@address, not {host!r}")
     made = _remote(ssh, host, "mktemp -d")
@@ -283,7 +290,7 @@ def _there(onnx: Path, host: str, ssh: list[str], remote_python: str) -> Iterato
     place = shlex.quote(folder)
 
     def ask(request: dict[str, Any]) -> dict[str, Any]:
-        sent = json.dumps({**request, "model": f"{folder}/model.onnx"}).encode()
+        sent = json.dumps({**request, "model": f"{folder}/network/{onnx.name}"}).encode()
         done = _remote(ssh, host, f"{shlex.quote(remote_python)} {place}/worker.py", sent)
         if done.returncode == 127:
             raise HardwareError(
@@ -292,11 +299,15 @@ def _there(onnx: Path, host: str, ssh: list[str], remote_python: str) -> Iterato
         return _answer(done, f"hardware.host={host}: measuring {onnx} there")
 
     try:
-        for name, content in (("worker.py", WORKER.read_bytes()), ("model.onnx", onnx.read_bytes())):
-            copied = _remote(ssh, host, f"cat > {place}/{name}", content)
+        # in a folder of their own: what an .onnx calls its weights must not take the worker's place
+        copies = [(file, f"network/{file.relative_to(onnx.parent)}") for file in files]
+        for file, name in [(WORKER, "worker.py"), *copies]:
+            to = shlex.quote(f"{folder}/{name}")
+            content = file.read_bytes()
+            copied = _remote(ssh, host, f'mkdir -p "$(dirname {to})" && cat > {to}', content)
             if copied.returncode:
                 raise HardwareError(
-                    f"hardware.host={host}: {onnx} ({len(content) / 1e6:.0f} MB) cannot be copied there: "
+                    f"hardware.host={host}: {file} ({len(content) / 1e6:.0f} MB) cannot be copied there: "
                     f"{_said(copied, 2)}; is there space in {folder}?"
                 )
         yield ask

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dxc.errors import HardwareError
-from dxc.hardware.kernels import load_onnx
+from dxc.hardware.onnx_file import load_onnx
 
 
 class OnnxModule(nn.Module):
@@ -30,7 +30,7 @@ class OnnxModule(nn.Module):
         from onnx import numpy_helper
 
         super().__init__()
-        graph = load_onnx(path).graph
+        graph = load_onnx(path, weights=True).graph
         if missing := sorted({node.op_type for node in graph.node} - set(OPERATORS) - {"Constant"}):
             raise HardwareError(
                 f"{path} cannot be run with torch: no {', '.join(missing)} in dxc.hardware.onnx_module. "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dxc.hardware.features import to_ms
-from dxc.hardware.kernels import Graph, Kernel, detect, predictor_names, read_graph
+from dxc.hardware.kernels import Graph, Kernel, detect, predictor_names, read_graph, sum_macs
 from dxc.hardware.packages import Package
 
 if TYPE_CHECKING:
@@ -47,10 +47,22 @@ class Prediction:
         return tuple(each.kernel for each in self.kernels if each.ms is None)
 
     @property
-    def uncovered_macs_share(self) -> float:
-        """Share of the network's multiply-accumulates that lie in uncovered kernels, 0 to 1."""
-        total = sum(each.kernel.macs for each in self.kernels)
-        return sum(kernel.macs for kernel in self.uncovered) / total if total else float(bool(self.uncovered))
+    def uncovered_macs_share(self) -> float | None:
+        """Share of the network's multiply-accumulates that lie in uncovered kernels, 0 to 1; None where they are not
+        known."""
+        total = sum_macs(each.kernel.macs for each in self.kernels)
+        if total is None:
+            return None
+        return (
+            (sum_macs(kernel.macs for kernel in self.uncovered) or 0) / total
+            if total
+            else float(bool(self.uncovered))
+        )
+
+    @property
+    def says_something(self) -> bool:
+        """False where all arithmetic lies in uncovered kernels: what the rest takes is no latency of the network."""
+        return not self.uncovered or any(each.kernel.macs and each.ms is not None for each in self.kernels)
 
     def table(self) -> pd.DataFrame:
         """One row a kernel: package, op, features, macs, predictor, ms (missing where not covered), nodes."""
@@ -100,15 +112,15 @@ def predict(network: Path | Graph, package: Package) -> Prediction:
 def latency_metrics(predictions: Sequence[Prediction]) -> dict[str, float]:
     """Metrics of the objective table: latency_ms/NAME each, their mean and sample standard deviation.
 
-    One package has no spread: latency_std_ms is missing then, not 0. uncovered_macs_share is the largest of all.
+    One package has no spread: latency_std_ms is missing then, not 0. uncovered_macs_share is the largest of all; it is
+    missing where MACs are not known. A package that covers none of the arithmetic predicts no latency.
     """
-    if not predictions:
-        return {}
-    each = {f"latency_ms/{p.package}": p.latency_ms for p in predictions}
-    metrics = {"latency_ms": statistics.mean(each.values()), **each}
+    each = {f"latency_ms/{p.package}": p.latency_ms for p in predictions if p.says_something}
+    metrics = {"latency_ms": statistics.mean(each.values()), **each} if each else {}
     if len(each) > 1:
         metrics["latency_std_ms"] = statistics.stdev(each.values())
-    return metrics | {"uncovered_macs_share": max(p.uncovered_macs_share for p in predictions)}
+    shares = [share for p in predictions if (share := p.uncovered_macs_share) is not None]
+    return metrics | ({"uncovered_macs_share": max(shares)} if shares else {})
 
 
 def describe_coverage(prediction: Prediction) -> str | None:
@@ -119,7 +131,11 @@ def describe_coverage(prediction: Prediction) -> str | None:
     for kernel in prediction.uncovered:
         counts[kernel.op] += 1
     listing = ", ".join(f"{count} {op}" for op, count in counts.items())
-    return (
-        f"{prediction.package} has no predictor for {listing} ({prediction.uncovered_macs_share:.2%} of the MACs): "
+    share = prediction.uncovered_macs_share
+    of_all = "a share of the MACs that is not known" if share is None else f"{share:.2%} of the MACs"
+    so = (
         "its latency leaves them out"
+        if prediction.says_something
+        else "it predicts no latency for this network"
     )
+    return f"{prediction.package} has no predictor for {listing} ({of_all}): {so}"

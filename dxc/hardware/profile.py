@@ -114,6 +114,8 @@ def profile_network(
             "profiling on a GPU: there is no CUDA device here; hardware=cpu profiles the processor"
         )
     out.mkdir(parents=True, exist_ok=True)
+    if (batch := _fixed_batch(onnx)) != 1:
+        batches = [batch]
 
     note, table, used = "", None, "torch"
     if mode == "nsight" or (mode == "auto" and accelerator == "gpu" and shutil.which("nsys")):
@@ -252,13 +254,22 @@ def _within(seconds: float | None, batches: Sequence[int]) -> Iterator[int]:
         yield batch
 
 
+def _fixed_batch(onnx: Path) -> int:
+    from dxc.hardware.onnx_file import fixed_batch, load_onnx
+
+    return fixed_batch(load_onnx(onnx), str(onnx))
+
+
 def network_shape(onnx: Path) -> list[int]:
-    """Channels, height and width of a file's input."""
-    import onnx as onnx_package
+    """Channels, height and width of a file's only input. Raises HardwareError where there are more."""
+    from dxc.hardware.onnx_file import image_shape, inputs, load_onnx
 
-    from dxc.hardware.kernels import image_shape
-
-    return image_shape(onnx_package.load(onnx, load_external_data=False), str(onnx))
+    model = load_onnx(onnx)
+    if len(fed := inputs(model, str(onnx))) > 1:
+        raise HardwareError(
+            f"{onnx} has {len(fed)} inputs, and profiling feeds images to one; it can be measured: profile=none"
+        )
+    return image_shape(model, str(onnx))
 
 
 def images(onnx: Path, batch: int) -> Tensor:

@@ -79,6 +79,18 @@ class Sketch:
         out = self._node(op, [x[0]], kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[padding] * 4)
         return out, x[1], (x[2] + 2 * padding - kernel) // stride + 1
 
+    def bins(self, x: tuple[str, int, int], level: int) -> tuple[str, int, int]:
+        """One level of a spatial pyramid, with the operators of dxc.models.sppnet.pool_fixed_size."""
+        from dxc.models.sppnet import windows
+
+        length, stride, pairs = windows(x[2], level)
+        y = self.pool(x, length, stride)
+        if not pairs:
+            return y
+        for axis in (2, 3):
+            y = (self._node("Gather", [y[0], self._numbers(pairs)], axis=axis), x[1], len(pairs))
+        return self.pool(y, 2, 2)
+
     def concat(self, parts: list[tuple[str, int, int]]) -> tuple[str, int, int]:
         out = self._node("Concat", [name for name, _, _ in parts], axis=1)
         return out, sum(channels for _, channels, _ in parts), parts[0][2]
@@ -112,6 +124,13 @@ class Sketch:
         number = len(self._nodes)
         self._nodes.append(helper.make_node(op, inputs, [f"t{number}"], name=f"n{number}", **attributes))
         return f"t{number}"
+
+    def _numbers(self, values: list[int]) -> str:
+        from onnx import numpy_helper
+
+        name = f"w{len(self._weights)}"
+        self._weights.append(numpy_helper.from_array(np.array(values, np.int64), name))
+        return name
 
     def _weight(self, shape: tuple[int, ...], fan_in: int) -> str:
         from onnx import numpy_helper
@@ -175,12 +194,12 @@ def _resnet(spec: Spec) -> onnx.ModelProto:
 
 
 def _draw_sppnet(rng: np.random.Generator) -> Spec:
-    # doi 10.1145/3624062.3624260; 100 pixels leave 12 x 12 features, which 1 to 4 bins divide
+    # doi 10.1145/3624062.3624260; 100 pixels leave 12 x 12 features: 1 to 4 bins divide them, 5 do not
     return {
         "in_channels": _pick(rng, [3, 4, 5, 7]),
         "size": 100 if rng.random() < 0.7 else _pick(rng, [48, 64, 80, 96, 128]),
         "kernel": _pick(rng, [1, 3, 5, 7, 9]),
-        "level": _pick(rng, [1, 2, 3, 4]),
+        "level": _pick(rng, [1, 2, 3, 4, 5]),
         "features": [_pick(rng, SPP_FEATURES) for _ in range(_pick(rng, [1, 2]))],
     }
 
@@ -190,11 +209,7 @@ def _sppnet(spec: Spec) -> onnx.ModelProto:
     x = sketch.image
     for channels, kernel in ((64, spec["kernel"]), (128, 3), (256, 3)):
         x = sketch.pool(sketch.conv(x, channels, kernel, relu=True), 2, 2)
-    bins = []
-    for level in (spec["level"], 2, 1):
-        stride = x[2] // level
-        bins.append(sketch.flatten(sketch.pool(x, x[2] - (level - 1) * stride, stride)))
-    y = sketch.concat(bins)
+    y = sketch.concat([sketch.flatten(sketch.bins(x, level)) for level in (spec["level"], 2, 1)])
     for features in spec["features"]:
         y = sketch.linear(y, features, relu=True)
     return sketch.model([sketch.linear(y, 1), sketch.linear(y, 4)])

@@ -62,7 +62,7 @@ def pool_fixed_size(x: Tensor, level: int) -> Tensor:
     length by one at most, so each is the union of two windows as long as the shortest bin, one at its beginning
     and one at its end: pool all windows, gather those, and pool them in pairs.
     """
-    rows, columns = _windows(int(x.shape[2]), level), _windows(int(x.shape[3]), level)
+    rows, columns = windows(int(x.shape[2]), level), windows(int(x.shape[3]), level)
     x = F.max_pool2d(x, (rows.length, columns.length), (rows.stride, columns.stride))
     if rows.pairs:
         x = x.index_select(2, torch.tensor(rows.pairs, device=x.device))
@@ -73,7 +73,7 @@ def pool_fixed_size(x: Tensor, level: int) -> Tensor:
     return x
 
 
-class _Windows(NamedTuple):
+class Windows(NamedTuple):
     """Windows along one axis; pairs: those that make up bin 0, 0, 1, 1, ...; empty where a window is a bin."""
 
     length: int
@@ -81,14 +81,15 @@ class _Windows(NamedTuple):
     pairs: list[int]
 
 
-def _windows(size: int, level: int) -> _Windows:
+def windows(size: int, level: int) -> Windows:
+    """Of the `level` bins along an axis of `size`, as adaptive pooling lays them; see pool_fixed_size."""
     bins = [(i * size // level, -(-(i + 1) * size // level)) for i in range(level)]
     lengths = {end - begin for begin, end in bins}
     strides = {after[0] - before[0] for before, after in pairwise(bins)} or {size}  # any, for a single bin
     if len(lengths) == len(strides) == 1 and min(strides) > 0:
-        return _Windows(lengths.pop(), strides.pop(), [])
+        return Windows(lengths.pop(), strides.pop(), [])
     shortest = min(lengths)
-    return _Windows(shortest, 1, [window for begin, end in bins for window in (begin, end - shortest)])
+    return Windows(shortest, 1, [window for begin, end in bins for window in (begin, end - shortest)])
 
 
 def pool_any_size(x: Tensor, level: int) -> Tensor:

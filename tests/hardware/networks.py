@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from dxc.export import export_onnx
@@ -37,10 +38,7 @@ def one_operator(
     node = helper.make_node(op, ["image", *weights], ["scores"], name=op, **attributes)
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)
     scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, None)
-    ones = [
-        helper.make_tensor(name, TensorProto.FLOAT, dims, torch.ones(dims).flatten().tolist())
-        for name, dims in weights.items()
-    ]
+    ones = [numpy_helper.from_array(np.ones(dims, np.float32), name) for name, dims in weights.items()]
     graph = helper.make_graph([node], "one", [image], [scores], ones)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
     return path

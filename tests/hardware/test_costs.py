@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pandas as pd
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 from dxc.config import PROJECT_ROOT
 from dxc.errors import ConfigError
@@ -153,8 +156,111 @@ def test_predicted_beside_measured(network: Path, tmp_path: Path) -> None:
     assert row["error"] == pytest.approx(row["latency_ms"] / row["measured_latency_ms"] - 1)
     assert row["measured"] == "valid"
     assert table["latency_ms"].isna().tolist() == [False, True, True]
-    assert any("free.onnx: the size of input 'image' is not fixed" in note for note in notes)
+    assert any(
+        "free.onnx: no MACs, not predicted: the size of input 'image' is not fixed" in note for note in notes
+    )
     assert any("missing.onnx" in note for note in notes)
+
+
+def test_each_part_of_each_file_stands_alone(network: Path, tmp_path: Path) -> None:
+    """Files that cannot be read, predicted or measured lose that, say why, and take nothing else with them."""
+    (tmp_path / "empty.onnx").touch()
+    quantised = one_operator(tmp_path / "quantised.onnx", "Relu", shape=["n", 3, 8, 8])
+    model = onnx.load(quantised)
+    scale = helper.make_tensor("scale", TensorProto.FLOAT, [], [0.1])
+    model.graph.initializer.append(scale)
+    model.graph.node[0].input[0] = "real"
+    nodes = [
+        helper.make_node("QuantizeLinear", ["image", "scale"], ["whole"]),
+        helper.make_node("DequantizeLinear", ["whole", "scale"], ["real"]),
+        *model.graph.node,
+    ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, quantised)
+    words = one_operator(tmp_path / "words.onnx", "Abs", shape=["n", 3])
+    model = onnx.load(words)
+    for tensor in (*model.graph.input, *model.graph.output):
+        tensor.type.tensor_type.elem_type = TensorProto.INT64
+    onnx.save(model, words)
+    later = one_operator(tmp_path / "later.onnx", "Relu", shape=["n", 3, 8, 8])
+    model = onnx.load(later)
+    model.ir_version = 99
+    onnx.save(model, later)
+    files = [tmp_path / "empty.onnx", tmp_path, quantised, words, later, network]
+    table, notes = compare(files, hardware(tmp_path))
+    rows = {Path(row["file"]).name: row for row in table.to_dict("records")}
+    said = "\n".join(notes)
+
+    def has(file: str) -> set[str]:
+        return {
+            key
+            for key in ("onnx_mb", "macs", "latency_ms", "measured_latency_ms")
+            if rows[file].get(key) == rows[file][key]
+        }
+
+    whole = {"onnx_mb", "macs", "latency_ms", "measured_latency_ms"}
+    assert [has(path.name) for path in files] == [
+        set(), set(), whole - {"latency_ms"}, {"onnx_mb", "macs"}, {"onnx_mb", "macs"}, whole
+    ]  # fmt: skip
+    assert "empty.onnx cannot be read as an ONNX file: it is empty" in said
+    assert f"{tmp_path}: no such file" in notes
+    assert (
+        f"{quantised}: not predicted: it does not compute in float32 (1 QuantizeLinear, 1 DequantizeLinear)"
+        in said
+    )
+    assert "words.onnx cannot be measured here: input 'image' is a tensor(int64), not float32" in said
+    assert "later.onnx cannot be measured here" in said
+    assert rows["quantised.onnx"]["macs"] == 0
+    assert rows["words.onnx"]["measured"] == "not measured"
+
+
+def test_a_fault_of_a_library_costs_one_part_of_one_file(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a library broke")
+
+    monkeypatch.setattr(costs, "predict_all", broken)
+    table, notes = compare([network], hardware(tmp_path))
+    assert f"{network}: not predicted: RuntimeError: a library broke (a fault of dxc or a library)" in notes
+    assert table["macs"][0] > 0
+    assert table["measured"][0] == "valid"
+
+
+def test_a_file_of_a_fixed_batch_is_measured_at_it_and_says_so(tmp_path: Path) -> None:
+    """MACs and prediction are of one image, and so is a measured latency: the batch's time is in a note."""
+    eight = one_operator(
+        tmp_path / "b8.onnx", "Conv", shape=[8, 3, 32, 32], weights={"w": [8, 3, 3, 3]}, kernel_shape=[3, 3]
+    )
+    table, notes = compare([eight], hardware(tmp_path))
+    assert table["macs"][0] == 30 * 30 * 8 * 27
+    assert table["measured"][0] == "at batch 8"
+    assert "measured_latency_ms" not in table
+    (line,) = [note for note in notes if "fixed at 8" in note]
+    batch_ms, image_ms = map(float, re.findall(r"([\d.]+) ms", line))
+    assert batch_ms / 8 == pytest.approx(image_ms, abs=0.006)
+    assert "measured at 8" in line
+
+    out = tmp_path / "costs"
+    found = cost(eight, hardware(tmp_path, batches=(1, 2, 4)), out, profile="torch")
+    assert json.loads((out / "measured_batch8.json").read_text())["batch"] == 8
+    assert not any(name.startswith(("measured", "efficiency", "peak")) for name in found.metrics)
+    assert any(note.startswith("its batch is fixed at 8") for note in found.notes)
+    assert {batch for _, _, batch in found.curves} == {8}  # profiled so too
+
+
+def test_limits_count_the_weights_beside_the_file(tmp_path: Path) -> None:
+    path = one_operator(tmp_path / "m.onnx", "MatMul", shape=["n", 500], weights={"w": [500, 1000]})
+    model = onnx.load(path)
+    onnx.save(model, path, save_as_external_data=True, location="m.data", size_threshold=0)
+    facts = {"limits": {"onnx_mb": 1.9}, "measure": False, "predictors": []}
+    found = cost(path, hardware(tmp_path, **facts), tmp_path / "c", profile="none")
+    assert path.stat().st_size < 1000
+    assert any(note.startswith("onnx_mb 2 is over the limit of 1.9") for note in found.notes)
+    (tmp_path / "m.data").unlink()
+    found = cost(path, hardware(tmp_path, **facts), tmp_path / "d", profile="none")
+    assert any(note.startswith("not sized: ") and "there is no such file" in note for note in found.notes)
 
 
 def test_the_comparison_as_a_command(network: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -270,7 +271,7 @@ def test_files_that_cannot_be_measured(network: Path, tmp_path: Path) -> None:
     with pytest.raises(HardwareError, match="no such file"):
         measure(tmp_path / "missing.onnx")
     (tmp_path / "torn.onnx").write_bytes(network.read_bytes()[:50])
-    with pytest.raises(HardwareError, match="torn.onnx cannot be measured here"):
+    with pytest.raises(HardwareError, match="torn.onnx cannot be read as an ONNX file"):
         measure(tmp_path / "torn.onnx", stop=QUICK)
     free = one_operator(tmp_path / "free.onnx", "Relu", shape=["n", 3, "height", 8])
     with pytest.raises(HardwareError, match="input 'image' has no fixed height"):
@@ -440,6 +441,49 @@ def test_a_device_is_measured_over_ssh(network: Path, sshd: Server, tmp_path: Pa
     assert measured.environment["affinity"] == [0]
     assert measured.environment["onnxruntime"] == onnxruntime.__version__
     assert list((tmp_path / "device's folder").iterdir()) == []
+
+
+def beside(folder: Path, location: str) -> Path:
+    """A network with its weights in a file beside it."""
+    (folder / location).parent.mkdir(parents=True)
+    path = folder / "it's a net.onnx"
+    path.parent.mkdir(exist_ok=True)
+    model = onnx.load(one_operator(path, "MatMul", shape=["n", 8], weights={"w": [8, 4]}))
+    onnx.save(model, path, save_as_external_data=True, location=location, size_threshold=0)
+    return path
+
+
+@pytest.mark.parametrize("location", ["worker.py", "deep/w $HOME.bin"])
+def test_weights_beside_the_file_are_copied_to_a_device(location: str, tmp_path: Path) -> None:
+    """By a shell as a device's: they lie where the file says, and one called worker.py is not the worker."""
+    path = beside(tmp_path / "here", location)
+    (tmp_path / "device").mkdir()
+    shell = script(tmp_path / "ssh", f'export TMPDIR="{tmp_path}/device"\nshift 2\nexec sh -c "$1"')
+    request = {
+        "provider": "cpu",
+        "threads": 1,
+        "batch": 2,
+        "model": str(path),
+        "affinity": None,
+        **asdict(QUICK),
+    }
+    with module._there([*module.data_files(path), path], "device", [shell], sys.executable) as ask:
+        (place,) = (tmp_path / "device").iterdir()
+        copies = {str(file.relative_to(place)) for file in place.rglob("*") if file.is_file()}
+        assert copies == {"worker.py", f"network/{path.name}", f"network/{location}"}
+        assert (place / "worker.py").read_bytes() == module.WORKER.read_bytes()
+        assert (place / "network" / location).read_bytes() == bytes(np.ones(32, np.float32))
+        assert len(ask(request)["raw_ms"]) == 7
+    assert list((tmp_path / "device").iterdir()) == []
+
+
+def test_weights_outside_of_the_folder_are_not_measured(tmp_path: Path) -> None:
+    path = beside(tmp_path / "here", "w.bin")
+    (tmp_path / "secret").write_bytes(bytes(128))
+    (tmp_path / "here" / "w.bin").unlink()
+    (tmp_path / "here" / "w.bin").symlink_to(tmp_path / "secret")
+    with pytest.raises(HardwareError, match="only files in the folder of the .onnx are read"):
+        measure(path, stop=QUICK)
 
 
 def test_a_device_without_python_or_packages_is_told_what_it_needs(

@@ -9,14 +9,16 @@ import shutil
 import stat
 from pathlib import Path
 
+import onnx
 import pandas as pd
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 from dxc.errors import ConfigError, HardwareError
 from dxc.hardware.ort import node_times, session
 from dxc.hardware.profile import gpu_rows, operator_class, profile_network, share_rows
-from tests.hardware.networks import exported_resnet
+from tests.hardware.networks import exported_resnet, one_operator
 
 
 @pytest.fixture
@@ -162,6 +164,16 @@ def test_onnxruntime_nodes_are_those_of_its_own_file(network: Path, tmp_path: Pa
 def test_the_automatic_trace_leaves_large_batches_out(network: Path, tmp_path: Path) -> None:
     profiled = profile_network(network, tmp_path / "out", budget_seconds=1e-9)
     assert profiled.batches == (1,)
+
+
+def test_files_of_several_inputs_are_measured_not_profiled(tmp_path: Path) -> None:
+    path = one_operator(tmp_path / "two.onnx", "Add", shape=["n", 3], weights={"y": [1, 3]})
+    model = onnx.load(path)
+    del model.graph.initializer[:]
+    model.graph.input.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3]))
+    onnx.save(model, path)
+    with pytest.raises(HardwareError, match="two.onnx has 2 inputs, and profiling feeds images to one"):
+        profile_network(path, tmp_path / "p", mode="torch")
 
 
 def test_none_and_unknown_modes(network: Path, tmp_path: Path) -> None:

@@ -1,0 +1,169 @@
+"""An ONNX file as it lies on disk: read without trust, with the files that hold its weights, and its size.
+
+An exporter may leave the weights in files beside the .onnx ("external data"). Their names come from the file, which
+may be anyone's: only files of its own folder are read, measured, copied and counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING
+
+from dxc.errors import HardwareError
+
+if TYPE_CHECKING:
+    import onnx
+
+MAX_BYTES = 2**31 - 1
+"""Of the .onnx itself: no more fits into a protobuf message. Weights beside it may be larger."""
+
+
+def load_onnx(path: Path, *, weights: bool = False) -> onnx.ModelProto:
+    """Read an ONNX file; with `weights`, those that lie beside it are read too.
+
+    Raises HardwareError for a file that is none, and with `weights` for what data_files refuses.
+    """
+    import onnx
+
+    if not path.is_file():
+        raise HardwareError(f"{path}: no such file")
+    if not 0 < (size := path.stat().st_size) <= MAX_BYTES:
+        why = f"it has {size / 1e9:.1f} GB, 2.1 at most can be one" if size else "it is empty"
+        raise HardwareError(f"{path} cannot be read as an ONNX file: {why}")
+    try:
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+    except Exception as error:  # onnx raises what its protobuf raises
+        raise HardwareError(f"{path} cannot be read as an ONNX file: {error}") from error
+    if not model.graph.node:
+        raise HardwareError(f"{path} cannot be read as an ONNX file: there is no network in it")
+    if weights and data_files(path, model):
+        try:
+            onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
+        except Exception as error:
+            raise HardwareError(f"{path}: the weights beside it cannot be read: {error}") from error
+    return model
+
+
+def load_small(path: Path, model: onnx.ModelProto, elements: int) -> None:
+    """Read weights of at most so many elements that lie beside a file: shapes depend on them. Raises as data_files."""
+    import onnx
+
+    if not data_files(path, model):
+        return
+    for tensor in _tensors(model):
+        if tensor.data_location == tensor.EXTERNAL and math.prod(tensor.dims) <= elements:
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            if 0 < int(entries.get("length") or 0) <= 16 * elements:
+                onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+
+
+def data_files(path: Path, model: onnx.ModelProto | None = None) -> list[Path]:
+    """The files with weights beside an ONNX file, each once; `model`: what load_onnx has read.
+
+    Raises HardwareError for one that is missing or too short, and for a name that leaves the folder of the .onnx.
+    """
+    model = load_onnx(path) if model is None else model
+    files: dict[str, Path] = {}
+    for tensor in _tensors(model):
+        if not tensor.external_data and tensor.data_location != tensor.EXTERNAL:
+            continue
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        if location not in files:
+            files[location] = _own_file(path, location)
+        try:
+            end = int(entries.get("offset") or 0) + int(entries.get("length") or 0)
+        except ValueError:
+            end = -1
+        if not 0 <= end <= files[location].stat().st_size:
+            raise HardwareError(
+                f"{path}: {location!r} beside it does not hold all of its weights ('{tensor.name}'); copy both anew"
+            )
+    return list(files.values())
+
+
+def _own_file(path: Path, location: str) -> Path:
+    """The file at a location that an ONNX file names, if it lies in that file's folder."""
+    posix, windows = PurePosixPath(location), PureWindowsPath(location)
+    leaves = posix.is_absolute() or windows.anchor or ".." in (*posix.parts, *windows.parts)
+    try:
+        file = path.parent / location
+        if not location or leaves or not file.resolve().is_relative_to(path.parent.resolve()):
+            raise HardwareError(
+                f"{path}: its weights are said to lie in {location!r}; only files in the folder of the .onnx are read"
+            )
+        there = file.is_file()
+    except (OSError, ValueError):  # a name that cannot be a file's
+        there = False
+    if not there:
+        raise HardwareError(
+            f"{path}: its weights lie in {location!r} beside it, and there is no such file; copy both"
+        )
+    return file
+
+
+def onnx_mb(path: Path) -> float:
+    """Size of an ONNX file with the weights beside it, 1e6 bytes. Raises HardwareError as load_onnx and data_files."""
+    return sum(file.stat().st_size for file in (path, *data_files(path))) / 1e6
+
+
+def inputs(model: onnx.ModelProto, source: str) -> list[onnx.ValueInfoProto]:
+    """What has to be fed: files of ONNX before 1.5 list their weights among the inputs too.
+
+    Raises HardwareError where nothing is fed, or something that is no tensor.
+    """
+    weights = {initializer.name for initializer in model.graph.initializer}
+    fed = [each for each in model.graph.input if each.name not in weights]
+    if not fed:
+        raise HardwareError(f"{source} has no input: there is nothing to feed it with")
+    for each in fed:
+        if each.type.WhichOneof("value") != "tensor_type":
+            raise HardwareError(
+                f"{source}: input '{each.name}' is no tensor; a network of images takes tensors"
+            )
+    return fed
+
+
+def fixed_batch(model: onnx.ModelProto, source: str) -> int:
+    """Number of images that the first input is fixed to; 1 where the batch is open. Raises as inputs."""
+    dims = inputs(model, source)[0].type.tensor_type.shape.dim
+    return dims[0].dim_value if dims and dims[0].dim_value > 0 else 1
+
+
+def image_shape(model: onnx.ModelProto, source: str) -> list[int]:
+    """Shape of the first input without its batch. Raises HardwareError where a size is left open."""
+    tensor = inputs(model, source)[0]
+    dims = tensor.type.tensor_type.shape.dim
+    free = [dim.dim_param or "?" for dim in dims[1:] if dim.dim_value <= 0]
+    if free or len(dims) < 2:
+        raise HardwareError(
+            f"{source}: the size of input '{tensor.name}' is not fixed ({', '.join(free) or 'no shape'}), and "
+            "cost depends on it. Export with a fixed size; only the batch may be left open."
+        )
+    return [dim.dim_value for dim in dims[1:]]
+
+
+def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes with those of the graphs inside them (If, Loop, Scan)."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from all_nodes(graph.node)
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor that is stored in a file: weights, and the values of attributes."""
+    nodes = list(all_nodes([*model.graph.node, *(node for each in model.functions for node in each.node)]))
+    attributes = [attribute for node in nodes for attribute in node.attribute]
+    graphs = [model.graph, *(graph for each in attributes for graph in (each.g, *each.graphs))]
+    for graph in graphs:
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    for attribute in attributes:
+        yield from (attribute.t, *attribute.tensors)
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
