@@ -17,42 +17,57 @@ MARGIN = 0.1  # of the range, from the worst value to a reference point
 
 
 class Objective(NamedTuple):
-    """One metric of a run. `maximise` is True where more is better."""
+    """One metric of a run. `maximise` is True where more is better.
+
+    origin: how it is known. predicted: by predictors, of the machine in tag dxc.predicted_for; measured: on the machine
+    in tag dxc.measured_on; counted: from the network alone; trained: what training gave. '' where it is not declared.
+    """
 
     unit: str
     maximise: bool
     meaning: str
+    origin: str = ""
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "accuracy": Objective("fraction", True, "mean over folds, last epoch"),
-    "accuracy_std": Objective("fraction", False, "sample std. deviation over folds"),
-    "average_precision": Objective("fraction", True, "pooled out-of-fold predictions"),
-    "f1": Objective("fraction", True, "pooled out-of-fold predictions"),
-    "auroc": Objective("fraction", True, "pooled out-of-fold predictions"),
-    "box_ap50": Objective("fraction", True, "boxes, average precision at IoU 0.5 (COCO), pooled"),
-    "box_ap": Objective("fraction", True, "boxes, mean average precision at IoU 0.5 to 0.95 (COCO), pooled"),
-    "mean_iou": Objective("fraction", True, "predicted against true box, over the images with a crossing"),
+    "accuracy": Objective("fraction", True, "mean over folds, last epoch", origin="trained"),
+    "accuracy_std": Objective("fraction", False, "sample std. deviation over folds", origin="trained"),
+    "average_precision": Objective("fraction", True, "pooled out-of-fold predictions", origin="trained"),
+    "f1": Objective("fraction", True, "pooled out-of-fold predictions", origin="trained"),
+    "auroc": Objective("fraction", True, "pooled out-of-fold predictions", origin="trained"),
+    "box_ap50": Objective(
+        "fraction", True, "boxes, average precision at IoU 0.5 (COCO), pooled", origin="trained"
+    ),
+    "box_ap": Objective(
+        "fraction", True, "boxes, mean average precision at IoU 0.5 to 0.95 (COCO), pooled", origin="trained"
+    ),
+    "mean_iou": Objective(
+        "fraction", True, "predicted against true box, over the images with a crossing", origin="trained"
+    ),
     "recall_at_precision": Objective(
-        "fraction", True, "greatest recall at a precision of task.min_precision (0.9)"
+        "fraction", True, "greatest recall at a precision of task.min_precision (0.9)", origin="trained"
     ),
-    "latency_ms": Objective("ms", False, "predicted, mean over the hardware's nn-Meter predictors"),
-    "latency_std_ms": Objective("ms", False, "predicted, sample standard deviation over the predictors"),
+    "latency_ms": Objective("ms", False, "mean over the hardware's nn-Meter predictors", origin="predicted"),
+    "latency_std_ms": Objective(
+        "ms", False, "sample standard deviation over the predictors", origin="predicted"
+    ),
     "uncovered_macs_share": Objective(
-        "fraction", False, "MACs of kernels without a predictor, in no latency"
+        "fraction", False, "MACs of kernels without a predictor, in no latency", origin="counted"
     ),
-    "measured_latency_ms": Objective("ms", False, "measured on the machine in tag dxc.measured_on, median"),
-    "measured_latency_p95_ms": Objective("ms", False, "measured there, 95th percentile"),
-    "efficiency_ms": Objective("ms", False, "measured there, latency / batch, least over the batch sizes"),
-    "optimum_batch": Objective("count", False, "images in the batch with that least; fewer wait less"),
-    "onnx_mb": Objective("1e6 bytes", False, "size of the exported file"),
+    "measured_latency_ms": Objective("ms", False, "median", origin="measured"),
+    "measured_latency_p95_ms": Objective("ms", False, "95th percentile", origin="measured"),
+    "efficiency_ms": Objective("ms", False, "latency / batch, least over the batch sizes", origin="measured"),
+    "optimum_batch": Objective(
+        "count", False, "images in the batch with that least; fewer wait less", origin="measured"
+    ),
+    "onnx_mb": Objective("1e6 bytes", False, "size of the exported file", origin="counted"),
     "peak_memory_mb": Objective(
-        "1e6 bytes", False, "measured, peak of the inference process less its baseline"
+        "1e6 bytes", False, "peak of the inference process less its baseline", origin="measured"
     ),
-    "params": Objective("count", False, "trainable parameters"),
-    "macs": Objective("count", False, "multiply-accumulates an image"),
-    "fit_seconds": Objective("s", False, "wall time of training, all folds"),
-    "images_per_second": Objective("1/s", True, "images a second while training"),
+    "params": Objective("count", False, "trainable parameters", origin="counted"),
+    "macs": Objective("count", False, "multiply-accumulates an image", origin="counted"),
+    "fit_seconds": Objective("s", False, "wall time of training, all folds", origin="trained"),
+    "images_per_second": Objective("1/s", True, "images a second while training", origin="trained"),
 }
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dxc.errors import DxcError
 from dxc.hardware import Hardware
@@ -88,6 +88,7 @@ def _predict(onnx: Path, hardware: Hardware, out: Path, costs: Costs, progress: 
     costs.notes += [line for each in predictions if (line := describe_coverage(each))]
     costs.notes += [line for each in predictions if (line := described_machine(each))]
     costs.tags["dxc.predictors"] = ", ".join(each.package for each in predictions)
+    costs.tags["dxc.predicted_for"] = predicted_for({each.package: each.about for each in predictions})
     pd.concat([each.table() for each in predictions]).to_parquet(out / "kernels.parquet", index=False)
 
 
@@ -127,20 +128,31 @@ def predict_all(onnx: Path, packages: Sequence[Package]) -> list[Prediction]:
     return [predict(graph, package) for package in packages]
 
 
+def predicted_for(packages: Mapping[str, Mapping[str, Any]]) -> str:
+    """Which machines predictors {name: package.json} describe: 'my_cpu (onnxruntime 1.31.1, 1 thread, Intel Xeon)'.
+
+    A package that does not say is named after its device and runtime.
+    """
+    return "; ".join(
+        f"{name} ({about['runtime']} {about['runtime_version']}, {about['threads']} "
+        f"thread{'s' * (about['threads'] != 1)}, {about['device']})"
+        if about
+        else name
+        for name, about in packages.items()
+    )
+
+
 def described_machine(prediction: Prediction) -> str | None:
-    """Which machine a calibrated package describes, and what to do where it is not this one."""
+    """What to do where the machine that a calibrated package describes is not this one."""
     from dxc.hardware import device_name
 
     about = prediction.about
-    if not about:
+    if not about or about["device"] == device_name():
         return None
-    line = (
-        f"{prediction.package} predicts {about['runtime']} {about['runtime_version']} with {about['threads']} "
-        f"thread{'s' * (about['threads'] != 1)} on {about['device']}"
+    return (
+        f"{prediction.package} describes another machine than this one: python calibrate.py name=my_cpu makes a "
+        "predictor for this one"
     )
-    if about["device"] == device_name():
-        return f"{line}: a machine like this one"
-    return f"{line}, not on this machine: python calibrate.py name=my_cpu makes a predictor for it"
 
 
 def _measure(onnx: Path, hardware: Hardware, out: Path, costs: Costs) -> None:
@@ -243,6 +255,8 @@ def compare(
     rows = []
     notes: list[str] = []
     packages = find_packages(hardware, notes, progress=progress)
+    if packages:
+        notes.append(f"predicted for {predicted_for({each.name: each.about for each in packages})}")
     absent = hardware.absent()
     if absent:
         notes.append(f"not measured: {absent}")
@@ -261,6 +275,7 @@ def compare(
             if not absent:
                 measurement = measure_on(path, hardware)
                 row |= measurement.metrics()
+                notes.append(f"measured on {describe_conditions(measurement)}")
                 row["measured"] = "valid" if measurement.valid else f"invalid: {measurement.reason}"
                 if measurement.valid and predictions:
                     row["error"] = metrics["latency_ms"] / measurement.median_ms - 1

@@ -92,7 +92,8 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
     costs = NetworkCosts(Hardware.of(base["hardware"]), Path(base["cache_dir"]))
     survey = Survey(space, catalogue, settings, costs)
     chips = prepare_chips(catalogue)
-    progress.begin(survey.summary(), settings, costs.notes)
+    machines = [f"latency is predicted for {costs.predicted_for}"] if costs.predicted_for else []
+    progress.begin(survey.summary(), settings, [*machines, *costs.notes])
     survey.require_feasible()
     if settings.dry_run:
         trials = survey.wanted()
