@@ -505,7 +505,7 @@ def _write_files(
     OmegaConf.save(OmegaConf.create(shown), out / "config.yaml")
     predictions.to_parquet(out / "predictions.parquet", index=False)
     if cache.excluded:
-        listing = pd.DataFrame(cache.excluded, columns=["path", "reason"])
+        listing = pd.DataFrame(cache.excluded, columns=["path", "reason"], dtype=object)
         write_atomically(out / "excluded_chips.csv", comma_separated(listing))
     if config["tracking"]["checkpoints"]:
         (out / CHECKPOINTS).mkdir()

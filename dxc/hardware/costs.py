@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dxc.errors import DxcError
 from dxc.hardware import Hardware
+from dxc.text import visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -261,7 +262,7 @@ def compare(
     if absent:
         notes.append(f"not measured: {absent}")
     for path in files:
-        row: dict[str, object] = {"file": str(path)}
+        row: dict[str, object] = {"file": visible(path)}
         try:
             predictions = predict_all(path, packages)
             metrics = latency_metrics(predictions)
