@@ -84,8 +84,9 @@ def print_result(result: Result) -> None:
 
 def print_whole(console: Console, table: Table) -> None:
     """A table that is never cut: a terminal that is too narrow wraps its lines."""
-    wide = Console(width=1000).measure(table).maximum
-    Console(width=max(console.width, wide)).print(table)
+    # a terminal without escape sequences (TERM=dumb) is 80 wide to rich, unless it is told the height too
+    wide = Console(width=1000, height=console.height).measure(table).maximum
+    Console(width=max(console.width, wide), height=console.height).print(table)
 
 
 def print_package(folder: Path) -> None:
