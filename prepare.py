@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from dxc.config import resolved
 from dxc.errors import exit_cleanly
+from dxc.text import for_terminal
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="prepare")
@@ -22,7 +23,8 @@ def main(cfg: DictConfig) -> None:
             sys.exit("\ninterrupted; the same command goes on where it stopped")
         model = "" if cfg.boxes is None else "model=sppnet "
         size = "" if cfg.size_m == 100 else f" data.size={cfg.size_m}"
-        print(f"{report.describe()}\nnext: python train.py {model}source=chips source.root={cfg.out}{size}")
+        said = f"{report.describe()}\nnext: python train.py {model}source=chips source.root={cfg.out}{size}"
+        print(for_terminal(said, lines=True))
 
 
 if __name__ == "__main__":

@@ -70,11 +70,14 @@ class Result:
     onnx: Path
     excluded: int
     notes: tuple[str, ...]
-    """What costs could not be had, and which machine they describe."""
+    """What costs could not be had, and why."""
     run_id: str
     experiment_id: str
     tracking_uri: str
     study: str
+    predicted_for: str = ""
+    """The machines that the predictors describe (dxc.hardware.costs.predicted_for); '' where nothing was predicted."""
+    measured_on: str = ""
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,8 @@ def run(
         onnx=out / "model.onnx",
         excluded=len(cache.excluded),
         notes=tuple(costs.notes),
+        predicted_for=costs.tags.get("dxc.predicted_for", ""),
+        measured_on=costs.tags.get("dxc.measured_on", ""),
         run_id=tracked.run_id,
         experiment_id=tracked.experiment_id,
         tracking_uri=tracked.uri,
@@ -525,6 +530,7 @@ def _write_files(
     import pandas as pd
     import torch
 
+    from dxc.report.tables import comma_separated
     from dxc.tracking import without_password
 
     address = without_password(config["tracking"]["uri"])
@@ -532,8 +538,8 @@ def _write_files(
     OmegaConf.save(OmegaConf.create(shown), out / "config.yaml")
     predictions.to_parquet(out / "predictions.parquet", index=False)
     if cache.excluded:
-        listing = pd.DataFrame(cache.excluded, columns=["path", "reason"])
-        listing.to_csv(out / "excluded_chips.csv", index=False)
+        listing = pd.DataFrame(cache.excluded, columns=["path", "reason"], dtype=object)
+        write_atomically(out / "excluded_chips.csv", comma_separated(listing))
     if config["tracking"]["checkpoints"]:
         (out / CHECKPOINTS).mkdir(exist_ok=True)
         for fold in folds:

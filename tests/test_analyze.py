@@ -33,7 +33,7 @@ def test_the_published_table(tmp_path: Path) -> None:
         "row 1: resnet18 k3 s2 p1 w32, 7ch b16",
         "row 4: resnet18 k3 s2 p1 w32, 5ch b8",
     ]
-    assert list(front["latency (ms)"]) == ["8.19 ± 4.59", "8.13 ± 4.53"]
+    assert list(front["predicted latency (ms)"]) == ["8.19 ± 4.59", "8.13 ± 4.53"]
     dominated = pd.read_csv(folder / "dominated.csv").set_index("design")["dominated_by"]
     assert {name[:5]: by[:5] for name, by in dominated.items()} == {
         "row 2": "row 1",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ from dxc.tracking import Reader, Store, start_run, study_names
 if TYPE_CHECKING:
     import pandas as pd
 
+MACHINE_TAGS = {"predicted": "dxc.predicted_for", "measured": "dxc.measured_on"}
+"""By the origin of a metric, the tag that names the machine it tells of."""
 RANKED = 20_000  # designs; ranks beyond the first are left out of larger sets, they cost n^2
 
 
@@ -50,6 +52,8 @@ class Analysis:
     baseline: Designs | None
     inside: Inside | None
     notes: Sequence[str]
+    machines: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """{origin: {machine: number of runs}} of objectives that are predicted or measured; '' where no run says."""
     view: str = ""
     """Address of the designs in MLflow's UI; '' where nothing was written to the store."""
 
@@ -93,8 +97,10 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
     if config["compare"]:
         draws, seed = certainty["draws"], certainty["seed"]
         comparison = compared(frame, outcomes, config["compare"], draws=draws, seed=seed)
+    shown = runs[runs["run_id"].isin([run_id for repeats in frame["runs"] for run_id in repeats])]
     baseline = None
     if baseline_runs is not None:
+        shown = pd.concat([shown, baseline_runs], ignore_index=True)
         beside = pd.concat([runs[runs["run_id"].isin(frame["run_id"])], baseline_runs], ignore_index=True)
         require_comparable(beside, objectives, _listed(config["mix"]))
         lacking = [name for name in objectives if name not in baseline_runs]
@@ -122,6 +128,7 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
         baseline,
         inside,
         notes,
+        machines_of(shown, objectives),
     )
     try:
         write_report(analysis, folder)
@@ -215,6 +222,16 @@ def _listed(value: Any) -> list[str]:
     """study=first is as good as study=[first], 2026 may be a study's name, and one named twice is one."""
     several = value if isinstance(value, list | tuple) else [] if value is None else [value]
     return list(dict.fromkeys(map(str, several)))
+
+
+def machines_of(runs: pd.DataFrame, objectives: Mapping[str, Objective]) -> dict[str, dict[str, int]]:
+    """Analysis.machines of these runs: the machines of most runs first."""
+    found: dict[str, dict[str, int]] = {}
+    for origin, tag in MACHINE_TAGS.items():
+        if any(each.origin == origin for each in objectives.values()):
+            named = runs[tag].astype("object").fillna("") if tag in runs else runs["run_id"].map(lambda _: "")
+            found[origin] = {str(name): int(count) for name, count in named.value_counts().items()}
+    return found
 
 
 def _remarks(frame: pd.DataFrame, found: Designs, objectives: Mapping[str, Objective]) -> list[str]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dxc.files import write_atomically
 from dxc.search import INFEASIBLE
+from dxc.text import for_terminal
 from dxc.tracking import MAX_LISTED, PAGE, Reader, StoredRun, Study
 
 if TYPE_CHECKING:
@@ -158,7 +159,9 @@ def _counted(pages: Iterable[list[StoredRun]], study: str) -> Iterator[list[Stor
         for page in pages:
             count += len(page)
             if bar is None and count > PAGE:
-                bar = tqdm(desc=f"reading {study}", unit="run", initial=count - len(page), disable=None)
+                bar = tqdm(
+                    desc=f"reading {for_terminal(study)}", unit="run", initial=count - len(page), disable=None
+                )
             if bar is not None:
                 bar.update(len(page))
             yield page

@@ -26,6 +26,7 @@ from dxc.data.photobands import KNOWN_BANDS
 from dxc.data.places import CrossingBoxes, Spot
 from dxc.data.voc import write_voc
 from dxc.files import write_atomically
+from dxc.text import for_terminal
 
 CHIP_NODATA = -9999.0  # declared in every DEM chip; no pixel of a chip has it
 STRIP_M = 500  # chips are read strip by strip of the region
@@ -81,7 +82,10 @@ class Cutter:
         done: list[Spot] = []
         failed: list[tuple[Spot, str]] = []
         with tqdm(
-            total=wanted, desc=f"{self.region} {what}", unit="chip", disable=None if progress else True
+            total=wanted,
+            desc=for_terminal(f"{self.region} {what}"),
+            unit="chip",
+            disable=None if progress else True,
         ) as bar:
             while batch := list(itertools.islice(candidates, wanted - len(done))):
                 reasons: dict[Spot, str | None] = {}

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from dxc.config import PROJECT_ROOT, resolved
 from dxc.errors import ConfigError, exit_cleanly
+from dxc.files import write_atomically
+from dxc.text import LogFormatter
 
 
 def main() -> None:
@@ -24,7 +26,9 @@ def main() -> None:
     )
     parser.add_argument("--csv", type=Path, help="also write the table to this file")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING)
+    console = logging.StreamHandler()
+    console.setFormatter(LogFormatter(logging.BASIC_FORMAT))
+    logging.basicConfig(level=logging.WARNING, handlers=[console])
     with exit_cleanly():
         from hydra import compose, initialize_config_dir
         from hydra.errors import HydraException
@@ -32,6 +36,7 @@ def main() -> None:
         from dxc.hardware import Hardware
         from dxc.hardware.costs import compare
         from dxc.report.console import print_comparison
+        from dxc.report.tables import comma_separated
 
         with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
             overrides = [f"+{each}" if each.startswith("hardware=") else each for each in options.set]
@@ -44,7 +49,7 @@ def main() -> None:
         table, notes = compare(options.files, Hardware.of(config["hardware"]))
         print_comparison(table, notes)
         if options.csv:
-            table.to_csv(options.csv, index=False)
+            write_atomically(options.csv, comma_separated(table))
 
 
 if __name__ == "__main__":

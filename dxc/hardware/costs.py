@@ -13,11 +13,12 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dxc.errors import DxcError
 from dxc.hardware import Hardware
 from dxc.hardware.onnx_file import fixed_batch, load_onnx, onnx_mb
+from dxc.text import visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,6 +104,7 @@ def _predict(onnx: Path, hardware: Hardware, out: Path, costs: Costs, progress: 
     costs.notes += [line for each in predictions if (line := described_machine(each))]
     costs.tags["dxc.predictors"] = ", ".join(sorted(each.package for each in predictions))
     costs.tags["dxc.packages"] = _packages_hash(predictions)
+    costs.tags["dxc.predicted_for"] = predicted_for({each.package: each.about for each in predictions})
     pd.concat([each.table() for each in predictions]).to_parquet(out / "kernels.parquet", index=False)
 
 
@@ -150,20 +152,31 @@ def predict_all(onnx: Path | Network, packages: Sequence[Package]) -> list[Predi
     return [predict(graph, package) for package in packages]
 
 
+def predicted_for(packages: Mapping[str, Mapping[str, Any]]) -> str:
+    """Which machines predictors {name: package.json} describe: 'my_cpu (onnxruntime 1.31.1, 1 thread, Intel Xeon)'.
+
+    A package that does not say is named after its device and runtime.
+    """
+    return "; ".join(
+        f"{name} ({about['runtime']} {about['runtime_version']}, {about['threads']} "
+        f"thread{'s' * (about['threads'] != 1)}, {about['device']})"
+        if about
+        else name
+        for name, about in packages.items()
+    )
+
+
 def described_machine(prediction: Prediction) -> str | None:
-    """Which machine a calibrated package describes, and what to do where it is not this one."""
+    """What to do where the machine that a calibrated package describes is not this one."""
     from dxc.hardware import device_name
 
     about = prediction.about
-    if not about:
+    if not about or about["device"] == device_name():
         return None
-    line = (
-        f"{prediction.package} predicts {about['runtime']} {about['runtime_version']} with {about['threads']} "
-        f"thread{'s' * (about['threads'] != 1)} on {about['device']}"
+    return (
+        f"{prediction.package} describes another machine than this one: python calibrate.py name=my_cpu makes a "
+        "predictor for this one"
     )
-    if about["device"] == device_name():
-        return f"{line}: a machine like this one"
-    return f"{line}, not on this machine: python calibrate.py name=my_cpu makes a predictor for it"
 
 
 def _measure(onnx: Path, hardware: Hardware, out: Path, costs: Costs) -> None:
@@ -282,6 +295,8 @@ def compare(
 
     notes: list[str] = []
     packages = find_packages(hardware, notes, progress=progress)
+    if packages:
+        notes.append(f"predicted for {predicted_for({each.name: each.about for each in packages})}")
     absent = hardware.absent()
     if absent:
         notes.append(f"not measured: {absent}")
@@ -296,7 +311,7 @@ def _compared(
     from dxc.hardware.network import read_network
     from dxc.hardware.predict import describe_coverage, latency_metrics
 
-    row: dict[str, object] = {"file": str(path)}
+    row: dict[str, object] = {"file": visible(path)}
     latency: dict[str, float] = {}
 
     def note(line: str) -> None:
@@ -341,6 +356,7 @@ def _compared(
         batch = fixed_batch(model, str(path))
         measurement = measure_on(path, hardware, batch)
         row |= measurement.metrics()
+        notes.append(f"measured on {describe_conditions(measurement)}")
         row["measured"] = "valid" if measurement.valid else "invalid"
         if not measurement.valid:
             note(f"measured latency is invalid: {measurement.reason}")

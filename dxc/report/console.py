@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dxc.pareto import OBJECTIVES
+from dxc.text import for_rich
 from dxc.tracking import view_address
 
 if TYPE_CHECKING:
@@ -29,24 +30,38 @@ FORMATS = {
 }
 
 
+def new_table(title: str = "") -> Table:
+    """An empty table in the style of all of them."""
+    heading = for_rich(title, style="table.title") if title else None
+    return Table(title=heading, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+
+
+def print_line(console: Console, text: str) -> None:
+    """A line, or a message of several, as it is: not cut, coloured or read as markup."""
+    for line in text.split("\n"):
+        console.print(for_rich(line), soft_wrap=True)
+
+
 def print_result(result: Result) -> None:
     """Metrics with unit and meaning, the folds, and where to look next."""
-    table = Table(title=result.name, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = new_table(result.name)
     for heading, justify in (
         ("metric", "left"),
         ("value", "right"),
         ("unit", "left"),
+        ("origin", "left"),
         ("what it is", "left"),
     ):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     for name, declared in OBJECTIVES.items():
         if name in result.metrics:
             value = FORMATS.get(name, "{:.4f}").format(result.metrics[name])
-            table.add_row(name, value, declared.unit, declared.meaning)
+            table.add_row(name, value, declared.unit, declared.origin, declared.meaning)
         parts = [metric for metric in result.metrics if metric.startswith(f"{name}/")]
         for metric in parts if len(parts) > 1 else ():  # one is the mean itself
+            value = f"{result.metrics[metric]:.4f}"
             table.add_row(
-                f"  {metric.removeprefix(name)}", f"{result.metrics[metric]:.4f}", declared.unit, ""
+                for_rich(f"  {metric.removeprefix(name)}"), value, declared.unit, declared.origin, ""
             )
     console = Console()
     console.print(table)
@@ -56,37 +71,35 @@ def print_result(result: Result) -> None:
     compare = view_address(result.tracking_uri, result.experiment_id) if served else "make ui"
     for line in (
         f"{heading:<17} {folds}",
+        *([f"predicted for:    {result.predicted_for}"] if result.predicted_for else []),
+        *([f"measured on:      {result.measured_on}"] if result.measured_on else []),
         *(f"note:             {note}" for note in result.notes),
         *([f"left out: {result.excluded} files, listed in excluded_chips.csv"] if result.excluded else []),
         f"network:          {os.path.relpath(result.onnx)}",
         f"tracked:          run {result.run_id} of study '{result.study}' in {result.tracking_uri}",
         f"compare runs:     {compare}",
     ):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        print_line(console, line)
 
 
 def print_whole(console: Console, table: Table) -> None:
     """A table that is never cut: a terminal that is too narrow wraps its lines."""
-    wide = Console(width=1000).measure(table).maximum
-    Console(width=max(console.width, wide)).print(table)
+    # a terminal without escape sequences (TERM=dumb) is 80 wide to rich, unless it is told the height too
+    wide = Console(width=1000, height=console.height).measure(table).maximum
+    Console(width=max(console.width, wide), height=console.height).print(table)
 
 
 def print_package(folder: Path) -> None:
     """What a calibrated package describes, its held-out errors, and how to use it."""
     about = json.loads((folder / "package.json").read_text())
-    table = Table(
-        title=f"{folder.name}: errors on networks and kernels held out of the fit",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
+    table = new_table(f"{folder.name}: errors on networks and kernels held out of the fit")
     table.add_column("what")
     for heading in ("n", "within 5 %", "within 10 %", "mean error"):
         table.add_column(heading, justify="right")
     for title, errors in about["held_out"].items():
         for name, error in errors.items():
             table.add_row(
-                f"{title.rstrip('s')} {name}",
+                for_rich(f"{title.rstrip('s')} {name}"),
                 str(error["n"]),
                 *(f"{error[key]:.1%}" for key in ("within_5_percent", "within_10_percent", "mape")),
             )
@@ -99,7 +112,7 @@ def print_package(folder: Path) -> None:
         f"package:   {os.path.relpath(folder)}",
         f"use it:    python train.py hardware.predictors=[{folder.name}]",
     ):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        print_line(console, line)
 
 
 def print_comparison(table: pd.DataFrame, notes: Sequence[str]) -> None:
@@ -107,29 +120,31 @@ def print_comparison(table: pd.DataFrame, notes: Sequence[str]) -> None:
     each = [name for name in table if name.startswith("latency_ms/")]
     headings = {
         "latency_ms": "predicted ms",
-        **({name: name.removeprefix("latency_ms/") for name in each} if len(each) > 1 else {}),
+        **(
+            {name: f"predicted ms, {name.removeprefix('latency_ms/')}" for name in each}
+            if len(each) > 1
+            else {}
+        ),
         "measured_latency_ms": "measured ms",
         "error": "error",
         "measured": "measurement",
-        "peak_memory_mb": "memory MB",
+        "peak_memory_mb": "measured MB",
         "onnx_mb": "file MB",
         "macs": "MACs",
     }
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
+    shown = new_table()
     shown.add_column("file")
     columns = [name for name in headings if name in table]
     for name in columns:
-        shown.add_column(headings[name], justify="left" if name == "measured" else "right")
+        shown.add_column(for_rich(headings[name]), justify="left" if name == "measured" else "right")
     formats = {"error": "{:+.1%}", "macs": "{:,.0f}", "measured": "{}"}
     for row in table.to_dict("records"):
         values = [
             "-" if row[name] != row[name] else formats.get(name, "{:.2f}").format(row[name])  # NaN is missing
             for name in columns
         ]
-        shown.add_row(str(row["file"]), *values)
-    console = Console(
-        width=max(Console().width, Console(width=1000).measure(shown).maximum)
-    )  # no cut figures
-    console.print(shown)
+        shown.add_row(for_rich(row["file"]), *map(for_rich, values))
+    console = Console()
+    print_whole(console, shown)
     for note in notes:
-        console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
+        print_line(console, f"note: {note}")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dxc.report.figures import BLUE, GREY, ONE_COLUMN_IN, STYLE, TWO_COLUMNS_IN, VERMILLION
+from dxc.text import for_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,8 +133,8 @@ def _sample(axes: Axes, chip: Sample, channels: Sequence[str], threshold: float)
     overlap = iou(chip.boxes, [chip.box])
     best = f", IoU {overlap.max():.2f}" if overlap.size else ""
     axes.set_title(f"{kind(chip, threshold)}, p {chip.probability:.2f}{best}", fontsize=7.5, pad=2)
-    cut = chip.name if len(chip.name) <= 26 else f"{chip.name[:25]}…"
-    axes.set_xlabel(cut, fontsize=6.5, labelpad=1, parse_math=False)
+    name = for_figure(chip.name)
+    axes.set_xlabel(name if len(name) <= 26 else f"{name[:25]}…", fontsize=6.5, labelpad=1)
 
 
 def precision_recall(probability: ArrayLike, label: ArrayLike, *, min_precision: float = 0.9) -> Figure:
@@ -251,14 +252,13 @@ def watershed(
             for (x, y, w, h), value in zip(claimed, score, strict=True):
                 _text(axes, (x + w / 2) * pixels, (y + h / 2) * lines, f"{value:.2f}", ha="left", va="top")
         _scale_bar(axes, pixels, lines, metres_per_pixel)
-        legend = figure.legend(
+        figure.legend(
             handles=handles,
             loc="outside upper left",
             ncols=4 if width > 5 else 2,
-            title=textwrap.fill(title, int(14 * width)) or None,
+            title=textwrap.fill(for_figure(title), int(14 * width)) or None,
             alignment="left",
         )
-        legend.get_title().set_parse_math(False)
     return figure
 
 

@@ -18,6 +18,7 @@ from dxc.report.figures import (
     short_number,
     tick_number,
 )
+from dxc.text import for_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +45,7 @@ def efficiency(curves: Mapping[str, pd.DataFrame], *, title: str = "") -> Figure
         axes = figure.add_subplot()
         for (name, table), (colour, marker) in zip(curves.items(), SERIES, strict=False):
             best = _optimum(table)
+            name = for_figure(name)
             label = name if best is None or len(curves) == 1 else f"{name}, best at {best['batch']:.0f}"
             _curve(axes, table.sort_values("batch"), color=colour, marker=marker, label=label)
         optima = [best for table in curves.values() if (best := _optimum(table)) is not None]
@@ -76,8 +78,8 @@ def efficiency(curves: Mapping[str, pd.DataFrame], *, title: str = "") -> Figure
         points, labels = axes.get_legend_handles_labels()
         order = sorted(range(len(points)), key=lambda i: not isinstance(points[i], ErrorbarContainer))
         columns = 2 if len(curves) > 1 and max(map(len, labels)) <= 30 else 1
-        wrapped, heading = [textwrap.fill(labels[i], 55) for i in order], textwrap.fill(title, 60)
-        legend = figure.legend(
+        wrapped, heading = [textwrap.fill(labels[i], 55) for i in order], textwrap.fill(for_figure(title), 60)
+        figure.legend(
             [points[i] for i in order],
             wrapped,
             loc="outside upper left",
@@ -89,8 +91,6 @@ def efficiency(curves: Mapping[str, pd.DataFrame], *, title: str = "") -> Figure
         )
         lines = math.ceil(len("\n".join(wrapped).split("\n")) / columns) + len(heading.split("\n"))
         figure.set_size_inches(ONE_COLUMN_IN, 2.4 + 0.15 * lines)
-        for text in (*legend.get_texts(), legend.get_title()):
-            text.set_parse_math(False)  # a dollar sign in a name begins no formula
     return figure
 
 
@@ -131,4 +131,4 @@ def _scale(axes: Axes, curves: Mapping[str, pd.DataFrame]) -> None:
     axes.grid(axis="y", color="#e5e5e5", linewidth=0.5)
     axes.set_axisbelow(True)
     axes.set_xlabel("batch size (images)")
-    axes.set_ylabel("latency / batch (ms an image)\n← lower is better")
+    axes.set_ylabel("measured latency / batch (ms an image)\n← lower is better")

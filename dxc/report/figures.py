@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dxc.files import write_atomically
 from dxc.pareto import OBJECTIVES, Objective
+from dxc.text import for_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,8 +47,8 @@ TITLES = {
     "latency_ms": "latency",
     "latency_std_ms": "spread of latency",
     "uncovered_macs_share": "MACs not covered",
-    "measured_latency_ms": "measured latency",
-    "measured_latency_p95_ms": "measured latency, 95 %",
+    "measured_latency_ms": "latency",
+    "measured_latency_p95_ms": "latency, 95 %",
     "efficiency_ms": "latency / batch",
     "onnx_mb": "ONNX file",
     "peak_memory_mb": "peak memory",
@@ -58,6 +59,8 @@ TITLES = {
     "images_per_second": "training speed",
 }
 UNITS = {"1e6 bytes": "MB", "count": ""}
+STATED = ("predicted", "measured")
+"""Origins that a title names: such a figure belongs to one machine, and the two kinds are never mixed."""
 
 ONE_COLUMN_IN, TWO_COLUMNS_IN = 3.5, 7.2  # inches; text is set in points of the printed page
 LOG_FROM = 30  # an objective that spans more than this factor gets a logarithmic axis
@@ -81,21 +84,25 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1,
     "svg.hashsalt": "dxc",  # the same ids in every file
+    "text.parse_math": False,  # a dollar sign in a name begins no formula
 }
 
 
 def title_of(metric: str) -> str:
-    """What an objective is called for people: 'latency' of latency_ms, 'latency PREDICTOR' of latency_ms/PREDICTOR.
+    """What an objective is called for people: 'predicted latency' of latency_ms, 'predicted latency PREDICTOR' of
+    latency_ms/PREDICTOR, 'accuracy'.
 
     An undeclared one keeps the name its run has.
     """
     name, _, part = metric.partition("/")
     title = TITLES.get(name, name.replace("_", " ") if name in OBJECTIVES else name)
+    if name in OBJECTIVES and OBJECTIVES[name].origin in STATED:
+        title = f"{OBJECTIVES[name].origin} {title}"
     return f"{title} {part}".rstrip()
 
 
 def label_of(metric: str, objective: Objective) -> str:
-    """Title with unit: 'latency (ms)', 'ONNX file (MB)', 'parameters'."""
+    """Title with unit: 'predicted latency (ms)', 'ONNX file (MB)', 'parameters'."""
     unit = UNITS.get(objective.unit, objective.unit)
     return f"{title_of(metric)} ({unit})" if unit else title_of(metric)
 
@@ -150,12 +157,12 @@ def tick_number(value: float) -> str:
     return short_number(value) if value >= 1e4 else f"{value:g}"
 
 
-def pairs(designs: pd.DataFrame, objectives: Mapping[str, Objective]) -> Figure:
+def pairs(designs: pd.DataFrame, objectives: Mapping[str, Objective], *, note: str = "") -> Figure:
     """Every two objectives against each other: m (m - 1) / 2 panels, the front over all designs.
 
     The first objective is upright in the last row. Error bars of the front are one standard deviation. A step line
-    joins the front where there are two objectives only: with more, a member may look dominated in one panel. Raises
-    ValueError for fewer than two objectives.
+    joins the front where there are two objectives only: with more, a member may look dominated in one panel. note:
+    small print under the panels. Raises ValueError for fewer than two objectives.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -187,6 +194,7 @@ def pairs(designs: pd.DataFrame, objectives: Mapping[str, Objective]) -> Figure:
             figure.legend(handles, labels, loc="outside upper left", ncols=2)
         else:  # in the empty corner
             figure.legend(handles, labels, loc="upper right")
+        _note(figure, note, width)
     return figure
 
 
@@ -281,23 +289,26 @@ def _few_ticks() -> MaxNLocator:
     return MaxNLocator(5, steps=[1, 2, 5, 10])
 
 
-def _plain(text: str) -> str:
-    """Text as it is: a dollar sign begins no formula."""
-    return text.replace("$", r"\$")
-
-
 def _fit(text: str, width: int, lines: int) -> str:
     """At most so many lines of so many characters, cut with an ellipsis."""
-    wrapped = textwrap.wrap(text, width, max_lines=lines, placeholder=" …")
-    return _plain("\n".join(wrapped))
+    return "\n".join(textwrap.wrap(for_figure(text), width, max_lines=lines, placeholder=" …"))
 
 
-def radar(designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Sequence[str]) -> Figure:
+def _note(figure: Figure, text: str, width: float) -> None:
+    """A line in small print under a figure of so many inches."""
+    if text:
+        wrapped = textwrap.fill(for_figure(text), int(17 * width))
+        figure.supxlabel(wrapped, x=0.01, ha="left", fontsize=6.5)
+
+
+def radar(
+    designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Sequence[str], *, note: str = ""
+) -> Figure:
     """A small polar plot for each of the front's members, at most RADARS, best first objective first.
 
     Axes are the objectives, outward is better, then the knobs that are numbers, outward is more; each is scaled from
     the least to the most of all designs (a column of one value is drawn half way, a missing value at the centre).
-    A member's own values are printed at the axes' ends, what centre and rim stand for under the plots.
+    A member's own values are printed at the axes' ends, what centre and rim stand for under the plots, and the note.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -317,6 +328,7 @@ def radar(designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Seq
     width = cell * columns
     ends = [f"{titles[name]} {_ends(designs[name], objectives.get(name))}" for name in spokes]
     caption = _caption(ends, int(17 * width), dashed=bool(shown["lucky"].any()))
+    caption += textwrap.wrap(for_figure(note), int(17 * width))
     top, bottom = 0.3, 0.12 * len(caption) + 0.1
     height = top + bottom + 2.2 * rows
     count = f"{len(shown)} of the front's {len(front)}" if len(front) > RADARS else f"{len(front)}"
@@ -325,7 +337,7 @@ def radar(designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Seq
         figure.text(
             0.5,
             1 - 0.1 / height,
-            _plain(f"Front members, best {titles[first]} first: {count}"),
+            for_figure(f"Front members, best {titles[first]} first: {count}"),
             ha="center",
             va="top",
         )
@@ -345,13 +357,13 @@ def radar(designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Seq
                 va="bottom",
                 fontsize=7.5,
             )
-        figure.text(0.1 / width, 0.06 / height, _plain("\n".join(caption)), va="bottom", fontsize=6.5)
+        figure.text(0.1 / width, 0.06 / height, "\n".join(caption), va="bottom", fontsize=6.5)
     return figure
 
 
 def _caption(ends: Sequence[str], width: int, *, dashed: bool) -> list[str]:
     """Lines of so many characters, broken between axes and not within one."""
-    whole = ", ".join(end.replace(" ", "\N{NO-BREAK SPACE}") for end in ends)
+    whole = ", ".join(for_figure(end).replace(" ", "\N{NO-BREAK SPACE}") for end in ends)
     luck = "Dashed: perhaps on the front by luck. " if dashed else ""
     return textwrap.wrap(
         f"Black: objectives, outward is better. Blue: knobs. {luck}Centre → rim: {whole}.", width
@@ -411,12 +423,14 @@ def _polygon(axes: PolarAxes, values: NDArray[np.float64], *, hollow: bool) -> N
         axes.fill(angles, values, color=VERMILLION, alpha=0.2, linewidth=0)
 
 
-def main_effects(designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Sequence[str]) -> Figure:
+def main_effects(
+    designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Sequence[str], *, note: str = ""
+) -> Figure:
     """Mean of each objective (rows) over the designs with each value of each knob (columns), with its standard error.
 
     The standard error is the sample standard deviation over the square root of n; n is under each value. A knob of
-    more than LEVELS values is shown in groups. The vertical axis is shared by the row. Raises ValueError without
-    a knob.
+    more than LEVELS values is shown in groups. The vertical axis is shared by the row. note: small print under the
+    panels. Raises ValueError without a knob.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -454,6 +468,7 @@ def main_effects(designs: pd.DataFrame, objectives: Mapping[str, Objective], kno
                 axes.set_xlim(-0.5, len(labels) - 0.5)
         for knob, axes in zip(knobs, panels[-1], strict=True):
             codes, labels = groups[knob]
+            labels = [for_figure(label) for label in labels]
             counts = [f"({n})" for n in np.bincount(codes, minlength=len(labels))]
             cut = [label if len(label) <= 18 else f"{label[:17]}…" for label in labels]
             # inches at 7 points: a digit takes 0.06, a bracket less
@@ -462,7 +477,7 @@ def main_effects(designs: pd.DataFrame, objectives: Mapping[str, Objective], kno
             ticks = [f"{a}{' ' if upright else chr(10)}{b}" for a, b in zip(cut, counts, strict=True)]
             axes.set_xticks(
                 range(len(labels)),
-                [_plain(tick) for tick in ticks],
+                ticks,
                 rotation=90 if upright else 0,
                 fontsize=7,
             )
@@ -470,6 +485,7 @@ def main_effects(designs: pd.DataFrame, objectives: Mapping[str, Objective], kno
         figure.align_xlabels(panels[-1])
         title = _fit("Mean and standard error by value of a knob (number of designs)", int(14 * width), 3)
         figure.suptitle(title, fontsize=9)
+        _note(figure, note, width)
     return figure
 
 
@@ -543,7 +559,7 @@ def inside(summary: pd.DataFrame) -> Figure:
             xscale="log",
             yscale="log",
             xlabel="batch (images)",
-            ylabel="time an image (ms)\n← lower is better",
+            ylabel="measured time an image (ms)\n← lower is better",
         )
         batches = sorted(summary["batch"].unique())
         left.set_xticks(batches, [str(batch) for batch in batches])

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from dxc.files import write_atomically
 from dxc.report import figures, tables
-from dxc.report.console import print_whole
+from dxc.report.console import new_table, print_line, print_whole
 from dxc.report.page import page
+from dxc.text import for_html, for_rich, for_terminal
 from dxc.tracking import UI
 
 if TYPE_CHECKING:
@@ -35,7 +33,7 @@ def print_findings(analysis: Analysis, folder: Path) -> None:
     console = Console()
 
     def line(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
+        print_line(console, text)
 
     first, *rest = answer(analysis)
     line(first)
@@ -54,13 +52,15 @@ def print_findings(analysis: Analysis, folder: Path) -> None:
 
 
 def answer(analysis: Analysis) -> list[str]:
-    """What was found, in lines: the front, what to know about it, the comparison, the choice and how to rebuild it."""
+    """What was found, in lines fit for a terminal: the front, what to know about it, the comparison, the choice and how
+    to rebuild it."""
     front, designs, choice = analysis.front, analysis.designs, analysis.choice
     lines = [
         f"{len(designs)} designs of {analysis.title}, {len(front)} on the front of "
         f"{', '.join(analysis.objectives)}; hypervolume {analysis.hypervolume:.4g} from "
         + ", ".join(f"{name} {value:.4g}" for name, value in analysis.reference.items()),
-        *(f"note:      {note}" for note in analysis.notes),
+        *machines_in_words(analysis),
+        *(line for note in analysis.notes for line in _lines("note:      ", note)),
     ]
     if front["lucky"].any():
         lines.append(
@@ -71,10 +71,34 @@ def answer(analysis: Analysis) -> list[str]:
     lines.append(f"choice:    {designs.loc[choice.design, 'name']}: {choice.rule}")
     if designs.loc[choice.design, "lucky"]:
         lines.append("           it is on the front in few of the draws: compare= it with the next one")
-    lines += [f"  rebuild: {analysis.commands[0]}"] if analysis.commands[0] else []
+    lines += _lines("  rebuild: ", analysis.commands[0]) if analysis.commands[0] else []
     if choice.runner_up is not None:
         lines.append(f"next:      {designs.loc[choice.runner_up, 'name']}")
-        lines += [f"  rebuild: {analysis.commands[1]}"] if analysis.commands[1] else []
+        lines += _lines("  rebuild: ", analysis.commands[1]) if analysis.commands[1] else []
+    return [for_terminal(line) for line in lines]
+
+
+def _lines(label: str, text: str) -> list[str]:
+    """A text of several lines; those after the first are indented, so that none passes for another label."""
+    first, *rest = text.split("\n")
+    return [f"{label}{first}", *(f"{' ' * len(label)}{line}" for line in rest)]
+
+
+def machines_in_words(analysis: Analysis) -> list[str]:
+    """'predicted: latency_ms for NAME (onnxruntime 1.31.1, 1 thread, Intel Xeon)', a line an origin.
+
+    Of several machines each with its number of runs.
+    """
+    lines = []
+    for origin, machines in analysis.machines.items():
+        names = [name for name, each in analysis.objectives.items() if each.origin == origin]
+        said = {machine or "a machine that no tag names": runs for machine, runs in machines.items()}
+        listing = [
+            machine if len(said) == 1 else f"{machine} ({runs} run{'s' * (runs != 1)})"
+            for machine, runs in said.items()
+        ]
+        word = "for" if origin == "predicted" else "on"
+        lines.append(f"{origin + ':':<10} {', '.join(names)} {word} {' | '.join(listing)}")
     return lines
 
 
@@ -150,6 +174,7 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
     }
     if analysis.baseline is not None:
         contents["baseline"] = baseline_table(analysis.baseline, analysis)
+    note = ". ".join(" ".join(line.split()) for line in machines_in_words(analysis))
     inside, where = analysis.inside, ""
     if inside is not None and len(inside.summary):
         where = f" on {inside.device}"
@@ -158,15 +183,18 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
     if len(analysis.aside):
         contents["set_aside"] = analysis.aside
     for stem, table in contents.items():
-        tables.write(table, folder, stem)
+        tables.write(
+            table, folder, stem, note=note if stem in ("ranges", "front", "dominated", "baseline") else ""
+        )
     lines = answer(analysis)
     write_atomically(folder / "answer.txt", "\n".join(lines) + "\n")
     objectives, knobs = analysis.objectives, list(analysis.knobs)
     if len(objectives) > 1:
-        figures.save(figures.pairs(analysis.designs, objectives), folder, "pairs")
-        figures.save(figures.radar(analysis.designs, objectives, knobs), folder, "radar")
-        sections = [("Answer", f"<pre style='white-space: pre-wrap'>{escape(chr(10).join(lines))}</pre>")] + [
-            (heading, contents[stem].to_html(index=False, border=0))
+        figures.save(figures.pairs(analysis.designs, objectives, note=note), folder, "pairs")
+        figures.save(figures.radar(analysis.designs, objectives, knobs, note=note), folder, "radar")
+        shown = "\n".join(map(for_html, lines))
+        sections = [("Answer", f"<pre style='white-space: pre-wrap'>{shown}</pre>")] + [
+            (heading, tables.html(contents[stem]))
             for stem, heading in (
                 ("ranges", "Ranges"), ("dominated", "Dominated designs"), ("baseline", "Baseline"),
                 ("inside", f"Inside the front, one profiled execution each{where}"),
@@ -175,18 +203,25 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
             if stem in contents and len(contents[stem])
         ]  # fmt: skip
         html = page(
-            analysis.designs, objectives, knobs, title=f"Pareto front of {analysis.title}", sections=sections
+            analysis.designs,
+            objectives,
+            knobs,
+            title=f"Pareto front of {analysis.title}",
+            sections=sections,
+            note=note,
         )
         write_atomically(folder / PAGE, html)
     if knobs:
-        figures.save(figures.main_effects(analysis.designs, objectives, knobs), folder, "main_effects")
+        figures.save(
+            figures.main_effects(analysis.designs, objectives, knobs, note=note), folder, "main_effects"
+        )
     return folder
 
 
 def _print(console: Console, content: pd.DataFrame, title: str) -> None:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = new_table(title)
     for name in content:
-        table.add_column(str(name), justify="left" if name in ("design", "trial") else "right")
+        table.add_column(for_rich(name), justify="left" if name in ("design", "trial") else "right")
     for row in content.itertuples(index=False):
-        table.add_row(*map(str, row))
+        table.add_row(*map(for_rich, row))
     print_whole(console, table)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +26,7 @@ from dxc.report.figures import (
     tick_number,
     title_of,
 )
+from dxc.text import for_html, for_plotly, for_script, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,12 +42,14 @@ def page(
     *,
     title: str,
     sections: Sequence[tuple[str, str]] = (),
+    note: str = "",
 ) -> str:
     """The page: a scatter plot of the objectives, parallel coordinates, a table of the front, then the sections.
 
     designs: as for dxc.report.figures, with `run_id`, `n` and `p_front` (0 to 1, NaN where unknown) as well.
     sections: headings and their HTML, which is trusted; a script or a file from elsewhere would not load, images are
-    data: URLs. All text from designs and knobs is escaped. Raises ValueError for fewer than two objectives.
+    data: URLs. All other text is escaped. note: which machines the figures belong to. Raises ValueError for fewer than
+    two objectives.
     """
     from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
@@ -66,12 +67,13 @@ def page(
         '<meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{_policy(scripts)}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title>",
+        f"<title>{for_html(title)}</title>",
         f"<style>{(folder / 'page.css').read_text()}</style>",
         "</head>",
         "<body>",
-        f"<h1>{escape(title)}</h1>",
-        f"<p>{escape(_summary(designs, objectives))}</p>",
+        f"<h1>{for_html(title)}</h1>",
+        f"<p>{for_html(_summary(designs, objectives))}</p>",
+        *([f"<p>{for_html(note)}</p>"] if note else []),
         "<noscript><p>The charts need JavaScript; the table of the front does not.</p></noscript>",
         "<section>",
         "<h2>Trade-offs</h2>",
@@ -82,7 +84,7 @@ def page(
         "</section>",
         "<section>",
         "<h2>Knobs and objectives</h2>",
-        f"<p>Each line is a design, the darker the better in {escape(title_of(next(iter(objectives))))}. Drag along "
+        f"<p>Each line is a design, the darker the better in {for_html(title_of(next(iter(objectives))))}. Drag along "
         "an axis to keep the lines that pass there; drag a name to move its axis.</p>",
         '<label><input type="checkbox" id="front-only"> front only</label>',
         '<div class="scroll" tabindex="0" role="group" aria-label="Parallel coordinates of the designs">',
@@ -94,10 +96,10 @@ def page(
         _table(designs, objectives),
         "</section>",
         *(
-            f'<section>\n<h2>{escape(heading)}</h2>\n<div class="scroll">{html}</div>\n</section>'
+            f'<section>\n<h2>{for_html(heading)}</h2>\n<div class="scroll">{html}</div>\n</section>'
             for heading, html in sections
         ),
-        f'<script type="application/json" id="data">{_embedded(data)}</script>',
+        f'<script type="application/json" id="data">{for_script(data)}</script>',
         *(f"<script>{script}</script>" for script in scripts),
         "</body>",
         "</html>",
@@ -116,11 +118,6 @@ def _policy(scripts: Sequence[str]) -> str:
         f"default-src 'none'; script-src {allowed} 'unsafe-eval'; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
-
-
-def _embedded(data: Mapping[str, Any]) -> str:
-    """JSON that ends no script element, whatever its text."""
-    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _summary(designs: pd.DataFrame, objectives: Mapping[str, Objective]) -> str:
@@ -143,7 +140,7 @@ def _directions(objectives: Mapping[str, Objective]) -> str:
         (word, [title_of(name) for name, objective in objectives.items() if objective.maximise == more])
         for word, more in (("Higher", True), ("Lower", False))
     ]
-    return escape(" ".join(f"{word} is better: {', '.join(names)}." for word, names in sides if names))
+    return for_html(" ".join(f"{word} is better: {', '.join(names)}." for word, names in sides if names))
 
 
 def _axes(objectives: Mapping[str, Objective]) -> list[str]:
@@ -160,7 +157,7 @@ def _selects(objectives: Mapping[str, Objective]) -> str:
     boxes = []
     for axis, chosen in zip("xyz", axes, strict=True):
         options = [
-            f'<option value="{escape(name)}"{" selected" if name == chosen else ""}>{escape(title_of(name))}</option>'
+            f'<option value="{for_html(name)}"{" selected" * (name == chosen)}>{for_html(title_of(name))}</option>'
             for name in objectives
         ]
         none = '<option value="">none (flat)</option>' if axis == "y" else ""
@@ -181,11 +178,11 @@ def _data(designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Seq
         ("front, perhaps by luck", front & lucky, {"symbol": "diamond-open", "size": 7, "color": VERMILLION}),
     ]
     return {
-        "axes": _axes(objectives),
+        "axes": [visible(name) for name in _axes(objectives)],  # as the selects have them
         "objectives": [
             {
-                "name": name,
-                "label": escape(label_of(name, objective), quote=False),
+                "name": visible(name),
+                "label": for_plotly(label_of(name, objective)),
                 "log": is_log(designs[name]),
                 "maximise": objective.maximise,
                 "values": _numbers(designs[name]),
@@ -224,7 +221,7 @@ def _hover(designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Se
             for knob, (codes, labels) in zip(knobs, settings, strict=True)
         ]
         lines = [
-            *textwrap.wrap(str(design["name"]), 60),
+            *textwrap.wrap(visible(design["name"]), 60),
             *textwrap.wrap(", ".join(set_to), 60),
             *(
                 f"{title_of(name)}: {_value(design, name, objective)}"
@@ -234,7 +231,7 @@ def _hover(designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Se
             f"mean of {design['n']} run{'' if design['n'] == 1 else 's'}",
             f"run {design['run_id']}",
         ]
-        first, *rest = (escape(line, quote=False) for line in lines)
+        first, *rest = (for_plotly(line) for line in lines)
         texts.append("<br>".join([f"<b>{first}</b>", *rest]))
     return texts
 
@@ -277,7 +274,7 @@ def _dimensions(
                 "label": label,
                 "values": [round(value, 4) for value in (codes + aside).tolist()],
                 "tickvals": list(range(len(labels))),
-                "ticktext": [_cut(text, 18) for text in labels],  # plotly takes these as plain text
+                "ticktext": [_cut(visible(text), 18) for text in labels],  # plotly takes these as plain text
                 "range": [-0.2, len(labels) - 0.8],
             }
         )
@@ -288,7 +285,7 @@ def _dimensions(
 
 def _label(text: str) -> str:
     """Plotly takes these as markup; longer ones would leave the picture."""
-    return escape(_cut(text, 24), quote=False)
+    return for_plotly(_cut(visible(text), 24))
 
 
 def _cut(text: str, width: int) -> str:
@@ -332,7 +329,7 @@ def _table(designs: pd.DataFrame, objectives: Mapping[str, Objective]) -> str:
         ("text", "run", ""),
     ]
     head = "".join(
-        f'<th scope="col" data-kind="{kind}"{sort}><button type="button">{escape(text)}</button></th>'
+        f'<th scope="col" data-kind="{kind}"{sort}><button type="button">{for_html(text)}</button></th>'
         for kind, text, sort in headings
     )
     rows = []
@@ -343,7 +340,7 @@ def _table(designs: pd.DataFrame, objectives: Mapping[str, Objective]) -> str:
             _cell(p_front, design["p_front"]),
             _cell(str(design["n"]), design["n"]),
         ]
-        name, run = escape(str(design["name"])), escape(str(design["run_id"]))
+        name, run = for_html(design["name"]), for_html(design["run_id"])
         rows.append(
             f'<tr><td class="name" data-sort="{name}">{name}</td>{"".join(cells)}'
             f'<td data-sort="{run}"><code>{run}</code></td></tr>'
@@ -365,4 +362,4 @@ def _table(designs: pd.DataFrame, objectives: Mapping[str, Objective]) -> str:
 
 def _cell(text: str, value: float) -> str:
     sort = repr(float(value)) if math.isfinite(value) else ""
-    return f'<td class="number" data-sort="{sort}">{escape(text)}</td>'
+    return f'<td class="number" data-sort="{sort}">{for_html(text)}</td>'

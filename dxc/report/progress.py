@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from dxc.pareto import objective
-from dxc.report.console import FORMATS, print_whole
+from dxc.report.console import FORMATS, new_table, print_line, print_whole
+from dxc.report.figures import label_of
+from dxc.text import for_rich
 from dxc.tracking import view_address
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dxc.tracking import Store
 
 SHORT = {
-    "latency_ms": "{:.2f} ms",
+    "latency_ms": "{:.2f} ms predicted",
     "onnx_mb": "{:.2f} MB",
     "macs": "{:,.0f} MACs",
     "params": "{:,.0f} parameters",
@@ -208,16 +208,16 @@ class Progress:
         after the other.
         """
         names = [name for name in SHORT if any(name in known for _, known, _ in rows)]
-        table = Table(title="known without training", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        for heading in ("metric", "least", "median", "most", "unit"):
-            table.add_column(heading, justify="left" if heading in ("metric", "unit") else "right")
+        table = new_table("known without training")
+        for heading in ("metric", "least", "median", "most", "unit", "origin"):
+            table.add_column(heading, justify="left" if heading in ("metric", "unit", "origin") else "right")
         for name in names:
             values = sorted(known[name] for _, known, _ in rows if name in known)
             cells = [
                 FORMATS.get(name, "{:.2f}").format(v)
                 for v in (values[0], values[len(values) // 2], values[-1])
             ]
-            table.add_row(name, *cells, objective(name).unit)
+            table.add_row(name, *cells, objective(name).unit, objective(name).origin)
         print_whole(self._console, table)
         refused = [(text, reason) for text, _, reason in rows if reason]
         for text, reason in refused[:LISTED]:
@@ -244,20 +244,20 @@ class Progress:
         """The front as a table, where everything is, and, of a search that was stopped, how to go on."""
         if front:
             title = f"front of study '{self._study}': no other finished trial is as good in {', '.join(objectives)}"
-            table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+            table = new_table(title)
             table.add_column("trial")
             # a detector's score is that of the pooled predictions, and its tuner saw the mean of the folds
             beside = {"accuracy": ["accuracy_std"]}.get(self._score, ["fold_score"])
             shown = [*objectives, *(beside if self._score in objectives else [])]
             for name in shown:
-                table.add_column(f"{name}, {objective(name).unit}", justify="right")
+                table.add_column(for_rich(label_of(name, objective(name))), justify="right")
             table.add_column("directory")
             for text, entry in front:
                 cells = [
                     FORMATS.get(name, "{:.4f}").format(entry.metrics[name]) if name in entry.metrics else "-"
                     for name in shown
                 ]
-                table.add_row(text, *cells, entry.trial)
+                table.add_row(for_rich(text), *cells, for_rich(entry.trial))
             print_whole(self._console, table)
         listing = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
         self._line(f"trials:   {listing or 'none'} (directories in {os.path.relpath(folder)})")
@@ -270,7 +270,7 @@ class Progress:
             self._line("stopped before its end: the same command goes on from here")
 
     def _line(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+        print_line(self._console, text)
 
 
 class _Live:

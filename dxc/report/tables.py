@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dxc.files import write_atomically
 from dxc.pareto import Objective
 from dxc.report.figures import OPERATORS, label_of
+from dxc.text import for_csv, for_html, for_latex, for_markdown, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,19 +105,56 @@ def _text(value: object) -> str:
     return str(value)
 
 
-def write(table: pd.DataFrame, folder: Path, stem: str) -> list[Path]:
-    """STEM.md, STEM.tex (booktabs) and STEM.csv."""
-    from tabulate import tabulate
-
-    content = {
-        "md": tabulate(table, headers="keys", tablefmt="github", showindex=False, disable_numparse=True) + "\n",
-        "tex": tabulate(table, headers="keys", tablefmt="latex_booktabs", showindex=False, disable_numparse=True)
-        .replace("±", r"$\pm$") + "\n",
-        "csv": table.to_csv(index=False),
-    }  # fmt: skip
+def write(table: pd.DataFrame, folder: Path, stem: str, *, note: str = "") -> list[Path]:
+    """STEM.md, STEM.tex (booktabs) and STEM.csv. note: a line under the table, a comment over it in LaTeX."""
+    content = {"md": markdown(table, note), "tex": latex(table, note), "csv": comma_separated(table)}
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for ending, text in content.items():
         paths.append(folder / f"{stem}.{ending}")
         write_atomically(paths[-1], text)
     return paths
+
+
+def markdown(table: pd.DataFrame, note: str = "") -> str:
+    """A table of GitHub's Markdown."""
+    from tabulate import tabulate
+
+    heading, *rows = _cells(table, for_markdown)
+    text = tabulate(rows, headers=heading, tablefmt="github", disable_numparse=True)
+    return f"{text}\n" + f"\n{for_markdown(note)}\n" * bool(note)
+
+
+def latex(table: pd.DataFrame, note: str = "") -> str:
+    """A tabular with the rules of booktabs. tabulate's would not do: a row that begins with '[' breaks it."""
+    heading, *rows = (" & ".join(cells) + r" \\" for cells in _cells(table, for_latex))
+    lines = [rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\toprule", heading, r"\midrule", *rows]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([f"% {visible(note)}"] * bool(note) + lines) + "\n"
+
+
+def comma_separated(table: pd.DataFrame) -> str:
+    """A CSV file in which numbers stay as they are and no text is a formula of a spreadsheet."""
+    from pandas.api.types import is_numeric_dtype
+
+    safe = table.copy()
+    for place, kind in enumerate(table.dtypes):
+        if not is_numeric_dtype(kind):
+            safe.isetitem(place, table.iloc[:, place].astype(object).map(for_csv, na_action="ignore"))
+    safe.columns = [for_csv(name) for name in table.columns]
+    return safe.to_csv(index=False)
+
+
+def html(table: pd.DataFrame) -> str:
+    """A table element."""
+    heading, *rows = _cells(table, for_html)
+    head = "".join(f"<th>{cell}</th>" for cell in heading)
+    body = "\n".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+
+
+def _cells(table: pd.DataFrame, safe: Callable[[object], str]) -> list[list[str]]:
+    """Heading and rows."""
+    return [
+        [safe(cell) for cell in row] for row in ([*table.columns], *table.itertuples(index=False, name=None))
+    ]

@@ -39,14 +39,16 @@ class NetworkCosts:
     """Costs of networks by their hash (dxc.search.space.Identity.network), on one device.
 
     refused: {hash: why} for configurations that no network can be built from. notes: what cannot be predicted.
+    predicted_for: the machines of what can, '' of none.
     """
 
     def __init__(self, hardware: Hardware, cache_dir: Path) -> None:
-        from dxc.hardware.costs import find_packages
+        from dxc.hardware.costs import find_packages, predicted_for
 
         self._hardware = hardware
         self.notes: list[str] = []
         self._packages = find_packages(hardware, self.notes)
+        self.predicted_for = predicted_for({each.name: each.about for each in self._packages})
         self._folder = cache_dir / "costs" / f"{hardware.name}-{_fingerprint(self._packages)}"
         self._known: dict[str, Known] = {}
         self.refused: dict[str, str] = {}

@@ -92,7 +92,9 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
     costs = NetworkCosts(Hardware.of(base["hardware"]), Path(base["cache_dir"]))
     survey = Survey(space, catalogue, settings, costs)
     chips = prepare_chips(catalogue)
-    progress.begin(survey.summary(), settings, [*costs.notes, *survey.unchecked_limits(base["hardware"])])
+    machines = [f"latency is predicted for {costs.predicted_for}"] if costs.predicted_for else []
+    notes = [*machines, *costs.notes, *survey.unchecked_limits(base["hardware"])]
+    progress.begin(survey.summary(), settings, notes)
     survey.require_feasible()
     progress.budget(survey.wanted(), settings.ladder(chips.folds, base["trainer"]["max_epochs"]))
     if settings.dry_run:

@@ -14,6 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dxc.errors import require_whole
+from dxc.text import for_terminal
 
 # Lightning repeats its device list, a tip and "max_epochs reached" for every fold.
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -140,7 +141,7 @@ class _FoldProgress(pl.Callback):
     """One bar a fold that runs over all its epochs; without a terminal, one line when the fold is done."""
 
     def __init__(self, title: str) -> None:
-        self.title = title
+        self.title = for_terminal(title)
         self._bar: tqdm | None = None
         self._since = 0.0
 

@@ -86,7 +86,7 @@ def test_efficiency_marks_the_optimum() -> None:
     assert axes.xaxis.get_transform().base == 2
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2", "4", "8"]
     assert axes.get_xlabel() == "batch size (images)"
-    assert axes.get_ylabel() == "latency / batch (ms an image)\n← lower is better"
+    assert axes.get_ylabel() == "measured latency / batch (ms an image)\n← lower is better"
     assert axes.get_ylim()[0] == 0
     assert axes.get_ylim()[1] > 4.8  # all of the largest bar
 

@@ -82,7 +82,7 @@ def test_labels_have_units_and_directions(four: Designs) -> None:
     designs, objectives, _ = four
     figure = pairs(designs, objectives)
     assert {axes.get_xlabel() for axes in figure.axes} - {""} == {
-        "latency (ms)\n← lower is better",
+        "predicted latency (ms)\n← lower is better",
         "ONNX file (MB)\n← lower is better",
     }
     assert {axes.get_ylabel() for axes in figure.axes} - {""} == {
@@ -98,7 +98,7 @@ def test_labels_have_units_and_directions(four: Designs) -> None:
 
 def test_front_over_all_designs(four: Designs) -> None:
     designs, objectives, _ = four
-    axes = _panel(pairs(designs, objectives), "latency (ms)", "accuracy (fraction)")
+    axes = _panel(pairs(designs, objectives), "predicted latency (ms)", "accuracy (fraction)")
     dots = axes.lines[0]
     assert to_hex(dots.get_color()) == GREY.lower()
     np.testing.assert_allclose(dots.get_xydata(), designs[["latency_ms", "accuracy"]])
@@ -113,7 +113,7 @@ def test_front_over_all_designs(four: Designs) -> None:
 def test_error_bars_are_one_standard_deviation(four: Designs) -> None:
     """a: ± 0.25 ms and ± 0.01; b: latency's spread is not known, so no bar."""
     designs, objectives, _ = four
-    axes = _panel(pairs(designs, objectives), "latency (ms)", "accuracy (fraction)")
+    axes = _panel(pairs(designs, objectives), "predicted latency (ms)", "accuracy (fraction)")
     across, upright = _bars(axes, 0)
     assert across == pytest.approx([0.5])
     assert upright == pytest.approx([0.02])
@@ -155,7 +155,7 @@ def test_no_step_line_of_three_objectives(four: Designs) -> None:
 def test_wide_objectives_are_logarithmic(four: Designs) -> None:
     """ONNX files span a factor 40, latencies 5."""
     designs, objectives, _ = four
-    axes = _panel(pairs(designs, objectives), "latency (ms)", "ONNX file (MB)")
+    axes = _panel(pairs(designs, objectives), "predicted latency (ms)", "ONNX file (MB)")
     assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "log")
     assert is_log([1, 31])
     assert not is_log([1, 30])
@@ -192,14 +192,14 @@ def test_radar_values_by_hand(four: Designs) -> None:
     assert (best.get_linestyle(), other.get_linestyle()) == ("--", "-")
     assert [text.get_text() for text in figure.axes[0].texts] == [
         "accuracy\n0.960",
-        "latency\n2",
+        "predicted\nlatency\n2",
         "ONNX file\n11",
         "kernel\n5",
         "batch_size\n16",
     ]
     texts = " ".join(text.get_text() for text in figure.texts).replace("\xa0", " ").replace("\n", " ")
     assert "Front members, best accuracy first: 2" in texts
-    assert "accuracy 0.800 → 0.960, latency 5 → 1 ms, ONNX file 400 → 10 MB, kernel 3 → 5" in texts
+    assert "accuracy 0.800 → 0.960, predicted latency 5 → 1 ms, ONNX file 400 → 10 MB, kernel 3 → 5" in texts
     assert "Dashed: perhaps on the front by luck" in texts
 
 
@@ -276,7 +276,7 @@ def test_names_and_numbers() -> None:
     assert label_of("accuracy", OBJECTIVES["accuracy"]) == "accuracy (fraction)"
     assert label_of("onnx_mb", OBJECTIVES["onnx_mb"]) == "ONNX file (MB)"
     assert label_of("macs", OBJECTIVES["macs"]) == "MACs"
-    assert label_of("latency_ms/pi4", OBJECTIVES["latency_ms"]) == "latency pi4 (ms)"
+    assert label_of("latency_ms/pi4", OBJECTIVES["latency_ms"]) == "predicted latency pi4 (ms)"
     assert label_of("my_score", Objective("", False, "")) == "my_score"
     assert short_names(["data", "data.batch_size", "a.lr", "b.lr"]) == {
         "data": "data",

@@ -67,10 +67,10 @@ def test_heading_and_summary(four: Designs) -> None:
     parsed = _parsed(four)
     assert parsed.text["h1"] == parsed.text["title"] == ["Front of study 'demo'"]
     assert parsed.text["p"][0] == (
-        "2 of 4 designs are on the front of accuracy, latency and ONNX file: no other is at least as good in all of "
-        "them and better in one; 1 of them is perhaps there by luck."
+        "2 of 4 designs are on the front of accuracy, predicted latency and ONNX file: no other is at least as good "
+        "in all of them and better in one; 1 of them is perhaps there by luck."
     )
-    assert "Higher is better: accuracy. Lower is better: latency, ONNX file." in " ".join(parsed.text["p"])
+    assert "Higher is better: accuracy. Lower is better: predicted latency, ONNX file." in " ".join(parsed.text["p"])
 
 
 def test_nothing_is_fetched(four: Designs) -> None:
@@ -113,7 +113,7 @@ def test_the_scatter_holds_the_front(four: Designs) -> None:
     assert data["objectives"][0]["spread"] == [0.01, 0.02, None, 0.03]
     assert [column["label"] for column in data["objectives"]] == [
         "accuracy (fraction)",
-        "latency (ms)",
+        "predicted latency (ms)",
         "ONNX file (MB)",
     ]
     assert [column["log"] for column in data["objectives"]] == [False, False, True]
@@ -125,7 +125,7 @@ def test_hover_says_what_a_design_is(four: Designs) -> None:
         "<b>a</b>",
         "data 5ch, kernel 3, batch_size 8",
         "accuracy: 0.9000 ± 0.0100",
-        "latency: 1.0000 ± 0.2500 ms",
+        "predicted latency: 1.0000 ± 0.2500 ms",
         "ONNX file: 10.0000 MB",
         "probability of being on the front: 0.90",
         "mean of 3 runs",
@@ -162,7 +162,7 @@ def test_parallel_axes(by_chance: Callable[..., Designs]) -> None:
         "lr",
         "batch_size",
         "accuracy (fraction)",
-        "latency (ms)",
+        "predicted latency (ms)",
         "ONNX file (MB)",
         "MACs",
     ]
@@ -189,7 +189,7 @@ def test_table_is_the_front_best_first(four: Designs) -> None:
     assert parsed.text["th"] == [
         "design",
         "accuracy (fraction)",
-        "latency (ms)",
+        "predicted latency (ms)",
         "ONNX file (MB)",
         "P(on the front)",
         "runs",

@@ -102,7 +102,7 @@ def test_three_objectives(show: Callable[..., Tab], by_chance: Callable[..., Des
     front = designs[designs["front"]]
     assert shown == set(front[["latency_ms", "onnx_mb", "accuracy"]].itertuples(index=False, name=None))
     titles = tab.run("['x', 'y', 'z'].map(a => scatter._fullLayout.scene[a + 'axis'].title.text)")
-    assert titles == ["latency (ms)", "ONNX file (MB)", "accuracy (fraction)"]
+    assert titles == ["predicted latency (ms)", "ONNX file (MB)", "accuracy (fraction)"]
     types = tab.run("['x', 'y', 'z'].map(a => scatter._fullLayout.scene[a + 'axis'].type)")
     assert types == ["log", "linear", "linear"]
     legend = tab.view.locator("#scatter .legendtext").all_text_contents()
@@ -156,7 +156,7 @@ def test_choosing_axes(show: Callable[..., Tab], by_chance: Callable[..., Design
     tab.view.keyboard.press("End")
     assert tab.run(flat) == ["energy", "MACs"]
     tab.view.select_option("select[name=y]", "latency_ms")
-    assert tab.run(axes) == ["energy", "latency (ms)", "MACs"]
+    assert tab.run(axes) == ["energy", "predicted latency (ms)", "MACs"]
     tab.settle()
     tab.picture("five_objectives")
 
@@ -218,7 +218,7 @@ def test_parallel_coordinates(show: Callable[..., Tab], by_chance: Callable[...,
     tab = show((designs, objectives, knobs))
     labels = tab.view.locator("#parallel .axis-title").all_text_contents()
     assert labels[:3] == ["data", "kernel", "stride"]
-    assert labels[-3:] == ["accuracy (fraction)", "latency (ms)", "ONNX file (MB)"]
+    assert labels[-3:] == ["accuracy (fraction)", "predicted latency (ms)", "ONNX file (MB)"]
     assert {"5ch", "7ch"} <= set(tab.view.locator("#parallel .axis text").all_text_contents())
     drawn = tab.picture("parallel", "#parallel")
     assert _coloured(drawn) > 5000

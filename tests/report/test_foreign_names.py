@@ -1,0 +1,159 @@
+"""analyze.py on a real store whose names were chosen by somebody hostile: each output holds them as text."""
+
+from __future__ import annotations
+
+import csv
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+from markdown_it import MarkdownIt
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from PIL import Image
+from rich.cells import cell_len
+
+from dxc.config import PROJECT_ROOT
+from dxc.text import visible
+from tests.test_text import FORBIDDEN, NAMES
+
+STORED = {
+    name: shown
+    for name, shown in NAMES.items()
+    if name.isascii() or name.encode(errors="ignore").decode() == name
+}
+MACHINE = "\x1b]0;owned\x07 [/bold] </pre><script>alert(1)</script> $x$ | =1"
+STUDY = "few"
+
+
+def _store(store_file: Path) -> str:
+    """A study of one run a name, all of them on the front, with hostile tags and params too."""
+    uri = f"sqlite:///{store_file}"
+    client = MlflowClient(uri)
+    experiment = client.create_experiment(STUDY, artifact_location=(store_file.parent / "files").as_uri())
+    for number, name in enumerate(STORED):
+        tags = {
+            "dxc.trial": f"{number:012x}",
+            "dxc.design": f"{number:012x}",
+            "dxc.kind": "trial",
+            "dxc.state": "finished",
+            "dxc.predicted_for": MACHINE,
+            "data": name,
+        }
+        run = client.create_run(experiment, run_name=name, tags=tags)
+        values = {"accuracy": 0.5 + 0.01 * number, "latency_ms": 1.0 + number, "onnx_mb": 2.0 + number}
+        client.log_batch(
+            run.info.run_id,
+            metrics=[Metric(key, value, 0, 0) for key, value in values.items()],
+            params=[Param("model.pool", name), Param("optimizer.lr", str(-0.5 * number))],
+            tags=[RunTag("model", "resnet18")],
+        )
+        client.set_terminated(run.info.run_id)
+    return uri
+
+
+def _on_a_terminal(command: list[str]) -> str:
+    """What a command writes to a terminal that knows no colours."""
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "TERM": "dumb", "NO_COLOR": "1", "COLUMNS": "400", "PYTHONUTF8": "1"}
+    chunks: list[bytes] = []
+
+    def read() -> None:
+        while True:
+            try:
+                chunk = os.read(ours, 65536)
+            except OSError:  # the other end is closed
+                return
+            if not chunk:
+                return
+            chunks.append(chunk)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    done = subprocess.run(
+        command, cwd=PROJECT_ROOT, stdin=theirs, stdout=theirs, stderr=theirs, env=env, timeout=240
+    )
+    os.close(theirs)
+    reader.join(timeout=10)
+    os.close(ours)
+    written = b"".join(chunks).decode()
+    assert done.returncode == 0, written
+    return written.replace("\r\n", "\n")
+
+
+class Page(HTMLParser):
+    """A page's elements, attributes and text."""
+
+    def __init__(self, document: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: set[str] = set()
+        self.texts: list[str] = []
+        self.feed(document)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_an_analysis_of_hostile_names(store_file: Path, tmp_path: Path) -> None:
+    uri = _store(store_file)
+    written = _on_a_terminal(
+        [sys.executable, "analyze.py", f"study={STUDY}", f"tracking.uri={uri}", f"cache_dir={tmp_path}/cache"]
+        + [f"out={tmp_path}/reports", "log=false", "choose.by=accuracy"]
+    )
+    folder = tmp_path / "reports" / STUDY
+
+    # the terminal: tqdm's carriage returns and rich's line ends aside, nothing but text; the columns stay in line
+    lines = [line.rsplit("\r", 1)[-1] for line in written.split("\n")]
+    assert not FORBIDDEN.search("\n".join(lines))
+    start = lines.index(next(line for line in lines if line.startswith("front")))
+    rows = [next(line for line in lines[start:] if line.startswith(f" {name} ")) for name in STORED.values()]
+    assert len({cell_len(row) for row in rows}) == 1
+    assert f"predicted: latency_ms for {visible(MACHINE)}" in lines
+    assert f"choice:    {list(STORED.values())[-1]}: the largest accuracy" in lines
+
+    answer = (folder / "answer.txt").read_text()
+    assert not FORBIDDEN.search(answer) and f"predicted: latency_ms for {visible(MACHINE)}\n" in answer
+
+    with (folder / "front.csv").open(newline="") as file:
+        heading, *rows = csv.reader(file)
+    assert heading[:4] == ["design", "accuracy (fraction)", "predicted latency (ms)", "ONNX file (MB)"]
+    assert {row[0].removeprefix("'") for row in rows} == set(STORED.values())
+    assert not [cell for row in rows for cell in row if cell[0] in "=+@\t\r"]
+    rates = {float(row[heading.index("optimizer.lr")]) for row in rows}
+    assert rates == {-0.5 * number for number in range(len(STORED))}
+
+    html = MarkdownIt("commonmark").enable("table").render((folder / "front.md").read_text())
+    found = Page(html)
+    assert set(found.tags) == {"table", "thead", "tbody", "tr", "th", "td", "p"} and not found.attributes
+    assert {shown.strip() for shown in STORED.values()} <= {each.strip() for each in found.texts}
+    assert f"predicted: latency_ms for {visible(MACHINE)}" in found.texts
+
+    text = (folder / "front.tex").read_text()
+    assert not re.search(r"^[\[*]", text, re.MULTILINE) and not FORBIDDEN.search(text)
+    assert r"{[}abcdef123456{]} &" in text or r"{[}abcdef123456] &" in text
+
+    page = Page((folder / "index.html").read_text())
+    assert page.tags.count("script") == 3 and not {"img", "a", "iframe"} & set(page.tags)
+    assert not [name for name in page.attributes if name.startswith("on")]
+    assert f"predicted: latency_ms for {visible(MACHINE)}" in page.texts
+    assert set(STORED.values()) <= set(page.texts)
+    assert not FORBIDDEN.search("".join(page.texts[: page.texts.index("Trade-offs")]))
+
+    for name in ("pairs", "radar", "main_effects"):
+        svg = (folder / f"{name}.svg").read_text()
+        ElementTree.fromstring(svg)
+        assert not FORBIDDEN.search(svg)
+        with Image.open(folder / f"{name}.png") as image:
+            assert min(image.size) > 300
+    assert sorted(path.name for path in (tmp_path / "reports").iterdir()) == [STUDY]
