@@ -53,6 +53,17 @@ def test_resolutions_by_hand(knobs: dict, sizes: tuple[int, ...]) -> None:
     assert tuple(seen) == sizes
 
 
+def test_convolutions_begin_with_the_variance_of_their_outputs() -> None:
+    """He et al. 2015, equation 14: a standard deviation of sqrt(2 / (k^2 Cout)). 7 to 64 channels tell it from Cin."""
+    torch.manual_seed(0)
+    model = ResNet(7, **CONVENTIONAL)
+    for conv, kernel, channels in ((model.conv1, 7, 64), (model.layer2[0].conv1, 3, 128)):
+        assert conv.weight.detach().std().item() == pytest.approx(
+            (2 / (kernel**2 * channels)) ** 0.5, rel=0.02
+        )
+        assert conv.weight.detach().mean().item() == pytest.approx(0, abs=1e-3)
+
+
 def test_depth_and_width() -> None:
     model = ResNet(3, width=8, blocks=[1, 2, 3, 1])
     assert [len(stage) for stage in (model.layer1, model.layer2, model.layer3, model.layer4)] == [1, 2, 3, 1]
@@ -104,6 +115,11 @@ def test_kernel_larger_than_the_padded_chip() -> None:
         ResNet(5, kernel=103, padding=1).check_input_size(100)
     with pytest.raises(ConfigError, match=r"model.pool_kernel=9 is larger"):
         ResNet(5, kernel=3, stride=2, pool="max", pool_kernel=9).check_input_size(12)
+    # (12 + 2 - 3) // 2 + 1 = 6 pixels and 1 of padding on both sides: 8 fits exactly
+    fits = ResNet(5, kernel=3, stride=2, pool="max", pool_kernel=8)
+    fits.check_input_size(12)
+    assert fits(torch.rand(2, 5, 12, 12)).shape == (2, 2)
+    ResNet(5, kernel=3, stride=2, pool="none", pool_kernel=9).check_input_size(12)
 
 
 def test_published_space_has_180_networks() -> None:
