@@ -9,7 +9,7 @@ from torch import nn
 from dxc.errors import ConfigError
 from dxc.export import count_macs, count_params
 from dxc.models import canonical_knobs, model_name
-from dxc.models.resnet import ResNet
+from dxc.models.resnet import BasicBlock, ResNet
 
 CONVENTIONAL = {"kernel": 7, "stride": 2, "padding": 3, "pool": "max", "width": 64}
 
@@ -70,6 +70,21 @@ def test_depth_and_width() -> None:
     assert model.fc.in_features == 64
     same = ResNet(3, width=8, blocks=2).state_dict().keys()
     assert same == ResNet(3, width=8, blocks=[2, 2, 2, 2]).state_dict().keys()
+
+
+def test_knobs_that_are_not_given() -> None:
+    model = ResNet(5, pool="max")
+    conv, pool = model.conv1, model.maxpool
+    assert (tuple(conv.weight.shape), conv.stride, conv.padding) == ((32, 5, 3, 3), (2, 2), (1, 1))
+    assert (pool.kernel_size, pool.stride, pool.padding) == (3, 2, 1)
+    assert [len(stage) for stage in (model.layer1, model.layer2, model.layer3, model.layer4)] == [2] * 4
+    assert model.fc.out_features == 2
+    assert isinstance(ResNet(5).maxpool, nn.Identity)
+
+
+def test_a_shortcut_fits_where_only_the_channels_change() -> None:
+    assert BasicBlock(4, 8, 1)(torch.rand(2, 4, 5, 5)).shape == (2, 8, 5, 5)
+    assert BasicBlock(8, 8, 2)(torch.rand(2, 8, 5, 5)).shape == (2, 8, 3, 3)
 
 
 def test_a_block_adds_its_input() -> None:
