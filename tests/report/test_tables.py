@@ -1,0 +1,90 @@
+"""Tables of an analysis: numbers as text, order, and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from dxc.pareto import OBJECTIVES
+from dxc.report.findings import compared_in_words, inside_in_short
+from dxc.report.tables import inside, listing, number, ranges, write
+
+NAN = float("nan")
+TWO = {name: OBJECTIVES[name] for name in ("accuracy", "params")}
+DESIGNS = pd.DataFrame(
+    {
+        "name": ["a", "b", "c", "d"],
+        "accuracy": [0.9, 0.95, 0.9, 0.8],
+        "params": [2_000_000.0, 11_183_810.0, 1_000_000.0, NAN],
+        "spread.accuracy": [0.01, NAN, 0.0, 0.02],
+        "kernel": [3.0, 5.0, None, 0.12345],
+        "pool": ["max", "none", None, "max"],
+        "n": [2, 1, 1, 3],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "spread", "text"),
+    [
+        ("accuracy", 0.94567, 0.0123, "0.9457 ± 0.0123"),
+        ("accuracy", 0.94567, 0.0, "0.9457 ± 0.0000"),
+        ("accuracy", NAN, 0.1, "-"),
+        ("latency_ms", 1234.567, NAN, "1,234.57"),
+        ("latency_ms/cortexA76cpu_tflite21", 3.14159, NAN, "3.14"),
+        ("efficiency_ms", 0.98765, NAN, "0.988"),
+        ("optimum_batch", 32.0, NAN, "32"),
+        ("onnx_mb", 44.7349, NAN, "44.73"),
+        ("params", 11_183_810.0, NAN, "11,183,810"),
+        ("macs", 1_234_567.0, NAN, "1,234,567"),
+        ("f1", 0.123456, 0.00123456, "0.1235 ± 0.001235"),
+        ("f1", 0.0, NAN, "0"),
+    ],
+)
+def test_numbers_as_text(name: str, value: float, spread: float, text: str) -> None:
+    assert number(name, value, spread) == text
+
+
+def test_ranges_by_hand() -> None:
+    table = ranges(DESIGNS, TWO)
+    assert table[["better", "min", "max", "designs"]].to_numpy().tolist() == [
+        ["higher", "0.8000", "0.9500", 4],
+        ["lower", "1,000,000", "11,183,810", 4],
+    ]
+
+
+def test_designs_are_listed_best_first() -> None:
+    """Of equal ones in their order; what is missing is last, and a dash."""
+    table = listing(DESIGNS, TWO, ["kernel", "pool"], more=["n"])
+    assert list(table.columns)[0::3] == ["design", "n"] and list(table.columns)[4:] == ["kernel", "pool"]
+    assert table.to_numpy().tolist() == [
+        ["b", "0.9500", "11,183,810", "1", "5", "none"],
+        ["a", "0.9000 ± 0.0100", "2,000,000", "2", "3", "max"],
+        ["c", "0.9000 ± 0.0000", "1,000,000", "1", "-", "-"],
+        ["d", "0.8000 ± 0.0200", "-", "3", "0.1235", "max"],
+    ]
+    smallest = listing(DESIGNS, {"params": TWO["params"]}, [])
+    assert list(smallest["design"]) == ["c", "a", "b", "d"]
+
+
+SUMMARY = pd.DataFrame(
+    {
+        "name": ["big", "big", "big", "small"],
+        "batch": [8, 1, 2, 1],
+        "ms": [16.0, 5.0, 4.0, 1.23456],
+        "ms_per_image": [2.0, 5.0, 2.0, 1.23456],
+        "memory_ms": [0.5, 0.25, 0.1, NAN],
+        "peak_memory_mb": [NAN, 123.456, NAN, 40.0],
+        "conv": [0.5, 0.31, 0.6, 0.2],
+        "batch norm": [0.1, 0.1, 0.1, 0.1],
+        "activation": [0.1, 0.1, 0.1, 0.1],
+        "pooling": [0.1, 0.05, 0.1, 0.4],
+        "matmul": [0.1, 0.44, 0.05, 0.1],
+        "memory": [0.05, 0.0, 0.0, 0.0],
+        "other": [0.05, 0.0, 0.05, 0.1],
+        "source": ["torch", "torch", "torch", "nsight"],
+    }
+)
