@@ -40,7 +40,14 @@ def test_boxes_in_a_chip_by_hand() -> None:
 
 def test_crossings_of_unknown_size_in_a_chip() -> None:
     """The left and upper edge belong to a chip, the right and lower one to its neighbours."""
-    corners = [(1, 100, 200), (2, 120, 190), (3, 110, 180), (4, 119.9, 180.1), (5, 99.9, 190), (6, 110, 200.1)]
+    corners = [
+        (1, 100, 200),
+        (2, 120, 190),
+        (3, 110, 180),
+        (4, 119.9, 180.1),
+        (5, 99.9, 190),
+        (6, 110, 200.1),
+    ]
     boxes = _boxes(*((*each, NAN, NAN) for each in corners), (7, 110, 190, 2, 2), (8, 110, 190, 2, NAN))
     assert boxes.unknown_in_chip(**CHIP).tolist() == [1, 4, 8]
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+from dxc.analysis.certainty import Comparison
 from dxc.pareto import OBJECTIVES
 from dxc.report.findings import compared_in_words, inside_in_short
 from dxc.report.tables import inside, listing, number, ranges, write
@@ -79,12 +80,55 @@ SUMMARY = pd.DataFrame(
         "memory_ms": [0.5, 0.25, 0.1, NAN],
         "peak_memory_mb": [NAN, 123.456, NAN, 40.0],
         "conv": [0.5, 0.31, 0.6, 0.2],
-        "batch norm": [0.1, 0.1, 0.1, 0.1],
-        "activation": [0.1, 0.1, 0.1, 0.1],
         "pooling": [0.1, 0.05, 0.1, 0.4],
         "matmul": [0.1, 0.44, 0.05, 0.1],
-        "memory": [0.05, 0.0, 0.0, 0.0],
         "other": [0.05, 0.0, 0.05, 0.1],
         "source": ["torch", "torch", "torch", "nsight"],
     }
 )
+
+
+def test_profiled_networks_in_a_table() -> None:
+    table = inside(SUMMARY)
+    one = ["big", "1", "5", "5", "0.25", "123.5", "31.0", "44.0", "5.0", "0.0", "torch"]
+    assert table.iloc[1].tolist() == one
+    one = ["small", "1", "1.235", "1.235", "-", "40", "20.0", "10.0", "40.0", "10.0", "nsight"]
+    assert table.iloc[3].tolist() == one
+
+
+def test_profiled_networks_in_short() -> None:
+    """The smallest batch, whatever comes first; of equal times an image, the first one."""
+    table = inside_in_short(SimpleNamespace(summary=SUMMARY, device="a GPU"))
+    assert table.iloc[:, 0].tolist() == ["big", "small"]
+    assert [row.dropna().tolist() for _, row in table.iterrows()] == [
+        ["big", "5", "2, batch 8", "123.5", "matmul, 44 %"],
+        ["small", "1.235", "1.235, batch 1", "40", "pooling, 40 %"],
+    ]
+
+
+def test_a_comparison_in_words() -> None:
+    found = Comparison(0.0125, -0.005, 0.03, 7, 2, 0.1797)
+    analysis = SimpleNamespace(comparison=("a", "b", found))
+    assert compared_in_words(analysis) == (
+        "compared:  a less b: accuracy +0.0125, 95 % between -0.0050 and +0.0300; McNemar p = 0.18 (7 chips only the "
+        "first has right, 2 only the second)"
+    )
+    without = SimpleNamespace(comparison=("a", "b", found._replace(p_value=NAN)))
+    assert compared_in_words(without).endswith("between -0.0050 and +0.0300")
+    assert compared_in_words(SimpleNamespace(comparison=None)) == ""
+
+
+def test_a_table_in_three_formats(tmp_path: Path) -> None:
+    table = pd.DataFrame({"design": ["a", "b"], "accuracy": ["0.9000 ± 0.0100", "1"], "seed": ["007", "-"]})
+    paths = write(table, tmp_path / "report", "front")
+    assert [path.name for path in paths] == ["front.md", "front.tex", "front.csv"]
+    md, tex, csv = (path.read_text() for path in paths)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in md.splitlines()]
+    assert [lines[0], *lines[2:]] == [
+        ["design", "accuracy", "seed"],
+        ["a", "0.9000 ± 0.0100", "007"],
+        ["b", "1", "-"],
+    ]
+    assert r"0.9000 $\pm$ 0.0100" in tex and r"\toprule" in tex and "±" not in tex
+    pd.testing.assert_frame_equal(pd.read_csv(paths[2], dtype=str, keep_default_na=False), table)
+    assert csv.splitlines()[0] == "design,accuracy,seed"
