@@ -22,7 +22,7 @@ DESIGNS = pd.DataFrame(
         "params": [2_000_000.0, 11_183_810.0, 1_000_000.0, NAN],
         "spread.accuracy": [0.01, NAN, 0.0, 0.02],
         "kernel": [3.0, 5.0, None, 0.12345],
-        "pool": ["max", "none", None, "max"],
+        "pool": pd.Series(["max", "none", None, "max"], dtype=object),
         "n": [2, 1, 1, 3],
     }
 )
@@ -119,7 +119,7 @@ def test_a_comparison_in_words() -> None:
 
 
 def test_a_table_in_three_formats(tmp_path: Path) -> None:
-    table = pd.DataFrame({"design": ["a", "b"], "accuracy": ["0.9000 ± 0.0100", "1"], "seed": ["007", "-"]})
+    table = pd.DataFrame({"design": ["a", "b"], "accuracy": ["0.9000 ± 0.0100", "1"], "seed": ["007", "010"]})
     paths = write(table, tmp_path / "report", "front")
     assert [path.name for path in paths] == ["front.md", "front.tex", "front.csv"]
     md, tex, csv = (path.read_text() for path in paths)
@@ -127,8 +127,10 @@ def test_a_table_in_three_formats(tmp_path: Path) -> None:
     assert [lines[0], *lines[2:]] == [
         ["design", "accuracy", "seed"],
         ["a", "0.9000 ± 0.0100", "007"],
-        ["b", "1", "-"],
+        ["b", "1", "010"],
     ]
-    assert r"0.9000 $\pm$ 0.0100" in tex and r"\toprule" in tex and "±" not in tex
+    rows = [[cell.strip(" \\") for cell in line.split("&")] for line in tex.splitlines() if "&" in line]
+    assert rows[1:] == [["a", r"0.9000 $\pm$ 0.0100", "007"], ["b", "1", "010"]]
+    assert r"\toprule" in tex and "±" not in tex
     pd.testing.assert_frame_equal(pd.read_csv(paths[2], dtype=str, keep_default_na=False), table)
     assert csv.splitlines()[0] == "design,accuracy,seed"

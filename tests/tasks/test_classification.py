@@ -141,4 +141,8 @@ def test_pooled_metrics_equal_scikit_learn() -> None:
 
 
 def test_metrics_without_a_meaning_are_missing() -> None:
-    assert set(pooled_metrics(torch.tensor([0.2, 0.9]), torch.tensor([1, 1]))) == {"f1"}
+    for label in ([1, 1], [0, 0]):
+        assert set(pooled_metrics(torch.tensor([0.2, 0.9]), torch.tensor(label))) == {"f1"}
+    # one of each class is enough: of three, the crossing ranks second
+    one = pooled_metrics(torch.tensor([0.2, 0.4, 0.9]), torch.tensor([0, 1, 0]))
+    assert one == {"f1": 0.0, "average_precision": pytest.approx(0.5), "auroc": pytest.approx(0.5)}
