@@ -10,7 +10,7 @@ import pytest
 
 from dxc.analysis.certainty import Comparison
 from dxc.pareto import OBJECTIVES
-from dxc.report.findings import compared_in_words, inside_in_short
+from dxc.report.findings import answer, compared_in_words, inside_in_short
 from dxc.report.tables import inside, listing, number, ranges, write
 
 NAN = float("nan")
@@ -116,6 +116,45 @@ def test_a_comparison_in_words() -> None:
     without = SimpleNamespace(comparison=("a", "b", found._replace(p_value=NAN)))
     assert compared_in_words(without).endswith("between -0.0050 and +0.0300")
     assert compared_in_words(SimpleNamespace(comparison=None)) == ""
+
+
+def _answer(**changes: object) -> list[str]:
+    designs = pd.DataFrame({"name": ["a", "b", "c"], "lucky": [False, True, False]})
+    analysis = {
+        "designs": designs,
+        "front": designs.iloc[:1],
+        "choice": SimpleNamespace(design=0, runner_up=None, rule="the knee"),
+        "commands": ("train a", "train c"),
+        "notes": ("one", "two"),
+        "title": "study first",
+        "objectives": TWO,
+        "hypervolume": 0.123456,
+        "reference": {"accuracy": 0.5, "params": 2e6},
+        "comparison": None,
+    }
+    return answer(SimpleNamespace(**analysis | changes))
+
+
+def test_an_answer_in_lines() -> None:
+    said = [
+        "3 designs of study first, 1 on the front of accuracy, params; hypervolume 0.1235 from accuracy 0.5, "
+        "params 2e+06",
+        "note:      one",
+        "note:      two",
+        "choice:    a: the knee",
+        "  rebuild: train a",
+    ]
+    assert _answer() == said
+    assert _answer(commands=("", "")) == said[:4]
+    two = SimpleNamespace(design=0, runner_up=2, rule="the knee")
+    assert _answer(choice=two) == [*said, "next:      c", "  rebuild: train c"]
+    assert _answer(choice=two, commands=("train a", "")) == [*said, "next:      c"]
+    by_luck = SimpleNamespace(design=1, runner_up=None, rule="the knee")
+    lucky = _answer(choice=by_luck, front=pd.DataFrame({"name": ["a", "b"], "lucky": [False, True]}))
+    assert lucky[3].startswith("by luck? ") and lucky[3].endswith(": b")
+    assert lucky[5].strip().startswith("it is on the front in few of the draws")
+    compared = _answer(comparison=("a", "b", Comparison(0.01, 0.0, 0.02, 3, 1, NAN)))
+    assert compared[3].startswith("compared:  a less b")
 
 
 def test_a_table_in_three_formats(tmp_path: Path) -> None:

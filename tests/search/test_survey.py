@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,9 +15,10 @@ from dxc.errors import SearchError
 from dxc.search import DEFAULT_TRIALS
 from dxc.search import survey as module
 from dxc.search.space import Axis, Identity, Space
-from dxc.search.survey import Chips, Survey, _data_points, _line
+from dxc.search.survey import Chips, Survey, _data_points, _line, prepare_chips
+from tests.conftest import ChipMaker
 
-WIDTHS = (8, 16, 24, 32, 40, 48)
+WIDTHS = (24, 8, 48, 16, 40, 32)
 
 
 class _Catalogue:
@@ -62,11 +64,11 @@ def test_counts_by_hand() -> None:
     """At most 6 MB: widths 8, 16 and 24 of six; one of these cannot be built."""
     survey = _survey(limits={"onnx_mb": 6.0}, refused={"n8": "too small"})
     assert survey.summary() == {"points": 12, "trials": 12, "networks": 6, "infeasible": 8}
-    assert survey.feasible == ["t16-8", "t16-16", "t24-8", "t24-16"]
-    assert [why for _, _, why in survey.table()[:3]] == ["too small", "too small", ""]
+    assert survey.feasible == ["t24-8", "t24-16", "t16-8", "t16-16"]
+    assert [why for _, _, why in survey.table()[:3]] == ["", "", "too small"]
     assert survey.table()[-1][1:] == (
-        {"macs": 480.0, "onnx_mb": 12.0},
-        "onnx_mb 12 is over the limit of 6 (search.limits.onnx_mb)",
+        {"macs": 320.0, "onnx_mb": 8.0},
+        "onnx_mb 8 is over the limit of 6 (search.limits.onnx_mb)",
     )
     survey.require_feasible()
 
@@ -152,6 +154,33 @@ def test_a_line_between_and_beyond_what_was_timed(
     macs: list[float], seconds: list[float], at: float, expected: float
 ) -> None:
     assert _line(np.array(macs), np.array(seconds), at) == pytest.approx(expected)
+
+
+def test_chips_of_every_variant_are_read(make_chips: ChipMaker, tmp_path: Path) -> None:
+    """Two sets of channels, in batches of two sizes: ten chips, in two folds."""
+    root = make_chips(size=20)
+    read = [["dem"], ["dem", "red"]]
+
+    def identity(point: tuple[int, ...]) -> Identity:
+        config = {
+            "data": {
+                "_target_": "dxc.data.datamodule.ChipDataModule",
+                "channels": read[point[0]],
+                "batch_size": (2, 4)[point[1]],
+                "size": 20,
+                "folds": 2,
+                "cache_dir": str(tmp_path / "cache"),
+                "progress": False,
+            },
+            "source": {"_target_": "dxc.data.datamodule.FolderSource", "root": str(root)},
+        }
+        return Identity("", "", "", config)
+
+    axes = (Axis("data", ("5ch", "7ch")), Axis("data.batch_size", ("2", "4")))
+    chips = prepare_chips(SimpleNamespace(space=Space(axes, ()), identity=identity))  # type: ignore[arg-type]
+    assert len(chips.hashes) == 1  # the same files
+    assert (chips.folds, chips.train_images, chips.val_images) == (2, 10, 10)
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 2
 
 
 def test_points_that_differ_in_their_chips() -> None:
