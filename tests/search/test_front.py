@@ -242,10 +242,10 @@ def test_the_noise_of_a_rung_that_was_not_seen() -> None:
     assert variances[LADDER[-1]] == pytest.approx((0.01 + 4 * 0.0009) / 5 / 5)
     offsets, variances = search._rungs({})
     assert set(offsets.values()) == {0.0}
-    assert variances[LADDER[0]] == pytest.approx(
-        0.0009 * 5 / 2 + 0.0009 / 5
-    )  # an epoch of five, 2 folds: 0.00243
-    assert variances[LADDER[1]] == pytest.approx(0.0009 * 5 / 5 + 0.0009 / 5)
+    assert variances[LADDER[0]] == pytest.approx(0.0009 * 5 / 2 + 0.0009 / 5)  # two epochs of five
+    assert variances[LADDER[1]] == pytest.approx(0.0009 + 0.0009 / 5)
+    _, variances = FrontSearch(candidates, [Rung(3, 2), Rung(5, 5)], seed=0)._rungs({})
+    assert variances[Rung(3, 2)] == pytest.approx(0.0009 * 5 / 2 / 3 + 0.0009 / 5)  # three folds of them
 
 
 def test_knobs_as_numbers() -> None:
