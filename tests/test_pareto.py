@@ -28,6 +28,8 @@ def test_directions() -> None:
 
 def test_units_in_names() -> None:
     for name, declared in OBJECTIVES.items():
+        assert declared.unit in ("fraction", "count", "ms", "s", "1/s", "1e6 bytes")
+        assert isinstance(declared.maximise, bool)
         if name.endswith("_ms"):
             assert declared.unit == "ms"
         if name.endswith("_mb"):
