@@ -14,6 +14,7 @@ from dxc.pareto import (
     normalised_losses,
     objective,
     ranks,
+    reference_point,
 )
 
 
@@ -28,6 +29,8 @@ def test_directions() -> None:
 
 def test_units_in_names() -> None:
     for name, declared in OBJECTIVES.items():
+        assert declared.unit in ("fraction", "count", "ms", "s", "1/s", "1e6 bytes")
+        assert isinstance(declared.maximise, bool)
         if name.endswith("_ms"):
             assert declared.unit == "ms"
         if name.endswith("_mb"):
@@ -88,6 +91,21 @@ def test_properties_of_a_front(seed: int) -> None:
     assert list(non_dominated(twins, maximise=maximise)) == [*front, True]
 
 
+def test_the_nearest_dominator_by_hand() -> None:
+    """Both ends dominate (1, 1); what it loses to them differs: 1 to (0, 1), 1 to (1, 0), 0.7 to (0.7, 0.6)."""
+    values = [[0, 1], [0.7, 0.6], [1, 1], [1, 0]]
+    assert dominators(values, maximise=[False, False]).tolist() == [-1, -1, 1, -1]
+    # as near to both: the first one
+    assert dominators([[0, 1], [1, 1], [1, 0]], maximise=[False, False]).tolist() == [-1, 0, -1]
+
+
+def test_a_reference_lies_a_tenth_of_the_range_beyond_the_worst() -> None:
+    values = [[0.9, 10], [0.8, 2], [0.5, 0]]
+    assert reference_point(values, maximise=[True, False]) == pytest.approx([0.46, 11])
+    # 1 stands for the range where all are equal
+    assert reference_point([[0.9, 10], [0.9, 10]], maximise=[True, False]) == pytest.approx([0.8, 10.1])
+
+
 def test_hypervolume_by_hand() -> None:
     """Two boxes of 1 x 2 and 3 x 1 over the reference, 1 x 1 in common."""
     assert hypervolume([[1, 2], [3, 1]], reference=[0, 0], maximise=[True, True]) == pytest.approx(4)
@@ -130,6 +148,12 @@ def test_values_that_differ_by_rounding_tie(size: float) -> None:
     assert (ranks(values, maximise=[True, False]) == 1).all()
     assert (dominators(values, maximise=[True, False]) == -1).all()
     assert (non_dominated([[size], [size + abs(size) * 1e-9]], maximise=[True]) == [False, True]).all()
+
+
+def test_values_tie_that_agree_in_12_digits() -> None:
+    """The 13th digit is rounded away, the 12th is not."""
+    values = [[0.1234567890121], [0.1234567890124], [0.123456789013]]
+    assert non_dominated(values, maximise=[False]).tolist() == [True, True, False]
 
 
 def test_sizes_at_the_ends_of_the_floats() -> None:

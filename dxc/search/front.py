@@ -83,7 +83,7 @@ class FrontSearch:
         to_full = np.array([self._epochs_to_full(each) for each in level])
         chosen: list[tuple[str, Rung]] = []
 
-        for n in self._first(level, len(busy)):
+        for n in self._first(level, open_, len(busy)):
             if len(chosen) == count:
                 return chosen
             if open_[n] and to_full[n] <= epochs_left:
@@ -126,7 +126,7 @@ class FrontSearch:
         """Epochs that the remaining rungs cost a candidate; folds of the full length are kept from rung to rung."""
         return sum(epochs_of(self._ladder, rung) for rung in range(level + 1, len(self._ladder)))
 
-    def _first(self, level: NDArray[Any], busy: int) -> list[int]:
+    def _first(self, level: NDArray[Any], open_: NDArray[np.bool_], busy: int) -> list[int]:
         """The first candidates: one at random out of each of FIRST classes of cost, cheap to dear."""
         missing = FIRST - busy - int((level >= 0).sum())
         if missing <= 0:
@@ -134,7 +134,7 @@ class FrontSearch:
         order = np.argsort(self._losses[:, 0], kind="stable")
         rng = np.random.default_rng(self._seed)
         picked = [int(rng.choice(part)) for part in np.array_split(order, min(FIRST, len(order)))]
-        return [n for n in picked if level[n] < 0][:missing]
+        return [n for n in picked if level[n] < 0 and open_[n]][:missing]
 
     def _surrogate(self, seen: Seen, level: NDArray[Any]) -> tuple[Floats, Floats]:
         """Mean and standard deviation of every candidate's accuracy under the full protocol."""

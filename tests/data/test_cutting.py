@@ -22,8 +22,9 @@ from rasterio.transform import from_origin
 from rasterio.warp import transform
 
 from dxc.data import cutter as cutter_module
-from dxc.data import voc
-from dxc.data.cutting import CutReport, cut_region
+from dxc.data import cutting, voc
+from dxc.data.cutting import CutReport, LeftOut, cut_region
+from dxc.data.places import CrossingBoxes
 from dxc.data.voc import read_voc
 from dxc.errors import ConfigError, DataError
 
@@ -943,3 +944,81 @@ def test_crossings_closer_than_a_chip_are_counted(
     with caplog.at_level(logging.INFO):
         cut_region(**(job | {"region": "CA", "crossings": write_points(tmp_path / "apart.gpkg", POINTS)}))
     assert "closer than a chip" not in caplog.text
+
+
+# ---------------------------------------------------------------- by hand, without rasters
+
+SOUND = {
+    "region": "NE", "size_m": 100, "jitter_m": 0.0, "min_distance_m": 100.0, "near_share": 0.5, "seed": 0,
+    "max_positives": None, "photo_bands": ["red"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ({"size_m": 2}, {"size_m": 1}),
+        ({"size_m": 10_000}, {"size_m": 10_001}),
+        ({"jitter_m": 49.9}, {"jitter_m": 50}),
+        ({"jitter_m": 0}, {"jitter_m": -0.1}),
+        ({"min_distance_m": 0}, {"min_distance_m": -1}),
+        ({"near_share": 0}, {"near_share": -0.01}),
+        ({"near_share": 1}, {"near_share": 1.01}),
+        ({"seed": 1}, {"seed": -1}),
+        ({"max_positives": 1}, {"max_positives": 0}),
+        ({"workers": 1}, {"workers": 0}),
+        ({"workers": 1000}, {"workers": 1001}),
+        ({"boxes": [100, 0.1]}, {"boxes": [100.1, 5]}),
+        ({"boxes": ["width_m", 3]}, {"boxes": [3, 0]}),
+        ({"boxes": [2, 3]}, {"boxes": [2, 3, 4]}),
+        ({"photo_bands": ["nir", "red"]}, {"photo_bands": ["nir", "nir"]}),
+        ({"photo_bands": ["red", "green", "blue"]}, {"photo_bands": []}),
+        ({"region": "a-B_9"}, {"region": "_a"}),
+    ],
+)
+def test_the_last_value_that_works_and_the_first_that_does_not(
+    good: dict[str, Any], bad: dict[str, Any]
+) -> None:
+    def check(changes: dict[str, Any]) -> None:
+        changes = dict(changes)
+        workers = changes.pop("workers", 2)
+        cutting._check_arguments(SOUND | changes, workers)
+
+    check(good)
+    with pytest.raises(ConfigError):
+        check(bad)
+
+
+@pytest.mark.parametrize(
+    ("distance", "edges", "warned"),
+    [
+        (70.8, None, False),  # half of the diagonal of a chip of 100 m is 70.7 m
+        (70.7, None, True),
+        (73.3, [[3.0, 4.0], [np.nan, 9.0]], False),  # and of 3 x 4 m 2.5 m more
+        (73.1, [[1.0, 1.0], [3.0, 4.0]], True),
+        (70.8, [[np.nan, np.nan]], False),
+    ],
+)
+def test_a_distance_that_is_too_small_by_hand(
+    distance: float, edges: list | None, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    boxes = edges and CrossingBoxes(np.arange(len(edges)), np.zeros((len(edges), 2)), np.array(edges))
+    cutting._warn_of_neighbours(distance, 100, boxes)
+    assert bool(caplog.records) is warned
+
+
+def test_a_report_counts_what_was_left_out_by_reason() -> None:
+    reasons = ["no geometry", "same pixel as point 7", "same pixel as point 9"]
+    left_out = tuple(LeftOut(n, 0.0, 0.0, "EPSG:4326", reason) for n, reason in enumerate(reasons))
+    report = CutReport(Path("out/NE"), "NE", "EPSG:26914", 3, 4, left_out, 5)
+    lines = report.describe().splitlines()
+    assert lines[0] == "NE: 3 chips with a crossing, 4 without, in EPSG:26914"
+    assert lines[2].startswith("boxes: 5, ") and lines[2].endswith("out/NE/NEAer/T")
+    assert lines[3] == "3 points left out, see out/NE/left_out.csv:"
+    assert [line.split()[0] for line in lines[4:]] == ["2", "1"]  # the most first
+    one = CutReport(Path("out/NE"), "NE", "EPSG:26914", 3, 4, left_out[:1])
+    assert one.describe().splitlines()[2:] == [
+        "1 point left out, see out/NE/left_out.csv:",
+        "  1 no geometry",
+    ]
+    assert len(CutReport(Path("out/NE"), "NE", "EPSG:26914", 3, 4, ()).describe().splitlines()) == 2

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from dxc.data.datamodule import ChipDataModule, FolderSource, SameSizeBatches
+from dxc.data.datamodule import ChipDataModule, ChipDataset, FolderSource, SameSizeBatches
+from dxc.data.folds import make_folds
 from dxc.errors import ConfigError
 from tests.conftest import ChipMaker
 
@@ -104,6 +106,52 @@ def test_devices_share_sizes_evenly(shuffle: bool) -> None:
     assert {position for step in steps for batch in step for position in batch} == set(range(7))
 
 
-def test_bad_batch_size(make_chips: ChipMaker) -> None:
-    with pytest.raises(ConfigError, match="data.batch_size"):
-        ChipDataModule(FolderSource("x"), channels=["dem"], batch_size=0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "data.batch_size must be a whole number of at least 1"),
+        ({"num_workers": -1}, "data.num_workers must be a whole number of at least 0"),
+        ({"channels": "dem"}, r"data.channels must be a list: data.channels=\[dem\]"),
+    ],
+)
+def test_values_that_cannot_work(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ChipDataModule(FolderSource("x"), **{"channels": ["dem"], **options})
+
+
+def test_one_chip_and_whole_batches(make_chips: ChipMaker) -> None:
+    datamodule = _datamodule(make_chips)
+    data = ChipDataset(datamodule.cache, np.array([7, 3, 5]))
+    assert len(data) == 3
+    one, several = data[1], data[[2, 0]]
+    assert (int(one["index"]), several["index"].tolist()) == (3, [5, 7])
+    np.testing.assert_array_equal(one["image"].numpy(), datamodule.cache.images(np.array([3]))[0])
+    assert set(one) == {"image", "label", "index"}
+
+
+def test_the_order_of_calls(make_chips: ChipMaker) -> None:
+    unread = ChipDataModule(FolderSource("x"), channels=["dem"])
+    with pytest.raises(RuntimeError, match="select"):
+        unread.train_dataloader()
+    datamodule = _datamodule(make_chips)
+    unread.select(datamodule.folds[0], seed=0)
+    with pytest.raises(RuntimeError, match="prepare_data"):
+        unread.val_dataloader()
+    before = datamodule.cache
+    datamodule.setup()  # finds what is there
+    assert datamodule.cache is before
+
+
+def test_what_is_not_given(make_chips: ChipMaker) -> None:
+    """As conf/data says: five stratified folds with seed 42, batches of 16 chips of 100 pixels."""
+    given = ChipDataModule(FolderSource("x"), channels=["dem"])
+    assert (given.batch_size, given.num_workers, given.progress) == (16, 0, True)
+    recipe = given.recipe
+    assert (recipe.normalise, recipe.repair, recipe.size, recipe.boxes) == ("per_chip", "mean", 100, False)
+    assert (recipe.photo_bands, recipe.check_georeference) == (("red", "green", "blue", "nir"), True)
+    assert (given.source.on_bad_chip, given.source.prepare()) == ("raise", Path("x"))
+    datamodule = _datamodule(make_chips)
+    expected = make_folds(datamodule.cache.labels, datamodule.cache.regions, split="kfold", folds=5, seed=42)
+    assert len(datamodule.folds) == 5
+    for fold, other in zip(datamodule.folds, expected, strict=True):
+        assert fold.val.tolist() == other.val.tolist()

@@ -74,6 +74,9 @@ def test_files_that_make_no_chip_are_listed(tmp_path: Path) -> None:
         "NE/dem/T/both.tif",
         "NE/photo/F/both.tif",
         "NE/photo/T/both.tif",
+        "NE/dem/F/again.tif",
+        "NE/photo/F/again.tif",
+        "NE/photo/T/again.tif",
         "NE/dem/T/moved.tif",
         "NE/photo/F/moved.tif",
         "NE/dem/T/ok.tif.aux.xml",
@@ -87,7 +90,16 @@ def test_files_that_make_no_chip_are_listed(tmp_path: Path) -> None:
     assert reasons["lonely_photo"] == ["photo chip without an elevation chip of the same name"]
     assert reasons["twice"] == ["the name twice stands 2 times in region NE"] * 2
     assert reasons["both"] == ["the name both stands 2 times in region NE"] * 4
+    assert reasons["again"] == ["the name again stands 2 times in region NE"] * 2  # its photos
     assert reasons["moved"] == ["in class T, its photo in F"]
+    assert [chip.path for chip in manifest.bad] == sorted(chip.path for chip in manifest.bad)
+
+
+def test_elevation_without_any_photo_is_listed_too(tmp_path: Path) -> None:
+    _touch(tmp_path, "NE/dem/T/1.tif", "NE/photo/T/readme.txt")
+    manifest = scan(tmp_path)
+    assert manifest.chips == ()
+    assert [chip.reason for chip in manifest.bad] == ["elevation chip without a photo of the same name"]
 
 
 def test_annotations_belong_to_photos(tmp_path: Path) -> None:

@@ -6,15 +6,20 @@ rows about a GPU are made by hand, here: none of them was recorded on one. Times
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
+from dxc.config import PROJECT_ROOT
 from dxc.errors import HardwareError
-from dxc.hardware.nsight import reduce
+from dxc.hardware.nsight import profile, reduce
 
 RECORDED = Path(__file__).parent.parent / "fixtures" / "nsight_recorded.sql"
 NAMES = [
@@ -64,8 +69,8 @@ def report(path: Path, *, ranges: bool = True, memory: bool = True) -> Path:
                 globalTid=THREAD,
             )
         calls = [  # start us, duration us, correlation, name
-            (150, 5, 1, LAUNCH),  # between the ranges: a warm-up
-            (10, 4, 2, LAUNCH),
+            (100, 5, 1, LAUNCH),  # when the first range is over: between the ranges
+            (0, 4, 2, LAUNCH),  # as it begins
             (20, 6, 3, LAUNCH),
             (30, 10, 4, COPY),
             (50, 20, 5, SYNCHRONISE),
@@ -125,7 +130,7 @@ def rows(table: pd.DataFrame, batch: int, name: str) -> dict[str, tuple[float, f
 
 def test_tables_by_hand(tmp_path: Path) -> None:
     table = reduce(report(tmp_path / "r.sqlite"))
-    assert set(table["batch"]) == {1, 8}
+    assert table["batch"].unique().tolist() == [1, 8]
     assert set(table["source"]) == {"nsight"}
     one = rows(table, 1, "operators")
     assert one["conv"] == pytest.approx((0.030, 0.75))  # 30 of 40 us of kernels
@@ -163,6 +168,68 @@ def test_a_recorded_report(tmp_path: Path) -> None:
 def test_tables_that_are_absent_are_nothing(tmp_path: Path) -> None:
     table = reduce(report(tmp_path / "r.sqlite", memory=False))
     assert rows(table, 1, "memory")["all"] == (0.0, 0.0)
+
+
+@pytest.fixture
+def nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts a shell script in the place of nsys, on a machine that says that it has a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    (tmp_path / "bin").mkdir()
+
+    def put(text: str) -> None:
+        (tmp_path / "bin" / "nsys").write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / "nsys").chmod(0o755)
+
+    return put
+
+
+def test_nsys_records_the_worker_and_exports_its_report(tmp_path: Path, nsys: Callable[[str], None]) -> None:
+    """The script makes what nsys would; its last argument but one is what it makes, or what it is made of."""
+    report(tmp_path / "made.sqlite")
+    out = tmp_path / "out"
+    out.mkdir()
+    nsys(
+        f'echo "$PYTHONPATH" >> {tmp_path}/paths; echo "$*" >> {tmp_path}/said\n'
+        f"case $1 in profile) : > {out}/nsight.nsys-rep; : > {out}/nsight.qdstrm;; "
+        f"export) cp {tmp_path}/made.sqlite {out}/nsight.sqlite;; esac"
+    )
+    table = profile(tmp_path / "net.onnx", out, [1, 8])
+    assert table["batch"].unique().tolist() == [1, 8]
+    recorded, exported = (tmp_path / "said").read_text().splitlines()
+    assert recorded.startswith("profile --trace=cuda,nvtx,cudnn,cublas ")
+    worker = f"-m dxc.hardware.profile_worker {tmp_path / 'net.onnx'} 1 8"
+    assert recorded.endswith(f" --output {out}/nsight {sys.executable} {worker}")
+    assert exported.startswith("export --type=sqlite ")
+    assert exported.endswith(f" --output {out}/nsight.sqlite {out}/nsight.nsys-rep")
+    assert (tmp_path / "paths").read_text().startswith(f"{PROJECT_ROOT}{os.pathsep}")
+    assert [path.name for path in out.iterdir()] == ["nsight.nsys-rep"]  # what is large goes
+
+
+def test_nsys_that_makes_nothing_is_said(tmp_path: Path, nsys: Callable[[str], None]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "nsight.nsys-rep").write_text("of a run before")
+    said = r"nsys profile made no nsight.nsys-rep \(status 0: no permission / at all\)"
+    nsys("echo '[1/1] 50% done'; echo no permission >&2; echo ' at all' >&2")
+    with pytest.raises(HardwareError, match=said):
+        profile(tmp_path / "net.onnx", out, [1])
+    nsys(f": > {out}/nsight.nsys-rep; exit 3")  # half a report
+    with pytest.raises(HardwareError, match=r"\(status 3: no message\)"):
+        profile(tmp_path / "net.onnx", out, [1])
+    assert list(out.iterdir()) == []
+
+
+def test_without_nsys_or_a_gpu_it_is_said(
+    tmp_path: Path, nsys: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nsys("exit 1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(HardwareError, match="there is no CUDA device here"):
+        profile(tmp_path / "net.onnx", tmp_path, [1])
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    with pytest.raises(HardwareError, match="there is no nsys on the PATH"):
+        profile(tmp_path / "net.onnx", tmp_path, [1])
 
 
 def test_reports_that_cannot_be_used(tmp_path: Path) -> None:

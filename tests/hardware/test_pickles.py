@@ -15,6 +15,7 @@ from sklearn.tree import DecisionTreeRegressor
 from sklearn.tree._tree import Tree
 
 from dxc.errors import HardwareError
+from dxc.hardware import pickles as module
 from dxc.hardware.packages import load_package
 from dxc.hardware.pickles import read_forest
 
@@ -63,6 +64,16 @@ def _changed(key: str, number: int) -> _Is:
 def test_the_forest_that_the_others_vary_is_sound(protocol: int, tmp_path: Path) -> None:
     (tmp_path / "fc.pkl").write_bytes(pickle.dumps(_forest(n_features=np.int64(1)), protocol))
     assert read_forest(tmp_path / "fc.pkl").predict([[2.0], [2.1]]).tolist() == [3.0, 5.0]
+
+
+def test_a_file_may_be_as_large_as_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = pickle.dumps(_forest(), 4)
+    (tmp_path / "fc.pkl").write_bytes(content)
+    monkeypatch.setattr(module, "MAX_BYTES", len(content))
+    assert read_forest(tmp_path / "fc.pkl").predict([[2.0]]).tolist() == [3.0]
+    monkeypatch.setattr(module, "MAX_BYTES", len(content) - 1)
+    with pytest.raises(HardwareError, match="it is larger than"):
+        read_forest(tmp_path / "fc.pkl")
 
 
 def test_trees_beyond_one_frame_are_read(tmp_path: Path) -> None:
@@ -149,6 +160,13 @@ TRAPS = {
     "child before its parent": (_forest(nodes=_changed("left_child", 0)), "outside of its tree"),
     "feature beyond": (_forest(nodes=_changed("feature", 1)), "feature of a node"),
     "no trees": (_forest(trees=0), "no trees"),
+    "estimator for a forest": (_Is(DecisionTreeRegressor, (), _forest().parts[2]), "a forest should be"),
+    "forest without a state": (_Is(RandomForestRegressor, ()), "a forest should be"),
+    "tree for an array": (
+        _forest(nodes=_Is(Tree, (1, None, 1), (1, (3,), NODE, False, NODES.tobytes()))),
+        "an array should be",
+    ),
+    "array for a dtype": (_forest(nodes=_array((3,), _of(VALUES), NODES.tobytes())), "a dtype should be"),
 }
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pandas as pd
@@ -16,6 +17,7 @@ import torch
 from onnx import TensorProto, helper
 
 from dxc.errors import ConfigError, HardwareError
+from dxc.hardware import profile as module
 from dxc.hardware.ort import node_times, session
 from dxc.hardware.profile import gpu_rows, operator_class, profile_network, share_rows
 from tests.hardware.networks import exported_resnet, one_operator
@@ -95,6 +97,40 @@ def test_a_gpu_s_shares_by_hand() -> None:
         ("api", "cudaLaunchKernel"): (1.0, 0.25),
         ("api", "cudaMemcpyAsync"): (3.0, 0.75),
     }
+
+
+def test_shares_of_nothing_are_missing() -> None:
+    assert all(share != share for *_, share in share_rows("x", 1, {}))
+    rows = gpu_rows("x", 1, {}, 0.0, {"cudaFree": 0.0})
+    assert all(share != share for *_, share in rows)
+
+
+def test_curves_by_hand() -> None:
+    rows = [
+        ("torch", 4, "operators", "conv", 6.0, 0.75),
+        ("torch", 4, "memory", "all", 0.5, 0.0625),
+        ("torch", 4, "latency", "batch", 10.0, float("nan")),
+        ("nsight", 8, "api", "cudaFree", 1.0, 0.25),
+    ]
+    table = pd.DataFrame(rows, columns=module.COLUMNS)
+    assert module.Profile("torch", "", (4, 8), table, ()).curves() == [
+        ("profile/torch/share/conv", 0.75, 4),
+        ("profile/torch/memory_ms", 0.5, 4),
+        ("profile/torch/ms_per_image", 2.5, 4),
+        ("profile/nsight/api/cudaFree", 0.25, 8),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "batches"), [(None, [1, 2, 4]), (1.375, [1, 2, 4]), (1.3125, [1, 2]), (0.5, [1]), (0.0, [1])]
+)
+def test_batches_that_fit_the_time(
+    seconds: float | None, batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch 1 takes 0.25 s, batch 2 0.375 s: batch 2 is expected to end at 0.75 s, batch 4 at 0.625 + 0.75 s."""
+    clock = iter([0.0, 0.0, 0.25, 0.625, 9.0])
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    assert list(module._within(seconds, [4, 1, 2])) == batches
 
 
 def test_every_run_carries_a_trace(network: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from dxc.errors import ConfigError
 from dxc.export import count_macs, count_params
 from dxc.models import canonical_knobs, model_name
-from dxc.models.resnet import ResNet
+from dxc.models.resnet import BasicBlock, ResNet
 
 CONVENTIONAL = {"kernel": 7, "stride": 2, "padding": 3, "pool": "max", "width": 64}
 
@@ -53,12 +53,38 @@ def test_resolutions_by_hand(knobs: dict, sizes: tuple[int, ...]) -> None:
     assert tuple(seen) == sizes
 
 
+def test_convolutions_begin_with_the_variance_of_their_outputs() -> None:
+    """He et al. 2015, equation 14: a standard deviation of sqrt(2 / (k^2 Cout)). 7 to 64 channels tell it from Cin."""
+    torch.manual_seed(0)
+    model = ResNet(7, **CONVENTIONAL)
+    for conv, kernel, channels in ((model.conv1, 7, 64), (model.layer2[0].conv1, 3, 128)):
+        assert conv.weight.detach().std().item() == pytest.approx(
+            (2 / (kernel**2 * channels)) ** 0.5, rel=0.02
+        )
+        assert conv.weight.detach().mean().item() == pytest.approx(0, abs=1e-3)
+
+
 def test_depth_and_width() -> None:
     model = ResNet(3, width=8, blocks=[1, 2, 3, 1])
     assert [len(stage) for stage in (model.layer1, model.layer2, model.layer3, model.layer4)] == [1, 2, 3, 1]
     assert model.fc.in_features == 64
     same = ResNet(3, width=8, blocks=2).state_dict().keys()
     assert same == ResNet(3, width=8, blocks=[2, 2, 2, 2]).state_dict().keys()
+
+
+def test_knobs_that_are_not_given() -> None:
+    model = ResNet(5, pool="max")
+    conv, pool = model.conv1, model.maxpool
+    assert (tuple(conv.weight.shape), conv.stride, conv.padding) == ((32, 5, 3, 3), (2, 2), (1, 1))
+    assert (pool.kernel_size, pool.stride, pool.padding) == (3, 2, 1)
+    assert [len(stage) for stage in (model.layer1, model.layer2, model.layer3, model.layer4)] == [2] * 4
+    assert model.fc.out_features == 2
+    assert isinstance(ResNet(5).maxpool, nn.Identity)
+
+
+def test_a_shortcut_fits_where_only_the_channels_change() -> None:
+    assert BasicBlock(4, 8, 1)(torch.rand(2, 4, 5, 5)).shape == (2, 8, 5, 5)
+    assert BasicBlock(8, 8, 2)(torch.rand(2, 8, 5, 5)).shape == (2, 8, 3, 3)
 
 
 def test_a_block_adds_its_input() -> None:
@@ -104,6 +130,11 @@ def test_kernel_larger_than_the_padded_chip() -> None:
         ResNet(5, kernel=103, padding=1).check_input_size(100)
     with pytest.raises(ConfigError, match=r"model.pool_kernel=9 is larger"):
         ResNet(5, kernel=3, stride=2, pool="max", pool_kernel=9).check_input_size(12)
+    # (12 + 2 - 3) // 2 + 1 = 6 pixels and 1 of padding on both sides: 8 fits exactly
+    fits = ResNet(5, kernel=3, stride=2, pool="max", pool_kernel=8)
+    fits.check_input_size(12)
+    assert fits(torch.rand(2, 5, 12, 12)).shape == (2, 2)
+    ResNet(5, kernel=3, stride=2, pool="none", pool_kernel=9).check_input_size(12)
 
 
 def test_published_space_has_180_networks() -> None:

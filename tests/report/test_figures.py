@@ -286,11 +286,28 @@ def test_names_and_numbers() -> None:
     }
     numbers = {0.93: "0.930", 16: "16", 104.2: "104", 1234.5: "1234", 9.58e7: "95.8M", 5.3e6: "5.30M"}
     numbers |= {20_000: "20k", float("nan"): "–", -0.5: "-0.500"}
+    numbers |= {9999.0: "9999", 10_000.0: "10k", 1e9: "1G", 99.94: "99.9", 100.4: "100", 0.0: "0"}
     assert {value: short_number(value) for value in numbers} == numbers
     assert [tick_number(value) for value in (0.1, 3, 300, 3e4, 1e6)] == ["0.1", "3", "300", "30k", "1M"]
     codes, labels = levels(pd.Series(["b", 2, None, 10, "a", 2.5, np.nan], dtype=object))
     assert labels == ["2", "2.5", "10", "a", "b", "–"]
     assert codes.tolist() == [4, 0, 5, 2, 3, 1, 5]
+
+
+@pytest.mark.parametrize(
+    ("values", "wide"),
+    [
+        ([1.0, 30.0], False),
+        ([30.1, 1.0], True),
+        ([1.0, np.nan, 31.0], True),
+        ([0.0, 100.0], False),
+        ([-1.0, 100.0], False),
+        ([np.nan], False),
+        ([], False),
+    ],
+)
+def test_objectives_over_a_factor_of_30_are_wide(values: list[float], wide: bool) -> None:
+    assert is_log(values) is wide
 
 
 def _texts(figure: Figure) -> list[Text]:

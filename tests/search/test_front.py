@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from dxc.pareto import hypervolume, non_dominated
 from dxc.search import Rung
@@ -28,6 +31,8 @@ def test_epochs_of_a_rung() -> None:
     assert [epochs_of(LADDER, rung) for rung in range(3)] == [2, 5, 20]
     assert [epochs_of([Rung(2, 5), Rung(5, 5)], rung) for rung in range(2)] == [10, 15]
     assert epochs_of([Rung(5, 5)], 0) == 25
+    # folds of the full length are kept, the most of them: 1, 3 - 1 and 5 - 3 folds of five epochs
+    assert [epochs_of([Rung(1, 5), Rung(3, 5), Rung(5, 5)], rung) for rung in range(3)] == [5, 10, 10]
 
 
 def test_expected_improvement_against_chance() -> None:
@@ -52,6 +57,97 @@ def test_expected_improvement_against_chance() -> None:
         ]
         assert gain == pytest.approx(np.mean(grown), rel=0.08, abs=2e-3)
     assert gains.max() > 0
+
+
+def test_expected_improvement_by_hand() -> None:
+    """A staircase of 200 steps: at each cost, accuracy beyond the best so far counts, and costs below the front's too.
+
+    E max(0, X - t) of a normal X is s phi(z) + (m - t) Phi(z) with z = (m - t) / s.
+    """
+    steps = 200
+    costs, accuracies = np.linspace(1.0, 3.0, steps), np.linspace(0.5, 0.9, steps)
+    candidates = Candidates(
+        [f"t{k}" for k in range(steps + 1)],
+        np.arange(steps + 1.0)[:, None],
+        np.append(costs, 0.8)[:, None],
+        ["latency_ms"],
+    )
+    mean, std = np.append(accuracies, 0.7), np.full(steps + 1, 0.05)
+    front = np.column_stack([-accuracies, costs])
+    (gain,) = FrontSearch(candidates, LADDER, seed=0)._expected_improvement(
+        front, np.array([steps]), mean, std
+    )
+    # accuracy may range from 0.5 - 2 x 0.05 to 0.9, costs from 0.8 to 3: the reference is 0.35, 3.22
+    edges = np.array([0.8, *costs, 3.22])
+    beaten = np.array([0.35, *accuracies])
+    z = (0.7 - beaten) / 0.05
+    expected = (0.05 * norm.pdf(z) + (0.7 - beaten) * norm.cdf(z)) @ np.diff(edges)
+    assert gain == pytest.approx(expected, rel=1e-3)
+
+
+def _trained(*others: tuple[float, float]) -> tuple[Candidates, dict[str, dict[Rung, list[float]]]]:
+    """Ten that were trained in full, 0.03 better a knob and a ms; then candidates of other knobs and costs."""
+    knobs = np.array([*np.arange(10.0), *(knob for knob, _ in others)])[:, None]
+    costs = np.array([*np.arange(2.0, 12.0), *(cost for _, cost in others)])[:, None]
+    names = [f"t{k}" for k in range(10)] + [f"other{k}" for k in range(len(others))]
+    folds = (-0.01, 0, 0.01, 0, 0)
+    seen = {f"t{k}": {LADDER[-1]: [0.6 + 0.03 * k + each for each in folds]} for k in range(10)}
+    return Candidates(names, knobs, costs, ["latency_ms"]), seen
+
+
+def test_an_improvement_counts_for_each_epoch_that_it_still_costs() -> None:
+    """Of two that are alike, the one that was begun: it costs two epochs less."""
+    candidates, seen = _trained((0.0, 1.0), (0.0, 1.0))
+    seen["other1"] = {LADDER[0]: [0.55]}
+    search = FrontSearch(candidates, LADDER, seed=0)
+    assert search.next(seen, count=1, epochs_left=100) == [("other1", LADDER[1])]
+
+
+@pytest.mark.parametrize(("rung", "chosen"), [(0, "other0"), (1, "other1")])
+def test_the_most_accurate_goes_first_where_it_is_so_for_sure(rung: int, chosen: str) -> None:
+    """A dear one has 0.86 on a rung. The first says little: 0.89 +- 0.02 are expected, above the 0.86 of the front. The
+    second says more: 0.87 +- 0.02, not above it for sure. The cheap one improves more for its epochs both times."""
+    candidates, seen = _trained((12.0, 14.0), (0.0, 1.0))
+    seen["other0"] = {LADDER[rung]: [0.86]}
+    search = FrontSearch(candidates, LADDER, seed=0)
+    assert search.next(seen, count=1, epochs_left=100) == [
+        (chosen, LADDER[rung + 1] if chosen == "other0" else LADDER[0])
+    ]
+
+
+@pytest.mark.parametrize(("epochs_left", "chosen"), [(26, 0), (30, 1), (60, 2), (81, 3), (200, 3)])
+def test_no_more_is_begun_than_can_be_finished(epochs_left: int, chosen: int) -> None:
+    """A candidate costs 27 epochs, of the first ones as of those that the surrogate chooses."""
+    candidates, truth = _candidates()
+    seen = {f"t{k}": {LADDER[-1]: [truth[k]] * 5} for k in range(12)}
+    for known in ({}, seen):
+        search = FrontSearch(candidates, LADDER, seed=0)
+        assert len(search.next(known, count=3, epochs_left=epochs_left)) == chosen
+    assert len(FrontSearch(candidates, LADDER, seed=0).next({}, count=10, epochs_left=60)) == 2
+
+
+def test_the_first_are_ten_classes_of_cost_each_once() -> None:
+    candidates, _ = _candidates()
+    search = FrontSearch(candidates, LADDER, seed=0)
+    first = search.next({}, count=99, epochs_left=10_000)
+    assert {rung for _, rung in first} == {LADDER[0]}
+    by_cost = np.argsort(candidates.costs[:, 0])
+    place = {f"t{k}": place for place, k in enumerate(by_cost)}
+    assert [place[name] // 4 for name, _ in first] == list(range(10))  # 40 candidates: four a class
+    for done, running in ((1, 0), (0, 2), (3, 4)):
+        seen = {name: {LADDER[0]: [0.7, 0.7]} for name, _ in first[:done]}
+        busy = [name for name, _ in first[done : done + running]]
+        rest = search.next(seen, busy=busy, count=10 - done - running, epochs_left=10_000)
+        assert rest == first[done + running :]
+
+
+def test_a_unit_of_cost_changes_no_choice() -> None:
+    """Nor does a power of it: the surrogate sees logarithms, of mean 0 and standard deviation 1."""
+    candidates, _ = _candidates()
+    squared = replace(candidates, costs=3.0 * candidates.costs**2)
+    features = [FrontSearch(each, LADDER, seed=0)._features for each in (candidates, squared)]
+    np.testing.assert_allclose(features[0], features[1], atol=1e-9)
+    np.testing.assert_allclose(features[0].std(axis=0), 1.0)
 
 
 def _run(epochs: int, *, seed: int = 0, count: int = 1, noise: float = 0.01) -> tuple[dict, int, list]:
@@ -139,6 +235,20 @@ def test_the_noise_of_a_rung_is_learned() -> None:
     assert variances[LADDER[1]] == pytest.approx(0.000515)
     # nobody was seen there: a fold's variance, 2.5 times as much after 2 of 5 epochs
     assert variances[LADDER[0]] == pytest.approx(0.001215)
+
+
+def test_the_noise_of_a_rung_that_was_not_seen() -> None:
+    """Folds of 0.7, 0.8, 0.9 vary by 0.01, beside four times 0.03 squared; fewer epochs and folds say less."""
+    candidates, _ = _candidates()
+    search = FrontSearch(candidates, LADDER, seed=0)
+    _, variances = search._rungs({"t0": {LADDER[-1]: [0.7, 0.8, 0.9]}})
+    assert variances[LADDER[-1]] == pytest.approx((0.01 + 4 * 0.0009) / 5 / 5)
+    offsets, variances = search._rungs({})
+    assert set(offsets.values()) == {0.0}
+    assert variances[LADDER[0]] == pytest.approx(0.0009 * 5 / 2 + 0.0009 / 5)  # two epochs of five
+    assert variances[LADDER[1]] == pytest.approx(0.0009 + 0.0009 / 5)
+    _, variances = FrontSearch(candidates, [Rung(3, 2), Rung(5, 5)], seed=0)._rungs({})
+    assert variances[Rung(3, 2)] == pytest.approx(0.0009 * 5 / 2 / 3 + 0.0009 / 5)  # three folds of them
 
 
 def test_knobs_as_numbers() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from dxc.config import resolved, trial_hash
 from dxc.errors import ConfigError
-from dxc.search.space import Axis, Catalogue, network_hash, parse_space
+from dxc.search.space import Axis, Catalogue, Point, network_hash, parse_space
 from tests.search.searches import SPACE, composed, is_group
 
 
@@ -21,6 +21,10 @@ def test_the_published_space() -> None:
     distinct = catalogue.distinct()
     assert len(distinct) == 180
     assert len({catalogue.identity(point).network for point in distinct.values()}) == 180
+    by_trial: dict[str, list[Point]] = {}
+    for point in catalogue.space.points():
+        by_trial.setdefault(catalogue.identity(point).trial, []).append(point)
+    assert distinct == {trial: points[0] for trial, points in by_trial.items()}  # the first of each
     pools = [catalogue.identity(point).config["model"]["pool"] for point in distinct.values()]
     assert pools.count("none") == 36 and pools.count("max") == 144
 
@@ -86,6 +90,7 @@ def test_a_point_and_its_overrides() -> None:
     assert space.point_of(["model.kernel=5", "data=5ch"]) == (1, 0)
     assert space.point_of(["model.kernel=7", "data=5ch"]) is None
     assert space.point_of(["model.kernel=5"]) is None
+    assert space.point_of(["model.kernel=5", "data=5ch", "seed=1"]) is None
 
 
 @pytest.mark.parametrize(

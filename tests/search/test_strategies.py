@@ -78,14 +78,36 @@ def test_what_failed_is_as_bad_as_the_worst() -> None:
     assert told == [0.0, 0.9, 0.7, 0.7, 0.7]
 
 
-def test_evolution_says_when_it_has_to_be_told_first() -> None:
-    tuner = _tuner("evolution", parallel=3)
+def test_what_fails_first_is_worse_than_any_value_to_be_minimised() -> None:
+    told: list[float] = []
+    tuner = _tuner("tpe", maximise=False)
+    tuner._tuner.receive_trial_result = lambda number, parameters, value: told.append(value)
+    for value in (None, 3.0, 8.0, 5.0, None):
+        tuner.tell(Proposal(1, (0, 0, 0)), value)
+    assert told == [-1e9, -3.0, -8.0, -5.0, -8.0]
+
+
+@pytest.mark.parametrize(
+    ("trials", "parallel", "population"),
+    [
+        (60, 1, 15),
+        (60, 3, 15),
+        (8, 1, 8),
+        (400, 1, 32),
+        (8, 6, 12),
+    ],  # a quarter of the trials, 8 to 32; 2 x parallel
+)
+def test_evolution_says_when_it_has_to_be_told_first(trials: int, parallel: int, population: int) -> None:
+    """With one of its population left it must know how the others did."""
+    tuner = NniTuner("evolution", SPACE, seed=0, trials=trials, parallel=parallel, maximise=True)
     pending = []
     while not tuner.full:
         proposal = tuner.ask()
         assert proposal is not None
         pending.append(proposal)
-    assert len(pending) >= 2 * 3 - 1
+    assert len(pending) == population - 1
+    tuner.tell(pending.pop(), 1.0)
+    assert not tuner.full
     for proposal in pending:
         tuner.tell(proposal, 1.0)
-    assert not tuner.full and tuner.ask() is not None
+    assert tuner.ask() is not None

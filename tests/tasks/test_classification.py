@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 from dxc.data.datamodule import ChipDataModule, FolderSource
 from dxc.models.resnet import ResNet
 from dxc.tasks.classification import ClassificationTask, pooled_metrics
+from dxc.tasks.task import Task
 from dxc.tasks.trainer import FoldTrainer
 from tests.conftest import ChipMaker
 
@@ -141,4 +143,39 @@ def test_pooled_metrics_equal_scikit_learn() -> None:
 
 
 def test_metrics_without_a_meaning_are_missing() -> None:
-    assert set(pooled_metrics(torch.tensor([0.2, 0.9]), torch.tensor([1, 1]))) == {"f1"}
+    for label in ([1, 1], [0, 0]):
+        assert set(pooled_metrics(torch.tensor([0.2, 0.9]), torch.tensor(label))) == {"f1"}
+    # one of each class is enough: of three, the crossing ranks second
+    one = pooled_metrics(torch.tensor([0.2, 0.4, 0.9]), torch.tensor([0, 1, 0]))
+    assert one == {"f1": 0.0, "average_precision": pytest.approx(0.5), "auroc": pytest.approx(0.5)}
+
+
+class _Gathering(Task):
+    """Keeps what it judged as its prediction, and stands for the first of two devices."""
+
+    def validated(self, outputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"probability": outputs["score"]}
+
+    def all_gather(self, outputs: dict[str, torch.Tensor], **_: object) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        other = {
+            "index": torch.tensor([1, 7, 3]),
+            "label": torch.tensor([0, 1, 1]),
+            "score": torch.tensor([0.1, 0.7, 0.3]),
+        }
+        return {key: torch.stack([value, other[key]]) for key, value in outputs.items()}
+
+
+@pytest.mark.parametrize(
+    ("devices", "index"), [(1, [3, 4, 9]), (2, [1, 3, 4, 7, 9])]  # the second has number 3 once more
+)  # fmt: skip
+def test_outputs_of_all_devices_are_predicted_once_and_in_order(devices: int, index: list[int]) -> None:
+    task = _Gathering(torch.nn.Identity(), functools.partial(torch.optim.SGD, lr=0.1))
+    task._trainer = SimpleNamespace(world_size=devices)  # type: ignore[assignment]
+    for batch in ([9, 3], [4]):
+        part = torch.tensor(batch)
+        task._outputs.append({"index": part, "label": part % 2, "score": part / 10})
+    task.on_validation_epoch_end()
+    assert task.predictions["index"].tolist() == index
+    assert task.predictions["label"].tolist() == [each % 2 if each != 1 else 0 for each in index]
+    assert task.predictions["probability"].tolist() == pytest.approx([each / 10 for each in index])
+    assert task._outputs == []

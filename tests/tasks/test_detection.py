@@ -169,6 +169,12 @@ def test_loss_by_hand(box_loss: str, box_weight: float, expected: float) -> None
         )  # slope 1, two crossings
 
 
+def test_what_is_not_given() -> None:
+    _, given = _loss_of_batch(box_loss="smooth_l1", box_weight=1.0, min_precision=1)  # the largest there is
+    assert _loss_of_batch()[1].item() == given.item()
+    assert DetectionTask(Detector(), SGD).min_precision == 0.9
+
+
 def test_a_batch_without_crossings_has_no_box_loss() -> None:
     model = Constant([0.0, 1.0], [[0.5] * 4] * 2)
     batch = {
@@ -374,6 +380,7 @@ def test_pooled_metrics_of_both_tasks_have_one_signature() -> None:
         ({"box_weight": NAN}, "task.box_weight must be a number of at least 0, not nan"),
         ({"box_weight": "2x"}, "task.box_weight must be a number of at least 0, not '2x'"),
         ({"min_precision": 0}, "task.min_precision must be above 0 and at most 1, not 0"),
+        ({"min_precision": 1.5}, "task.min_precision must be above 0 and at most 1, not 1.5"),
         ({"min_precision": 90}, "task.min_precision must be above 0 and at most 1, not 90"),
     ],
 )
