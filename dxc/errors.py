@@ -15,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
+from dxc.masking import masked
+
 
 class DxcError(Exception):
     """Root of all errors that a user can cause and mend."""
@@ -142,7 +144,7 @@ def exit_cleanly() -> Iterator[None]:
     try:
         yield
     except DxcError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
+        print(f"\nerror: {masked(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:  # before a run is open, or where none is
         print("\nstopped", file=sys.stderr)

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from dxc.config import build, data_name, describe, design_hash, flatten, image_size, resolved, trial_hash
 from dxc.errors import ConfigError, require_folder_name, require_whole
 from dxc.files import write_atomically
+from dxc.masking import masked, masked_tree
 from dxc.models import model_name, takes_any_size
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def run(
         notes=tuple(costs.notes),
         run_id=tracked.run_id,
         experiment_id=tracked.experiment_id,
-        tracking_uri=tracked.uri,
+        tracking_uri=masked(tracked.uri),
         study=config["study"],
     )
 
@@ -248,6 +249,7 @@ def _heading(config: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
         "study": config["study"],
         "name": describe(config),
         "params": flatten(config),
+        "artifacts": config["tracking"]["artifacts"],
         "tags": {
             "dxc.study": config["study"],
             "dxc.trial": trial_hash(asked),
@@ -492,11 +494,7 @@ def _write_files(
     import pandas as pd
     import torch
 
-    from dxc.tracking import without_password
-
-    address = without_password(config["tracking"]["uri"])
-    shown = {**config, "tracking": {**config["tracking"], "uri": address}}
-    OmegaConf.save(OmegaConf.create(shown), out / "config.yaml")
+    OmegaConf.save(OmegaConf.create(masked_tree(config)), out / "config.yaml")
     predictions.to_parquet(out / "predictions.parquet", index=False)
     if cache.excluded:
         listing = pd.DataFrame(cache.excluded, columns=["path", "reason"])

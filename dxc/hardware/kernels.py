@@ -8,7 +8,6 @@ doi 10.1145/3458864.3467882.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import math
 import warnings
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dxc.errors import HardwareError
+from dxc.untrusted import load_json
 
 if TYPE_CHECKING:
     import onnx
@@ -252,7 +252,7 @@ def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
 def check_rules(path: Path) -> None:
     """Raise HardwareError unless `path` is a file of fusion rules: {"BF_conv_relu": {"obey": true}, ...}."""
     try:
-        rules = json.loads(path.read_text())
+        rules = load_json(path)
     except (OSError, ValueError) as error:
         raise HardwareError(f"{path} is no file of fusion rules: {error}") from error
     if not isinstance(rules, dict) or not all(isinstance(r, dict) and "obey" in r for r in rules.values()):

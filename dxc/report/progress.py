@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from dxc.masking import masked
 from dxc.pareto import objective
 from dxc.report.console import FORMATS, print_whole
 from dxc.tracking import view_address
@@ -184,7 +185,7 @@ class Progress:
             print_whole(self._console, table)
         listing = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
         self._line(f"trials:   {listing or 'none'} (directories in {os.path.relpath(folder)})")
-        self._line(f"tracked:  study '{self._study}' in {store.uri}")
+        self._line(f"tracked:  study '{self._study}' in {masked(store.uri)}")
         if store.uri.startswith("http"):
             self._line(f"compare:  {view_address(store.uri, store.experiment_id)}")
         else:
