@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 import dxc.config
 from dxc.errors import exit_cleanly
+from dxc.hidden import hide_command_line
 
 
 @hydra.main(version_base="1.3", config_path="conf/analysis", config_name="analyze")
@@ -22,4 +23,5 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     sys.argv[1:] = dxc.config.quote_texts(sys.argv[1:], ("where", "choose.where", "compare"))
+    hide_command_line()
     main()

@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 import dxc.config  # noqa: F401  registers the resolvers that conf/ uses
+from dxc.hidden import hide_command_line
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="search")
@@ -24,4 +25,5 @@ if __name__ == "__main__":
     if not {"--cfg", "-c", "--info", "-i", "--run", "-r", "--shell-completion", "-sc"} & set(sys.argv):
         # conf/search.yaml says so too, but there Hydra hides a mistyped key behind a complaint about axes
         sys.argv.append("--multirun")
+    hide_command_line()
     main()

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 import dxc.config  # noqa: F401  registers the resolvers that conf/ uses
 from dxc.errors import exit_cleanly
+from dxc.hidden import hide_command_line
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -24,4 +25,5 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
+    hide_command_line()
     main()

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
+from dxc.masking import masked
 from dxc.text import for_terminal
 
 
@@ -144,7 +145,7 @@ def exit_cleanly() -> Iterator[None]:
     try:
         yield
     except DxcError as error:
-        print(f"\nerror: {for_terminal(error, lines=True)}", file=sys.stderr)
+        print(f"\nerror: {for_terminal(masked(str(error)), lines=True)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:  # before a run is open, or where none is
         print("\nstopped", file=sys.stderr)

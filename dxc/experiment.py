@@ -33,6 +33,7 @@ from dxc.config import (
 )
 from dxc.errors import ConfigError, require_folder_name, require_whole
 from dxc.files import write_atomically
+from dxc.masking import masked, masked_tree
 from dxc.models import model_name, takes_any_size
 from dxc.processes import end_with_parent
 
@@ -187,7 +188,7 @@ def run(
         measured_on=costs.tags.get("dxc.measured_on", ""),
         run_id=tracked.run_id,
         experiment_id=tracked.experiment_id,
-        tracking_uri=tracked.uri,
+        tracking_uri=masked(tracked.uri),
         study=config["study"],
     )
 
@@ -275,6 +276,7 @@ def _heading(config: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
         "study": config["study"],
         "name": describe(config),
         "params": params,
+        "artifacts": config["tracking"]["artifacts"],
         "tags": {
             **settings,
             "dxc.study": config["study"],
@@ -531,11 +533,8 @@ def _write_files(
     import torch
 
     from dxc.report.tables import comma_separated
-    from dxc.tracking import without_password
 
-    address = without_password(config["tracking"]["uri"])
-    shown = {**config, "tracking": {**config["tracking"], "uri": address}}
-    OmegaConf.save(OmegaConf.create(shown), out / "config.yaml")
+    OmegaConf.save(OmegaConf.create(masked_tree(config)), out / "config.yaml")
     predictions.to_parquet(out / "predictions.parquet", index=False)
     if cache.excluded:
         listing = pd.DataFrame(cache.excluded, columns=["path", "reason"], dtype=object)

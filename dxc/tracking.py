@@ -24,15 +24,18 @@ import sys
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from dxc.config import PROJECT_ROOT
 from dxc.errors import DxcError, TrackingError, signals_raise
 from dxc.files import write_atomically
+from dxc.masking import for_link, login_of, masked, masked_tree
 from dxc.pareto import objective
+from dxc.untrusted import is_hash, is_run_id, load_json
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,10 @@ COLUMNS = (
 PAGE = 1000  # runs read at once
 MAX_LISTED = 2000  # run ids in one condition: databases and MLflow's parser limit them
 
+IDENTITIES = ("dxc.trial", "dxc.design", "dxc.search")
+"""Tags that hold 12 hexadecimal digits; anything else in them is no identity, and is not kept as one."""
+MAX_RECORD_BYTES = 64_000_000  # of record.json: curves of many folds and epochs
+
 Point = tuple[str, float, int]
 """One point of a curve: name, value, step."""
 
@@ -84,8 +91,11 @@ class Run:
 
     stored = True
 
-    def __init__(self, client: Any | None, run_id: str, experiment_id: str, uri: str) -> None:
+    def __init__(
+        self, client: Any | None, run_id: str, experiment_id: str, uri: str, artifacts: Sequence[str] = ()
+    ) -> None:
         self._client = client
+        self._places = Places.of(uri, artifacts)
         self.run_id = run_id
         self.experiment_id = experiment_id
         self.uri = uri
@@ -108,8 +118,12 @@ class Run:
             _log(self._client, self.run_id, tags=tags)
 
     def log_files(self, folder: Path, under: str | None = None) -> None:
-        """Everything in `folder` becomes an artifact under its relative path, in the artifact folder `under`."""
+        """Everything in `folder` becomes an artifact under its relative path, in the artifact folder `under`.
+
+        Raises OutsideError where the store says that artifacts lie elsewhere than its own; see Places.
+        """
         if self._client is not None:
+            self._places.of_run(self.run_id, self._client.get_run(self.run_id).info.artifact_uri)
             self._client.log_artifacts(self.run_id, str(folder), under)
 
 
@@ -121,12 +135,14 @@ def start_run(
     name: str,
     params: Mapping[str, Any],
     tags: Mapping[str, str],
+    artifacts: Sequence[str] = (),
     enabled: bool = True,
 ) -> Iterator[Run]:
     """Open a run in experiment `study` of the store at `uri`, with params and tags; close it with its status.
 
-    Not `enabled`, nothing is written: one run has one writer, however many processes compute it.
-    Raises TrackingError where the store cannot be used. SIGINT and SIGTERM become Stopped while it is open.
+    artifacts: where files may be put beside the store's own places (see Places). Not `enabled`, nothing is written: one
+    run has one writer, however many processes compute it. Raises TrackingError where the store cannot be used. SIGINT
+    and SIGTERM become Stopped while it is open.
     """
     from mlflow.exceptions import MlflowException
 
@@ -140,16 +156,20 @@ def start_run(
     except MlflowException as error:
         raise TrackingError(_store_message(uri, error)) from error
 
-    run = Run(client, run_id, experiment_id, uri)
+    run = Run(client, run_id, experiment_id, uri, artifacts)
     try:
         with signals_raise(), _full_disk_said(uri):
             yield run
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         with contextlib.suppress(MlflowException, OSError):  # the first error is the one to show
-            client.log_text(run_id, "".join(traceback.format_exception(error)), "traceback.txt")
+            text = "".join(traceback.format_exception(error))
+            if not isinstance(error, OutsideError):
+                client.log_text(run_id, masked(text, uri), "traceback.txt")
         with contextlib.suppress(MlflowException, OSError):  # it ends even where it keeps no files
             client.set_terminated(run_id, status)
+        if isinstance(error, MlflowException):  # its message repeats the address
+            raise TrackingError(_store_message(uri, error)) from error
         raise
     client.set_terminated(run_id, "FINISHED")
 
@@ -185,13 +205,13 @@ class Record:
     def read(cls, folder: Path) -> Record | None:
         """The record that lies in `folder`; None where none is or it cannot be read."""
         try:
-            return cls(folder, **json.loads((folder / "record.json").read_text()))
-        except (OSError, ValueError):
+            return cls(folder, **load_json(folder / "record.json", limit=MAX_RECORD_BYTES))
+        except (OSError, ValueError, TypeError):
             return None
 
     def write(self, **changes: Any) -> None:
         """Change entries of the content and write it; an interrupted write leaves the record before it."""
-        self.content |= changes
+        self.content |= masked_tree(changes)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "record.json", json.dumps(self.content))
 
@@ -220,10 +240,13 @@ class Record:
         name: str,
         params: Mapping[str, Any],
         tags: Mapping[str, str],
+        artifacts: Sequence[str] = (),
         enabled: bool = True,
     ) -> Iterator[Record]:
         """start_run's place, for an experiment that is recorded here. Signals raise Stopped in it too."""
-        self.write(name=name, params={key: str(value)[:MAX_PARAM_LENGTH] for key, value in params.items()})
+        self.write(
+            name=name, params={key: masked(str(value))[:MAX_PARAM_LENGTH] for key, value in params.items()}
+        )
         self.tag(tags)
         with signals_raise():
             yield self
@@ -267,7 +290,7 @@ class _Patient:
         token = None
         while True:
             page = self._page(experiment_id, condition, limit or PAGE, deleted=deleted, token=token)
-            yield from map(_stored, page)
+            yield from _sound(page)
             token = page.token
             if not token or limit:
                 return
@@ -319,8 +342,9 @@ class _Patient:
 class Store(_Patient):
     """One study in an MLflow store; it is made where it is not there."""
 
-    def __init__(self, uri: str, study: str, *, patience_s: float) -> None:
+    def __init__(self, uri: str, study: str, *, patience_s: float, artifacts: Sequence[str] = ()) -> None:
         super().__init__(uri, patience_s)
+        self._places = Places.of(uri, artifacts)
         self.study = study
         self._client, self.experiment_id = self._patiently(lambda: _open_store(uri, study))
 
@@ -337,7 +361,9 @@ class Store(_Patient):
         every = {**_standard_tags(), **nested, **tags}
         run_id: str = self._patiently(
             lambda: self._client.create_run(
-                self.experiment_id, run_name=name, tags={key: str(value) for key, value in every.items()}
+                self.experiment_id,
+                run_name=name,
+                tags={key: masked(str(value)) for key, value in every.items()},
             )
         ).info.run_id
         if params:
@@ -387,6 +413,7 @@ class Store(_Patient):
 
         def write() -> None:
             if files.is_dir():
+                self._places.of_run(run_id, self._client.get_run(run_id).info.artifact_uri)
                 self._client.log_artifacts(run_id, str(files))
             begun = self._client.get_run(run_id).data
             params = {key: _param_text(value) for key, value in (content.get("params") or {}).items()}
@@ -417,10 +444,12 @@ class Reader(_Patient):
     """What an MLflow store holds. Reading creates nothing: no file, no table, no experiment.
 
     Raises TrackingError where there is no store, where it cannot be used, or where its tables are of another MLflow.
+    artifacts: folders or addresses (s3://bucket/runs) where files of runs may lie, beside the store's own; see Places.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, artifacts: Sequence[str] = ()) -> None:
         super().__init__(uri, patience_s=0)  # MLflow tries a server four times
+        self._places = Places.of(uri, artifacts)
         with _no_garbage():
             _require_tables(uri)
             self._client = self._patiently(lambda: _client(uri))
@@ -462,7 +491,7 @@ class Reader(_Patient):
         if len(studies) > listed:
             lines.append(f"  ... and {len(studies) - listed} older ones")
         guess = f"did you mean {' or '.join(close)}? " if close else ""
-        store = without_password(self.uri)
+        store = masked(self.uri)
         return f"no study '{name}' in the MLflow store {store}; {guess}There are:\n" + "\n".join(lines)
 
     def ended(
@@ -484,7 +513,7 @@ class Reader(_Patient):
         while True:
             condition = " and ".join([*conditions, f"end_time >= {since_ms}"])
             page = self._page(study.experiment_id, condition, size, order="end_time")
-            if fresh := [_stored(run) for run in page if run.info.run_id not in seen]:
+            if fresh := list(_sound(run for run in page if run.info.run_id not in seen)):
                 yield fresh
             if len(page) < size:
                 return
@@ -514,19 +543,94 @@ class Reader(_Patient):
         """One file of a run; None where the run does not have it (any more). To be read only: it may be the store's own
         where that is a folder here, else it is copied into `folder`.
 
-        under: the run's artifact_uri where it is known; without it MLflow looks the run up twice.
+        under: the run's artifact_uri where it is known. Raises OutsideError, and opens nothing, where that address is
+        none of the store's.
         """
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
 
         try:
             if under is None:
-                return Path(self._client.download_artifacts(run_id, name, str(folder)))
-            address = f"{under.rstrip('/')}/{name}"
-            return Path(download_artifacts(artifact_uri=address, dst_path=str(folder), tracking_uri=self.uri))
+                under = self._client.get_run(run_id).info.artifact_uri
+            place = self._places.of_run(run_id, under)
+            if isinstance(place, Path):
+                return self._places.file(run_id, place / name)
+            return Path(
+                download_artifacts(
+                    artifact_uri=f"{place}/{name}", dst_path=str(folder), tracking_uri=_address(self.uri)
+                )
+            )
         except (MlflowException, OSError) as error:
-            log.debug("run %s: no %s: %s", run_id, name, error)
+            log.debug("run %s: no %s: %s", run_id, name, masked(str(error), self.uri))
             return None
+
+
+class OutsideError(TrackingError):
+    """The files of a run are said to lie where the store keeps none."""
+
+    def __init__(self, run_id: str, address: str) -> None:
+        super().__init__(
+            f"run {run_id}: not read: its artifact address lies outside the store: {masked(address)!r} (if that is "
+            "meant: tracking.artifacts=[FOLDER])"
+        )
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where files of runs may lie: whoever writes to a store can make a run say anything of where its own are.
+
+    A SQLite file has the folders mlartifacts and mlruns beside it, a server what it hands out itself
+    (mlflow-artifacts:). Everything else has to be named by who reads: folders, addresses.
+    """
+
+    folders: Sequence[Path]
+    addresses: Sequence[str]
+    server: str | None
+    """host:port of the store, where it is a server."""
+
+    @classmethod
+    def of(cls, uri: str, more: Sequence[str]) -> Places:
+        folders = [Path(each.removeprefix("file://")).resolve() for each in more if _is_path(each)]
+        if uri.startswith("sqlite:///"):
+            beside = Path(uri.removeprefix("sqlite:///").partition("?")[0]).resolve().parent
+            folders += [beside / "mlartifacts", beside / "mlruns"]
+        served = uri.startswith(("http://", "https://"))
+        server = urlsplit(for_link(uri)).netloc if served else None
+        return cls(folders, [each.rstrip("/") for each in more if not _is_path(each)], server)
+
+    def of_run(self, run_id: str, address: str) -> Path | str:
+        """A run's folder, or its address. Raises OutsideError."""
+        if _is_path(address):
+            path = Path(unquote(urlsplit(address).path) if address.startswith("file:") else address)
+            self._require_below(run_id, address, path)
+            return path
+        bare = address.rstrip("/")
+        plain = not {"..", "."} & set(unquote(bare).split("/")) and not set(bare) & set("?#\\")
+        scheme, _, rest = bare.partition(":")
+        own = scheme == "mlflow-artifacts" and self.server is not None
+        if plain and own and (not rest.startswith("//") or rest.split("/")[2] in ("", self.server)):
+            return bare
+        if plain and any(bare == each or bare.startswith(f"{each}/") for each in self.addresses):
+            return bare
+        raise OutsideError(run_id, address)
+
+    def file(self, run_id: str, path: Path) -> Path | None:
+        """A file where it is there; a link that leads out of the places raises OutsideError."""
+        self._require_below(run_id, str(path), path)
+        return path if path.is_file() else None
+
+    def _require_below(self, run_id: str, address: str, path: Path) -> None:
+        try:
+            found = path.resolve() if path.is_absolute() else None
+        except (OSError, ValueError, RuntimeError):  # a loop of links, a NUL
+            found = None
+        if found is None or not any(found.is_relative_to(each.resolve()) for each in self.folders):
+            raise OutsideError(run_id, address)
+
+
+def _is_path(address: str) -> bool:
+    """Whether an address means a file here: file:///a/b, file:/a/b or /a/b."""
+    return address.startswith(("/", "file:/")) and not re.match(r"file://[^/]", address)
 
 
 def study_names(uri: str) -> list[str]:
@@ -561,11 +665,30 @@ def disk_full(error: BaseException, uri: str = "") -> TrackingError | None:
     return None
 
 
+def _sound(runs: Iterable[Any]) -> Iterator[StoredRun]:
+    """MLflow's runs as they stand in the store, without those whose id is none: ids become names of files."""
+    for run in runs:
+        if is_run_id(run.info.run_id):
+            yield _stored(run)
+        else:
+            log.warning("a run is set aside: its id %r is not 32 hexadecimal digits", run.info.run_id)
+
+
 def _stored(run: Any) -> StoredRun:
+    """One run. What its tags say of its identity is checked here, once: it becomes names of folders."""
+    tags = dict(run.data.tags)
+    for key in IDENTITIES:
+        if tags.get(key) and not is_hash(tags[key]):
+            log.warning(
+                "run %s: its tag %s is ignored, %r is not 12 hexadecimal digits",
+                run.info.run_id,
+                key,
+                tags.pop(key),
+            )
     return StoredRun(
         run.info.run_id,
         run.info.status,
-        dict(run.data.tags),
+        tags,
         dict(run.data.metrics),
         dict(run.data.params),
         run.info.start_time,
@@ -597,7 +720,7 @@ def _log(
     now_ms = int(time.time() * 1000) if time_ms is None else time_ms
     metrics = [Metric(name, value, now_ms, step) for name, value, step in points if math.isfinite(value)]
     entries = [Param(key, _param_text(value)) for key, value in (params or {}).items()]
-    marks = [RunTag(key, str(value)) for key, value in (tags or {}).items()]
+    marks = [RunTag(key, masked(str(value))) for key, value in (tags or {}).items()]
     while metrics or entries or marks:
         client.log_batch(run_id, metrics=metrics[:MAX_METRICS], params=entries[:MAX_PARAMS], tags=marks)
         metrics, entries, marks = metrics[MAX_METRICS:], entries[MAX_PARAMS:], []
@@ -605,12 +728,7 @@ def _log(
 
 def _param_text(value: Any) -> str:
     """A param's value as it is stored."""
-    return without_password(str(value))[:MAX_PARAM_LENGTH]
-
-
-def without_password(text: str) -> str:
-    """'postgresql://somebody:***@host/runs': an address that others may read."""
-    return re.sub(r"(://[^/@:\s]*):[^/@\s]+@", r"\1:***@", text)
+    return masked(str(value))[:MAX_PARAM_LENGTH]
 
 
 def _open_store(uri: str, study: str) -> tuple[Any, str]:
@@ -644,7 +762,21 @@ def _client(uri: str) -> Any:
     for logger in ("alembic", "mlflow"):
         logging.getLogger(logger).setLevel(logging.WARNING)  # dozens of lines about database migrations
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # a line for each time it tries again
-    return MlflowClient(tracking_uri=uri)
+    return MlflowClient(tracking_uri=_address(uri))
+
+
+def _address(uri: str) -> str:
+    """The store's address as MLflow is to use it: a server's without its login, which goes where MLflow looks for one.
+    So no message of MLflow, no redirect and no artifact's address repeats it."""
+    login = login_of(uri) if uri.startswith(("http://", "https://")) else None
+    if login is None:
+        return uri
+    if not login.password:  # a token
+        os.environ["MLFLOW_TRACKING_TOKEN"] = login.user
+    else:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = login.user
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = login.password
+    return login.address
 
 
 @contextlib.contextmanager
@@ -674,7 +806,7 @@ def _require_tables(uri: str) -> None:
     if scheme not in DATABASE_ENGINES:
         return
     nothing = (
-        f"there is no MLflow store at {without_password(uri)}\n"
+        f"there is no MLflow store at {masked(uri)}\n"
         "Train or search first, or say where the runs are: tracking.uri=ADDRESS"
     )
     try:
@@ -699,7 +831,7 @@ def _version_message(uri: str, version: str) -> str | None:
     import mlflow
     from alembic.script import ScriptDirectory
 
-    uri = without_password(uri)
+    uri = masked(uri)
     known = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
     if version in known.get_heads():
         return None
@@ -744,7 +876,7 @@ def view_address(uri: str, experiment_id: str) -> str:
 
     The bare address of an experiment opens MLflow 3.17's pages about language models.
     """
-    server = uri.rstrip("/") if uri.startswith("http") else UI
+    server = for_link(uri) if uri.startswith("http") else UI
     return (
         f"{server}/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
     )
@@ -780,12 +912,12 @@ def _view(
 
 
 def _store_message(uri: str, error: Exception) -> str:
-    lines = without_password(str(error)).strip().splitlines()  # drivers repeat the address
+    lines = masked(str(error), uri).strip().splitlines()  # drivers repeat the address
     reason = lines[0] if lines else type(error).__name__
     if outdated := re.search(r"out-of-date database schema \(found version (\w+)", reason):
         return _version_message(uri, outdated[1]) or reason
     return (
-        f"tracking.uri: the MLflow store {without_password(uri)} cannot be used: {reason}\n"
+        f"tracking.uri: the MLflow store {masked(uri)} cannot be used: {reason}\n"
         "Check the address and that its server runs, or keep runs in a file: tracking.uri=sqlite:///mlflow.db"
     )
 

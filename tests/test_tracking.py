@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from dxc.errors import Stopped, TrackingError
-from dxc.tracking import Reader, Store, _version_message, start_run, view_address, without_password
+from dxc.masking import masked
+from dxc.tracking import Reader, Store, _version_message, start_run, view_address
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def _artifact(client: MlflowClient, run_id: str, name: str) -> str:
 def test_everything_is_there(uri: str, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/config.yaml").write_text("seed: 0")
-    with _start(uri, tags={"dxc.trial": "abc"}) as run:
+    with _start(uri, tags={"dxc.trial": "0123456789ab"}) as run:
         run.log(
             {"accuracy": 0.9, "latency_ms": float("nan")},
             [("fold1/val_loss", 0.5, 1), ("fold1/val_loss", 0.4, 2)],
@@ -53,7 +54,7 @@ def test_everything_is_there(uri: str, tmp_path: Path) -> None:
         (2, 0.4),
     ]
     tags = stored.data.tags
-    assert (tags["dxc.trial"], tags["dxc.data"]) == ("abc", "d")
+    assert (tags["dxc.trial"], tags["dxc.data"]) == ("0123456789ab", "d")
     assert tags["mlflow.user"]
     assert _artifact(client, run.run_id, "config.yaml") == "seed: 0"
     assert client.get_experiment(run.experiment_id).name == "s"
@@ -154,7 +155,7 @@ def test_a_password_is_not_kept_with_the_runs(store_file: Path) -> None:
     kept = MlflowClient(uri).get_run(run.run_id).data.params
     assert kept["tracking.uri"] == "postgresql://somebody:***@host:5432/runs"
     assert kept["source.root"] == "/a:b@c"
-    assert without_password("sqlite:////a/b.db") == "sqlite:////a/b.db"
+    assert masked("sqlite:////a/b.db") == "sqlite:////a/b.db"
 
 
 @pytest.mark.parametrize(

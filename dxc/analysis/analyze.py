@@ -22,8 +22,9 @@ from dxc.analysis.rebuild import command_of
 from dxc.analysis.runs import read_runs
 from dxc.config import flatten
 from dxc.errors import AnalysisError, ConfigError, TrackingError, is_number, require_one_of, require_whole
+from dxc.hardware import Hardware
 from dxc.pareto import Objective, dominators, hypervolume, non_dominated, ranks, reference_point
-from dxc.tracking import Reader, Store, start_run, study_names
+from dxc.tracking import OutsideError, Reader, Store, start_run, study_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,7 +83,7 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
     certainty = config["certainty"]
     outcomes: list[list[Outcomes]] = [[] for _ in range(len(frame))]
     if not published:
-        outcomes, more = outcomes_of(frame, runs, uri, cache_dir=cache_dir)
+        outcomes, more = outcomes_of(frame, runs, uri, cache_dir=cache_dir, artifacts=_artifacts(config))
         notes += more
     frame = with_certainty(frame, objectives, outcomes, **certainty)
     notes += _remarks(frame, found, objectives)
@@ -107,7 +108,7 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
         baseline = designs_of(baseline_runs.assign(**dict.fromkeys(lacking, np.nan)), objectives)
         if len(baseline.aside):
             notes.append(f"baseline: {len(baseline.aside)} of {len(baseline_runs)} runs lack an objective")
-    commands = ("", "") if published else _commands(frame, choice, uri)
+    commands = ("", "") if published else _commands(frame, choice, uri, _artifacts(config))
     folder = Path(config["out"]) / re.sub(r"[^\w.+-]|^\.+", "_", title)
     try:
         inside = None if published else _inside(config, frame, objectives, folder / "profiles")
@@ -150,7 +151,23 @@ def _inside(
         return None
     first, best = next(iter(objectives.items()))
     members = frame[frame["front"]].sort_values(first, ascending=not best.maximise, kind="stable")
-    return look_inside(members, config["tracking"]["uri"], folder, mode=config["profile"])
+    return look_inside(
+        members,
+        config["tracking"]["uri"],
+        folder,
+        mode=config["profile"],
+        hardware=_hardware(config),
+        artifacts=_artifacts(config),
+    )
+
+
+def _hardware(config: Mapping[str, Any]) -> Hardware:
+    """This machine, which profiles: what the command says of it, and nothing that a run says."""
+    return Hardware.of({"name": "this machine", **config["hardware"]})
+
+
+def _artifacts(config: Mapping[str, Any]) -> list[str]:
+    return _listed(config["tracking"]["artifacts"])
 
 
 def _told_apart(frame: pd.DataFrame) -> pd.DataFrame:
@@ -179,6 +196,7 @@ def _check(config: Mapping[str, Any]) -> None:
     for name, value in (("cache_dir", config["cache_dir"]), ("tracking.uri", config["tracking"]["uri"])):
         if not isinstance(value, str) or not value:
             raise ConfigError(f"{name} must be a text, not {value!r}")
+    _hardware(config)
     if config["source"] == "published" and config["compare"]:
         raise AnalysisError("compare needs predictions or folds, and the published table has neither")
 
@@ -250,22 +268,22 @@ def _remarks(frame: pd.DataFrame, found: Designs, objectives: Mapping[str, Objec
     return notes
 
 
-def _commands(frame: pd.DataFrame, choice: Choice, uri: str) -> tuple[str, str]:
+def _commands(frame: pd.DataFrame, choice: Choice, uri: str, artifacts: Sequence[str]) -> tuple[str, str]:
     """Commands that train the chosen design and the runner-up again."""
-    reader = Reader(uri)
+    reader = Reader(uri, artifacts=artifacts)
 
     def of(place: int | None) -> str:
         if place is None:
             return ""
         row = frame.loc[place]
         with tempfile.TemporaryDirectory() as folder:
-            path = reader.artifact(row["run_id"], "config.yaml", Path(folder))
-            if path is None:
-                return f"not known: run {row['run_id']} has no config.yaml any more"
             try:
+                path = reader.artifact(row["run_id"], "config.yaml", Path(folder))
+                if path is None:
+                    return f"not known: run {row['run_id']} has no config.yaml any more"
                 return command_of(path, row["trial"] or None)
-            except AnalysisError as error:
-                return str(error)
+            except (AnalysisError, OutsideError) as error:
+                return f"not known: {error}" if isinstance(error, OutsideError) else str(error)
 
     return of(choice.design), of(choice.runner_up)
 
@@ -275,7 +293,7 @@ def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: p
     uri, study = config["tracking"]["uri"], str(runs["study"].iloc[0])
     address = ""
     if config["tag"] or config["log"]:
-        store = Store(uri, study, patience_s=0)
+        store = Store(uri, study, patience_s=0, artifacts=_artifacts(config))
         address = store.save_view(**_columns(analysis))
     if config["tag"]:
         places = {run_id: row for _, row in analysis.designs.iterrows() for run_id in row["runs"]}
@@ -310,6 +328,7 @@ def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: p
             name=f"analysis of {analysis.title}",
             params=flatten(params) | numbers,
             tags={"dxc.kind": "analysis", "dxc.chosen": chosen},
+            artifacts=_artifacts(config),
         ) as run:
             run.log_files(folder)
     return address

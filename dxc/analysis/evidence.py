@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import tempfile
@@ -13,7 +14,9 @@ import numpy as np
 
 from dxc.analysis.certainty import Outcomes
 from dxc.files import write_atomically
-from dxc.tracking import Reader
+from dxc.masking import masked
+from dxc.tracking import OutsideError, Reader
+from dxc.untrusted import below
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +29,7 @@ JUDGED_BY = ("dxc.data", "data.split", "data.folds", "data.fold_seed", "source.c
 
 
 def outcomes_of(
-    designs: pd.DataFrame, runs: pd.DataFrame, uri: str, *, cache_dir: Path
+    designs: pd.DataFrame, runs: pd.DataFrame, uri: str, *, cache_dir: Path, artifacts: Sequence[str] = ()
 ) -> tuple[list[list[Outcomes]], list[str]]:
     """(the outcomes of each design's repeats, notes). Runs without predictions are known by their folds' accuracies
     (metrics foldN/val_accuracy); those without either are left out."""
@@ -39,15 +42,21 @@ def outcomes_of(
     reader: Reader | None = None
     writable = True
     without: list[str] = []
+    outside: list[str] = []
+    # of this store: another may hold other runs under the same ids
+    cached = cache_dir / "outcomes" / hashlib.blake2b(masked(uri).encode(), digest_size=8).hexdigest()
     found: list[list[Outcomes]] = []
     for members in tqdm(designs["runs"], desc="predictions", unit="design", leave=False, disable=None):
         repeats = []
         for run_id in members:
-            path = cache_dir / "outcomes" / f"{run_id}.npz"
+            path = below(cached, run_id).with_suffix(".npz")
             outcomes = _load(path)
             if outcomes is None:
-                reader = reader or Reader(uri)
-                outcomes = _fetch(reader, by_id[run_id])
+                reader = reader or Reader(uri, artifacts=artifacts)
+                try:
+                    outcomes = _fetch(reader, by_id[run_id])
+                except OutsideError as error:
+                    outside.append(str(error))
                 if outcomes is not None:
                     writable = writable and _save(path, outcomes)
                 else:
@@ -62,6 +71,10 @@ def outcomes_of(
             f"{len(without)} of {sum(map(len, designs['runs']))} runs have no {PREDICTIONS} (deleted?): how sure their "
             f"accuracy is comes from their folds alone: {', '.join(without[:3])}{', ...' if len(without) > 3 else ''}"
         )
+    if outside:
+        notes.append(
+            f"{outside[0]}{f'; so are those of {len(outside) - 1} more runs' if outside[1:] else ''}"
+        )
     return found, notes
 
 
@@ -73,8 +86,11 @@ def _fetch(reader: Reader, run: Mapping[str, Any]) -> Outcomes | None:
         if path is None:
             return None
         try:
-            return Outcomes.of_predictions(pd.read_parquet(path))
-        except (OSError, ValueError, KeyError) as error:  # a file of another kind under this name
+            outcomes = Outcomes.of_predictions(pd.read_parquet(path))
+            if not len(outcomes.right):
+                raise ValueError("it has no rows")
+            return outcomes
+        except Exception as error:  # a file of another kind under this name
             log.warning("run %s: %s cannot be read: %s", run["run_id"], PREDICTIONS, error)
             return None
 

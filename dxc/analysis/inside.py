@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,9 +20,12 @@ from dxc.errors import DxcError, require_one_of
 from dxc.files import write_atomically
 from dxc.hardware import Hardware, device_name
 from dxc.tracking import Reader
+from dxc.untrusted import below, load_json
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 MODES = ("none", "torch", "nsight")
 SOURCES = ("onnxruntime", "nsight", "torch")
@@ -40,17 +44,27 @@ class Inside(NamedTuple):
     device: str
 
 
-def look_inside(front: pd.DataFrame, uri: str, folder: Path, *, mode: str, progress: bool = True) -> Inside:
+def look_inside(
+    front: pd.DataFrame,
+    uri: str,
+    folder: Path,
+    *,
+    mode: str,
+    hardware: Hardware,
+    artifacts: Sequence[str] = (),
+    progress: bool = True,
+) -> Inside:
     """Profile the exported file of each member; traces and tables go to FOLDER/TRIAL, and are not made twice.
 
     front: designs with name, trial and run_id. mode: torch | nsight (where that fails, torch, and a note says why).
+    hardware: this machine, as the analyst says, who trusts no run about it. artifacts: see Reader.
     Raises ConfigError for another mode. A member that cannot be profiled has a note and no row.
     """
     import pandas as pd
     from tqdm import tqdm
 
     require_one_of("profile", mode, MODES)
-    reader = Reader(uri)
+    reader = Reader(uri, artifacts=artifacts)
     parts, notes, devices = [], [], set()
     for member in tqdm(
         front.to_dict("records"),
@@ -59,9 +73,16 @@ def look_inside(front: pd.DataFrame, uri: str, folder: Path, *, mode: str, progr
         disable=None if progress else True,
     ):
         try:
-            table, about = _member(reader, member, folder / _key(member), mode)
+            table, about = _member(reader, member, below(folder, _key(member)), mode, hardware)
         except DxcError as error:
             notes.append(f"not profiled: {member['name']}: {error}")
+            continue
+        except OSError:  # the folder cannot be written
+            raise
+        except Exception as error:  # a file that is no network, or one that a library cannot run
+            log.debug("%s cannot be profiled", member["name"], exc_info=True)
+            reason = (str(error).strip().splitlines() or [""])[0]
+            notes.append(f"not profiled: {member['name']}: {type(error).__name__}: {reason}")
             continue
         parts.append(_summary(table, member, about))
         notes += [note for note in about["notes"] if note not in notes]
@@ -83,12 +104,11 @@ def _key(member: Mapping[Any, Any]) -> str:
 
 
 def _member(
-    reader: Reader, member: Mapping[Any, Any], folder: Path, mode: str
+    reader: Reader, member: Mapping[Any, Any], folder: Path, mode: str, hardware: Hardware
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """(the profiler's table, what is known beside it), from the folder where the same file was profiled before."""
     import pandas as pd
     import torch
-    from omegaconf import OmegaConf
 
     from dxc.hardware.profile import profile_network
 
@@ -96,8 +116,6 @@ def _member(
         onnx = reader.artifact(member["run_id"], "model.onnx", Path(temporary))
         if onnx is None:
             raise DxcError(f"run {member['run_id']} has no model.onnx any more")
-        path = reader.artifact(member["run_id"], "config.yaml", Path(temporary))
-        hardware = Hardware.of(dict(OmegaConf.load(path).hardware)) if path else Hardware("cpu")
         accelerator = "gpu" if hardware.provider == "cuda" and torch.cuda.is_available() else "cpu"
         key = {
             "file": hashlib.sha256(onnx.read_bytes()).hexdigest(),
@@ -105,10 +123,10 @@ def _member(
             "device": f"{device_name(accelerator)}, {hardware.threads} thread{'s' * (hardware.threads != 1)}",
         }
         try:
-            about = json.loads((folder / ABOUT).read_text())
-            if key.items() <= about.items():
+            about = load_json(folder / ABOUT)
+            if all(about[name] == value for name, value in key.items()):
                 return pd.read_parquet(folder / "profile.parquet"), about
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError, TypeError):
             pass
         shutil.rmtree(folder, ignore_errors=True)  # another file's, or of a call that was killed
         profiled = profile_network(onnx, folder, mode=mode, accelerator=accelerator, threads=hardware.threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,22 +13,24 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 from dxc.config import PROJECT_ROOT, canonical, flatten, is_identity, resolved, trial_hash
 from dxc.errors import AnalysisError, ConfigError
+from dxc.untrusted import load_yaml
 
 CONF = PROJECT_ROOT / "conf"
 GROUPS = ("source", "data", "model", "task", "optimizer", "scheduler", "hardware", "trainer")
 NEEDED = ("source.root",)  # no part of the identity, and nothing runs without
+KEY = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+INTERPOLATION = re.compile(r"(\\*)\$\{")
 COMMIT = "use the commit in the run's tag mlflow.source.git.commit"
 
 
 def command(config: Mapping[str, Any], *, trial: str | None = None) -> str:
     """`python train.py ...` for a resolved configuration (config.yaml of a run), as short as it gets.
 
+    Nothing in it is resolved, here or by the command: ${...} is a text.
     trial: its dxc.trial. Raises AnalysisError where today's conf/ cannot describe that configuration any more.
     """
     try:
@@ -58,8 +61,8 @@ def command(config: Mapping[str, Any], *, trial: str | None = None) -> str:
 def command_of(path: Path, trial: str | None) -> str:
     """command() for a file config.yaml. Raises AnalysisError where it holds no configuration too."""
     try:
-        config = OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+        config = load_yaml(path)
+    except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [""])[0]
         raise AnalysisError(f"{path.name} cannot be read: {reason}") from error
     if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
@@ -79,6 +82,11 @@ def _overrides(config: Mapping[str, Any]) -> list[str]:
         if len(differing[best]) < len(default):
             chosen.append(f"{group}={best}")
     keys = _differences(config, chosen, *GROUPS, "score", "seed")
+    for key, value in keys.items():
+        if not KEY.fullmatch(key):
+            raise ValueError(f"{key!r} is no key of a configuration")
+        if not _is_printable(value):
+            raise ValueError(f"{key} has characters that cannot be shown: {value!r}")
     return chosen + [f"{key}={_quoted(value)}" for key, value in keys.items()]
 
 
@@ -129,7 +137,19 @@ def _quoted(value: Any) -> str:
     plain = text.replace("_", "").replace("-", "").replace(".", "").replace("/", "")
     if plain.isascii() and plain.isalnum() and not _reads_as_another(text):
         return text
+    text = INTERPOLATION.sub(
+        lambda match: match[1] * 2 + r"\${", text
+    )  # OmegaConf's way to say that it is none
     return QuotedString(text, Quote.single).with_quotes()  # only backslashes before a quote are doubled
+
+
+def _is_printable(value: Any) -> bool:
+    """Whether all texts in a value can be shown and pasted; control characters would reach the terminal."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_printable, value))
+    return not isinstance(value, str) or all(
+        character.isprintable() or character == "\t" for character in value
+    )
 
 
 def _reads_as_another(text: str) -> bool:

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dxc.files import write_atomically
+from dxc.masking import masked
 from dxc.search import INFEASIBLE
 from dxc.text import for_terminal
 from dxc.tracking import MAX_LISTED, PAGE, Reader, StoredRun, Study
+from dxc.untrusted import is_run_id, load_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when the meaning of a cache changes: old ones are then not found any more
+FORMAT = 2  # raise it when the meaning of a cache changes: old ones are then not found any more
+MAX_ABOUT_BYTES = 100_000_000  # of a cache: ids of deleted runs
 MARGIN_MS = 24 * 3600 * 1000
 """How long before the newest known end a new run may have ended: clocks of hosts differ, and writes come late."""
 CURVE = re.compile(r"fold\d+/(?!val_accuracy$)")
@@ -189,7 +192,7 @@ def _table(runs: Sequence[StoredRun]) -> pa.Table:
     columns = {
         "run_id": pa.array([run.run_id for run in runs], pa.string()),
         "name": pa.array([run.tags.get("mlflow.runName", "") for run in runs], pa.string()),
-        "artifact_uri": pa.array([run.artifact_uri for run in runs], pa.string()),
+        "artifact_uri": pa.array([masked(run.artifact_uri) for run in runs], pa.string()),
         "start_time": pa.array([run.start_ms for run in runs], times),
         "end_time": pa.array([run.end_ms for run in runs], times),
         "other": pa.array(
@@ -246,7 +249,7 @@ def _named(study: Study, table: pa.Table) -> pa.Table:
 
 def _key(uri: str, study: Study) -> str:
     """A folder's name. A database may be replaced by another, with other studies of the same ids."""
-    identity = json.dumps([FORMAT, uri, study.experiment_id, study.created_ms])
+    identity = json.dumps([FORMAT, masked(uri), study.experiment_id, study.created_ms])
     return hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
 
 
@@ -262,7 +265,9 @@ def _load(path: Path) -> _Known:
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read()
-        about = json.loads(table.schema.metadata[b"dxc"])
+        about = load_json(table.schema.metadata[b"dxc"].decode(), limit=MAX_ABOUT_BYTES)
+        if not all(map(is_run_id, [*table["run_id"].to_pylist(), *about["deleted"]])):
+            raise ValueError("it has run ids that are none")
         return _Known(table.replace_schema_metadata(), frozenset(about["deleted"]), about["read_ms"])
     except FileNotFoundError:
         pass

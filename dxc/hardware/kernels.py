@@ -8,7 +8,6 @@ doi 10.1145/3458864.3467882.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import math
 import warnings
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dxc.errors import HardwareError
 from dxc.hardware.network import Network, attribute, network_of, read_network, without_shape
+from dxc.untrusted import load_json
 
 if TYPE_CHECKING:
     import onnx
@@ -233,7 +233,7 @@ def sum_macs(each: Iterable[int | None]) -> int | None:
 def check_rules(path: Path) -> None:
     """Raise HardwareError unless `path` is a file of fusion rules: {"BF_conv_relu": {"obey": true}, ...}."""
     try:
-        rules = json.loads(path.read_text())
+        rules = load_json(path)
     except (OSError, ValueError) as error:
         raise HardwareError(f"{path} is no file of fusion rules: {error}") from error
     if not isinstance(rules, dict) or not all(isinstance(r, dict) and "obey" in r for r in rules.values()):

@@ -28,6 +28,8 @@ from dxc.files import write_atomically
 from dxc.hardware.forest import Forest
 from dxc.hardware.kernels import check_rules
 from dxc.hardware.pickles import read_forest
+from dxc.masking import masked
+from dxc.untrusted import load_json
 
 log = logging.getLogger(__name__)
 
@@ -216,14 +218,14 @@ def _fetch(url: str, archive: Path, progress: bool) -> None:
     except requests.RequestException as error:
         kept = "; what has arrived is kept, and the next try goes on from there" if partial.exists() else ""
         raise UnreachableError(
-            f"{archive.stem} cannot be fetched from {url} ({_short(error)}{kept}). Fetch it where there is a "
+            f"{archive.stem} cannot be fetched from {masked(url)} ({_short(error)}{kept}). Fetch it where there is a "
             f"network and put {archive.name} (or its folder) into {archive.parent}, or name a folder: "
             "hardware.packages_dir=DIR"
         ) from error
     except ValueError as error:  # pooch's word for a hash that differs
         partial.unlink(missing_ok=True)
         raise HardwareError(
-            f"{url} is not what it was when it was first fetched (SHA-256 in {archive.parent / HASHES}): "
+            f"{masked(url)} is not what it was when it was first fetched (SHA-256 in {archive.parent / HASHES}): "
             f"{_short(error)}. If that is meant, remove its line there"
         ) from error
 
@@ -234,7 +236,7 @@ def _known_hashes(packages_dir: Path) -> dict[str, str]:
     if not record.is_file():
         return {}
     try:
-        known = json.loads(record.read_text())
+        known = load_json(record)
         if not isinstance(known, dict) or not all(isinstance(each, str) for each in known.values()):
             raise ValueError("it has to be an object of texts")
         return known
@@ -305,7 +307,7 @@ class _Resuming:
 
 def _short(error: Exception) -> str:
     """The end of requests' nested messages is what a person can use."""
-    text = str(error).splitlines()[0]
+    text = masked(str(error).splitlines()[0])
     return text if len(text) < 160 else f"{type(error).__name__}: ...{text[-120:]}"
 
 
@@ -313,7 +315,7 @@ def _about(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        about = json.loads(path.read_text())
+        about = load_json(path)
         needed = ("target", "device", "runtime", "runtime_version", "threads")
         if not isinstance(about, dict) or any(key not in about for key in needed):
             raise ValueError(f"it has to have {', '.join(needed)}")

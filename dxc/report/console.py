@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from dxc.masking import masked
 from dxc.pareto import OBJECTIVES
 from dxc.text import for_rich
 from dxc.tracking import view_address
@@ -76,7 +77,7 @@ def print_result(result: Result) -> None:
         *(f"note:             {note}" for note in result.notes),
         *([f"left out: {result.excluded} files, listed in excluded_chips.csv"] if result.excluded else []),
         f"network:          {os.path.relpath(result.onnx)}",
-        f"tracked:          run {result.run_id} of study '{result.study}' in {result.tracking_uri}",
+        f"tracked:          run {result.run_id} of study '{result.study}' in {masked(result.tracking_uri)}",
         f"compare runs:     {compare}",
     ):
         print_line(console, line)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from dxc.masking import masked
 from dxc.pareto import objective
 from dxc.report.console import FORMATS, new_table, print_line, print_whole
 from dxc.report.figures import label_of
@@ -261,7 +262,7 @@ class Progress:
             print_whole(self._console, table)
         listing = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
         self._line(f"trials:   {listing or 'none'} (directories in {os.path.relpath(folder)})")
-        self._line(f"tracked:  study '{self._study}' in {store.uri}")
+        self._line(f"tracked:  study '{self._study}' in {masked(store.uri)}")
         if store.uri.startswith("http"):
             self._line(f"compare:  {view_address(store.uri, store.experiment_id)}")
         else:

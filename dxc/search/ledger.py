@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from dxc.errors import SearchError
 from dxc.search import FAILED, FINISHED, INFEASIBLE, PLANNED, RUNNING, STOPPED, Rung
 from dxc.tracking import Record, Store, StoredRun
+from dxc.untrusted import load_json
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class Ledger:
             parents = self.store.runs(dxc__kind="study")
             if parents:
                 self.parent = parents[0].run_id
-                self._compare(json.loads(parents[0].tags["dxc.fixed"]), fixed, force=force)
+                self._compare(self._fixed(parents[0]), fixed, force=force)
             else:
                 tags = {"dxc.kind": "study", "dxc.study": self.store.study, "dxc.fixed": json.dumps(fixed)}
                 self.parent = self.store.create(self.store.study, tags, params=fixed)
@@ -112,6 +113,18 @@ class Ledger:
                     path.unlink(missing_ok=True)
             self._others = self._other_searches()
             self.refresh()
+
+    def _fixed(self, parent: StoredRun) -> dict[str, str]:
+        try:
+            before = load_json(parent.tags["dxc.fixed"])
+            if not isinstance(before, dict):
+                raise ValueError("it is no object")
+        except (KeyError, ValueError) as error:
+            raise SearchError(
+                f"study '{self.store.study}': the tag dxc.fixed of its run {parent.run_id} is damaged: {error}\n"
+                "Choose another name: study=NEW"
+            ) from error
+        return {str(key): str(value) for key, value in before.items()}
 
     def _compare(self, before: Mapping[str, str], now: Mapping[str, str], *, force: bool) -> None:
         differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
@@ -146,7 +159,13 @@ class Ledger:
     def refresh(self) -> None:
         """Read every trial from the store, and upload what was kept on disk while it was away."""
         for run in self.store.runs(dxc__kind="trial", mlflow__parentRunId=self.parent):
-            entry = _entry(run)
+            try:
+                entry = _entry(run)
+            except (KeyError, ValueError, TypeError) as error:  # not written by a search, or changed since
+                log.warning(
+                    "run %s is set aside, it is no trial: %s %s", run.run_id, type(error).__name__, error
+                )
+                continue
             held = self.entries.get(entry.trial)
             if held is None or held.run_id == entry.run_id or held.state == PLANNED:
                 self.entries[entry.trial] = entry
@@ -248,7 +267,7 @@ class Ledger:
             return False
         if _held(self.folder / entry.trial / ".lock"):
             return True
-        return entry.owner != self.search_id and _held(self.folder / SEARCHES / entry.owner)
+        return entry.owner not in ("", self.search_id) and _held(self.folder / SEARCHES / entry.owner)
 
     def wait_for(self, entry: Entry, *, every_s: float = 1.0) -> None:
         """Until a trial that is elsewhere is over, or whoever worked on it is gone."""
@@ -289,12 +308,18 @@ def _held(path: Path) -> bool:
 
 
 def _entry(run: StoredRun) -> Entry:
+    """What the tags of a trial's run say. Raises KeyError, ValueError or TypeError where they are not a search's."""
     tags = run.tags
+    if tags["dxc.state"] not in STATUS:
+        raise ValueError(f"dxc.state is {tags['dxc.state']!r}")
+    overrides = load_json(tags["dxc.point"])
+    if not isinstance(overrides, list) or not all(isinstance(each, str) for each in overrides):
+        raise ValueError("dxc.point is no list of texts")
     return Entry(
         trial=tags["dxc.trial"],
         run_id=run.run_id,
         state=tags["dxc.state"],
-        overrides=json.loads(tags["dxc.point"]),
+        overrides=overrides,
         number=int(tags["dxc.number"]),
         owner=tags.get("dxc.search", ""),
         attempts=int(tags.get("dxc.attempts", 0)),
@@ -306,7 +331,11 @@ def _entry(run: StoredRun) -> Entry:
 
 
 def rungs_from(text: str) -> dict[Rung, list[float]]:
-    return {Rung(each["folds"], each["epochs"]): each["accuracies"] for each in json.loads(text)}
+    """Raises KeyError, ValueError or TypeError for a text that rungs_to has not written."""
+    return {
+        Rung(int(each["folds"]), int(each["epochs"])): [float(value) for value in each["accuracies"]]
+        for each in load_json(text)
+    }
 
 
 def rungs_to(rungs: Mapping[Rung, Sequence[float]]) -> str:

@@ -77,7 +77,7 @@ class Space:
 
     def point_of(self, overrides: Sequence[str]) -> Point | None:
         """The point that these overrides describe; None where it is not one of this space."""
-        given = dict(each.split("=", 1) for each in overrides)
+        given = dict(each.partition("=")[::2] for each in overrides)
         if set(given) != {axis.key for axis in self.axes}:
             return None
         try:

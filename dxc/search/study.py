@@ -107,7 +107,12 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
         )
         return
 
-    store = Store(base["tracking"]["uri"], base["study"], patience_s=settings.store_patience_s)
+    store = Store(
+        base["tracking"]["uri"],
+        base["study"],
+        patience_s=settings.store_patience_s,
+        artifacts=base["tracking"]["artifacts"],
+    )
     with Ledger(store, runner.folder) as ledger:
         ledger.open(_fixed(space, base, settings, chips), force=settings.force)
         study = Study(survey, ledger, runner, chips, progress)
@@ -252,6 +257,8 @@ class Study:
             if entry is None:
                 entry = self._enter(identity, proposal.point)
                 new += entry.state == PLANNED
+            elif not self._is_own(entry):  # a tag of the store says otherwise, and would be launched
+                entry.overrides = self.survey.space.overrides(proposal.point)
             repeats = 0
             if entry.state == INFEASIBLE:
                 self._tell(tuner, proposal, entry)
@@ -323,6 +330,8 @@ class Study:
                 for trial, rung in chosen:
                     point = self.survey.trials[trial]
                     entry = self.ledger.entries.get(trial) or self._enter(self.survey.identity(trial), point)
+                    if not self._is_own(entry):  # a tag of the store says otherwise, and would be launched
+                        entry.overrides = self.survey.space.overrides(point)
                     if entry.owner != self.ledger.search_id:
                         self.ledger.take_over(entry)
                     entry.attempts = 0  # of this rung
@@ -390,7 +399,7 @@ class Study:
                 entry
                 for entry in self.ledger.entries.values()
                 if entry.state not in (FINISHED, FAILED, INFEASIBLE, STOPPED)
-                and self.survey.space.point_of(entry.overrides) is not None
+                and self._is_own(entry)
                 and not self.ledger.elsewhere(entry)
                 and not self._ended(Job(entry))
             ]
@@ -560,6 +569,11 @@ class Study:
             total=self.total,
             in_parts=self.settings.tuner == "pareto",
         )
+
+    def _is_own(self, entry: Entry) -> bool:
+        """Whether an entry's overrides are a point of the space, and its hash is that point's."""
+        point = self.survey.space.point_of(entry.overrides)
+        return point is not None and self.survey.catalogue.identity(point).trial == entry.trial
 
     def _point(self, entry: Entry) -> Point:
         point = self.survey.space.point_of(entry.overrides)

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dxc.config import resolved, trial_hash
 from dxc.errors import Stopped, TrackingError
+from dxc.masking import masked
 from dxc.search import FAILED, FINISHED, PLANNED, RUNNING, STOPPED, Rung
 from dxc.search.ledger import ARTIFACTS, FOLDS, host, rungs_from, rungs_to, upload
 from dxc.tracking import Record, Store, disk_full
@@ -84,7 +85,12 @@ def _run_locked(cfg: DictConfig, config: Mapping[str, Any], folder: Path) -> str
     record = Record.read(folder)
     if record is None or record.content.get("run_id") != job["run_id"]:
         record = Record(folder, run_id=job["run_id"], trial=job["trial"])
-    store = Store(config["tracking"]["uri"], config["study"], patience_s=config["search"]["store_patience_s"])
+    store = Store(
+        config["tracking"]["uri"],
+        config["study"],
+        patience_s=config["search"]["store_patience_s"],
+        artifacts=config["tracking"]["artifacts"],
+    )
     if not _done(record, job):
         training = cfg.copy()
         with open_dict(training):
@@ -130,10 +136,10 @@ def _train(cfg: DictConfig, record: Record, store: Store, job: Mapping[str, Any]
     except Exception as error:
         if full := disk_full(error):
             raise full from error
-        log.exception("the trial failed")
+        log.error("the trial failed\n%s", masked(traceback.format_exc()))
         end = {"state": FAILED, "reason": _reason(error)}
         _free_memory()
-        text = traceback.format_exc()
+        text = masked(traceback.format_exc())
         (record.folder / "traceback.txt").write_text(text)
         (record.folder / ARTIFACTS).mkdir(exist_ok=True)
         (record.folder / ARTIFACTS / "traceback.txt").write_text(text)
@@ -196,7 +202,7 @@ def _on_device(cfg: DictConfig, device: int | None) -> None:
 def _reason(error: Exception) -> str:
     """The error in one line."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    return masked(f"{type(error).__name__}: {lines[0] if lines else ''}")
 
 
 def _free_memory() -> None:

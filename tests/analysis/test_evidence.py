@@ -13,9 +13,10 @@ from dxc.analysis import evidence
 from dxc.analysis.certainty import Outcomes
 from dxc.analysis.evidence import outcomes_of
 
+IDS = ["1" * 32, "2" * 32, "3" * 32]
 RUNS = pd.DataFrame(
     {
-        "run_id": ["r1", "r2", "r3"],
+        "run_id": IDS,
         "artifact_uri": "",
         "dxc.data": ["a", "a", "b"],
         "data.split": "kfold",
@@ -23,12 +24,12 @@ RUNS = pd.DataFrame(
         "fold2/val_accuracy": [0.9, 0.9, 0.8],
     }
 )
-DESIGNS = pd.DataFrame({"runs": [["r1"], ["r2"], ["r3"]]})
+DESIGNS = pd.DataFrame({"runs": [[run_id] for run_id in IDS]})
 
 
 @pytest.fixture(autouse=True)
 def _no_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evidence, "Reader", lambda uri: None)
+    monkeypatch.setattr(evidence, "Reader", lambda uri, artifacts: None)
 
 
 def test_folds_know_their_chips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

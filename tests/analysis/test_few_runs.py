@@ -22,8 +22,8 @@ def _store(store_file: Path, accuracies: list[float], *, study: str = "few", lat
     experiment = client.create_experiment(study, artifact_location=(store_file.parent / "files").as_uri())
     for number, accuracy in enumerate(accuracies):
         tags = {
-            "dxc.trial": f"t{number}",
-            "dxc.design": f"d{number}",
+            "dxc.trial": f"{number:012x}",
+            "dxc.design": f"{number:012x}",
             "dxc.kind": "trial",
             "dxc.state": "finished",
         }
@@ -125,8 +125,8 @@ def test_designs_of_one_name_carry_their_trial(store_file: Path) -> None:
     for run in client.search_runs([client.get_experiment_by_name("few").experiment_id]):
         client.update_run(run.info.run_id, name="twin")
     analysis, _ = _analyze(store, "refresh=true")
-    assert sorted(analysis.designs["name"]) == ["twin [t0]", "twin [t1]"]
-    assert list(analysis.designs.loc[~analysis.designs["front"], "dominated_by"]) == ["twin [t0]"]
+    assert sorted(analysis.designs["name"]) == ["twin [000000000000]", "twin [000000000001]"]
+    assert list(analysis.designs.loc[~analysis.designs["front"], "dominated_by"]) == ["twin [000000000000]"]
 
 
 def test_a_store_that_takes_no_files(store_file: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_store_that_takes_no_files(store_file: Path) -> None:
     store = f"sqlite:///{store_file}"
     client = MlflowClient(store)
     experiment = client.create_experiment("few", artifact_location="file:///proc/none")
-    run = client.create_run(experiment, run_name="only", tags={"dxc.trial": "t", "dxc.design": "d"})
+    run = client.create_run(experiment, run_name="only", tags={"dxc.trial": "a" * 12, "dxc.design": "b" * 12})
     for name in ("accuracy", "latency_ms", "onnx_mb"):
         client.log_metric(run.info.run_id, name, 0.5)
     client.set_terminated(run.info.run_id)

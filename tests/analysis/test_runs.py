@@ -97,7 +97,7 @@ def test_values(tracked: Tracked) -> None:
         2,
         metrics={"latency_ms": 2.5},
         params={"model.kernel": "5"},
-        tags={"dxc.trial": "b", "mlflow.note": "x"},
+        tags={"dxc.trial": "b" * 12, "mlflow.note": "x"},
     )
     first = tracked.run(
         1,
@@ -108,7 +108,7 @@ def test_values(tracked: Tracked) -> None:
             "fold12/train_loss": 1.0,
         },
         params={"model.kernel": "3", "model.pool": "None"},
-        tags={"dxc.trial": "a", "model": "resnet18"},
+        tags={"dxc.trial": "a" * 12, "model": "resnet18"},
     )
     found = tracked.read()
     assert (found.others, found.fetched) == ({}, 2)
