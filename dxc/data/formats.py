@@ -173,9 +173,8 @@ def _look(path: Path, folders: set[Path], seen: dict[Path, str]) -> None:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # masks and overviews never are
         source = rasterio.open(path, driver=driver)
     with source:
-        if source.get_tag_item(
-            "OVERVIEW_FILE", "OVERVIEWS"
-        ):  # asked first: to list its files, GDAL would open it
+        # asked before its files are listed: for that, GDAL would open them
+        if source.get_tag_item("OVERVIEW_FILE", "OVERVIEWS"):
             raise _Refused(
                 f"{path.name} names a file of overviews elsewhere (OVERVIEW_FILE). Write it anew without: "
                 "gdal_translate FILE NEW.tif"
