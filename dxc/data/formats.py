@@ -50,6 +50,7 @@ _BESIDE = (".ovr", ".msk", ".aux")
 # In a .vrt. Elements that only describe, or serve reduced resolutions, are left out of what GDAL sees.
 _VRT_DROPPED = {
     "Metadata", "Overview", "OverviewList", "Histograms", "CategoryNames", "GDALRasterAttributeTable",
+    "BlockXSize", "BlockYSize", "blockXSize", "blockYSize",
 }  # fmt: skip
 _SOURCES = {"SimpleSource", "ComplexSource", "AveragedSource", "NoDataFromMaskSource", "KernelFilteredSource"}
 _SOURCE_PARTS = {
@@ -58,7 +59,7 @@ _SOURCE_PARTS = {
     "MaskValueThreshold", "NoData", "RemappedValue",
 }  # fmt: skip
 _VRT_CHILDREN = {
-    "VRTDataset": {"SRS", "GeoTransform", "MaskBand", "VRTRasterBand", "BlockXSize", "BlockYSize"},
+    "VRTDataset": {"SRS", "GeoTransform", "MaskBand", "VRTRasterBand"},
     "MaskBand": {"VRTRasterBand"},
     "VRTRasterBand": {
         "Description", "UnitType", "Offset", "Scale", "NoDataValue", "HideNoDataValue", "ColorInterp", "ColorTable",
@@ -71,7 +72,7 @@ _VRT_CHILDREN = {
 _VRT_ATTRIBUTES = {
     "VRTDataset": {"rasterXSize", "rasterYSize"},
     "SRS": {"dataAxisToSRSAxisMapping", "coordinateEpoch"},
-    "VRTRasterBand": {"dataType", "band", "blockXSize", "blockYSize", "subClass"},
+    "VRTRasterBand": {"dataType", "band", "subClass"},
     "Entry": {"c1", "c2", "c3", "c4"},
     "SourceFilename": {"relativeToVRT", "shared"},
     "SourceProperties": {"RasterXSize", "RasterYSize", "DataType", "BlockXSize", "BlockYSize"},
@@ -83,7 +84,26 @@ _VRT_ATTRIBUTES = {
 
 
 class _Refused(Exception):
-    """Why a raster is not opened; begins with the file where that is not the one that was given."""
+    """Why a raster is not opened."""
+
+
+class _Seen:
+    """What was looked at: files with their drivers, and folders, each listed once for all tiles of a mosaic."""
+
+    def __init__(self) -> None:
+        self.files: dict[Path, str] = {}
+        self._listings: dict[Path, dict[str, list[Path]]] = {}
+
+    def beside(self, path: Path) -> list[Path]:
+        """Rasters that GDAL opens with this one; it does not mind upper and lower case."""
+        folder = path.parent
+        if folder not in self._listings:
+            listing = self._listings[folder] = {}
+            for other in folder.iterdir():
+                if other.suffix.lower() in _BESIDE:
+                    listing.setdefault(other.name.lower(), []).append(other)
+        names = {f"{path.name}{end}".lower() for end in _BESIDE} | {f"{path.stem}.aux".lower()}
+        return sorted(other for name in names for other in self._listings[folder].get(name, []))
 
 
 @dataclass(frozen=True)
@@ -122,10 +142,10 @@ def raster_file(what: str, path: Path, *, vrt_anywhere: bool = False) -> RasterF
                 )
             xml, sources = _mosaic(own, vrt_anywhere)
             return RasterFile(path, "VRT", xml, (own, *sources))
-        seen: dict[Path, str] = {}
+        seen = _Seen()
         with rasterio.Env(**GDAL_OPTIONS):
             _look(own, {own.parent.resolve(), own.resolve().parent}, seen)
-        return RasterFile(path, seen[own], str(own), tuple(seen))
+        return RasterFile(path, seen.files[own], str(own), tuple(seen.files))
     except _Refused as reason:
         raise DataError(f"{what} {path}: {reason}.") from reason.__cause__
     except (OSError, RasterioError) as error:
@@ -155,7 +175,7 @@ def _starts_as_vrt(path: Path) -> bool:
     return head.startswith(b"<") and b"<VRT" in head
 
 
-def _look(path: Path, folders: set[Path], seen: dict[Path, str]) -> None:
+def _look(path: Path, folders: set[Path], seen: _Seen) -> None:
     """Check one GeoTIFF or .img and what lies beside it; `seen` gets each file with its driver.
 
     All has to lie below `folders`: its own, and where it is a link also that of the file itself.
@@ -164,32 +184,25 @@ def _look(path: Path, folders: set[Path], seen: dict[Path, str]) -> None:
     driver = next((name for magic, name in _RASTER_MAGIC.items() if head.startswith(magic)), None)
     if driver is None:
         raise _Refused(f"{path.name} is not a raster that can be read. Give {RASTER_FORMATS}")
-    seen[path] = driver
-    for other in _beside(path):
-        if other not in seen:
+    seen.files[path] = driver
+    for other in seen.beside(path):
+        if not seen.files.get(other):
             _require_below(other, folders)
             _look(other, folders, seen)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # masks and overviews never are
         source = rasterio.open(path, driver=driver)
     with source:
-        if source.get_tag_item(
-            "OVERVIEW_FILE", "OVERVIEWS"
-        ):  # asked first: to list its files, GDAL would open it
+        # asked before its files are listed: for that, GDAL would open them
+        if source.get_tag_item("OVERVIEW_FILE", "OVERVIEWS"):
             raise _Refused(
                 f"{path.name} names a file of overviews elsewhere (OVERVIEW_FILE). Write it anew without: "
                 "gdal_translate FILE NEW.tif"
             )
         for name in source.files:
             _require_below(Path(name), folders)
-            seen.setdefault(Path(name).absolute(), "")
+            seen.files.setdefault(Path(name).absolute(), "")
         _check_blocks(path, source)
-
-
-def _beside(path: Path) -> list[Path]:
-    """Rasters that GDAL opens with this one; it does not mind upper and lower case."""
-    wanted = {f"{path.name}{end}".lower() for end in _BESIDE} | {f"{path.stem}.aux".lower()}
-    return sorted(other for other in path.parent.iterdir() if other.name.lower() in wanted)
 
 
 def _require_below(path: Path, folders: set[Path]) -> None:
@@ -225,12 +238,13 @@ def _mosaic(path: Path, anywhere: bool) -> tuple[str, list[Path]]:
     if root.tag != "VRTDataset":
         raise _Refused(f"is no mosaic that dxc reads: its root is <{root.tag[:40]}>, not <VRTDataset>")
     folder = path.resolve().parent  # of the file itself where `path` is a link, as GDAL has it
-    if masks := [other.name for other in _beside(path) if other.suffix.lower() == ".msk"]:
+    seen = _Seen()
+    if masks := [other.name for other in seen.beside(path) if other.suffix.lower() == ".msk"]:
         raise _Refused(f"has a mask beside it, {masks[0]}, which is not read. {_WRITE_IT_OUT}")
     tiles: dict[Path, str] = {}
     clean = _clean(root, folder, tiles)
-    seen: dict[Path, str] = {}
-    with rasterio.Env(**GDAL_OPTIONS):
+    # nor does GDAL list the folder anew for each tile
+    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE", **GDAL_OPTIONS):
         for tile, text in tiles.items():
             if not tile.is_file():
                 raise _Refused(
@@ -243,9 +257,9 @@ def _mosaic(path: Path, anywhere: bool) -> tuple[str, list[Path]]:
                     f"its source {text[:200]} does not lie below its own folder {folder}. If you trust the file, allow "
                     "it with vrt_anywhere=true"
                 )
-            if tile not in seen:
+            if not seen.files.get(tile):  # empty: only known as a part of another
                 _look(tile, {tile.resolve().parent} if anywhere else {folder}, seen)
-    return ElementTree.tostring(clean, encoding="unicode"), list(seen)
+    return ElementTree.tostring(clean, encoding="unicode"), list(seen.files)
 
 
 _WRITE_IT_OUT = "Write the mosaic out as a GeoTIFF, if you trust it: gdal_translate FILE.vrt NEW.tif"
@@ -256,12 +270,13 @@ def _clean(element: ElementTree.Element, folder: Path, tiles: dict[Path, str]) -
     kind = element.get("subClass", "VRTSourcedRasterBand" if element.tag == "VRTRasterBand" else "")
     if kind not in ("", "VRTSourcedRasterBand"):
         raise _Refused(f"is not a plain mosaic but has a {kind[:40]}. {_WRITE_IT_OUT}")
-    odd = [f"<{child.tag}>" for child in element if child.tag not in _VRT_CHILDREN.get(element.tag, set())]
-    odd = [tag for tag in odd if tag[1:-1] not in _VRT_DROPPED]
-    odd += [f"{name}=" for name in element.attrib if name not in _VRT_ATTRIBUTES.get(element.tag, set())]
+    children = [child for child in element if child.tag not in _VRT_DROPPED]
+    attributes = {name: value for name, value in element.items() if name not in _VRT_DROPPED}
+    odd = [f"<{child.tag}>" for child in children if child.tag not in _VRT_CHILDREN.get(element.tag, set())]
+    odd += [f"{name}=" for name in attributes if name not in _VRT_ATTRIBUTES.get(element.tag, set())]
     if odd:
         raise _Refused(f"has {odd[0][:40]} in <{element.tag}>, which dxc does not follow. {_WRITE_IT_OUT}")
-    copy = ElementTree.Element(element.tag, dict(element.items()))
+    copy = ElementTree.Element(element.tag, attributes)
     copy.text = (element.text or "").strip()
     if element.tag == "SourceFilename":
         relative = element.get("relativeToVRT", "0").strip()
@@ -270,9 +285,7 @@ def _clean(element: ElementTree.Element, folder: Path, tiles: dict[Path, str]) -
         tiles[tile] = copy.text
         copy.attrib = {"relativeToVRT": "0"}
         copy.text = str(tile)
-    for child in element:
-        if child.tag not in _VRT_DROPPED:
-            copy.append(_clean(child, folder, tiles))
+    copy.extend([_clean(child, folder, tiles) for child in children])
     return copy
 
 

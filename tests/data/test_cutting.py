@@ -551,9 +551,9 @@ def test_boxes_are_part_of_an_interrupted_cuts_name_only_where_wanted(
             cut_region(**job, boxes=boxes)
         names.append({path.name for path in job["out"].iterdir()}.difference(names).pop())
     record = {
-        "version": 1, "region": "NE", "size_m": SIZE, "jitter_m": 0.0, "min_distance_m": 60,
+        "version": 2, "region": "NE", "size_m": SIZE, "jitter_m": 0.0, "min_distance_m": 60,
         "near_share": 0.5, "crs": None, "photo_bands": list(RGBN), "dem_units": None, "seed": 0,
-            "max_positives": None,
+        "max_positives": None,
     }  # fmt: skip
     stats = [(path, path.stat()) for path in (job["dem"], job["photo"], job["crossings"])]
     record["files"] = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats]

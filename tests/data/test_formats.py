@@ -383,3 +383,17 @@ def test_archives_are_to_be_unpacked(job: dict[str, Any]) -> None:
     refused(job, "its name has a '!'", crossings=folder / "p.zip!p.gpkg")
     write_points(folder / "p.sqlite", driver="SQLite")
     refused(job, "not a vector file that can be read", crossings=folder / "p.sqlite")
+
+
+def test_a_mosaic_of_many_tiles_is_looked_at_quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is listed once, not once a tile: that would be quadratic."""
+    count = 300
+    first = write_raster(tmp_path / "t000.tif", np.ones((8, 8), np.float32))
+    for number in range(1, count):
+        shutil.copy(first, tmp_path / f"t{number:03d}.tif")
+    (tmp_path / "dem.vrt").write_text(mosaic(*(source(f"t{i:03d}.tif", 1, 0, 8) for i in range(count))))
+    listed = []
+    iterdir = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: listed.append(path) or iterdir(path))
+    assert len(raster_file("DEM", tmp_path / "dem.vrt").files) == count + 1
+    assert listed == [tmp_path]

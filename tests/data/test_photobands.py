@@ -172,8 +172,8 @@ def test_a_large_photo_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     edge = 1200
     pixels = np.full((4, edge, edge), 100, np.uint8)
     pixels[3] = 255
-    pixels[3, :, 600:] = 0
-    pixels[3, :, 600] = 128
+    pixels[3, :, 500:] = 0
+    pixels[3, :, 500] = 128  # in the window from 487 to 551
     found, looked = decide(tmp_path / "mask.tif", pixels, monkeypatch)
     assert (found, looked) == (PhotoBands((1, 2, 3), mask=4, opaque=255), 64 * 64 * 64)
     pixels[3] = np.random.default_rng(3).integers(0, 256, (edge, edge))
