@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import numpy as np
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from dxc.data.guarded_xml import UnusableXml, parse_xml
+from dxc.data.rasterfiles import block_trouble
 from dxc.errors import DataError
 
 GDAL_OPTIONS = {
@@ -36,7 +36,7 @@ GDAL_OPTIONS = {
 """For each thread and moment in which GDAL opens or reads a raster: what it may do for a file."""
 
 MAX_VRT_BYTES = 20_000_000  # a mosaic of about 10,000 tiles
-MAX_BLOCK_BYTES = 1_000_000_000  # GDAL reads a raster by whole blocks (tiles or strips)
+MAX_BLOCK_BYTES = 1_000_000_000  # a survey's raster in a single strip is usual; a chip's blocks are smaller
 RASTER_FORMATS = "a GeoTIFF, an ERDAS Imagine .img or a .vrt mosaic of these"
 VECTOR_FORMATS = "a GeoPackage, GeoJSON, shapefile or file geodatabase"
 VECTOR_DRIVERS = ("GPKG", "GeoJSON", "ESRI Shapefile", "OpenFileGDB")
@@ -202,28 +202,13 @@ def _look(path: Path, folders: set[Path], seen: _Seen) -> None:
         for name in source.files:
             _require_below(Path(name), folders)
             seen.files.setdefault(Path(name).absolute(), "")
-        _check_blocks(path, source)
+        if trouble := block_trouble(source, max_bytes=MAX_BLOCK_BYTES):
+            raise _Refused(f"{path.name}: {trouble}")
 
 
 def _require_below(path: Path, folders: set[Path]) -> None:
     if not any(path.resolve().is_relative_to(folder) for folder in folders):
         raise _Refused(f"reads {path}, which does not lie below its own folder")
-
-
-def _check_blocks(path: Path, source: Any) -> None:
-    """Refuse blocks that do not fit into memory: one pixel costs a whole block."""
-    planes = source.count if source.interleaving and source.interleaving.name == "pixel" else 1
-    for (height, width), kind in zip(source.block_shapes, source.dtypes, strict=True):
-        size = height * width * planes * _item_bytes(kind)
-        if size > MAX_BLOCK_BYTES:
-            raise _Refused(
-                f"{path.name} is stored in blocks of {width} x {height} pixels, {size / 1e9:.1f} GB each, and is read "
-                "by whole blocks. Write it anew in tiles: gdal_translate -co TILED=YES FILE NEW.tif"
-            )
-
-
-def _item_bytes(dtype: str) -> int:
-    return {"complex_int16": 4, "complex_int32": 8}.get(dtype) or np.dtype(dtype).itemsize
 
 
 # ------------------------------------------------------------------------------------------- mosaics

@@ -28,7 +28,6 @@ from rasterio.windows import Window
 from dxc.data.elevation import METRES
 from dxc.data.formats import VECTOR_DRIVERS, VECTOR_FORMATS, RasterFile, unreadable, vector_name
 from dxc.data.photobands import PhotoBands
-from dxc.data.rasterfiles import block_trouble
 from dxc.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -189,9 +188,6 @@ def open_raster(what: str, file: RasterFile) -> Any:
     except RasterioIOError as error:
         text = " ".join(str(error).split())[:300]
         raise DataError(f"{what} {file.path}: not a raster that can be read ({text}).") from error
-    if trouble := block_trouble(source):
-        source.close()
-        raise DataError(f"{what} {file.path}: {trouble}")
     usable = source.crs is not None and (source.crs.is_projected or source.crs.is_geographic)
     if not usable or source.transform.is_identity:
         missing = "georeference (its transform is the identity)" if usable else "known CRS"

@@ -11,20 +11,20 @@ MAX_BLOCK_BYTES = 2**27
 A chip of the largest size with four bands of 16 bits is as much in a single block."""
 
 
-def block_trouble(raster: Any) -> str | None:
-    """Why no pixel of an open dataset should be read: its blocks are too large. None where they are not.
+def block_trouble(raster: Any, *, max_bytes: int = MAX_BLOCK_BYTES) -> str | None:
+    """Why no pixel of an open dataset should be read: a band's blocks take more than `max_bytes`. None where none do.
 
     GDAL unpacks a block whole, and where bands are interleaved by pixel all bands of it.
     """
-    height, width = raster.block_shapes[0]
     interleaved = raster.count > 1 and getattr(raster.interleaving, "name", "pixel") == "pixel"
-    needed = height * width * _item_bytes(raster.dtypes[0]) * (raster.count if interleaved else 1)
-    if needed <= MAX_BLOCK_BYTES:
-        return None
-    return (
-        f"its blocks of {width} x {height} pixels take {needed / 1e6:,.0f} MB each, more than "
-        f"{MAX_BLOCK_BYTES / 1e6:.0f} MB; write it anew in smaller ones: gdal_translate -co TILED=YES IN OUT"
-    )
+    for (height, width), dtype in zip(raster.block_shapes, raster.dtypes, strict=True):
+        needed = height * width * _item_bytes(dtype) * (raster.count if interleaved else 1)
+        if needed > max_bytes:
+            return (
+                f"its blocks of {width} x {height} pixels take {needed / 1e6:,.0f} MB each, more than "
+                f"{max_bytes / 1e6:,.0f} MB; write it anew in smaller ones: gdal_translate -co TILED=YES IN OUT"
+            )
+    return None
 
 
 def _item_bytes(dtype: str) -> int:

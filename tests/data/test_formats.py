@@ -340,7 +340,7 @@ def test_blocks_that_do_not_fit_into_memory_are_refused(job: dict[str, Any]) -> 
     ):  # fmt: skip
         pass
     assert job["dem"].stat().st_size < 1000
-    refused(job, r"blocks of 32000 x 32000 pixels, 4\.1 GB each.*TILED=YES")
+    refused(job, r"blocks of 32000 x 32000 pixels take 4,096 MB each, more than 1,000 MB.*TILED=YES")
 
 
 # ------------------------------------------------------------------------------------------- vectors
