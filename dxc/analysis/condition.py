@@ -75,7 +75,7 @@ class Condition:
 
         def visit(node: ast.AST) -> None:
             if isinstance(node, ast.expr) and (name := _column(node, names)) is not None:
-                found.setdefault(resolve(name, names, self.text, node.col_offset))
+                found.setdefault(resolve(name, names, self.text, node))
                 return
             for child in ast.iter_child_nodes(node):
                 visit(child)
@@ -93,7 +93,7 @@ class Condition:
         elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
             self._require_logic(node.operand)
         elif not isinstance(node, ast.Compare):
-            raise _at(self.text, node.col_offset, "a comparison is expected here, such as accuracy > 0.9")
+            raise _at(self.text, node, "a comparison is expected here, such as accuracy > 0.9")
 
 
 class _Reader:
@@ -125,22 +125,22 @@ class _Reader:
         if isinstance(op, ast.In | ast.NotIn):
             return self._member(left, right, inside=isinstance(op, ast.In))
         if type(op) not in COMPARE:
-            raise _at(self._text, right.col_offset, "write == or != for this")
+            raise _at(self._text, right, "write == or != for this")
         for one, other in ((left, right), (right, left)):
             if isinstance(other, ast.Constant) and other.value is None:
                 if not isinstance(op, ast.Eq | ast.NotEq):
-                    raise _at(self._text, other.col_offset, "None can only be compared with == and !=")
+                    raise _at(self._text, other, "None can only be compared with == and !=")
                 missing = self._series(one, numeric=False).isna()
                 return (missing if isinstance(op, ast.Eq) else ~missing).astype("boolean")
         numeric = self._numeric(left, right, ordered=not isinstance(op, ast.Eq | ast.NotEq))
         found = COMPARE[type(op)](self._value(left, numeric), self._value(right, numeric))
         if isinstance(found, bool):
-            raise _at(self._text, left.col_offset, "this compares two constants")
+            raise _at(self._text, left, "this compares two constants")
         return found.astype("boolean")
 
     def _member(self, left: ast.expr, right: ast.expr, *, inside: bool) -> pd.Series:
         if not isinstance(right, ast.List | ast.Tuple | ast.Set):
-            raise _at(self._text, right.col_offset, "a list is expected here, such as [3, 5]")
+            raise _at(self._text, right, "a list is expected here, such as [3, 5]")
         import pandas as pd
 
         found = pd.Series(False, self._frame.index, dtype="boolean")
@@ -162,7 +162,7 @@ class _Reader:
         name = _column(node, self._frame.columns)
         if name is None:
             return True
-        column = self._frame[resolve(name, self._frame.columns, self._text, node.col_offset)]
+        column = self._frame[resolve(name, self._frame.columns, self._text, node)]
         return bool((_numbers(column).notna() | column.isna()).all())
 
     def _value(self, node: ast.expr, numeric: bool) -> Any:
@@ -181,11 +181,11 @@ class _Reader:
     def _series(self, node: ast.expr, numeric: bool) -> pd.Series:
         name = _column(node, self._frame.columns)
         if name is not None:
-            column = self._frame[resolve(name, self._frame.columns, self._text, node.col_offset)]
+            column = self._frame[resolve(name, self._frame.columns, self._text, node)]
             return _numbers(column) if numeric else _texts(column)
         if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
             return ARITHMETIC[type(node.op)](self._value(node.left, True), self._value(node.right, True))
-        raise _at(self._text, node.col_offset, "a name, a number or quoted text is expected here")
+        raise _at(self._text, node, "a name, a number or quoted text is expected here")
 
 
 def _column(node: ast.expr, columns: Iterable[str]) -> str | None:
@@ -199,7 +199,7 @@ def _column(node: ast.expr, columns: Iterable[str]) -> str | None:
     return node.id if isinstance(node, ast.Name) else None
 
 
-def resolve(name: str, columns: Iterable[str], text: str = "", place: int = 0) -> str:
+def resolve(name: str, columns: Iterable[str], text: str = "", place: int | ast.expr = 0) -> str:
     """The column that a name means: itself, or the one column that ends in it after a dot. Raises AnalysisError."""
     names = [str(column) for column in columns]
     if name in names:
@@ -241,6 +241,8 @@ def _texts(column: pd.Series) -> pd.Series:
     return column.astype("object").astype("string")
 
 
-def _at(text: str, place: int, what: str) -> AnalysisError:
-    """An error with the condition and a mark under the place."""
-    return AnalysisError(f"{what}\n  {text}\n  {' ' * min(place, len(text))}^")
+def _at(text: str, place: int | ast.expr, what: str) -> AnalysisError:
+    """An error with the condition and a mark under the place: a position in the text, or where a part of it begins."""
+    if isinstance(place, ast.expr):  # it counts bytes
+        place = len(text.encode()[: place.col_offset].decode(errors="ignore"))
+    return AnalysisError(f"{what}\n  {text}\n  {' ' * place}^")

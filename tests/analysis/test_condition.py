@@ -113,6 +113,8 @@ def test_rows(text: str, rows: list[int]) -> None:
         ("accuracy > -latency_ms", "a name, a number or quoted text is expected here"),
         ("accuracy > 0.5 > None", "None can only be compared with == and !="),
         ("data.x > 3", "no run has data.x"),
+        ("data == 'Flüßé' and kernal > 1", f"data == 'Flüßé' and kernal > 1\n  {' ' * 20}^"),
+        ("data == 'Flüßé' und kernel > 1", f"data == 'Flüßé' und kernel > 1\n  {' ' * 16}^"),
         ("zzz > 3", "no run has zzz; there is accuracy, data, latency_ms, latency_ms/phone, model.kernel"),
         ("accuracy", "a comparison is expected here, such as accuracy > 0.9\n  accuracy\n  ^"),
         ("acuracy > 0.9", "no run has acuracy; there is accuracy\n  acuracy > 0.9\n  ^"),
