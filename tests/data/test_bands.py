@@ -7,6 +7,7 @@ import pytest
 from sklearn.preprocessing import MinMaxScaler
 
 from dxc.data.bands import (
+    PHOTO_BANDS,
     check_channels,
     needed_photo_bands,
     normalised_difference,
@@ -165,3 +166,81 @@ def test_needed_bands() -> None:
 def test_bad_channels(channels: list[str], photo_bands: tuple[str, ...], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         check_channels(channels, photo_bands)
+
+
+def test_photo_bands_come_in_the_order_of_a_naip_file() -> None:
+    assert PHOTO_BANDS == ("red", "green", "blue", "nir")
+    assert needed_photo_bands(["nir", "blue", "dem", "green", "red"]) == ["red", "green", "blue", "nir"]
+    assert needed_photo_bands(["ndwi"]) == ["green", "nir"]
+    assert needed_photo_bands(["ndvi", "ndwi", "red"]) == ["red", "green", "nir"]
+
+
+def test_per_chip_reaches_from_0_to_1_whatever_the_extent() -> None:
+    np.testing.assert_allclose(
+        scale_per_chip(np.array([[0.2, 0.4], [0.3, 0.6]])), [[0, 0.5], [0.25, 1]], rtol=1e-6
+    )
+    np.testing.assert_allclose(scale_per_chip(np.array([[-3.0, 1], [0, 5]])), [[0, 0.5], [0.375, 1]])
+    assert scale_per_chip(np.array([[2, 4]], np.uint8)).dtype == np.float32
+
+
+def test_per_column_takes_only_what_float32_cannot_tell_apart_for_constant() -> None:
+    """scikit-learn's limit is ten times the spacing of float32 numbers at 1, 1.2e-6."""
+    np.testing.assert_allclose(scale_per_column(np.array([[0.0], [5e-5]])), [[0], [1]])
+    np.testing.assert_allclose(scale_per_column(np.array([[0.0], [2e-6]])), [[0], [1]])
+    np.testing.assert_allclose(scale_per_column(np.array([[0.0], [1e-6]])), [[0], [1e-6]])
+    scaled = scale_per_column(np.array([[-2.0, 4], [0, 8], [6, 5]]))
+    np.testing.assert_allclose(scaled, [[0, 0], [0.25, 1], [1, 0.25]], rtol=1e-6)
+    assert scaled.dtype == np.float32
+
+
+def test_repair_mean_of_each_neighbour_alone() -> None:
+    """A hole in the middle that has one valid neighbour: above, below, left, right; no diagonal one counts."""
+    for row, column in ((0, 1), (2, 1), (1, 0), (1, 2)):
+        index = np.full((3, 3), NAN, np.float32)
+        index[row, column] = 0.5
+        assert repair_mean(index)[1, 1] == 0.5
+    corners = np.array([[0.5, NAN, 0.5], [NAN, NAN, NAN], [0.5, NAN, 0.5]], np.float32)
+    assert repair_mean(corners)[1, 1] == 0
+    whole = np.array([[0.1, -0.2]], np.float32)
+    assert repair_mean(whole) is whole  # nothing to mend
+    assert repair_mean(index).dtype == np.float32
+
+
+def test_repair_reference_looks_at_the_border_pixel_itself() -> None:
+    """Coordinates are clamped: beyond the border lies the pixel itself, which is without a value."""
+    repaired = repair_reference(np.array([[NAN, 0.8], [0.4, 0.2]], np.float32))
+    assert repaired[0, 0] == pytest.approx((0.8 + 0.4) / 4)
+    repaired = repair_reference(np.array([[0.1, 0.8], [0.4, NAN]], np.float32))
+    assert repaired[1, 1] == pytest.approx((0.8 + 0.4) / 4)
+    index = np.array([[NAN, 0.8]], np.float32)
+    repair_reference(index)
+    assert np.isnan(index[0, 0])  # in a copy
+
+
+def test_each_normalisation_and_repair_is_the_one_asked_for() -> None:
+    dem = np.array([[1.0, 10], [3, 30]])
+    photo = {band: np.array([[0, 4], [8, 12]], np.uint8) for band in PHOTO_BANDS}
+    photo["nir"] = np.array([[0, 12], [8, 4]], np.uint8)
+
+    def channel(name: str, **options: str) -> list[list[float]]:
+        return stack_channels(dem, photo, [name], **options)[0].tolist()
+
+    assert channel("dem", normalise="none") == dem.tolist()
+    assert channel("dem", normalise="per_column") == [[0, 0], [1, 1]]
+    np.testing.assert_allclose(channel("dem"), [[0, 9 / 29], [2 / 29, 1]], rtol=1e-6)  # per chip by itself
+    np.testing.assert_allclose(channel("red"), [[0, 1 / 3], [2 / 3, 1]], rtol=1e-6)
+    # 0 / 0 in the corner; its two neighbours are (12 - 4) / 16 and 0
+    assert channel("ndvi")[0] == [0.25, 0.5]
+    assert channel("ndvi", repair="reference")[0] == [0.125, 0.5]
+
+
+def test_channels_that_are_known_pass() -> None:
+    check_channels(["dem", "red", "green", "blue", "nir", "ndwi", "ndvi"])
+    check_channels(["ndvi"], ("nir", "red"))
+    check_channels(["dem"], ())
+    with pytest.raises(ConfigError, match=r"there are dem, red, green, blue, nir, ndwi, ndvi$"):
+        check_channels(["height"])
+    with pytest.raises(
+        ConfigError, match=r"needs the photo band\(s\) green, nir, but source.photo_bands has only red"
+    ):
+        check_channels(["ndwi"], ("red",))

@@ -61,3 +61,50 @@ def test_splits_that_cannot_be(
 ) -> None:
     with pytest.raises(error, match=says):
         make_folds(labels, regions, **options)
+
+
+def test_one_region_may_hold_half_of_the_chips() -> None:
+    folds = make_folds([0, 1, 0, 1, 0], list("AABBC"), split="region")
+    assert [fold.name for fold in folds] == ["A", "B", "C"]
+    assert [fold.val.tolist() for fold in folds] == [[0, 1], [2, 3], [4]]
+    assert [fold.train.tolist() for fold in folds] == [[2, 3, 4], [0, 1, 4], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_holdout_has_a_fifth_of_each_class_in_order(grouped: bool) -> None:
+    labels = np.array([0] * 80 + [1] * 20)
+    groups = np.arange(100) // 2 if grouped else None
+    (fold,) = make_folds(labels, ["A"] * 100, groups=groups, split="holdout")
+    assert (len(fold.val), labels[fold.val].sum()) == (20, 4)
+    assert (np.diff(fold.val) > 0).all() and (np.diff(fold.train) > 0).all()
+    (other,) = make_folds(labels, ["A"] * 100, groups=groups, split="holdout", seed=43)
+    assert other.val.tolist() != fold.val.tolist()
+    (same,) = make_folds(labels, ["A"] * 100, groups=groups, split="holdout", seed=42, folds=7)
+    assert same.val.tolist() == fold.val.tolist()
+
+
+def test_as_many_chips_of_a_class_as_folds_are_enough() -> None:
+    labels = [0] * 9 + [1] * 5
+    folds = make_folds(labels, ["A"] * 14)
+    assert [fold.name for fold in folds] == ["fold1", "fold2", "fold3", "fold4", "fold5"]
+    assert all(np.asarray(labels)[fold.val].sum() == 1 for fold in folds)
+    assert len(make_folds(labels, ["A"] * 14, split="holdout")) == 1
+    assert [len(fold.val) for fold in make_folds([0, 1] * 2, ["A"] * 4, folds=2)] == [2, 2]
+    with pytest.raises(
+        DataError, match=r"class T has 5 chips, data.split=kfold needs at least 6; lower data.folds"
+    ):
+        make_folds(labels, ["A"] * 14, folds=6)
+    with pytest.raises(
+        DataError, match=r"class F has 4 chips, data.split=holdout needs at least 5; add chips$"
+    ):
+        make_folds([0] * 4 + [1] * 9, ["A"] * 13, split="holdout")
+
+
+def test_regions_are_sorted_and_need_no_crossing_of_their_own() -> None:
+    folds = make_folds([0, 1, 0, 1, 0, 0], ["b", "b", "a", "a", "c", "c"], split="region")
+    assert [fold.name for fold in folds] == ["a", "b", "c"]
+    with pytest.raises(DataError, match="at least two regions, there is only none"):
+        make_folds([], [], split="region")
+    with pytest.raises(ConfigError, match="data.fold_seed must be a whole number of at least 0, not -1"):
+        make_folds([0, 1], ["A", "B"], split="region", seed=-1)
+    assert make_folds([0, 1] * 5, ["A"] * 10, seed=0)[0].val.tolist()

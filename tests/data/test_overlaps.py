@@ -254,7 +254,9 @@ def test_places_that_are_wrong_can_be_left_out_of_it(
 
 @pytest.mark.parametrize("split", ["kfold", "holdout"])
 @pytest.mark.parametrize("seed", range(5))
-def test_random_groups_are_never_torn_and_classes_stay_even(split: str, seed: int) -> None:
+def test_random_groups_are_never_torn_and_classes_stay_even(
+    split: str, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
     rng = np.random.default_rng(seed)
     labels, groups = rng.integers(0, 2, 300), rng.integers(0, 120, 300)
     folds = make_folds(labels, ["A"] * 300, groups=groups, split=split, seed=seed)
@@ -268,6 +270,15 @@ def test_random_groups_are_never_torn_and_classes_stay_even(split: str, seed: in
     other = make_folds(labels, ["A"] * 300, groups=groups, split=split, seed=seed + 100)
     assert [fold.val.tolist() for fold in folds] == [fold.val.tolist() for fold in again]
     assert [fold.val.tolist() for fold in folds] != [fold.val.tolist() for fold in other]
+    assert not caplog.messages  # that is even enough
+
+
+def test_one_chip_more_than_its_share_is_only_rounding(caplog: pytest.LogCaptureFixture) -> None:
+    """Of 6 crossings in 5 folds one fold has 2, a third of them."""
+    groups = [*range(29), 0]
+    folds = make_folds([0] * 23 + [1] * 6 + [0], ["A"] * 30, groups=groups)
+    assert sorted(sum(23 <= i < 29 for i in fold.val) for fold in folds) == [1, 1, 1, 1, 2]
+    assert not caplog.messages
 
 
 def test_a_group_that_is_most_of_the_chips_is_said_or_refused(caplog: pytest.LogCaptureFixture) -> None:
