@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dxc.errors import ExportError
-from dxc.export import ANY_SIZES, EXAMPLE_SIZE, export_any_size, export_onnx
+from dxc.export import ANY_SIZES, EXAMPLE_SIZE, count_macs, count_params, export_any_size, export_onnx
 from dxc.models.resnet import ResNet
 from dxc.models.sppnet import SppNet
 
@@ -234,3 +234,67 @@ def test_not_a_number_in_one_output_is_refused(head: str, tmp_path: Path) -> Non
     with pytest.raises(ExportError, match="not a number: its training went astray"):
         export_onnx(model, tmp_path / "m.onnx", in_channels=3, size=16)
     assert list(tmp_path.iterdir()) == []
+
+
+class _Off(nn.Module):
+    """Differs by a share of its largest value when it is exported."""
+
+    def __init__(self, share: float, scale: float = 1.0) -> None:
+        super().__init__()
+        self.share, self.scale = share, scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.mean(dim=(2, 3)) * self.scale
+        return mean * (1 + self.share) if torch.onnx.is_in_onnx_export() else mean
+
+
+@pytest.mark.parametrize(("share", "refused"), [(1e-3, True), (1.5e-4, True), (0.7e-4, False), (-1e-3, True)])
+def test_the_error_is_relative_to_the_largest_value(share: float, refused: bool, tmp_path: Path) -> None:
+    if refused:
+        with pytest.raises(ExportError, match=rf"relative error {abs(share):.1e} on random chips of 8 x 8"):
+            export_onnx(_Off(share), tmp_path / "m.onnx", in_channels=3, size=8)
+        assert list(tmp_path.iterdir()) == []
+        return
+    exported = export_onnx(_Off(share), tmp_path / "m.onnx", in_channels=3, size=8)
+    assert exported.max_relative_error == pytest.approx(share, rel=0.02)
+
+
+def test_outputs_near_nothing_are_judged_by_the_least_scale(tmp_path: Path) -> None:
+    """Logits of 0.001 that are off by a hundredth: 1e-5, to a least scale of 0.01, is 1e-3. Of 1e-5 it is 1e-5."""
+    with pytest.raises(ExportError, match="differs from the trained one"):
+        export_onnx(_Off(0.01, scale=2e-3), tmp_path / "m.onnx", in_channels=3, size=8)
+    assert (
+        export_onnx(_Off(0.01, scale=2e-5), tmp_path / "m.onnx", in_channels=3, size=8).max_relative_error
+        < 1e-4
+    )
+    nothing = export_onnx(_Off(0.0, scale=0.0), tmp_path / "m.onnx", in_channels=3, size=8)
+    assert nothing.max_relative_error == 0.0
+
+
+def test_negative_logits_export(tmp_path: Path) -> None:
+    """An output whose values all lie far below 0 is large, not small: 1e-6 of it is no error."""
+    exported = export_onnx(_Off(1e-6, scale=-1e6), tmp_path / "m.onnx", in_channels=3, size=8)
+    assert exported.max_relative_error < 1e-5
+    with pytest.raises(ExportError, match=r"relative error 1\.0e-03"):
+        export_onnx(_Off(1e-3, scale=-1e6), tmp_path / "n.onnx", in_channels=3, size=8)
+
+
+def test_parameters_and_macs_by_hand() -> None:
+    """Trainable ones only; MACs of one image, of convolutions and linear layers, for height and width that differ."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    model.append(nn.Linear(4, 2))
+    assert count_params(model) == (4 * 27 + 4) + 8 + (8 + 2)
+    model[0].weight.requires_grad = False
+    assert count_params(model) == 4 + 8 + 10
+    assert count_macs(model, in_channels=3, size=(8, 12)) == 6 * 10 * 4 * 27 + 8
+    assert count_macs(model, in_channels=3, size=8) == 6 * 6 * 4 * 27 + 8
+    assert not model.training
+
+
+def test_without_a_check_nothing_is_compared(tmp_path: Path) -> None:
+    exported = export_onnx(_Off(0.5), tmp_path / "deep" / "m.onnx", in_channels=3, size=(8, 12), check=False)
+    assert np.isnan(exported.max_relative_error)
+    assert _sizes(onnx.load(exported.path).graph.input[0]) == ["batch", 3, 8, 12]
+    assert exported.onnx_mb == exported.path.stat().st_size / 1e6

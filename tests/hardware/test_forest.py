@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.ensemble import RandomForestRegressor
+from sklearn.ensemble import GradientBoostingRegressor, RandomForestRegressor
 
 from dxc.errors import HardwareError
 from dxc.hardware import forest as module
@@ -51,6 +51,36 @@ def test_a_tree_that_is_not_sound_by_itself_is_refused(first: dict[str, Any], sa
         _joined(first, TREE)
 
 
+def test_the_sum_over_trees_by_hand() -> None:
+    """base + weight x (leaf + leaf); a feature is rounded to float32, and equal to the threshold goes left."""
+    other = TREE | {"threshold": np.array([0.1, -2, -2]), "value": np.array([0.0, 10, 20])}
+    forest = Forest.joined([TREE, other], base=1.0, weight=0.5, n_features=2)
+    # 2 <= 2 and 2 > 0.1; 0.1 as float32 is more than 0.1; 0 is left of both; 3 is right of both; column 1 is not asked
+    rows = [[2.0, 9.0], [0.1, 9.0], [0.0, 9.0], [3.0, 9.0]]
+    assert forest.predict(rows).tolist() == [
+        1 + (3 + 20) / 2,
+        1 + (3 + 20) / 2,
+        1 + (3 + 10) / 2,
+        1 + (5 + 20) / 2,
+    ]
+    assert forest.roots.tolist() == [0, 3]
+    assert forest.left.tolist() == [1, -1, -1, 4, -1, -1]
+
+
+def test_forests_and_boosting_predict_as_scikit_learn_does(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    features = rng.random((60, 3))
+    target = 5 + features @ [1.0, 2, 3]
+    for model in (
+        RandomForestRegressor(7, random_state=0),
+        GradientBoostingRegressor(n_estimators=9, random_state=0),
+    ):
+        model.fit(features, target)
+        Forest.from_sklearn(model).save(tmp_path / "f.npz")
+        rows = rng.random((20, 3)).astype(np.float32)
+        np.testing.assert_allclose(Forest.load(tmp_path / "f.npz").predict(rows), model.predict(rows))
+
+
 def test_no_trees_and_wrong_features_are_bugs_of_the_caller() -> None:
     with pytest.raises(ValueError, match="no trees"):
         _joined()
@@ -72,7 +102,16 @@ def _rewritten(path: Path, **other: Any) -> None:
         ({"left": None}, "left"),
         ({"left": np.array([0, -1, -1], np.int32)}, "outside of its tree"),  # a loop
         ({"right": np.array([3, -1, -1], np.int32)}, "outside of its tree"),
+        ({"right": np.array([0, -1, -1], np.int32)}, "outside of its tree"),
+        ({"feature": np.array([1, -1, -1], np.int32)}, "a feature that there is not"),  # of one: 0
+        ({"feature": np.array([-3, -1, -1], np.int32)}, "a feature that there is not"),
+        ({"n_features": np.int64(0)}, "features"),
+        ({"n_features": np.int64(10_001)}, "10001 features"),
         ({"roots": np.array([3], np.int32)}, "begins outside"),
+        ({"roots": np.array([-1], np.int32)}, "begins outside"),
+        ({"roots": np.array([], np.int32)}, "do not belong together"),
+        ({"base": np.float64(np.nan)}, "not finite"),
+        ({"weight": np.float64(np.inf)}, "not finite"),
         ({"threshold": np.array([np.nan, 0, 0])}, "not finite"),
         ({"value": np.array([0, np.inf, 5])}, "not finite"),
         ({"value": np.zeros(2)}, "do not belong together"),

@@ -6,11 +6,12 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from nn_meter.ir_converter import model_file_to_graph
 from nn_meter.kernel_detector import KernelDetector
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from dxc.errors import HardwareError
@@ -94,6 +95,69 @@ def test_an_identity_at_the_end_is_no_kernel(tmp_path: Path, rules: Path) -> Non
     onnx.save(model, path)
     found = [(kernel.op, kernel.macs) for kernel in detect(read_graph(path), rules)]
     assert found == before
+
+
+def network(path: Path, nodes: list[onnx.NodeProto], shape: list, **weights: np.ndarray) -> Path:
+    """A network of these nodes from `image` to `scores`."""
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, None)
+    arrays = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "g", [image], [scores], arrays)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def test_chained_identities_lead_to_their_source(tmp_path: Path, rules: Path) -> None:
+    """Between weights, between nodes and at the end, two in a row each."""
+    weight = np.ones((4, 3, 3, 3), np.float32)
+    chain = [("w", "w1"), ("w1", "w2"), ("c", "c1"), ("c1", "c2"), ("r", "r1"), ("r1", "scores")]
+    passed = {out: helper.make_node("Identity", [given], [out]) for given, out in chain}
+    conv = helper.make_node("Conv", ["image", "w2"], ["c"], kernel_shape=[3, 3])
+    relu = helper.make_node("Relu", ["c2"], ["r"])
+    nodes = [
+        passed["w1"],
+        passed["w2"],
+        conv,
+        passed["c1"],
+        passed["c2"],
+        relu,
+        passed["r1"],
+        passed["scores"],
+    ]
+    (kernel,) = detect(read_graph(network(tmp_path / "m.onnx", nodes, ["n", 3, 8, 8], w=weight)), rules)
+    assert (kernel.op, kernel.macs) == ("conv-relu", 6 * 6 * 4 * 27)
+    assert [name.split(":")[1] for name in kernel.nodes] == ["Conv", "Relu"]
+
+
+def test_only_what_computes_a_shape_is_no_kernel(tmp_path: Path, rules: Path) -> None:
+    """Shape and its vectors leave; a table that is made of a vector, and a product of vectors, stay."""
+    nodes = [
+        helper.make_node("ReduceMean", ["image"], ["v"], axes=[0, 2, 3], keepdims=0),  # 3 numbers
+        helper.make_node("MatMul", ["v", "w"], ["u"], "product"),  # a vector, but with MACs
+        helper.make_node(
+            "Sqrt", ["u"], ["q"], "roots"
+        ),  # no MACs: taken for one of those that compute shapes
+        helper.make_node("Expand", ["q", "two"], ["e"], "table"),
+        helper.make_node("Relu", ["e"], ["scores"]),
+    ]
+    weights = {"w": np.ones((3, 5), np.float32), "two": np.array([2, 5])}
+    kernels = detect(read_graph(network(tmp_path / "m.onnx", nodes, ["n", 3, 4, 4], **weights)), rules)
+    found = {name.split(":", 2)[1]: kernel for kernel in kernels for name in kernel.nodes}
+    assert set(found) == {"MatMul", "Expand", "Relu"}
+    assert found["MatMul"].macs == 15
+    assert found["Expand"].features is None
+
+
+def test_a_second_slice_of_a_tensor_is_one_kernel_with_the_first(tmp_path: Path, rules: Path) -> None:
+    numbers = {"zero": np.array([0]), "one": np.array([1]), "three": np.array([3]), "axis": np.array([1])}
+    nodes = [
+        helper.make_node("Slice", ["image", "zero", "one", "axis"], ["a"]),
+        helper.make_node("Slice", ["image", "one", "three", "axis"], ["b"]),
+        helper.make_node("Concat", ["b", "a"], ["c"], axis=1),
+        helper.make_node("Relu", ["c"], ["scores"]),
+    ]
+    kernels = detect(read_graph(network(tmp_path / "m.onnx", nodes, ["n", 3, 4, 4], **numbers)), rules)
+    assert sorted(kernel.op for kernel in kernels) == ["concat", "relu", "split"]
 
 
 def test_a_lone_node_is_not_lost(tmp_path: Path, rules: Path) -> None:

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import pandas as pd
 import pytest
+from onnx import TensorProto, helper
 
 from dxc.hardware.features import TARGET, derive, to_ms, work
 from dxc.hardware.forest import Forest
 from dxc.hardware.kernels import read_graph
 from dxc.hardware.packages import SHIPPED, Package, load_package
 from dxc.hardware.predict import describe_coverage, latency_metrics, predict
-from tests.hardware.networks import exported_resnet
+from tests.hardware.networks import exported_resnet, one_operator
 
 RULES = {f"BF_{pair}": {"latency": {}, "obey": True} for pair in ("conv_relu", "add_relu")}
 
@@ -74,6 +77,69 @@ def test_kernels_without_a_predictor_are_reported_not_counted(network: Path, tmp
 
     none = predict(network, package(tmp_path, "none", {"hswish": constant(1.0, 2)}))
     assert none.uncovered_macs_share == 1.0
+
+
+def test_a_network_without_a_covered_kernel_has_no_latency(network: Path, tmp_path: Path) -> None:
+    """Not 0 ms. A network without MACs is not covered at all, or whole."""
+    nothing = package(tmp_path, "nothing", {"hswish": constant(1.0, 2)})
+    prediction = predict(network, nothing)
+    assert (prediction.latency_ms, prediction.says_something) == (0.0, False)
+    assert latency_metrics([prediction]) == {"uncovered_macs_share": 1.0}
+    line = describe_coverage(prediction)
+    assert line is not None
+    assert line.endswith(" (100.00% of the MACs): it predicts no latency for this network")
+    covers = package(tmp_path, "covers", {"conv-bn-relu": constant(2.0, 7)})
+    metrics = latency_metrics([predict(network, covers), prediction])
+    assert (metrics["latency_ms"], metrics["uncovered_macs_share"]) == (40.0, 1.0)
+    assert "latency_std_ms" not in metrics
+    assert "latency_ms/nothing" not in metrics
+
+    relu = one_operator(tmp_path / "relu.onnx", "Relu", shape=["n", 3, 8, 8])  # no MACs
+    alone = predict(relu, nothing)
+    assert alone.uncovered_macs_share == 1.0
+    assert latency_metrics([alone]) == {"uncovered_macs_share": 1.0}
+    pools = small_pools(tmp_path / "pools.onnx")
+    one = predict(pools, package(tmp_path, "one", {"maxpool": constant(0.5, 5), "relu": constant(0.25, 2)}))
+    assert (one.latency_ms, one.uncovered_macs_share, one.says_something) == (0.75, 0.0, True)
+
+
+def small_pools(path: Path) -> Path:
+    """A pool and a ReLU: kernels without MACs."""
+    nodes = [
+        helper.make_node("MaxPool", ["image"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Relu", ["p"], ["scores"]),
+    ]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, 8, 8])
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "pools", [image], [scores])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def test_two_packages_have_a_spread_and_the_greatest_share_counts(network: Path, tmp_path: Path) -> None:
+    graph = read_graph(network)
+    first = predict(graph, package(tmp_path, "a", {"conv-bn-relu": constant(1.0, 7), "fc": constant(0.0, 4)}))
+    second = predict(graph, package(tmp_path, "b", {"conv-bn-relu": constant(3.0, 7)}))
+    fc = 64 * 2
+    share = fc / sum(each.kernel.macs or 0 for each in first.kernels)
+    for pair in ((first, second), (second, first)):
+        metrics = latency_metrics(pair)
+        assert metrics["latency_ms"] == 40.0
+        assert metrics["latency_std_ms"] == pytest.approx(800**0.5)  # of 20 and 60
+        assert metrics["uncovered_macs_share"] == share > 0
+    assert first.uncovered_macs_share == 0.0
+
+
+def test_the_table_of_kernels(network: Path, tmp_path: Path) -> None:
+    table = predict(network, package(tmp_path, "p", {"conv-bn-relu": constant(2.0, 7)})).table()
+    assert set(table["package"]) == {"p"}
+    stem, fc = table.iloc[0], table[table["op"] == "fc"].iloc[0]
+    assert (stem["op"], stem["predictor"], stem["ms"]) == ("conv-relu", "conv-bn-relu", 2.0)
+    assert stem["features"][:5] == [32, 5, 8, 3, 2]
+    assert stem["macs"] == 16 * 16 * 8 * 45
+    assert stem["nodes"].count(":") == 4  # two nodes, NUMBER:OPERATOR:NAME
+    assert pd.isna(fc["predictor"])
+    assert fc["macs"] == 128
 
 
 def test_a_finer_predictor_goes_before_the_merged_one(network: Path, tmp_path: Path) -> None:
