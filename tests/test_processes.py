@@ -108,6 +108,16 @@ ready_when(lambda: children() >= 4, settle_s=1.0)
 with _mapper(2) as mapper:
     list(mapper(time.sleep, [600, 600]))
 """,
+    "measuring": """
+from dxc.hardware.measure import StopRule, measure
+from tests.hardware.networks import one_operator
+network = one_operator(folder / "net.onnx", "Relu", shape=["n", 3, 8, 8])
+def measured():
+    workers = [each for each in psutil.Process().children() if "worker.py" in " ".join(each.cmdline())]
+    return any(each.cpu_times().user > 2 for each in workers)
+ready_when(measured)
+measure(network, stop=StopRule(warmup_seconds=600, max_seconds=600))
+""",
     # torch looks after these itself, every 5 s
     "loader": """
 from torch.utils.data import DataLoader
