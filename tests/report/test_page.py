@@ -70,7 +70,9 @@ def test_heading_and_summary(four: Designs) -> None:
         "2 of 4 designs are on the front of accuracy, predicted latency and ONNX file: no other is at least as good "
         "in all of them and better in one; 1 of them is perhaps there by luck."
     )
-    assert "Higher is better: accuracy. Lower is better: predicted latency, ONNX file." in " ".join(parsed.text["p"])
+    assert "Higher is better: accuracy. Lower is better: predicted latency, ONNX file." in " ".join(
+        parsed.text["p"]
+    )
 
 
 def test_nothing_is_fetched(four: Designs) -> None:
