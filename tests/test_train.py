@@ -137,7 +137,7 @@ def test_a_run_carries_what_its_network_costs(make_chips: ChipMaker, tmp_path: P
     assert not any(name.startswith(("measured", "peak")) for name in bad.data.metrics)
     assert "not measured: " in done.stdout
     assert "hardware.affinity names cores" in done.stdout
-    assert "predicts onnxruntime 1.31.1 with 1 thread on" in done.stdout
+    assert "predicted for:    ort_cpu_xeon (onnxruntime 1.31.1, 1 thread, Intel" in done.stdout
     costs = Path(client.download_artifacts(good.info.run_id, "costs"))
     kernels = pd.read_parquet(costs / "kernels.parquet")
     assert kernels["ms"].sum() == pytest.approx(good.data.metrics["latency_ms"])

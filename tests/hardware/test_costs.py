@@ -68,7 +68,11 @@ def test_everything_of_one_file(network: Path, tmp_path: Path) -> None:
     kernels = pd.read_parquet(out / "kernels.parquet")
     assert kernels["ms"].sum() == pytest.approx(found.metrics["latency_ms"])
     assert (out / "profile" / "profile.parquet").exists()
-    assert any("ort_cpu_xeon predicts onnxruntime" in note for note in found.notes)
+    about = "ort_cpu_xeon (onnxruntime 1.31.1, 1 thread, Intel(R) Xeon(R) Processor, 4 cores)"
+    assert found.tags["dxc.predicted_for"] == about
+    advice = "ort_cpu_xeon describes another machine than this one: python calibrate.py name=my_cpu"
+    elsewhere = device_name() != "Intel(R) Xeon(R) Processor, 4 cores"
+    assert any(note.startswith(advice) for note in found.notes) == elsewhere
 
 
 def test_offline_without_packages_there_is_one_message(network: Path, tmp_path: Path) -> None:
@@ -160,6 +164,9 @@ def test_predicted_beside_measured(network: Path, tmp_path: Path) -> None:
         "free.onnx: no MACs, not predicted: the size of input 'image' is not fixed" in note for note in notes
     )
     assert any("missing.onnx" in note for note in notes)
+    about = "ort_cpu_xeon (onnxruntime 1.31.1, 1 thread, Intel(R) Xeon(R) Processor, 4 cores)"
+    assert f"predicted for {about}" in notes
+    assert any(note.startswith(f"measured on {device_name()}; onnxruntime ") for note in notes)
 
 
 def test_each_part_of_each_file_stands_alone(network: Path, tmp_path: Path) -> None:

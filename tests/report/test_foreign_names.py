@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import pty
 import re
@@ -20,14 +21,15 @@ from PIL import Image
 from rich.cells import cell_len
 
 from dxc.config import PROJECT_ROOT
+from dxc.experiment import Result
+from dxc.report.console import print_comparison, print_package, print_result
+from dxc.report.progress import Progress
+from dxc.search.ledger import Entry
 from dxc.text import visible
+from dxc.tracking import Store
 from tests.test_text import FORBIDDEN, NAMES
 
-STORED = {
-    name: shown
-    for name, shown in NAMES.items()
-    if name.isascii() or name.encode(errors="ignore").decode() == name
-}
+STORED = {name: shown for name, shown in NAMES.items() if not re.search("[\ud800-\udfff]", name)}
 MACHINE = "\x1b]0;owned\x07 [/bold] </pre><script>alert(1)</script> $x$ | =1"
 STUDY = "few"
 
@@ -108,8 +110,16 @@ class Page(HTMLParser):
 def test_an_analysis_of_hostile_names(store_file: Path, tmp_path: Path) -> None:
     uri = _store(store_file)
     written = _on_a_terminal(
-        [sys.executable, "analyze.py", f"study={STUDY}", f"tracking.uri={uri}", f"cache_dir={tmp_path}/cache"]
-        + [f"out={tmp_path}/reports", "log=false", "choose.by=accuracy"]
+        [
+            sys.executable,
+            "analyze.py",
+            f"study={STUDY}",
+            f"tracking.uri={uri}",
+            f"cache_dir={tmp_path}/cache",
+            f"out={tmp_path}/reports",
+            "log=false",
+            "choose.by=accuracy",
+        ]
     )
     folder = tmp_path / "reports" / STUDY
 
@@ -157,3 +167,75 @@ def test_an_analysis_of_hostile_names(store_file: Path, tmp_path: Path) -> None:
         with Image.open(folder / f"{name}.png") as image:
             assert min(image.size) > 300
     assert sorted(path.name for path in (tmp_path / "reports").iterdir()) == [STUDY]
+
+
+EVIL = "\x1b[2J[/bold] :smile: \u202e$1$"
+SHOWN = r"\x1b[2J[/bold] :smile: \u202e$1$"
+
+
+def test_a_result_a_package_and_a_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of regions, packages, devices and files in what train.py, calibrate.py and python -m dxc.hardware print."""
+    monkeypatch.setenv("COLUMNS", "200")
+    print_result(
+        Result(
+            name=EVIL,
+            metrics={"accuracy": 0.5, "latency_ms": 1.0, f"latency_ms/{EVIL}": 1.0, "latency_ms/b": 1.0},
+            score="accuracy",
+            fold_scores={EVIL: 0.5},
+            predictions=pd.DataFrame(),
+            onnx=tmp_path / EVIL,
+            excluded=0,
+            notes=(f"not measured: {EVIL}\nin two lines",),
+            run_id="r",
+            experiment_id="1",
+            tracking_uri="sqlite:///x",
+            study=EVIL,
+            predicted_for=EVIL,
+            measured_on=EVIL,
+        )
+    )
+    printed = capsys.readouterr().out
+    assert printed.count(SHOWN) == 8 and not FORBIDDEN.search(printed)
+    assert f"note:             not measured: {SHOWN}\nin two lines\n" in printed
+
+    errors = {"n": 3, "within_5_percent": 0.5, "within_10_percent": 0.9, "mape": 0.05}
+    about = dict.fromkeys(
+        ("networks", "minutes_measuring", "minutes_fitting", "networks_too_noisy", "threads"), 1
+    )
+    about |= dict.fromkeys(("device", "runtime", "runtime_version"), EVIL)  # type: ignore[arg-type]
+    (tmp_path / "package.json").write_text(json.dumps({**about, "held_out": {"kernels": {EVIL: errors}}}))
+    print_package(tmp_path)
+    printed = capsys.readouterr().out
+    assert printed.count(SHOWN) == 4 and not FORBIDDEN.search(printed)
+
+    row = {
+        "file": EVIL,
+        "latency_ms": 1.0,
+        "measured": f"invalid: {EVIL}",
+        "measured_latency_ms": float("nan"),
+    }
+    print_comparison(pd.DataFrame([row]), [f"{EVIL} has no predictor"])
+    printed = capsys.readouterr().out
+    assert printed.count(SHOWN) == 3 and not FORBIDDEN.search(printed)
+
+
+def test_a_search(capsys: pytest.CaptureFixture[str], tmp_path: Path, store_file: Path) -> None:
+    progress = Progress("first", ["accuracy", "latency_ms"], "accuracy")
+    progress.infeasible(EVIL, EVIL)
+    progress.dry_run([(EVIL, {"latency_ms": 1.0}, EVIL)], seconds=1, trials=1, parallel=1)
+    entry = Entry(trial="0" * 12, run_id="r", state="finished", overrides=[], number=1)
+    entry.metrics = {"accuracy": 0.5, "latency_ms": 1.0}
+    store = Store(f"sqlite:///{store_file}", "first", patience_s=0)
+    progress.end(
+        [(EVIL, entry)],
+        objectives=["accuracy", "latency_ms"],
+        counts={"finished": 1},
+        store=store,
+        complete=True,
+        folder=tmp_path,
+    )
+    printed = capsys.readouterr().out
+    assert printed.count(SHOWN) == 5 and not FORBIDDEN.search(printed)
+    assert "predicted latency (ms)" in printed

@@ -156,6 +156,23 @@ def test_a_baseline_of_other_predictors_is_not_mixed_silently(searching: Searchi
     assert mixed.baseline is not None and len(mixed.baseline.frame) == 1
 
 
+def test_for_which_machine_a_search_predicts(
+    searching: Searching, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = "ort_cpu_xeon (onnxruntime 1.31.1, 1 thread, Intel(R) Xeon(R) Processor, 4 cores)"
+    (run,) = searching("search.max_trials=1", "hardware.predictors=[ort_cpu_xeon]")
+    assert f"note: latency is predicted for {about}\n" in capsys.readouterr().out
+    assert run.tags["dxc.predicted_for"] == about
+    analysis, folder = _analyze(searching, "study=first", "log=false", "objectives=[accuracy,latency_ms]")
+    assert analysis.machines == {"predicted": {about: 1}}
+    line = f"predicted: latency_ms for {about}"
+    assert line in (folder / "answer.txt").read_text().splitlines()
+    assert f"<p>{line}</p>" in (folder / "index.html").read_text()
+    print_findings(analysis, folder)
+    printed = capsys.readouterr().out
+    assert f"{line}\n" in printed and "predicted latency (ms)" in printed
+
+
 def test_mistakes(searching: Searching) -> None:
     with pytest.raises(TrackingError, match="no study 'secnd'"):
         _analyze(searching, "study=secnd")
