@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import shapely
 
+from dxc.data import places as module
 from dxc.data.places import Area, CrossingBoxes
 
 NAN = float("nan")
@@ -80,6 +81,12 @@ def _area(width: int, height: int, *crossings: tuple[float, float], distance: fl
     )  # fmt: skip
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20,000 draws in vain are enough where there are at most 1681 places."""
+    monkeypatch.setattr(module, "DRAWS_IN_VAIN", 10)
+
+
 def test_corners_by_hand() -> None:
     """Pixel (10, 10) of a chip of 20 holds the point: x from left + 10, y from top - 10 down."""
     left, top = _area(100, 100).corner(np.array([50.0, 50.7, 50.0]), np.array([60.0, 60.0, 60.3]))
@@ -94,6 +101,7 @@ def test_a_chip_lies_wholly_inside() -> None:
     assert area.inside(left, top).tolist() == [True, True, False, False, False, False, True]
 
 
+@pytest.mark.usefixtures("quick")
 def test_every_place_is_drawn_once_and_then_it_ends() -> None:
     """A field of 22 m has 3 x 3 places for chips of 20 m."""
     seen: set[tuple[int, int]] = {(0, 20)}
@@ -106,6 +114,7 @@ def test_every_place_is_drawn_once_and_then_it_ends() -> None:
     assert list(_area(19, 22).negatives(np.random.default_rng(0), [], set())) == []
 
 
+@pytest.mark.usefixtures("quick")
 def test_places_keep_away_from_crossings_and_their_boxes() -> None:
     """From the chip's centre to a crossing it is more than 12 m; no part of the crossing's box of 30 x 2 m is in it."""
     area = _area(60, 60, (30, 30), distance=12.0)

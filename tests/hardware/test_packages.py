@@ -198,6 +198,25 @@ def test_zip_entries_that_leave_the_folder_are_refused(entry: str, tmp_path: Pat
     assert not (tmp_path.parent / "evil.txt").exists()
 
 
+def test_a_predictor_that_was_not_converted_is_converted_beside_those_that_were(package: Path) -> None:
+    """As after a kill: the first of several is there, a later one is not."""
+    kernels = sorted(load_package(package).regressors)
+    assert len(kernels) > 1
+    (package / f"{kernels[-1]}.npz").unlink()
+    assert sorted(load_package(package).regressors) == kernels
+    assert (package / f"{kernels[-1]}.npz").is_file()
+
+
+def test_a_description_has_every_key(package: Path) -> None:
+    about = dict.fromkeys(("target", "device", "runtime", "runtime_version", "threads"), "known")
+    (package / "package.json").write_text(json.dumps(about))
+    assert load_package(package).about == about
+    for key in about:
+        (package / "package.json").write_text(json.dumps({each: "known" for each in about if each != key}))
+        with pytest.raises(HardwareError, match=r"package.json does not describe a calibrated package"):
+            load_package(package)
+
+
 def test_zip_links_are_refused(tmp_path: Path) -> None:
     archive = tmp_path / "p.zip"
     with zipfile.ZipFile(archive, "w") as opened:
@@ -225,6 +244,10 @@ def test_zips_that_unpack_to_too_much_are_refused(tmp_path: Path, monkeypatch: p
     with pytest.raises(HardwareError, match="1000 files"):
         unpack(archive, tmp_path, "p")
     assert [path.name for path in tmp_path.iterdir()] == ["p.zip"]
+    monkeypatch.setattr(module, "MAX_UNPACKED_BYTES", 2_000_000)
+    _bomb(archive, ["p/fusion_rules.json", "p/a.pkl"], 1_000_000)
+    unpack(archive, tmp_path, "p")  # as much as is allowed
+    assert (tmp_path / "p" / "a.pkl").stat().st_size == 1_000_000
 
 
 def test_a_zip_with_damaged_content_is_named(tmp_path: Path) -> None:

@@ -158,18 +158,20 @@ def test_an_answer_in_lines() -> None:
 
 
 def test_a_table_in_three_formats(tmp_path: Path) -> None:
-    table = pd.DataFrame({"design": ["a", "b"], "accuracy": ["0.9000 ± 0.0100", "1"], "seed": ["007", "010"]})
+    table = pd.DataFrame(
+        {"design": ["a", "b"], "accuracy": ["0.9000 ± 0.0100", "1"], "f1": ["0.7000", "1.0000"]}
+    )
     paths = write(table, tmp_path / "report", "front")
     assert [path.name for path in paths] == ["front.md", "front.tex", "front.csv"]
     md, tex, csv = (path.read_text() for path in paths)
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in md.splitlines()]
     assert [lines[0], *lines[2:]] == [
-        ["design", "accuracy", "seed"],
-        ["a", "0.9000 ± 0.0100", "007"],
-        ["b", "1", "010"],
+        ["design", "accuracy", "f1"],
+        ["a", "0.9000 ± 0.0100", "0.7000"],
+        ["b", "1", "1.0000"],
     ]
     rows = [[cell.strip(" \\") for cell in line.split("&")] for line in tex.splitlines() if "&" in line]
-    assert rows[1:] == [["a", r"0.9000 $\pm$ 0.0100", "007"], ["b", "1", "010"]]
+    assert rows[1:] == [["a", r"0.9000 $\pm$ 0.0100", "0.7000"], ["b", "1", "1.0000"]]
     assert r"\toprule" in tex and "±" not in tex
     pd.testing.assert_frame_equal(pd.read_csv(paths[2], dtype=str, keep_default_na=False), table)
-    assert csv.splitlines()[0] == "design,accuracy,seed"
+    assert csv.splitlines()[0] == "design,accuracy,f1"
