@@ -6,7 +6,9 @@ import base64
 import json
 import os
 import signal
+import threading
 import zlib
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,16 @@ from mlflow.exceptions import MlflowException
 
 from dxc.errors import Stopped, TrackingError
 from dxc.masking import masked
-from dxc.tracking import Reader, Store, _version_message, start_run, view_address
+from dxc.tracking import (
+    OutsideError,
+    Places,
+    Reader,
+    Store,
+    _client,
+    _version_message,
+    start_run,
+    view_address,
+)
 
 
 @pytest.fixture
@@ -194,3 +205,98 @@ def test_a_study_has_a_view_of_its_designs(store_file: Path) -> None:
     assert state["selectedColumns"] == ["metrics.`accuracy`", "tags.`dxc.rank`"]
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`accuracy`", False)
     assert view_address("https://host/mlflow/", "7").startswith("https://host/mlflow/#/experiments/7/runs")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "file://{tmp_path}/mlartifacts/s/1",
+        "{tmp_path}/mlruns/1",
+        "file://{tmp_path}/named/1",
+        "s3://bucket/runs/1",
+    ],
+)
+def test_places_of_a_file(address: str, tmp_path: Path) -> None:
+    places = Places.of(f"sqlite:///{tmp_path}/mlflow.db", [f"{tmp_path}/named", "s3://bucket/runs/"])
+    address = address.format(tmp_path=tmp_path)
+    assert str(places.of_run("r", address)) == address.removeprefix("file://")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "file:///etc",
+        "/etc",
+        "file://{tmp_path}/mlartifacts/../x",
+        "file://{tmp_path}/mlartifacts/%2e%2e/x",
+        "file://{tmp_path}/mlartifacts_of_another",
+        "file://{tmp_path}",
+        "file://host{tmp_path}/mlartifacts/1",
+        "mlartifacts/1",
+        "http://127.0.0.1/mlartifacts",
+        "ftp://u:hunter2@127.0.0.1/mlartifacts",
+        "s3://bucket/runs/../other",
+        "s3://bucket/runs_of_another",
+        "mlflow-artifacts:/1",
+        "",
+    ],
+)
+def test_places_that_are_none_of_the_stores(address: str, tmp_path: Path) -> None:
+    places = Places.of(f"sqlite:///{tmp_path}/mlflow.db", ["s3://bucket/runs"])
+    with pytest.raises(OutsideError, match="its artifact address lies outside the store") as caught:
+        places.of_run("r", address.format(tmp_path=tmp_path))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_places_of_a_server(tmp_path: Path) -> None:
+    places = Places.of("http://u:p@host:5000/", [])
+    for address in ("mlflow-artifacts:/1/r/artifacts", "mlflow-artifacts://host:5000/1"):
+        assert places.of_run("r", address) == address
+    for address in (
+        "mlflow-artifacts://other:5000/1",
+        "mlflow-artifacts:/1/../../runs",
+        "mlflow-artifacts:/1?x",
+        "file:///srv/runs",
+        "http://host:5000/1",
+    ):
+        with pytest.raises(OutsideError):
+            places.of_run("r", address)
+
+
+def test_nothing_is_put_where_a_store_says_it_keeps_files(store_file: Path, tmp_path: Path) -> None:
+    client = MlflowClient(f"sqlite:///{store_file}")
+    client.create_experiment("s", artifact_location=(tmp_path / "victim").as_uri())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.yaml").write_text("seed: 0")
+    with pytest.raises(OutsideError), _start(client.tracking_uri) as run:
+        run.log_files(tmp_path / "out")
+    assert not (tmp_path / "victim").exists()
+    with _start(client.tracking_uri, artifacts=[str(tmp_path / "victim")]) as run:
+        run.log_files(tmp_path / "out")
+    assert list((tmp_path / "victim").rglob("config.yaml"))
+
+
+def test_a_login_goes_to_the_server_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[tuple[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append((self.path, self.headers["Authorization"]))
+            self.send_error(500)
+
+        do_POST = do_GET
+
+        def log_message(self, *arguments: object) -> None: ...
+
+    for name in ("USERNAME", "PASSWORD"):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        client = _client(f"http://somebody:hun/ter%402@{address}")
+        with pytest.raises(MlflowException) as caught:
+            client.get_run("0" * 32)
+        server.shutdown()
+    assert client.tracking_uri == f"http://{address}" and "hun/ter" not in str(caught.value)
+    assert {given for _, given in heard} == {f"Basic {base64.b64encode(b'somebody:hun/ter@2').decode()}"}
