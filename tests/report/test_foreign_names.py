@@ -14,6 +14,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pandas as pd
+import pytest
 from markdown_it import MarkdownIt
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
