@@ -17,6 +17,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from rasterio.transform import from_origin
 
 from dxc.config import PROJECT_ROOT
 from dxc.errors import DxcError
@@ -274,8 +275,9 @@ def test_three_band_photos_train(tmp_path: Path) -> None:
         for number in range(5):
             dem = rng.normal(size=(1, 20, 20)).astype("float32")
             photo = rng.integers(1, 255, (3, 20, 20), dtype="uint8")
-            write_tif(tmp_path / f"rgb/NE/dem/{klass}/{klass}{number}.tif", dem)
-            write_tif(tmp_path / f"rgb/NE/photo/{klass}/{klass}{number}.tif", photo)
+            place = {"transform": from_origin(100 * number, 1000 * "FT".index(klass), 1, 1)}  # none overlap
+            write_tif(tmp_path / f"rgb/NE/dem/{klass}/{klass}{number}.tif", dem, **place)
+            write_tif(tmp_path / f"rgb/NE/photo/{klass}/{klass}{number}.tif", photo, **place)
     done = _train(
         tmp_path / "rgb",
         tmp_path,

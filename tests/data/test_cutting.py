@@ -698,15 +698,14 @@ def test_an_interrupted_cut_goes_on_to_the_same_result(
 def test_a_full_disk_is_said_and_the_cut_can_go_on(
     job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Path.write_bytes
+    replace = Path.replace
 
-    def full(path: Path, content: bytes) -> int:
+    def full(draft: Path, path: Path) -> Path:
         if "_F_" in path.name:
-            write(path, content[:100])
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(path, content)
+        return replace(draft, path)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(DataError, match=r"disk is full.*goes on"):
         cut_region(**job)
     monkeypatch.undo()

@@ -218,13 +218,16 @@ def test_another_configuration_is_refused(searching: Searching) -> None:
 
 def test_other_chips_are_refused(searching: Searching) -> None:
     import numpy as np
+    import rasterio
 
     from tests.conftest import write_tif
 
     searching("search.max_trials=1")
     root = Path(next(each for each in searching.common if each.startswith("source.root=")).split("=", 1)[1])
     chip = next(root.rglob("*DEM/T/*.tif"))
-    write_tif(chip, np.random.default_rng(7).normal(300, 1, (1, 20, 20)).astype("float32"))
+    with rasterio.open(chip) as raster:
+        place = raster.transform
+    write_tif(chip, np.random.default_rng(7).normal(300, 1, (1, 20, 20)).astype("float32"), transform=place)
     with pytest.raises(SearchError, match="chips: [0-9a-f]{16} -> [0-9a-f]{16}"):
         searching("search.max_trials=2")
 
