@@ -12,7 +12,8 @@ import pytest
 from mlflow import MlflowClient
 
 from dxc.errors import ConfigError, SearchError, TrackingError
-from dxc.search.ledger import Entry, Ledger
+from dxc.search import Rung
+from dxc.search.ledger import Entry, Ledger, rungs_to
 from dxc.tracking import Record, Store
 from tests.search.searches import Searching, composed
 
@@ -95,6 +96,7 @@ def test_a_stopped_search_proposes_what_an_unbroken_one_does(
     def instant(cfg: object, record: Record, job: dict) -> dict:
         value = random.Random(job["trial"]).random()
         record.log({"accuracy": value, "onnx_mb": 1.0})
+        record.tag({"dxc.rungs": rungs_to({Rung(2, 1): [value, value]})})
         return {"state": "finished", "reason": ""}
 
     monkeypatch.setattr(trial, "_compute", instant)
