@@ -65,6 +65,7 @@ def test_the_sum_over_trees_by_hand() -> None:
     ]
     assert forest.roots.tolist() == [0, 3]
     assert forest.left.tolist() == [1, -1, -1, 4, -1, -1]
+    assert forest.threshold.tolist() == [2, 0, 0, 0.1, 0, 0]  # none at a leaf
 
 
 def test_forests_and_boosting_predict_as_scikit_learn_does(tmp_path: Path) -> None:

@@ -719,6 +719,13 @@ def test_several_inputs_are_fed_at_one_batch() -> None:
     )
 
 
+def test_an_open_input_takes_the_batch_that_the_first_is_fixed_to() -> None:
+    second = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3, 8, 8])
+    nodes = [helper.make_node("Concat", ["x", "y"], ["c"], axis=1), conv("c", "w", "z")]
+    network = network_of(model_of(nodes, [4, 3, 8, 8], {"w": normal(4, 6, 3, 3)}, inputs=[second]), "m")
+    assert (network.batch, network.shapes["y"][0], network.macs) == (4, 4, 64 * 4 * 54)
+
+
 def test_every_operator_is_of_one_kind() -> None:
     """Counted, or without MACs, or named here: those that are said, because nobody counts them."""
     standard = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain}
