@@ -51,7 +51,7 @@ NAMES = {  # a name -> how it is shown
     "[link](http://x) ![i](http://x)": "[link](http://x) ![i](http://x)",
     "http://a.b www.a.b a_b _c_ **d** ~~e~~": "http://a.b www.a.b a_b _c_ **d** ~~e~~",
     "a|b \\| `c|d` \\": "a|b \\| `c|d` \\",
-    r"$\frac{1}{$ $": r"$\frac{1}{$ $",
+    r"$\frac{1}{$ x": r"$\frac{1}{$ x",
     "100% & #1 {a}_b^c~d": "100% & #1 {a}_b^c~d",
     "_hidden": "_hidden",
 }
@@ -207,7 +207,7 @@ def test_latex(table: pd.DataFrame) -> None:
     assert rows["100% & #1 {a}_b^c~d"].startswith(
         r"100\% \& \#1 \{a\}\_b\textasciicircum{}c\textasciitilde{}d &"
     )
-    assert rows[r"$\frac{1}{$ $"].startswith(r"\$\textbackslash{}frac\{1\}\{\$ \$ &")
+    assert rows[r"$\frac{1}{$ x"].startswith(r"\$\textbackslash{}frac\{1\}\{\$ x &")
     assert rows["[abcdef123456]"].startswith("{[}abcdef123456] &")
 
 
@@ -225,7 +225,7 @@ def test_figures(tmp_path: Path) -> None:
         axes = figure.add_subplot()
         for name in NAMES:
             axes.plot([0, 1], [0, 1], label=text.for_figure(name))
-        axes.set_xticks([0, 1], [text.for_figure(name) for name in (r"$\frac{1}{$ $", "\x1b$")])
+        axes.set_xticks([0, 1], [text.for_figure(name) for name in (r"$\frac{1}{$ x", "\x1b$")])
         legend = figure.legend()
         drawn = [each.get_text().lstrip() for each in legend.get_texts()]
         paths = save(figure, tmp_path, "names")
