@@ -261,7 +261,7 @@ def test_the_error_is_relative_to_the_largest_value(share: float, refused: bool,
 
 def test_outputs_near_nothing_are_judged_by_the_least_scale(tmp_path: Path) -> None:
     """Logits of 0.001 that are off by a hundredth: 1e-5, to a least scale of 0.01, is 1e-3. Of 1e-5 it is 1e-5."""
-    with pytest.raises(ExportError, match="differs from the trained one"):
+    with pytest.raises(ExportError, match=r"relative error (9\.\de-04|1\.\de-03)"):
         export_onnx(_Off(0.01, scale=2e-3), tmp_path / "m.onnx", in_channels=3, size=8)
     assert (
         export_onnx(_Off(0.01, scale=2e-5), tmp_path / "m.onnx", in_channels=3, size=8).max_relative_error
@@ -294,7 +294,9 @@ def test_parameters_and_macs_by_hand() -> None:
 
 
 def test_without_a_check_nothing_is_compared(tmp_path: Path) -> None:
-    exported = export_onnx(_Off(0.5), tmp_path / "deep" / "m.onnx", in_channels=3, size=(8, 12), check=False)
+    exported = export_onnx(
+        _Off(0.5), tmp_path / "deep" / "er" / "m.onnx", in_channels=3, size=(8, 12), check=False
+    )
     assert np.isnan(exported.max_relative_error)
     assert _sizes(onnx.load(exported.path).graph.input[0]) == ["batch", 3, 8, 12]
     assert exported.onnx_mb == exported.path.stat().st_size / 1e6

@@ -148,6 +148,33 @@ def test_only_what_computes_a_shape_is_no_kernel(tmp_path: Path, rules: Path) ->
     assert found["Expand"].features is None
 
 
+def test_kernels_of_a_fixed_batch_are_those_of_one_image(tmp_path: Path, rules: Path) -> None:
+    """Also where features begin with the first size: of a ReLU of (1, 5), not of (8, 5)."""
+    nodes = [
+        helper.make_node("Flatten", ["image"], ["f"]),
+        helper.make_node("MatMul", ["f", "w"], ["m"]),
+        helper.make_node("Relu", ["m"], ["scores"]),
+    ]
+    weight = np.ones((48, 5), np.float32)
+    paths = [network(tmp_path / f"{batch}.onnx", nodes, [batch, 3, 4, 4], w=weight) for batch in (1, 8)]
+    one, eight = (detect(read_graph(path), rules) for path in paths)
+    assert eight == one
+    assert (one[-1].op, one[-1].features) == ("relu", (1, 5))
+    assert sum(kernel.macs or 0 for kernel in eight) == 240
+
+
+def test_gathering_from_images_has_features(tmp_path: Path, rules: Path) -> None:
+    """Height, channels and axis; of other axes there are none."""
+    nodes = [
+        helper.make_node("Gather", ["image", "at"], ["a"], axis=2),
+        helper.make_node("Gather", ["a", "at"], ["b"], axis=3),
+        helper.make_node("Gather", ["b", "at"], ["scores"], axis=1),
+    ]
+    path = network(tmp_path / "m.onnx", nodes, ["n", 3, 8, 8], at=np.array([0, 1, 1, 2, 2]))
+    kernels = detect(read_graph(path), rules)
+    assert [kernel.features for kernel in kernels] == [(8, 3, 2), (5, 3, 3), None]
+
+
 def test_a_second_slice_of_a_tensor_is_one_kernel_with_the_first(tmp_path: Path, rules: Path) -> None:
     numbers = {"zero": np.array([0]), "one": np.array([1]), "three": np.array([3]), "axis": np.array([1])}
     nodes = [

@@ -14,9 +14,9 @@ from onnx import TensorProto, helper
 
 from dxc.hardware.features import TARGET, derive, to_ms, work
 from dxc.hardware.forest import Forest
-from dxc.hardware.kernels import read_graph
+from dxc.hardware.kernels import Kernel, read_graph
 from dxc.hardware.packages import SHIPPED, Package, load_package
-from dxc.hardware.predict import describe_coverage, latency_metrics, predict
+from dxc.hardware.predict import KernelLatency, Prediction, describe_coverage, latency_metrics, predict
 from tests.hardware.networks import exported_resnet, one_operator
 
 RULES = {f"BF_{pair}": {"latency": {}, "obey": True} for pair in ("conv_relu", "add_relu")}
@@ -101,6 +101,21 @@ def test_a_network_without_a_covered_kernel_has_no_latency(network: Path, tmp_pa
     pools = small_pools(tmp_path / "pools.onnx")
     one = predict(pools, package(tmp_path, "one", {"maxpool": constant(0.5, 5), "relu": constant(0.25, 2)}))
     assert (one.latency_ms, one.uncovered_macs_share, one.says_something) == (0.75, 0.0, True)
+
+
+def test_what_is_known_of_macs_by_hand() -> None:
+    def of(*kernels: tuple[int | None, float | None]) -> Prediction:
+        each = (KernelLatency(Kernel("k", None, macs, ("n",)), None, ms) for macs, ms in kernels)
+        return Prediction("p", {}, tuple(each))
+
+    assert of((30, 1.0), (10, None)).uncovered_macs_share == 0.25
+    assert of((30, 1.0), (None, None)).uncovered_macs_share is None
+    assert of((None, 1.0), (30, None)).uncovered_macs_share is None
+    assert of((0, None)).uncovered_macs_share == 1.0
+    assert of((0, 1.0)).uncovered_macs_share == 0.0
+    assert of((30, None), (0, 1.0)).says_something is False  # an activation is no network
+    assert of((30, None), (10, 1.0)).says_something is True
+    assert of((0, 1.0)).says_something is True
 
 
 def small_pools(path: Path) -> Path:
