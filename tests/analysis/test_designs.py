@@ -105,6 +105,7 @@ COMPARABLE_BY = {
     "onnx_mb": set(),
     "params": set(),
     "macs": set(),
+    "fold_score": CHIPS,
     "fit_seconds": {"device", "dxc.data"},
     "images_per_second": {"device"},
 }

@@ -957,7 +957,7 @@ SOUND = {
     ("good", "bad"),
     [
         ({"size_m": 2}, {"size_m": 1}),
-        ({"size_m": 10_000}, {"size_m": 10_001}),
+        ({"size_m": 4096}, {"size_m": 4097}),
         ({"jitter_m": 49.9}, {"jitter_m": 50}),
         ({"jitter_m": 0}, {"jitter_m": -0.1}),
         ({"min_distance_m": 0}, {"min_distance_m": -1}),

@@ -23,7 +23,7 @@ import pytest
 from dxc.data import cache as cache_module
 from dxc.data.cache import ChipCache, Recipe, open_cache
 from dxc.data.cutting import cut_region
-from dxc.data.geosources import open_raster
+from dxc.data.formats import raster_file
 from dxc.errors import BadChipsError, ConfigError, DataError
 from tests.conftest import ChipMaker, write_tif
 from tests.data.hostile import DEFLATE, HOSTILE, write_tiff
@@ -99,16 +99,15 @@ def test_a_raster_of_huge_blocks_is_refused_before_it_is_read(tmp_path: Path) ->
     """As prepare.py opens its rasters."""
     path = write_tiff(tmp_path / "dem.tif", width=3000, height=3000, tile=32_000)
     script = (
-        "import sys\nfrom pathlib import Path\nfrom dxc.data.geosources import open_raster\n"
+        "import sys\nfrom pathlib import Path\nfrom dxc.data.formats import raster_file\n"
         "from dxc.errors import DataError\n"
-        "try:\n    open_raster('DEM', Path(sys.argv[1])).read()\nexcept DataError as error:\n    print(error)"
+        "try:\n    raster_file('DEM', Path(sys.argv[1])).open().read()\nexcept DataError as error:\n    print(error)"
     )
     printed, peak_mb = _in_a_process_of_its_own(script, path)
     assert "blocks of 32000 x 32000 pixels take 4,096 MB each" in printed and "TILED=YES" in printed
     assert peak_mb < MAX_MB
-    with open_raster(
-        "DEM", write_tiff(tmp_path / "fine.tif", width=5000, height=5000, rows_per_strip=1)
-    ) as raster:
+    fine = write_tiff(tmp_path / "fine.tif", width=5000, height=5000, rows_per_strip=1)
+    with raster_file("DEM", fine).open() as raster:
         assert raster.shape == (5000, 5000)
 
 

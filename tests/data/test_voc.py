@@ -192,5 +192,5 @@ def test_what_cannot_be_used_says_why_in_one_line(tmp_path: Path, text: str | by
 def test_a_missing_file_is_unusable_too(tmp_path: Path) -> None:
     with pytest.raises(UnusableAnnotation, match="cannot be read: No such file"):
         read_voc(tmp_path / "none.xml", width=100, height=80)
-    with pytest.raises(UnusableAnnotation, match="cannot be read: Is a directory"):
+    with pytest.raises(UnusableAnnotation, match="is not a file"):
         read_voc(tmp_path, width=100, height=80)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import matplotlib
 import numpy as np
@@ -404,8 +404,8 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path, four: Designs, monkeypatch
     save(pairs(designs, objectives), tmp_path, "pairs")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def full_disk(self: Figure, file: Path, **options: object) -> None:
-        file.write_bytes(b"half")
+    def full_disk(self: Figure, file: BinaryIO, **options: object) -> None:
+        file.write(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", full_disk)

@@ -126,6 +126,7 @@ def _answer(**changes: object) -> list[str]:
         "choice": SimpleNamespace(design=0, runner_up=None, rule="the knee"),
         "commands": ("train a", "train c"),
         "notes": ("one", "two"),
+        "machines": {},
         "title": "study first",
         "objectives": TWO,
         "hypervolume": 0.123456,
