@@ -28,7 +28,11 @@ DESIGNS = pd.DataFrame(
         ({"by": "weights", "weights": {"accuracy": 9, "latency_ms": 1}}, 10, 12),  # 0.1 against 0.115
         ({"by": "weights", "weights": {"accuracy": 1, "latency_ms": 1}}, 12, 10),
         ({"by": "accuracy", "where": "latency_ms == 9"}, 14, None),  # dominated by what is ruled out
-        ({"by": "latency_ms", "where": "latency_ms in [8.25, 9]"}, 12, 14),  # two, and one dominates the other
+        (
+            {"by": "latency_ms", "where": "latency_ms in [8.25, 9]"},
+            12,
+            14,
+        ),  # two, and one dominates the other
         ({"by": "accuracy", "where": "accuracy < 0.945 and latency_ms >= 8.25"}, 12, 14),
         ({"by": "weights", "weights": {"accuracy": 1, "latency_ms": 0}}, 10, 12),
         ({"by": "weights", "weights": {"latency_ms": 3}}, 13, 12),  # one that is not named weighs nothing
