@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from dxc.config import PROJECT_ROOT, canonical, flatten, is_identity, resolved, trial_hash
+from dxc.config import PROJECT_ROOT, canonical, flatten, resolved, trial_hash
 from dxc.errors import AnalysisError, ConfigError
 from dxc.untrusted import load_yaml
 
@@ -99,8 +99,8 @@ def _differences(config: Mapping[str, Any], overrides: Sequence[str], *sections:
         section, _, rest = key.partition(".")
         if section not in sections or (key in given and given[key] == value):
             continue
-        whole = kept.get(section)  # without knobs that mean nothing here
-        if key in NEEDED or (is_identity(key) and (not isinstance(whole, dict) or rest in flatten(whole))):
+        whole = kept.get(section)  # without what no result depends on, and knobs that mean nothing here
+        if key in NEEDED or not isinstance(whole, dict) or rest in flatten(whole):
             differing[key] = value
     return {
         key: value for key, value in differing.items() if key != "model.in_channels"
