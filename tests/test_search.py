@@ -84,14 +84,14 @@ def _until(process: subprocess.Popen, text: str) -> str:
     raise AssertionError(f"ended without {text!r}:\n{seen}")
 
 
-def test_killed_ten_times(command: Command) -> None:
-    """kill -9 at random moments, ten times: nothing that was finished is lost, changed or trained again, and the study
-    ends with the number of trials that was asked for."""
-    total = 16
+@pytest.mark.parametrize(("kills", "total"), [(2, 6), pytest.param(10, 16, marks=pytest.mark.slow)])
+def test_killed_again_and_again(command: Command, kills: int, total: int) -> None:
+    """kill -9 at random moments: nothing that was finished is lost, changed or trained again, and the study ends with
+    the number of trials that was asked for."""
     overrides = ["model.padding=1,2,3", f"search.max_trials={total}", "trainer.max_epochs=2"]
     rng = random.Random(1)
     finished: dict[str, tuple[float, int]] = {}
-    for _ in range(10):
+    for _ in range(kills):
         process = command.start(*overrides)
         _until(process, "study 'first'")
         time.sleep(rng.uniform(0.0, 1.6))
@@ -118,7 +118,7 @@ def test_killed_ten_times(command: Command) -> None:
     }
     assert finished.items() <= after.items()
     # a kill costs one beginning at most
-    assert sum(begun for _, begun in after.values()) <= total + 10
+    assert sum(begun for _, begun in after.values()) <= total + kills
     for run in runs:
         (rung,) = json.loads(run.tags["dxc.rungs"])
         assert rung["folds"] == 2 and run.metrics["accuracy"] == pytest.approx(sum(rung["accuracies"]) / 2)

@@ -52,7 +52,11 @@ def test_everything_of_one_file(network: Path, tmp_path: Path) -> None:
     found = cost(network, hardware(tmp_path, batches=(1, 2), limits={"onnx_mb": 100}), out)
     expected = {"latency_ms", "latency_ms/ort_cpu_xeon", "uncovered_macs_share", "measured_latency_ms"}
     expected |= {"measured_latency_p95_ms", "peak_memory_mb", "efficiency_ms", "optimum_batch"}
-    assert set(found.metrics) == expected | {"efficiency_ms/batch1", "efficiency_ms/batch2"}
+    expected |= {"efficiency_ms/batch1", "efficiency_ms/batch2"}
+    if any("is invalid" in note for note in found.notes):  # a busy machine: said, and left out
+        assert set(found.metrics) < expected
+        pytest.skip("the machine is too busy to measure on")
+    assert set(found.metrics) == expected
     assert found.metrics["uncovered_macs_share"] == 0.0
     for name in found.metrics:
         objective(name)  # each is declared
