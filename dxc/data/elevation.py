@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 METRES = {"metre": 1.0, "foot": 0.3048, "US survey foot": 1200 / 3937}
 """Metres in each unit, exact by definition."""
+PLURAL = {"metre": "metres", "foot": "feet", "US survey foot": "US survey feet"}
 
 _SPELLINGS = {
     "metre": "m metre metres meter meters",
@@ -49,7 +50,7 @@ def elevation_unit(path: Path, dem: Any, wanted: str | None) -> str:
             raise ConfigError(
                 f"dem_units={wanted} is no known unit: give m, ft or us-ft, or null to ask the DEM."
             )
-        log.info("Elevations are in units of a %s, as dem_units says; the chips' are in metres.", unit)
+        log.info("The DEM's elevations are in %s, says dem_units; the chips are in metres.", PLURAL[unit])
         return unit
     tell = "Say what its elevations are in: dem_units=m, ft or us-ft."
     by_crs, by_band = _vertical_unit(dem.crs), (dem.units[0] or "").strip()
@@ -60,21 +61,21 @@ def elevation_unit(path: Path, dem: Any, wanted: str | None) -> str:
         unit = known_unit(text)
         if unit is None:
             raise DataError(
-                f"DEM {path}: its elevations are in '{text[:40]}' by {where}, which is not known. {tell}"
+                f"DEM {path}: its elevations are in '{text[:40]}', says {where}; that unit is not known. {tell}"
             )
         found[where] = unit
     kinds = {"foot" if unit in _FEET else unit for unit in found.values()}
     if len(kinds) > 1:
         raise DataError(
-            f"DEM {path}: its elevations are in units of a {found['its CRS']} by its CRS, of a {found['its band']} by "
-            f"its band. {tell}"
+            f"DEM {path}: its elevations are in {PLURAL[found['its CRS']]}, says its CRS; in "
+            f"{PLURAL[found['its band']]}, says its band. {tell}"
         )
     if not found:
         _warn_of_feet(dem.crs)
         return "metre"
     where, unit = next(iter(found.items()))
     if unit != "metre":
-        log.info("Elevations are in units of a %s by %s; the chips' are in metres.", unit, where[4:])
+        log.info("The DEM's elevations are in %s, says %s; the chips are in metres.", PLURAL[unit], where)
     return unit
 
 
@@ -83,9 +84,10 @@ def _warn_of_feet(crs: CRS) -> None:
     across = _length_unit(crs.linear_units_factor[1]) if crs.is_projected else None
     if across in _FEET:
         log.warning(
-            "The DEM does not say what its elevations are in, and the units of its map are those of a %s: elevations "
-            "are taken for metres. If they are feet as well, cut again with dem_units=ft or us-ft.", across,
-        )  # fmt: skip
+            "The DEM does not say what its elevations are in, and its map is in %s: elevations are taken for metres. "
+            "If they are in feet as well, cut again with dem_units=ft or us-ft.",
+            PLURAL[across],
+        )
 
 
 def _vertical_unit(crs: CRS) -> str:

@@ -91,9 +91,11 @@ def test_the_unit_of_the_band(
         report = cut_region(**job)
     expected = under(heights(), 1).astype(float) * metres
     np.testing.assert_allclose(chip(report.folder, "DEM", 1)[0], expected, rtol=1e-7)
-    name = {FOOT: "foot", SURVEY_FOOT: "US survey foot"}.get(metres)
-    assert (f"in units of a {name} by band; the chips' are in metres" in caplog.text) == (name is not None)
-    assert ("Elevations" in caplog.text) == (name is not None)
+    name = {FOOT: "feet", SURVEY_FOOT: "US survey feet"}.get(metres)
+    assert (f"elevations are in {name}, says its band; the chips are in metres" in caplog.text) == (
+        name is not None
+    )
+    assert ("elevations are in" in caplog.text) == (name is not None)
 
 
 @pytest.mark.parametrize(("crs", "metres"), BY_CRS)
@@ -117,17 +119,19 @@ def test_the_key_overrides_the_file(job: dict[str, Any], caplog: pytest.LogCaptu
     with caplog.at_level(logging.INFO):
         report = cut_region(**job, dem_units="feet")
     np.testing.assert_array_equal(chip(report.folder, "DEM", 1), np.float32(304.8))
-    assert "units of a foot, as dem_units says" in caplog.text
+    assert "in feet, says dem_units" in caplog.text
 
 
 def test_units_that_are_not_known_or_disagree_name_the_key(job: dict[str, Any]) -> None:
     rewrite(job, heights(), unit="yard")
     with pytest.raises(
-        DataError, match=r"in 'yard' by its band, which is not known.*dem_units=m, ft or us-ft"
+        DataError, match=r"in 'yard', says its band; that unit is not known.*dem_units=m, ft or us-ft"
     ):
         cut_region(**job)
     rewrite(job, heights(), crs=f"{CRS}+6360", unit="m")
-    with pytest.raises(DataError, match=r"a US survey foot by its CRS, of a metre by its band.*dem_units="):
+    with pytest.raises(
+        DataError, match=r"in US survey feet, says its CRS; in metres, says its band.*dem_units="
+    ):
         cut_region(**job)
     with pytest.raises(ConfigError, match="dem_units=yard is no known unit"):
         cut_region(**job, dem_units="yard")
