@@ -7,9 +7,10 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-import dxc.config
+from dxc.config.compose import resolved
+from dxc.config.hidden import hide_command_line
+from dxc.config.names import quote_texts
 from dxc.errors import exit_cleanly
-from dxc.hidden import hide_command_line
 
 
 @hydra.main(version_base="1.3", config_path="conf/analysis", config_name="analyze")
@@ -18,10 +19,10 @@ def main(cfg: DictConfig) -> None:
         from dxc.analysis.analyze import analyze
         from dxc.report.findings import print_findings
 
-        print_findings(*analyze(dxc.config.resolved(cfg)))
+        print_findings(*analyze(resolved(cfg)))
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = dxc.config.quote_texts(sys.argv[1:], ("where", "choose.where", "compare"))
+    sys.argv[1:] = quote_texts(sys.argv[1:], ("where", "choose.where", "compare"))
     hide_command_line()
     main()

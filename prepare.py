@@ -7,7 +7,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from dxc.config import resolved
+from dxc.config.compose import resolved
 from dxc.errors import exit_cleanly
 from dxc.text import for_terminal
 
@@ -15,7 +15,7 @@ from dxc.text import for_terminal
 @hydra.main(version_base="1.3", config_path="conf", config_name="prepare")
 def main(cfg: DictConfig) -> None:
     with exit_cleanly():
-        from dxc.data.cutting import cut_from_config
+        from dxc.geo.chips import cut_from_config
 
         try:
             report = cut_from_config(resolved(cfg))

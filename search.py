@@ -9,8 +9,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-import dxc.config  # noqa: F401  registers the resolvers that conf/ uses
-from dxc.hidden import hide_command_line
+import dxc.config.compose  # noqa: F401  registers the resolvers that conf/ uses
+from dxc.config.hidden import hide_command_line
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="search")

@@ -8,15 +8,15 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-import dxc.config  # noqa: F401  registers the resolvers that conf/ uses
+import dxc.config.compose  # noqa: F401  registers the resolvers that conf/ uses
+from dxc.config.hidden import hide_command_line
 from dxc.errors import exit_cleanly
-from dxc.hidden import hide_command_line
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float:
     with exit_cleanly():
-        from dxc.experiment import run
+        from dxc.pipeline.run import run
         from dxc.report.console import print_result
 
         result = run(cfg, Path(HydraConfig.get().runtime.output_dir) / "artifacts")

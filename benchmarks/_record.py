@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the scripts are run as files; dxc is not installed
 
 from dxc.files import write_atomically  # noqa: E402
-from dxc.hardware import device_name  # noqa: E402
+from dxc.hardware.spec import device_name  # noqa: E402
 
 
 def save(name: str, figures: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 import numpy as np
 from _record import save, spread
 
-from dxc.analysis.certainty import Outcomes, accuracy_draws, probability_non_dominated
+from dxc.evaluation.bootstrap import Outcomes, accuracy_draws, probability_non_dominated
 from dxc.pareto import non_dominated
 
 LOWER = [False, False, False]

@@ -35,7 +35,7 @@ import numpy as np
 import pandas as pd
 from _record import ROOT, save, spread
 
-from dxc.tracking import Store
+from dxc.tracking.store import Store
 
 STUDY = "benchmark"
 OBJECTIVES = ("accuracy", "latency_ms", "onnx_mb")

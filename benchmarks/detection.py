@@ -29,9 +29,10 @@ from _record import ROOT, save, spread
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
-from dxc.config import build, resolved
+from dxc.config.build import build
+from dxc.config.compose import resolved
 from dxc.data.cache import usable_cores
-from dxc.tasks.average_precision import TrueBoxes, box_metrics
+from dxc.evaluation.average_precision import TrueBoxes, box_metrics
 
 VARIANTS = ("sppnet_original", "sppnet_1", "sppnet_2", "sppnet_3")
 METRICS = ("average_precision", "accuracy", "box_ap50", "box_ap", "mean_iou")

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from _record import ROOT, save
 
-from dxc.export import export_onnx
-from dxc.hardware import Hardware, device_name
+from dxc.deploy.export import export_onnx
 from dxc.hardware.costs import measure_on
-from dxc.hardware.efficiency import measure_batches
-from dxc.hardware.profile import BATCHES
+from dxc.hardware.measure.batches import measure_batches
+from dxc.hardware.profiling.torch_profile import BATCHES
+from dxc.hardware.spec import Hardware, device_name
 from dxc.models.sppnet import SppNet
 from dxc.report.efficiency import efficiency
 from dxc.report.figures import save as save_figure

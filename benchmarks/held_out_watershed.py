@@ -25,12 +25,14 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from rasterio.windows import Window
 
-from dxc.config import build, resolved
+from dxc.config.build import build
+from dxc.config.compose import resolved
 from dxc.data.bands import stack_channels
-from dxc.data.synthetic import BANDS, region_files
-from dxc.experiment import train_fold
-from dxc.report.detections import match, watershed
+from dxc.evaluation.match import match
+from dxc.report.detections import watershed
 from dxc.report.figures import save as save_figure
+from dxc.synthetic.source import BANDS, region_files
+from dxc.training.crossval import train_fold
 
 WINDOW, STEP = 100, 25
 CERTAIN, FOUND_IOU = 0.9, 0.25

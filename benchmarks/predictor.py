@@ -26,13 +26,13 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from dxc.export import export_onnx
-from dxc.hardware.calibrate import errors
-from dxc.hardware.kernels import read_graph
-from dxc.hardware.measure import measure
-from dxc.hardware.packages import SHIPPED, load_package
-from dxc.hardware.predict import predict
-from dxc.hardware.sketches import Spec, build, draw
+from dxc.deploy.export import export_onnx
+from dxc.hardware.calibrate.calibrate import errors
+from dxc.hardware.calibrate.networks import Spec, build, draw
+from dxc.hardware.measure.latency import measure
+from dxc.hardware.predict.kernels import read_graph
+from dxc.hardware.predict.packages import SHIPPED, load_package
+from dxc.hardware.predict.predict import predict
 from dxc.models.resnet import ResNet
 
 NETWORKS = {"resnet": 60, "sppnet": 40, "mobilenet": 20}

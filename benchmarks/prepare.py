@@ -78,7 +78,7 @@ def cut(folder: Path, workers: int) -> tuple[float, float, int]:
 def start_up_seconds() -> float:
     """Of Python and the imports, without cutting anything."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import dxc.data.cutting, hydra"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", "import dxc.geo.chips, hydra"], cwd=ROOT, check=True)
     return time.perf_counter() - started
 
 

@@ -36,16 +36,17 @@ from _record import ROOT, save
 from hydra import compose, initialize_config_dir
 from tqdm import tqdm
 
-from dxc.config import resolved
+from dxc.config.compose import resolved
 from dxc.data.cache import usable_cores
 from dxc.files import write_atomically
-from dxc.hardware import Hardware
-from dxc.pareto import directions, hypervolume, non_dominated, reference_point
+from dxc.hardware.spec import Hardware
+from dxc.metrics import directions
+from dxc.pareto import hypervolume, non_dominated, reference_point
 from dxc.processes import end_with_parent
-from dxc.search import Rung
 from dxc.search.costs import NetworkCosts
 from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_numbers
 from dxc.search.space import Axis, Catalogue, Space, network_hash, parse_space
+from dxc.search.states import Rung
 from dxc.search.strategies import NniTuner
 
 TABLE = ROOT / "benchmarks" / "results" / "search_grid.csv"
@@ -111,7 +112,7 @@ def halve(root: Path, out: Path) -> None:
 
 
 def chips() -> Path:
-    from dxc.data.synthetic import SyntheticSource
+    from dxc.synthetic.source import SyntheticSource
 
     out = CACHE / f"search-cost-chips-{CHIPS}"
     if not out.exists():
@@ -124,7 +125,7 @@ def chips() -> Path:
 @cache
 def prepared(data: str, root: str, accelerator: str) -> tuple[dict[str, Any], Any]:
     """The configuration of one channel set and its chips, once a process."""
-    from dxc.config import build
+    from dxc.config.build import build
 
     overrides = [
         f"data={data}",
@@ -158,7 +159,7 @@ def train(knobs: Knobs, seed: int, root: str, accelerator: str) -> dict[str, Any
 
     import torch
 
-    from dxc.experiment import train_fold
+    from dxc.training.crossval import train_fold
 
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)

@@ -81,8 +81,10 @@ Server.prototype.listen = function (port, ...rest) {
 
 def run_dxc(tuner: str, trials: int, shared: Path) -> list[float]:
     """The real search.py. shared: chips, costs of networks and the store, which several searches have in common."""
-    import dxc.experiment
-    from dxc.config import describe, flatten, resolved
+    import dxc.pipeline.run
+    import dxc.pipeline.rung
+    from dxc.config.compose import resolved
+    from dxc.config.names import describe, flatten
 
     began: list[float] = []
 
@@ -98,7 +100,7 @@ def run_dxc(tuner: str, trials: int, shared: Path) -> list[float]:
         return [0.7 + cfg.model.width / 500 + rng.gauss(0, 0.02) for _ in range(folds)]
 
     def run(cfg: Any, out: Path, *, record: Any, **_: Any) -> Any:
-        """In place of dxc.experiment.run: records as much, of folds that nobody trained."""
+        """In place of dxc.pipeline.run.run: records as much, of folds that nobody trained."""
         with opened(cfg, record) as tracked:
             folds = {f"fold{n}": value for n, value in enumerate(accuracies(cfg, cfg.data.folds))}
             epochs = range(1, cfg.trainer.max_epochs + 1)
@@ -114,7 +116,7 @@ def run_dxc(tuner: str, trials: int, shared: Path) -> list[float]:
             tracked.log({}, [("part/accuracy", statistics.mean(found), folds * epochs)])
         return found
 
-    dxc.experiment.run, dxc.experiment.train_part = run, train_part
+    dxc.pipeline.run.run, dxc.pipeline.rung.train_part = run, train_part
     sys.argv = [
         "search.py",
         f"study={Path.cwd().name}",
@@ -132,7 +134,7 @@ def run_dxc(tuner: str, trials: int, shared: Path) -> list[float]:
 def run_hydra() -> list[float]:
     import hydra
 
-    import dxc.config  # noqa: F401  registers the resolvers that conf/ uses
+    import dxc.config.compose  # noqa: F401  registers the resolvers that conf/ uses
 
     began: list[float] = []
 

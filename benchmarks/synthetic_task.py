@@ -29,11 +29,11 @@ from sklearn.preprocessing import StandardScaler
 
 from dxc.data.cache import ChipCache, usable_cores
 from dxc.data.datamodule import ChipDataModule
-from dxc.data.synthetic import SyntheticSource
-from dxc.hardware import device_name
+from dxc.hardware.spec import device_name
 from dxc.models.resnet import ResNet
-from dxc.tasks.classification import ClassificationTask
-from dxc.tasks.trainer import FoldTrainer
+from dxc.synthetic.source import SyntheticSource
+from dxc.training.classification import ClassificationTask
+from dxc.training.trainer import FoldTrainer
 
 CHANNELS = ("dem", "red", "green", "blue", "nir", "ndwi", "ndvi")
 FOLDS, EPOCHS, BATCH, RATE = 5, 5, 16, 1e-3  # the published training

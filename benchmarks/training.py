@@ -28,9 +28,9 @@ from torch.utils.data import DataLoader, Dataset
 from dxc.data.cache import usable_cores
 from dxc.models.resnet import ResNet
 from dxc.models.sppnet import SppNet
-from dxc.tasks.classification import ClassificationTask
-from dxc.tasks.detection import DetectionTask
-from dxc.tasks.trainer import FoldTrainer
+from dxc.training.classification import ClassificationTask
+from dxc.training.detection import DetectionTask
+from dxc.training.trainer import FoldTrainer
 
 CHANNELS, SIZE = 7, 100
 

@@ -15,7 +15,7 @@ from typing import Any
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 """MLflow's id of a run."""
 HASH = re.compile(r"[0-9a-f]{12}")
-"""dxc.trial and dxc.design (dxc.config.trial_hash), and the id of a search."""
+"""dxc.trial and dxc.design (dxc.config.identity.trial_hash), and the id of a search."""
 
 MAX_YAML_BYTES = 200_000  # a configuration has 3,000
 MAX_JSON_BYTES = 2_000_000

@@ -15,7 +15,7 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
-from dxc.data.voc import write_voc
+from dxc.geo.voc import write_voc
 
 ChipMaker = Callable[..., Path]
 

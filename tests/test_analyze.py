@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dxc.config import PROJECT_ROOT
+from dxc.config.compose import PROJECT_ROOT
 
 
 def _analyze(*overrides: str) -> subprocess.CompletedProcess:

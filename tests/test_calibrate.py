@@ -1,4 +1,4 @@
-"""calibrate.py on the command line. What it makes is tested in tests/hardware/test_calibration.py."""
+"""calibrate.py on the command line. What it makes is tested in tests/hardware/calibrate/test_calibration.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dxc.config import PROJECT_ROOT
+from dxc.config.compose import PROJECT_ROOT
 
 
 def _calibrate(*arguments: str) -> subprocess.CompletedProcess[str]:

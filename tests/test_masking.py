@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from dxc.config import PROJECT_ROOT
+from dxc.config.compose import PROJECT_ROOT
+from dxc.config.hidden import KeepSecrets, hide_arguments
 from dxc.errors import ConfigError
-from dxc.hidden import KeepSecrets, hide_arguments
 from dxc.masking import for_link, login_of, masked, masked_tree
-from dxc.tracking import Record, view_address
+from dxc.tracking.record import Record
+from dxc.tracking.view import view_address
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from dxc.config import PROJECT_ROOT, resolved
-from dxc.experiment import _heading
-from dxc.tracking import UI, VIEW, Record, Sink, Store, start_run, view_address
+from dxc.config.compose import PROJECT_ROOT, resolved
+from dxc.pipeline.heading import heading
+from dxc.tracking.record import Record
+from dxc.tracking.run import Sink, start_run
+from dxc.tracking.store import Store
+from dxc.tracking.view import UI, VIEW, view_address
 from tests.slurm.services import mlflow_server
 
 pytestmark = pytest.mark.browser
@@ -108,7 +111,7 @@ def _asked(overrides: str, uri: str, out: Path) -> dict[str, Any]:
         config = resolved(compose("train", overrides=words))
     out.mkdir()
     OmegaConf.save(OmegaConf.create(config), out / "config.yaml")
-    return _heading(config, config)
+    return heading(config, config)
 
 
 def _found(run: Sink, made: Made, out: Path) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dxc.metrics import OBJECTIVES, objective
 from dxc.pareto import (
-    OBJECTIVES,
     dominators,
     hypervolume,
     knee_distances,
     non_dominated,
     normalised_losses,
-    objective,
     ranks,
     reference_point,
 )

@@ -14,7 +14,7 @@ import shapely
 from rasterio.transform import from_origin
 
 from dxc.data.layout import scan
-from dxc.data.voc import read_voc
+from dxc.geo.voc import read_voc
 
 PREPARE = Path(__file__).parents[1] / "prepare.py"
 LEFT, TOP = 500_000.0, 5_000_000.0

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dxc.config import PROJECT_ROOT
+from dxc.config.compose import PROJECT_ROOT
 from dxc.processes import ending_with_parent
 
 SOON_S = 5.0
@@ -83,7 +83,7 @@ POOLS = {
     # networks of a search: ten processes of half a gigabyte stayed for 40 minutes
     "costing": """
 import dxc.search.costs as costs
-from tests.search.test_network_costs import _networks
+from tests.search.test_costs_of_networks import _networks
 costs.WORTH_PROCESSES = 1
 networks, hardware = _networks("data=5ch", "model.kernel=3", "model.stride=2", "model.padding=1")
 ready_when(lambda: any(folder.rglob("*.json")))
@@ -91,7 +91,7 @@ costs.NetworkCosts(hardware, folder).compute(networks, jobs=2)
 """,
     "costing, starting": """
 import dxc.search.costs as costs
-from tests.search.test_network_costs import _networks
+from tests.search.test_costs_of_networks import _networks
 costs.WORTH_PROCESSES = 1
 networks, hardware = _networks("data=5ch", "model.kernel=3", "model.stride=2", "model.padding=1")
 ready_when(lambda: children() >= 3)

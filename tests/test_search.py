@@ -15,8 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dxc.config import PROJECT_ROOT
-from dxc.tracking import Record, Store, StoredRun
+from dxc.config.compose import PROJECT_ROOT
+from dxc.tracking.patience import StoredRun
+from dxc.tracking.record import Record
+from dxc.tracking.store import Store
 from tests.conftest import ChipMaker
 from tests.search.searches import common_overrides, replaced
 from tests.test_processes import runs

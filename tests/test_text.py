@@ -20,7 +20,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from dxc import text
-from dxc.config import PROJECT_ROOT
+from dxc.config.compose import PROJECT_ROOT
 from dxc.errors import DxcError, exit_cleanly
 from dxc.report import tables
 from dxc.report.console import new_table, print_line, print_whole

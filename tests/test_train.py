@@ -19,11 +19,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from rasterio.transform import from_origin
 
-from dxc.config import PROJECT_ROOT
+from dxc.config.compose import PROJECT_ROOT
 from dxc.errors import DxcError
-from dxc.experiment import run
+from dxc.metrics import OBJECTIVES
 from dxc.models.resnet import ResNet
-from dxc.pareto import OBJECTIVES
+from dxc.pipeline.run import run
 from tests.conftest import ChipMaker, write_tif
 
 pytestmark = pytest.mark.usefixtures("store_file")
@@ -261,7 +261,7 @@ def test_help_is_fast_and_says_what_to_type(flag: list[str]) -> None:
 
 
 def test_narrow_networks_train_on_several_threads(make_chips: ChipMaker, tmp_path: Path) -> None:
-    """In channels_last torch 2.13.0 corrupts memory here; see dxc.tasks.trainer."""
+    """In channels_last torch 2.13.0 corrupts memory here; see dxc.training.trainer."""
     command = _command(make_chips(per_class=9), tmp_path, "model.width=8")
     done = subprocess.run(
         command, cwd=PROJECT_ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "2"}

@@ -12,11 +12,13 @@ from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 from sklearn.metrics import average_precision_score
 
-from dxc.analysis.rebuild import command
-from dxc.config import PROJECT_ROOT, resolved, trial_hash
+from dxc.analysis.reproduce import command
+from dxc.config.compose import PROJECT_ROOT, resolved
+from dxc.config.identity import trial_hash
 from dxc.errors import BadChipsError, ConfigError, DataError
-from dxc.experiment import Result, run
 from dxc.models.sppnet import SppNet
+from dxc.pipeline.result import Result
+from dxc.pipeline.run import run
 from tests.conftest import ChipMaker
 
 pytestmark = pytest.mark.usefixtures("store_file")

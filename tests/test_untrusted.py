@@ -10,10 +10,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from dxc.errors import HardwareError
-from dxc.hardware.kernels import check_rules
+from dxc.hardware.predict.kernels import check_rules
 from dxc.untrusted import below, is_hash, is_run_id, load_json, load_yaml
 from tests.analysis.test_hostile_store import BOMB
-from tests.analysis.test_rebuild import _config
+from tests.analysis.test_reproduce import _config
 
 
 def _yaml(tmp_path: Path, text: str) -> object:

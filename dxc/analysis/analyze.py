@@ -11,20 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dxc.analysis.certainty import Comparison, Outcomes, accuracy_draws, compare, probability_non_dominated
 from dxc.analysis.choice import Choice, choose
 from dxc.analysis.condition import Condition
 from dxc.analysis.designs import Designs, designs_of, parse_objectives, require_comparable
-from dxc.analysis.evidence import outcomes_of
-from dxc.analysis.inside import MODES, Inside, look_inside
+from dxc.analysis.front_profile import MODES, Inside, look_inside
+from dxc.analysis.out_of_fold import outcomes_of
 from dxc.analysis.published import SOURCE, published_runs
-from dxc.analysis.rebuild import command_of
+from dxc.analysis.reproduce import command_of
 from dxc.analysis.runs import read_runs
-from dxc.config import flatten
+from dxc.config.names import flatten
 from dxc.errors import AnalysisError, ConfigError, TrackingError, is_number, require_one_of, require_whole
-from dxc.hardware import Hardware
-from dxc.pareto import Objective, dominators, hypervolume, non_dominated, ranks, reference_point
-from dxc.tracking import OutsideError, Reader, Store, start_run, study_names
+from dxc.evaluation.bootstrap import Comparison, Outcomes, accuracy_draws, compare, probability_non_dominated
+from dxc.hardware.spec import Hardware
+from dxc.metrics import Objective
+from dxc.pareto import dominators, hypervolume, non_dominated, ranks, reference_point
+from dxc.tracking.places import OutsideError
+from dxc.tracking.reader import Reader, study_names
+from dxc.tracking.run import start_run
+from dxc.tracking.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,8 @@ import numpy as np
 
 from dxc.analysis.condition import Condition
 from dxc.errors import AnalysisError
-from dxc.pareto import Objective, knee_distances, non_dominated, normalised_losses
+from dxc.metrics import Objective
+from dxc.pareto import knee_distances, non_dominated, normalised_losses
 
 if TYPE_CHECKING:
     import pandas as pd

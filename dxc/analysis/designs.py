@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dxc.config import is_identity
+from dxc.config.identity import is_identity
 from dxc.errors import AnalysisError
+from dxc.metrics import Objective, objective
 from dxc.models import canonical_knobs
-from dxc.pareto import Objective, objective
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dxc.config import describe
+from dxc.config.names import describe
 
 if TYPE_CHECKING:
     import pandas as pd

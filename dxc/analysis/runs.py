@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dxc.files import write_atomically
 from dxc.masking import masked
-from dxc.search import INFEASIBLE
+from dxc.search.states import INFEASIBLE
 from dxc.text import for_terminal
-from dxc.tracking import MAX_LISTED, PAGE, Reader, StoredRun, Study
+from dxc.tracking.client import PAGE
+from dxc.tracking.patience import StoredRun
+from dxc.tracking.reader import MAX_LISTED, Reader, Study
 from dxc.untrusted import is_run_id, load_json
 
 if TYPE_CHECKING:

@@ -44,12 +44,14 @@ from dxc.data.bands import (
     needed_photo_bands,
     stack_channels,
 )
-from dxc.data.layout import CLASSES, MAX_SIZE, MIN_SIZE, Chip, Manifest, scan
-from dxc.data.overlaps import Outline, outline_of, overlap_groups
-from dxc.data.rasterfiles import block_trouble
-from dxc.data.voc import UnusableAnnotation, read_voc
+from dxc.data.layout import CLASSES, Chip, Manifest, scan
 from dxc.errors import BadChip, BadChipsError, ConfigError, DataError, require_whole
 from dxc.files import sync_to_disk
+from dxc.geo.limits import MAX_SIZE
+from dxc.geo.overlaps import Outline, outline_of, overlap_groups
+from dxc.geo.rasterfiles import block_trouble
+from dxc.geo.voc import UnusableAnnotation, read_voc
+from dxc.models.limits import MIN_SIZE
 from dxc.processes import end_with_parent
 
 log = logging.getLogger(__name__)
@@ -131,7 +133,7 @@ class ChipCache:
     notes: tuple[Note, ...]
     """What was mended in chips that are used: boxes clipped to their image."""
     groups: np.ndarray
-    """int64 (n,): chips of one number show the same ground, wholly or in part (dxc.data.overlaps)."""
+    """int64 (n,): chips of one number show the same ground, wholly or in part (dxc.geo.overlaps)."""
     unplaced: int
     """How many chips do not say where they lie: what they overlap is not known, each is a group of its own."""
     data_hash: str

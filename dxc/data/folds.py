@@ -49,7 +49,7 @@ def make_folds(
     regions that share a group validate together, as one fold.
 
     Args:
-        groups: numbers (n,), equal for chips that show the same ground (dxc.data.overlaps); None: no two do.
+        groups: numbers (n,), equal for chips that show the same ground (dxc.geo.overlaps); None: no two do.
 
     Raises:
         ConfigError: an unknown split or a number that cannot be.

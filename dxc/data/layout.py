@@ -7,7 +7,7 @@ Two layouts are read, told apart by the folder names, one region a folder:
 
 An elevation chip and a photo chip belong together when region, class folder and file stem are the same.
 F = no crossing (label 0), T = crossing (label 1). Where boxes are wanted, a crossing's are in a Pascal VOC file
-beside its photo: ROOT/NE_WFBB/NEWFBB_Aer/T/NAME.xml (see dxc.data.voc).
+beside its photo: ROOT/NE_WFBB/NEWFBB_Aer/T/NAME.xml (see dxc.geo.voc).
 """
 
 from __future__ import annotations
@@ -29,12 +29,6 @@ ANNOTATIONS = (".xml",)
 # NAME.tif.aux.xml and NAME.tif.xml: what GDAL and ArcGIS note about a raster
 FOREIGN_XML = (".aux", *RASTERS)
 
-MIN_SIZE = 16
-"""Least height and width in pixels of chips that may be of any size: three poolings leave 2 x 2 features of them,
-what a pyramid of features needs."""
-
-MAX_SIZE = 4096
-"""Largest height and width in pixels: a file of some hundred bytes may claim a million, and a chip is read whole."""
 
 LAYOUT_HELP = (
     "expected REGION/<name ending in DEM>/{F,T}/*.tif beside REGION/<name ending in Aer or photo>/{F,T}/*.tif"

@@ -6,7 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from dxc.config import PROJECT_ROOT, resolved
+from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.errors import ConfigError, exit_cleanly
 from dxc.files import write_atomically
 from dxc.text import LogFormatter
@@ -33,8 +33,8 @@ def main() -> None:
         from hydra import compose, initialize_config_dir
         from hydra.errors import HydraException
 
-        from dxc.hardware import Hardware
         from dxc.hardware.costs import compare
+        from dxc.hardware.spec import Hardware
         from dxc.report.console import print_comparison
         from dxc.report.tables import comma_separated
 

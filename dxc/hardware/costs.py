@@ -16,25 +16,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dxc.errors import DxcError
-from dxc.hardware import Hardware
 from dxc.hardware.onnx_file import fixed_batch, load_onnx, onnx_mb
+from dxc.hardware.spec import Hardware
 from dxc.text import visible
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from dxc.hardware.efficiency import Efficiency
-    from dxc.hardware.measure import Measurement
+    from dxc.hardware.measure.batches import Efficiency
+    from dxc.hardware.measure.latency import Measurement
     from dxc.hardware.network import Network
-    from dxc.hardware.packages import Package
-    from dxc.hardware.predict import Prediction
+    from dxc.hardware.predict.packages import Package
+    from dxc.hardware.predict.predict import Prediction
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Costs:
-    """Metrics are named as in dxc.pareto.OBJECTIVES; what could not be had is absent, and a note says why."""
+    """Metrics are named as in dxc.metrics.OBJECTIVES; what could not be had is absent, and a note says why."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     curves: list[tuple[str, float, int]] = field(default_factory=list)
@@ -90,7 +90,7 @@ def _part(name: str, costs: Costs, out: Path) -> Iterator[None]:
 def _predict(onnx: Path, hardware: Hardware, out: Path, costs: Costs, progress: bool) -> None:
     import pandas as pd
 
-    from dxc.hardware.predict import describe_coverage, latency_metrics
+    from dxc.hardware.predict.predict import describe_coverage, latency_metrics
 
     if not hardware.predictors:
         costs.notes.append(
@@ -118,7 +118,7 @@ def _packages_hash(predictions: Sequence[Prediction]) -> str:
 
 def find_packages(hardware: Hardware, notes: list[str], *, progress: bool = True) -> list[Package]:
     """The hardware's packages that can be had; the others add a line to `notes`."""
-    from dxc.hardware.packages import UnreachableError, available, find_package
+    from dxc.hardware.predict.packages import UnreachableError, available, find_package
 
     packages = []
     folder = Path(hardware.packages_dir)
@@ -143,8 +143,8 @@ def find_packages(hardware: Hardware, notes: list[str], *, progress: bool = True
 
 def predict_all(onnx: Path | Network, packages: Sequence[Package]) -> list[Prediction]:
     """One prediction a package; the file is read once, if it is not read already."""
-    from dxc.hardware.kernels import graph_of_network, read_graph
-    from dxc.hardware.predict import predict
+    from dxc.hardware.predict.kernels import graph_of_network, read_graph
+    from dxc.hardware.predict.predict import predict
 
     if not packages:
         return []
@@ -168,7 +168,7 @@ def predicted_for(packages: Mapping[str, Mapping[str, Any]]) -> str:
 
 def described_machine(prediction: Prediction) -> str | None:
     """What to do where the machine that a calibrated package describes is not this one."""
-    from dxc.hardware import device_name
+    from dxc.hardware.spec import device_name
 
     about = prediction.about
     if not about or about["device"] == device_name():
@@ -183,7 +183,7 @@ def _measure(onnx: Path, hardware: Hardware, out: Path, costs: Costs) -> None:
     if reason := hardware.absent():
         costs.notes.append(f"not measured: {reason}")
         return
-    from dxc.hardware.efficiency import measure_batches
+    from dxc.hardware.measure.batches import measure_batches
 
     def measured(batch: int) -> Measurement:
         measurement = measure_on(onnx, hardware, batch)
@@ -215,7 +215,7 @@ def _measure(onnx: Path, hardware: Hardware, out: Path, costs: Costs) -> None:
 
 def measure_on(onnx: Path, hardware: Hardware, batch: int = 1) -> Measurement:
     """Measure one file as the hardware's facts say."""
-    from dxc.hardware.measure import measure
+    from dxc.hardware.measure.latency import measure
 
     return measure(
         onnx,
@@ -250,7 +250,7 @@ def describe_conditions(measurement: Measurement) -> str:
 def _profile(onnx: Path, hardware: Hardware, out: Path, costs: Costs, mode: str) -> None:
     import torch
 
-    from dxc.hardware.profile import profile_network
+    from dxc.hardware.profiling.torch_profile import profile_network
 
     profiled = profile_network(
         onnx,
@@ -309,7 +309,7 @@ def _compared(
 ) -> dict[str, object]:
     """The row of one file. Each part of it stands alone: one that cannot be had adds a line to `notes`."""
     from dxc.hardware.network import read_network
-    from dxc.hardware.predict import describe_coverage, latency_metrics
+    from dxc.hardware.predict.predict import describe_coverage, latency_metrics
 
     row: dict[str, object] = {"file": visible(path)}
     latency: dict[str, float] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 STAGES = 4
+DEFAULT_OUTPUTS = ("scores",)  # of a network that does not name its own
 
 
 def canonical_knobs(model: dict[str, Any]) -> dict[str, Any]:

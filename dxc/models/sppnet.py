@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dxc.data.layout import MIN_SIZE
 from dxc.errors import ConfigError, require_whole
+from dxc.models.limits import MIN_SIZE
 
 CHANNELS = (64, 128, 256)
 LOWER_LEVELS = (2, 1)
@@ -44,7 +44,7 @@ class SpatialPyramid(nn.Module):
         super().__init__()
         self.levels = tuple(levels)
         self.any_size = False
-        """What is exported; dxc.export.export_any_size sets it while it writes its file."""
+        """What is exported; dxc.deploy.export.export_any_size sets it while it writes its file."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([self._pool(x, level).flatten(1) for level in self.levels], dim=1)

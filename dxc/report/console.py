@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from dxc.masking import masked
-from dxc.pareto import OBJECTIVES
+from dxc.metrics import OBJECTIVES
 from dxc.text import for_rich
-from dxc.tracking import view_address
+from dxc.tracking.view import view_address
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from dxc.experiment import Result
+    from dxc.pipeline.result import Result
 
 FORMATS = {
     "optimum_batch": "{:.0f}",

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from dxc.evaluation.match import KINDS, Floats, Sample, are_known, iou, kind, known_boxes, match
 from dxc.report.figures import BLUE, GREY, ONE_COLUMN_IN, STYLE, TWO_COLUMNS_IN, VERMILLION
 from dxc.text import for_figure
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Floats = NDArray[np.floating[Any]]
 
 # Okabe and Ito's light blue and yellow stand out on fields and soil; in grey, dashes tell them apart
 TRUE, PREDICTED = "#56B4E9", "#F0E442"
@@ -30,20 +30,6 @@ DASHES = (0, (2.2, 1.2))  # in line widths: short ones, for boxes of a few point
 COLUMNS = 4
 SAMPLES = 24  # six rows: a page
 SCORED = 40  # boxes of a landscape that get their score printed
-KINDS = {"TP": "rightly reported", "FN": "missed", "FP": "false alarm", "TN": "rightly rejected"}
-
-
-class Sample(NamedTuple):
-    """One image and what a detector says of it. It is positive where it has a true box.
-
-    image: (C, H, W); boxes: true ones (n, 4); box: the predicted one (4,); probability: that a crossing is there.
-    """
-
-    image: Floats
-    boxes: Floats
-    box: Floats
-    probability: float
-    name: str = ""
 
 
 def choose_samples(
@@ -71,14 +57,6 @@ def choose_samples(
         for place in range(3) if others_left else [3]:
             taken[place] += sum(taken) < count and taken[place] < len(groups[place])
     return [int(i) for group, n in zip(groups, taken, strict=True) for i in group[:n]]
-
-
-def kind(sample: Sample, threshold: float = 0.5) -> str:
-    """TP | FN | FP | TN of an image as a whole; where the box lies does not count."""
-    positive = len(_known(sample.boxes)) > 0
-    if sample.probability >= threshold:
-        return "TP" if positive else "FP"
-    return "FN" if positive else "TN"
 
 
 def samples(chips: Sequence[Sample], channels: Sequence[str], *, threshold: float = 0.5) -> Figure:
@@ -213,8 +191,8 @@ def watershed(
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    true, claimed = _known(boxes), _known(predicted)
-    score = np.asarray(scores, dtype=float)[_are_known(predicted)]
+    true, claimed = known_boxes(boxes), known_boxes(predicted)
+    score = np.asarray(scores, dtype=float)[are_known(predicted)]
     hit = match(true, claimed, score, min_iou=min_iou)
     missed = np.setdiff1d(np.arange(len(true)), hit)
     pixels, lines = image.shape[2], image.shape[1]
@@ -262,33 +240,6 @@ def watershed(
     return figure
 
 
-def match(
-    boxes: ArrayLike, predicted: ArrayLike, scores: ArrayLike, *, min_iou: float = 0.5
-) -> NDArray[np.int_]:
-    """For each predicted box (m, 4) the place of the true box (n, 4) that it finds, -1 for a false alarm.
-
-    As in COCO's evaluation: from the highest score on, each takes the true box with the greatest IoU of at least
-    `min_iou` that no one has taken.
-    """
-    overlap = iou(boxes, predicted)
-    found = np.full(overlap.shape[1], -1)
-    for j in np.argsort(-np.asarray(scores, dtype=float), kind="stable"):
-        free = np.where(np.isin(np.arange(len(overlap)), found), -1.0, overlap[:, j])
-        if len(free) and free.max() >= min_iou:
-            found[j] = free.argmax()
-    return found
-
-
-def iou(boxes: ArrayLike, others: ArrayLike) -> Floats:
-    """Intersection over union (n, m) of boxes (n, 4) and others (m, 4); 0 where neither has an area."""
-    import torch
-
-    from dxc.tasks.boxes import box_iou, cxcywh_to_xyxy
-
-    one, other = (cxcywh_to_xyxy(torch.from_numpy(_known(each))) for each in (boxes, others))
-    return box_iou(one[:, None], other[None]).numpy()
-
-
 def picture(image: Floats, channels: Sequence[str]) -> Floats:
     """An image (C, H, W) as a person sees it, 0..1: colours (H, W, 3), else shaded relief or a grey band (H, W).
 
@@ -325,16 +276,6 @@ def _relief(dem: Floats) -> Floats:
     return np.nan_to_num(np.clip(lit, 0, 1))
 
 
-def _known(boxes: ArrayLike) -> Floats:
-    """Rows (n, 4) that are boxes."""
-    return np.asarray(boxes, dtype=float).reshape(-1, 4)[_are_known(boxes)]
-
-
-def _are_known(boxes: ArrayLike) -> NDArray[np.bool_]:
-    """Which rows (n,) are boxes."""
-    return np.isfinite(np.asarray(boxes, dtype=float).reshape(-1, 4)).all(axis=1)
-
-
 def _show(axes: Axes, image: Floats, channels: Sequence[str]) -> None:
     lines, pixels = image.shape[1:]
     axes.imshow(picture(image, channels), cmap="gray", vmin=0, vmax=1, extent=(0, pixels, lines, 0))
@@ -352,7 +293,7 @@ def _halo(width: float) -> Any:
 def _boxes(axes: Axes, boxes: ArrayLike, size: tuple[int, int], colour: str, dashes: Any) -> None:
     from matplotlib.patches import Rectangle
 
-    for x, y, w, h in _known(boxes) * [*size, *size]:
+    for x, y, w, h in known_boxes(boxes) * [*size, *size]:
         box = Rectangle(
             (x - w / 2, y - h / 2), w, h, fill=False, edgecolor=colour, linewidth=1.1, linestyle=dashes
         )

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 def efficiency(curves: Mapping[str, pd.DataFrame], *, title: str = "") -> Figure:
     """Measured time an image against batch size, the batch size with the least of it marked.
 
-    curves: name -> dxc.hardware.efficiency.Efficiency.table(): a row a batch size with batch, ms_per_image, q25_ms and
-    q75_ms (drawn as a bar; NaN, unknown, draws none) and valid. Rows that are not valid are drawn hollow, off the line,
-    and are no candidates; one valid row alone is no optimum. title: what was measured and where. Raises ValueError for
-    no curve, or more than SERIES has colours for.
+    curves: name -> Efficiency.table() of dxc.hardware.measure.batches: a row a batch size with batch, ms_per_image,
+    q25_ms and q75_ms (drawn as a bar; NaN, unknown, draws none) and valid. Rows that are not valid are drawn
+    hollow, off the line, and are no candidates; one valid row alone is no optimum. title: what was measured and where.
+    Raises ValueError for no curve, or more than SERIES has colours for.
     """
     import matplotlib
     from matplotlib.container import ErrorbarContainer

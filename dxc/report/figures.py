@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dxc.files import write_atomically
-from dxc.pareto import OBJECTIVES, Objective
+from dxc.metrics import OBJECTIVES, Objective
 from dxc.text import for_figure
 
 if TYPE_CHECKING:
@@ -525,7 +525,7 @@ def inside(summary: pd.DataFrame) -> Figure:
     """Profiled networks: time an image against batch size, and where the time of the smallest and largest batch goes.
 
     summary: one row a network and batch, with name, batch, ms_per_image and the shares of OPERATORS (0 to 1), as
-    dxc.analysis.inside makes it. Raises ValueError for no row.
+    dxc.analysis.front_profile makes it. Raises ValueError for no row.
     """
     import matplotlib
     from matplotlib.figure import Figure

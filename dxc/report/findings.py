@@ -13,14 +13,14 @@ from dxc.report import figures, tables
 from dxc.report.console import new_table, print_line, print_whole
 from dxc.report.page import page
 from dxc.text import for_html, for_rich, for_terminal
-from dxc.tracking import UI
+from dxc.tracking.view import UI
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from dxc.analysis.analyze import Analysis
     from dxc.analysis.designs import Designs
-    from dxc.analysis.inside import Inside
+    from dxc.analysis.front_profile import Inside
 
 
 TABLES = ("ranges", "front", "dominated", "baseline", "inside", "set_aside")

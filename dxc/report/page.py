@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dxc.pareto import OBJECTIVES, Objective
+from dxc.metrics import OBJECTIVES, Objective
 from dxc.report.console import FORMATS
 from dxc.report.figures import (
     GREY,

@@ -14,16 +14,17 @@ from rich.console import Console
 from rich.text import Text
 
 from dxc.masking import masked
-from dxc.pareto import objective
+from dxc.metrics import objective
 from dxc.report.console import FORMATS, new_table, print_line, print_whole
 from dxc.report.figures import label_of
 from dxc.text import for_rich
-from dxc.tracking import view_address
+from dxc.tracking.view import view_address
 
 if TYPE_CHECKING:
-    from dxc.search import Rung, Settings
     from dxc.search.ledger import Entry
-    from dxc.tracking import Store
+    from dxc.search.settings import Settings
+    from dxc.search.states import Rung
+    from dxc.tracking.store import Store
 
 SHORT = {
     "latency_ms": "{:.2f} ms predicted",

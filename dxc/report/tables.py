@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dxc.files import write_atomically
-from dxc.pareto import Objective
+from dxc.metrics import Objective
 from dxc.report.figures import OPERATORS, label_of
 from dxc.text import for_csv, for_html, for_latex, for_markdown, visible
 
@@ -81,7 +81,7 @@ def listing(
 
 
 def inside(summary: pd.DataFrame) -> pd.DataFrame:
-    """Profiled networks, a row a batch: time, memory, and where the time goes (see dxc.analysis.inside)."""
+    """Profiled networks, a row a batch: time, memory, and where the time goes (see dxc.analysis.front_profile)."""
     import pandas as pd
 
     columns: dict[str, list[str]] = {

@@ -21,18 +21,18 @@ from tqdm import tqdm
 
 from dxc.errors import DxcError
 from dxc.files import write_atomically
-from dxc.hardware import Hardware
+from dxc.hardware.spec import Hardware
 from dxc.processes import end_with_parent
 
 if TYPE_CHECKING:
-    from dxc.hardware.packages import Package
+    from dxc.hardware.predict.packages import Package
 
 log = logging.getLogger(__name__)
 
 COSTS_VERSION = 1  # names the cached files: raise it when export or prediction changes a figure
 WORTH_PROCESSES = 40  # networks; fewer are exported faster than processes start
 Known = dict[str, float]
-"""Metrics named as in dxc.pareto.OBJECTIVES."""
+"""Metrics named as in dxc.metrics.OBJECTIVES."""
 
 
 class NetworkCosts:
@@ -147,10 +147,11 @@ def _cost_alone(config: dict[str, Any], hardware: Hardware) -> dict[str, Any]:
 
 def _cost(config: Mapping[str, Any], packages: list[Package]) -> dict[str, Any]:
     """Costs of the network that config["model"] describes for one image, or {"refused": why}."""
-    from dxc.config import build, image_size
-    from dxc.export import count_macs, count_params, export_onnx
+    from dxc.config.build import build
+    from dxc.config.compose import image_size
+    from dxc.deploy.export import count_macs, count_params, export_onnx
     from dxc.hardware.costs import predict_all
-    from dxc.hardware.predict import latency_metrics
+    from dxc.hardware.predict.predict import latency_metrics
 
     size, in_channels = image_size(config["data"]["size"]), config["model"]["in_channels"]
     try:

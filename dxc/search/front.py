@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dxc.pareto import MARGIN, directions, non_dominated
-from dxc.search import Rung
+from dxc.metrics import directions
+from dxc.pareto import MARGIN, non_dominated
+from dxc.search.states import Rung
 
 Floats = NDArray[np.float64]
 Seen = Mapping[str, Mapping[Rung, Sequence[float]]]

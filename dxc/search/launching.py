@@ -21,7 +21,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
-from dxc.config import PROJECT_ROOT
+from dxc.config.compose import PROJECT_ROOT
 from dxc.data.cache import usable_cores
 from dxc.errors import DxcError
 from dxc.processes import end_with_parent

@@ -23,8 +23,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dxc.errors import SearchError
-from dxc.search import FAILED, FINISHED, INFEASIBLE, PLANNED, RUNNING, STOPPED, Rung
-from dxc.tracking import Record, Store, StoredRun
+from dxc.search.states import FAILED, FINISHED, INFEASIBLE, PLANNED, RUNNING, STOPPED, Rung
+from dxc.tracking.patience import StoredRun
+from dxc.tracking.record import Record
+from dxc.tracking.store import Store
 from dxc.untrusted import load_json
 
 log = logging.getLogger(__name__)

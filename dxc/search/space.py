@@ -19,7 +19,9 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from dxc.config import design_hash, flatten, image_size, resolved, trial_hash
+from dxc.config.compose import image_size, resolved
+from dxc.config.identity import design_hash, trial_hash
+from dxc.config.names import flatten
 from dxc.errors import ConfigError
 
 Point = tuple[int, ...]

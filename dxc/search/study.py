@@ -17,28 +17,22 @@ from typing import Any
 
 import numpy as np
 
-from dxc.config import canonical, describe, flatten, params_and_tags
+from dxc.config.identity import canonical, params_and_tags
+from dxc.config.names import describe, flatten
 from dxc.errors import DxcError, SearchError, require_folder_name, signals_raise
-from dxc.hardware import Hardware
-from dxc.pareto import directions, non_dominated, objective
+from dxc.hardware.spec import Hardware
+from dxc.metrics import directions, objective
+from dxc.pareto import non_dominated
 from dxc.report.progress import Progress, Standing, Training
-from dxc.search import (
-    FAILED,
-    FINISHED,
-    INFEASIBLE,
-    KNOWN_COSTS,
-    PLANNED,
-    STOPPED,
-    Rung,
-    Settings,
-)
 from dxc.search.costs import NetworkCosts
 from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_numbers
 from dxc.search.ledger import FOLDS, Entry, Ledger
+from dxc.search.settings import KNOWN_COSTS, Settings
 from dxc.search.space import Catalogue, Compose, Identity, Point, Space, parse_space
+from dxc.search.space_summary import Chips, Survey, prepare_chips
+from dxc.search.states import FAILED, FINISHED, INFEASIBLE, PLANNED, STOPPED, Rung
 from dxc.search.strategies import NniTuner, Proposal
-from dxc.search.survey import Chips, Survey, prepare_chips
-from dxc.tracking import Store
+from dxc.tracking.store import Store
 
 log = logging.getLogger(__name__)
 

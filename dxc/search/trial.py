@@ -21,12 +21,15 @@ from typing import Any
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from dxc.config import resolved, trial_hash
+from dxc.config.compose import resolved
+from dxc.config.identity import trial_hash
 from dxc.errors import Stopped, TrackingError
 from dxc.masking import masked
-from dxc.search import FAILED, FINISHED, PLANNED, RUNNING, STOPPED, Rung
 from dxc.search.ledger import ARTIFACTS, FOLDS, host, rungs_from, rungs_to, upload
-from dxc.tracking import Record, Store, disk_full
+from dxc.search.states import FAILED, FINISHED, PLANNED, RUNNING, STOPPED, Rung
+from dxc.tracking.patience import disk_full
+from dxc.tracking.record import Record
+from dxc.tracking.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +153,8 @@ def _train(cfg: DictConfig, record: Record, store: Store, job: Mapping[str, Any]
 
 def _compute(cfg: DictConfig, record: Record, job: Mapping[str, Any]) -> dict[str, Any]:
     """Climb the rung, or the full protocol; returns what to write: the state and, where it stopped, why."""
-    from dxc.experiment import run, train_part
+    from dxc.pipeline.run import run
+    from dxc.pipeline.rung import train_part
 
     rungs = rungs_from(record.content["tags"].get("dxc.rungs", "[]"))
     rung = _rung(job)

@@ -7,7 +7,7 @@ import pytest
 
 from dxc.analysis.choice import choose
 from dxc.errors import AnalysisError
-from dxc.pareto import OBJECTIVES
+from dxc.metrics import OBJECTIVES
 
 NAMES = {name: OBJECTIVES[name] for name in ("accuracy", "latency_ms")}
 # c is the knee: normalised losses (0, 1), (0.5, 0.6), (0.1, 0.25), (1, 0); e is dominated by c

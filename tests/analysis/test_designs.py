@@ -8,7 +8,7 @@ import pytest
 
 from dxc.analysis.designs import FACTS, comparable_by, designs_of, parse_objectives, require_comparable
 from dxc.errors import AnalysisError
-from dxc.pareto import OBJECTIVES
+from dxc.metrics import OBJECTIVES
 
 RUNS = pd.DataFrame(
     {

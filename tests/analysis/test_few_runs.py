@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
 from dxc.analysis.analyze import Analysis, analyze
-from dxc.config import PROJECT_ROOT, resolved
+from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.errors import AnalysisError, ConfigError, TrackingError
 from dxc.report.findings import print_findings
 

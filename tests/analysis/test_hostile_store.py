@@ -20,8 +20,9 @@ from mlflow.entities import Metric, RunTag
 from omegaconf import OmegaConf
 from onnx import TensorProto, helper
 
-from dxc.config import PROJECT_ROOT, design_hash, trial_hash
-from tests.analysis.test_rebuild import _config
+from dxc.config.compose import PROJECT_ROOT
+from dxc.config.identity import design_hash, trial_hash
+from tests.analysis.test_reproduce import _config
 
 BOMB = "a: &a [x, x]\n" + "".join(
     f"{here}: &{here} [*{there}, *{there}, *{there}, *{there}, *{there}, *{there}, *{there}, *{there}]\n"

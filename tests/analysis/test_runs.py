@@ -18,10 +18,13 @@ from mlflow.entities import Metric, Param, RunTag
 from pandas.testing import assert_frame_equal
 
 import dxc.analysis.runs as module
-import dxc.tracking
+import dxc.tracking.patience as patience
+import dxc.tracking.reader as reader_module
 from dxc.analysis.runs import MARGIN_MS, Runs, read_runs
 from dxc.errors import TrackingError
-from dxc.tracking import Reader, StoredRun, Study, start_run, study_names
+from dxc.tracking.patience import StoredRun
+from dxc.tracking.reader import Reader, Study, study_names
+from dxc.tracking.run import start_run
 
 DAY = 24 * 3600 * 1000
 BEGIN = 1_700_000_000_000
@@ -226,8 +229,8 @@ def test_only_new_runs_are_read(tracked: Tracked, monkeypatch: pytest.MonkeyPatc
     old = [tracked.run(day) for day in (0, 5, 5.5)]
     assert tracked.read().fetched == 3
     pages: list[str] = []
-    stored = dxc.tracking._stored
-    monkeypatch.setattr(dxc.tracking, "_stored", lambda run: (pages.append(run.info.run_id), stored(run))[1])
+    stored = patience.stored_run
+    monkeypatch.setattr(patience, "stored_run", lambda run: (pages.append(run.info.run_id), stored(run))[1])
     new = tracked.run(6, params={"new": "1"})
     late = tracked.run(5.25)  # its host's clock is behind, or its store was away
     found = tracked.read()
@@ -329,7 +332,8 @@ def test_a_run_deleted_before_the_first_look_comes_back(tracked: Tracked) -> Non
 
 
 def test_pages(tracked: Tracked, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dxc.tracking, "PAGE", 2)
+    monkeypatch.setattr(patience, "PAGE", 2)
+    monkeypatch.setattr(reader_module, "PAGE", 2)
     run_ids = [tracked.run(day) for day in (0, 1, 1, 1, 1, 1, 2, 3)]  # more ended at once than fit on a page
     for status in ("RUNNING", "FAILED"):
         for _ in range(3):
@@ -342,7 +346,8 @@ def test_pages(tracked: Tracked, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_deletion_while_reading_hides_no_other_run(
     tracked: Tracked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dxc.tracking, "PAGE", 2)
+    monkeypatch.setattr(patience, "PAGE", 2)
+    monkeypatch.setattr(reader_module, "PAGE", 2)
     run_ids = [tracked.run(day) for day in range(6)]
     reader = Reader(tracked.uri)
     pages = reader.ended(reader.study("s"))

@@ -14,11 +14,12 @@ from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
 from dxc.analysis.analyze import Analysis, analyze
-from dxc.config import PROJECT_ROOT, resolved, trial_hash
+from dxc.config.compose import PROJECT_ROOT, resolved
+from dxc.config.identity import trial_hash
 from dxc.errors import AnalysisError
-from dxc.experiment import run
-from dxc.hardware.forest import Forest
-from dxc.hardware.packages import SHIPPED
+from dxc.hardware.predict.forest import Forest
+from dxc.hardware.predict.packages import SHIPPED
+from dxc.pipeline.run import run
 from tests.conftest import ChipMaker
 
 CONF = PROJECT_ROOT / "conf"

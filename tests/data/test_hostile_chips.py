@@ -22,9 +22,9 @@ import pytest
 
 from dxc.data import cache as cache_module
 from dxc.data.cache import ChipCache, Recipe, open_cache
-from dxc.data.cutting import cut_region
-from dxc.data.formats import raster_file
 from dxc.errors import BadChipsError, ConfigError, DataError
+from dxc.geo.chips import cut_region
+from dxc.geo.formats import raster_file
 from tests.conftest import ChipMaker, write_tif
 from tests.data.hostile import DEFLATE, HOSTILE, write_tiff
 
@@ -99,7 +99,7 @@ def test_a_raster_of_huge_blocks_is_refused_before_it_is_read(tmp_path: Path) ->
     """As prepare.py opens its rasters."""
     path = write_tiff(tmp_path / "dem.tif", width=3000, height=3000, tile=32_000)
     script = (
-        "import sys\nfrom pathlib import Path\nfrom dxc.data.formats import raster_file\n"
+        "import sys\nfrom pathlib import Path\nfrom dxc.geo.formats import raster_file\n"
         "from dxc.errors import DataError\n"
         "try:\n    raster_file('DEM', Path(sys.argv[1])).open().read()\nexcept DataError as error:\n    print(error)"
     )

@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from dxc.export import export_onnx
+from dxc.deploy.export import export_onnx
 from dxc.models.resnet import ResNet
 
 

@@ -15,11 +15,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from dxc.config import PROJECT_ROOT
+from dxc.config.compose import PROJECT_ROOT
 from dxc.errors import ConfigError
-from dxc.hardware import Hardware, costs, device_name, measure
+from dxc.hardware import costs
 from dxc.hardware.costs import compare, cost
-from dxc.pareto import objective
+from dxc.hardware.measure import latency as measure
+from dxc.hardware.spec import Hardware, device_name
+from dxc.metrics import objective
 from tests.hardware.networks import exported_resnet, one_operator
 
 
@@ -80,7 +82,7 @@ def test_everything_of_one_file(network: Path, tmp_path: Path) -> None:
 
 
 def test_offline_without_packages_there_is_one_message(network: Path, tmp_path: Path) -> None:
-    from dxc.hardware.packages import PUBLISHED
+    from dxc.hardware.predict.packages import PUBLISHED
 
     found = cost(
         network, hardware(tmp_path, predictors=PUBLISHED, measure=False), tmp_path / "c", profile="none"

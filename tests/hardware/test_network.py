@@ -16,13 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 from torch import nn
 
+from dxc.deploy.export import count_macs, export_onnx
 from dxc.errors import DxcError, HardwareError
-from dxc.export import count_macs, export_onnx
-from dxc.hardware.kernels import graph_of_network, read_graph
 from dxc.hardware.network import MACS, WITHOUT_MACS, network_of, read_network
 from dxc.hardware.onnx_file import MAX_BYTES, data_files, fixed_batch, load_onnx, onnx_mb
-from dxc.hardware.packages import SHIPPED, Package, load_package
-from dxc.hardware.predict import Prediction, describe_coverage, latency_metrics, predict
+from dxc.hardware.predict.kernels import graph_of_network, read_graph
+from dxc.hardware.predict.packages import SHIPPED, Package, load_package
+from dxc.hardware.predict.predict import Prediction, describe_coverage, latency_metrics, predict
 
 Weights = dict[str, np.ndarray]
 

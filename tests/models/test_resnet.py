@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from dxc.deploy.export import count_macs, count_params
 from dxc.errors import ConfigError
-from dxc.export import count_macs, count_params
 from dxc.models import canonical_knobs, model_name
 from dxc.models.resnet import BasicBlock, ResNet
 

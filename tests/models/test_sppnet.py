@@ -17,10 +17,11 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 
-from dxc.config import PROJECT_ROOT, describe
+from dxc.config.compose import PROJECT_ROOT
+from dxc.config.names import describe
+from dxc.deploy.export import count_macs, count_params, export_onnx
 from dxc.errors import ConfigError
-from dxc.export import count_macs, count_params, export_onnx
-from dxc.hardware.kernels import detect, read_graph
+from dxc.hardware.predict.kernels import detect, read_graph
 from dxc.models import canonical_knobs, model_name
 from dxc.models.sppnet import Detection, SpatialPyramid, SppNet, pool_any_size, pool_fixed_size
 

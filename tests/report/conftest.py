@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dxc.pareto import OBJECTIVES, Objective, non_dominated
+from dxc.metrics import OBJECTIVES, Objective
+from dxc.pareto import non_dominated
 
 Designs = tuple[pd.DataFrame, dict[str, Objective], list[str]]
 

@@ -21,15 +21,13 @@ from matplotlib.patches import Rectangle
 from sklearn.metrics import average_precision_score
 from torchmetrics.functional.classification import binary_recall_at_fixed_precision
 
+from dxc.evaluation.match import Sample, iou, match
 from dxc.report.detections import (
     PREDICTED,
     SAMPLES,
     SCORED,
     TRUE,
-    Sample,
     choose_samples,
-    iou,
-    match,
     picture,
     precision_recall,
     samples,
@@ -108,7 +106,7 @@ def test_one_measurement_has_no_optimum() -> None:
 
 
 def test_several_networks_each_have_their_optimum() -> None:
-    """Of equal values the smaller batch is the optimum, as in dxc.hardware.efficiency."""
+    """Of equal values the smaller batch is the optimum, as in dxc.hardware.measure.batches."""
     figure: Any = efficiency({"original": curve([4.0, 3.0, 2.0]), "#1": curve([3.0, 1.0, 1.0], first=2)})
     (axes,) = figure.axes
     ring = next(line for line in axes.lines if line.get_label() == "optimum")

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from dxc.pareto import OBJECTIVES, Objective
+from dxc.metrics import OBJECTIVES, Objective
 from dxc.report.figures import (
     GREY,
     RADARS,

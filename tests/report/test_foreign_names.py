@@ -22,13 +22,13 @@ from mlflow.entities import Metric, Param, RunTag
 from PIL import Image
 from rich.cells import cell_len
 
-from dxc.config import PROJECT_ROOT
-from dxc.experiment import Result
+from dxc.config.compose import PROJECT_ROOT
+from dxc.pipeline.result import Result
 from dxc.report.console import print_comparison, print_package, print_result
 from dxc.report.progress import Progress
 from dxc.search.ledger import Entry
 from dxc.text import visible
-from dxc.tracking import Store
+from dxc.tracking.store import Store
 from tests.test_text import FORBIDDEN, NAMES
 
 STORED = {name: shown for name, shown in NAMES.items() if not re.search("[\ud800-\udfff]", name)}

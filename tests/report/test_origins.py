@@ -11,7 +11,7 @@ import pytest
 
 from dxc.analysis.analyze import machines_of
 from dxc.hardware.costs import predicted_for
-from dxc.pareto import OBJECTIVES, Objective, objective
+from dxc.metrics import OBJECTIVES, Objective, objective
 from dxc.report.figures import label_of, main_effects, pairs, radar, title_of
 from dxc.report.findings import answer, machines_in_words
 from tests.analysis.test_few_runs import _analyze, _store

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dxc.pareto import OBJECTIVES, Objective
+from dxc.metrics import OBJECTIVES, Objective
 from dxc.report.page import page
 
 Designs = tuple[pd.DataFrame, dict[str, Objective], list[str]]

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dxc.pareto import Objective
+from dxc.metrics import Objective
 from dxc.report.page import page
 
 Designs = tuple[pd.DataFrame, dict[str, Objective], list[str]]

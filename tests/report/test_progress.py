@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from dxc.report.progress import Progress, Standing, Training, duration
-from dxc.search import Rung
 from dxc.search.ledger import Entry
+from dxc.search.states import Rung
 
 
 def _standing(

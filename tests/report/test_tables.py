@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from dxc.analysis.certainty import Comparison
-from dxc.pareto import OBJECTIVES
+from dxc.evaluation.bootstrap import Comparison
+from dxc.metrics import OBJECTIVES
 from dxc.report.findings import answer, compared_in_words, inside_in_short
 from dxc.report.tables import inside, listing, number, ranges, write
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from dxc.config import PROJECT_ROOT
+from dxc.config.compose import PROJECT_ROOT
 from dxc.search.study import Runner, search
 from dxc.search.trial import run_trial
-from dxc.tracking import Store, StoredRun
+from dxc.tracking.patience import StoredRun
+from dxc.tracking.store import Store
 
 CONF = PROJECT_ROOT / "conf"
 SPACE = OmegaConf.to_container(OmegaConf.load(CONF / "space" / "resnet18.yaml"))

@@ -13,9 +13,10 @@ from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
 from dxc.analysis.analyze import analyze
-from dxc.config import PROJECT_ROOT, resolved, trial_hash
+from dxc.config.compose import PROJECT_ROOT, resolved
+from dxc.config.identity import trial_hash
 from dxc.errors import AnalysisError, TrackingError
-from dxc.hardware.packages import SHIPPED
+from dxc.hardware.predict.packages import SHIPPED
 from dxc.report.findings import print_findings
 from tests.search.searches import Searching
 

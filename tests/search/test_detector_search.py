@@ -12,7 +12,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from dxc.analysis.analyze import analyze
-from dxc.config import resolved, trial_hash
+from dxc.config.compose import resolved
+from dxc.config.identity import trial_hash
 from dxc.errors import ConfigError
 from dxc.search.strategies import NniTuner, Proposal
 from tests.conftest import ChipMaker

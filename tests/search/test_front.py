@@ -9,8 +9,8 @@ import pytest
 from scipy.stats import norm
 
 from dxc.pareto import hypervolume, non_dominated
-from dxc.search import Rung
 from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_numbers
+from dxc.search.states import Rung
 
 LADDER = [Rung(1, 2), Rung(1, 5), Rung(5, 5)]
 

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from dxc.errors import SearchError
 from dxc.search.ledger import Ledger, rungs_from
 from dxc.search.study import LauncherError
-from dxc.tracking import Store
+from dxc.tracking.store import Store
 from tests.search.searches import Searching
 
 

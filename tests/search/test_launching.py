@@ -15,12 +15,14 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
-from dxc.config import PROJECT_ROOT, resolved, trial_hash
+from dxc.config.compose import PROJECT_ROOT, resolved
+from dxc.config.identity import trial_hash
 from dxc.data.cache import usable_cores
 from dxc.errors import ConfigError, Stopped
-from dxc.search import FAILED, FINISHED, PLANNED, RUNNING, STOPPED, Rung, launching, trial
+from dxc.search import launching, trial
 from dxc.search.ledger import rungs_to
-from dxc.tracking import Record
+from dxc.search.states import FAILED, FINISHED, PLANNED, RUNNING, STOPPED, Rung
+from dxc.tracking.record import Record
 from tests.search.searches import composed
 
 

@@ -9,9 +9,10 @@ import pytest
 from filelock import FileLock
 
 from dxc.errors import SearchError
-from dxc.search import FAILED, FINISHED, INFEASIBLE, PLANNED, RUNNING, STOPPED, Rung
 from dxc.search.ledger import ARTIFACTS, FOLDS, Ledger, rungs_from, rungs_to
-from dxc.tracking import Record, Store
+from dxc.search.states import FAILED, FINISHED, INFEASIBLE, PLANNED, RUNNING, STOPPED, Rung
+from dxc.tracking.record import Record
+from dxc.tracking.store import Store
 
 FIRST, SECOND, THIRD = "a" * 12, "b" * 12, "c" * 12
 FIXED = {"seed": 0, "trainer.max_epochs": 1}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dxc.config import resolved, trial_hash
+from dxc.config.compose import resolved
+from dxc.config.identity import trial_hash
 from dxc.errors import ConfigError
 from dxc.search.space import Axis, Catalogue, Point, network_hash, parse_space
 from tests.search.searches import SPACE, composed, is_group

@@ -12,9 +12,10 @@ import pytest
 from mlflow import MlflowClient
 
 from dxc.errors import ConfigError, SearchError, TrackingError
-from dxc.search import Rung
 from dxc.search.ledger import Entry, Ledger, rungs_to
-from dxc.tracking import Record, Store
+from dxc.search.states import Rung
+from dxc.tracking.record import Record
+from dxc.tracking.store import Store
 from tests.search.searches import Searching, composed
 
 
@@ -44,7 +45,7 @@ def test_a_whole_grid(searching: Searching, capsys: pytest.CaptureFixture[str]) 
 
 def test_the_same_trial_as_train(searching: Searching, tmp_path: Path) -> None:
     """A trial is what train.py makes of the same configuration: identity and numbers."""
-    from dxc.experiment import run
+    from dxc.pipeline.run import run
 
     trial = searching("search.max_trials=1")[0]
     point = json.loads(trial.tags["dxc.point"])

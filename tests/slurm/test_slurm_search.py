@@ -19,8 +19,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from omegaconf import OmegaConf
 
-from dxc.config import PROJECT_ROOT
-from dxc.tracking import Record
+from dxc.config.compose import PROJECT_ROOT
+from dxc.tracking.record import Record
 from tests.conftest import ChipMaker
 from tests.test_train import SMALL
 
@@ -36,9 +36,9 @@ HOLD = """
 import time
 from pathlib import Path
 
-from dxc import experiment
+from dxc.training import crossval
 
-train_fold = experiment.train_fold
+train_fold = crossval.train_fold
 
 
 def held(config, datamodule, fold, number):
@@ -47,7 +47,7 @@ def held(config, datamodule, fold, number):
     return train_fold(config, datamodule, fold, number)
 
 
-experiment.train_fold = held
+crossval.train_fold = held
 """
 
 

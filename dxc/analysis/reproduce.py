@@ -1,0 +1,165 @@
+"""The command that trains a tracked configuration again."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from dxc.config.compose import PROJECT_ROOT, resolved
+from dxc.config.identity import canonical, trial_hash
+from dxc.config.names import flatten
+from dxc.errors import AnalysisError, ConfigError
+from dxc.untrusted import load_yaml
+
+CONF = PROJECT_ROOT / "conf"
+GROUPS = ("source", "data", "model", "task", "optimizer", "scheduler", "hardware", "trainer")
+NEEDED = ("source.root",)  # no part of the identity, and nothing runs without
+KEY = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+INTERPOLATION = re.compile(r"(\\*)\$\{")
+COMMIT = "use the commit in the run's tag mlflow.source.git.commit"
+
+
+def command(config: Mapping[str, Any], *, trial: str | None = None) -> str:
+    """`python train.py ...` for a resolved configuration (config.yaml of a run), as short as it gets.
+
+    Nothing in it is resolved, here or by the command: ${...} is a text.
+    trial: its dxc.trial. Raises AnalysisError where today's conf/ cannot describe that configuration any more.
+    """
+    try:
+        overrides = _overrides(config)
+        found = trial_hash(_composed(*overrides))
+    except (
+        ConfigError,
+        HydraException,
+        OmegaConfBaseException,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+    ) as error:  # a knob that was removed, a section without content, something that is no configuration
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise AnalysisError(
+            f"today's conf/ cannot describe this configuration: {type(error).__name__}: {reason}; {COMMIT}"
+        ) from error
+    text = shlex.join(["python", "train.py", *overrides])
+    if trial is not None and found != trial:
+        raise AnalysisError(
+            f"this command would train {found}, not {trial}: the configuration files have changed since; {COMMIT}\n"
+            f"{text}"
+        )
+    return text
+
+
+def command_of(path: Path, trial: str | None) -> str:
+    """command() for a file config.yaml. Raises AnalysisError where it holds no configuration too."""
+    try:
+        config = load_yaml(path)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise AnalysisError(f"{path.name} cannot be read: {reason}") from error
+    if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
+        raise AnalysisError(f"{path.name} is not a configuration: it has no sections model: and data:")
+    return command({str(key): value for key, value in config.items()}, trial=trial)
+
+
+def _overrides(config: Mapping[str, Any]) -> list[str]:
+    chosen: list[str] = []
+    for group in GROUPS:
+        options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        differing = {
+            option: _differences(config, [*chosen, f"{group}={option}"], group) for option in options
+        }
+        default = _differences(config, chosen, group)
+        best = min(differing, key=lambda option: len(differing[option]))
+        if len(differing[best]) < len(default):
+            chosen.append(f"{group}={best}")
+    keys = _differences(config, chosen, *GROUPS, "score", "seed")
+    for key, value in keys.items():
+        if not KEY.fullmatch(key):
+            raise ValueError(f"{key!r} is no key of a configuration")
+        if not _is_printable(value):
+            raise ValueError(f"{key} has characters that cannot be shown: {value!r}")
+    return chosen + [f"{key}={_quoted(value)}" for key, value in keys.items()]
+
+
+def _differences(config: Mapping[str, Any], overrides: Sequence[str], *sections: str) -> dict[str, Any]:
+    """Keys of some sections whose value is not what these overrides give, with the wanted value."""
+    given = flatten(_composed(*overrides))
+    kept = canonical(dict(config))
+    differing = {}
+    for key, value in flatten(dict(config)).items():
+        section, _, rest = key.partition(".")
+        if section not in sections or (key in given and given[key] == value):
+            continue
+        whole = kept.get(section)  # without what no result depends on, and knobs that mean nothing here
+        if key in NEEDED or not isinstance(whole, dict) or rest in flatten(whole):
+            differing[key] = value
+    return {
+        key: value for key, value in differing.items() if key != "model.in_channels"
+    }  # follows from the channels
+
+
+@functools.cache
+def _composed(*overrides: str) -> dict[str, Any]:
+    # values that are mandatory and not part of the identity may be anything here
+    known = {each.split("=")[0] for each in overrides}
+    filled = [*overrides]
+    if "source=chips" in overrides and "source.root" not in known:
+        filled.append("source.root=.")
+    running = GlobalHydra.instance().hydra  # analyze.py's own
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return resolved(compose("train", overrides=filled))
+    finally:
+        GlobalHydra.instance().hydra = running
+
+
+def _quoted(value: Any) -> str:
+    """A value in Hydra's override grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_quoted, value))}]"
+    text = str(value)
+    plain = text.replace("_", "").replace("-", "").replace(".", "").replace("/", "")
+    if plain.isascii() and plain.isalnum() and not _reads_as_another(text):
+        return text
+    text = INTERPOLATION.sub(
+        lambda match: match[1] * 2 + r"\${", text
+    )  # OmegaConf's way to say that it is none
+    return QuotedString(text, Quote.single).with_quotes()  # only backslashes before a quote are doubled
+
+
+def _is_printable(value: Any) -> bool:
+    """Whether all texts in a value can be shown and pasted; control characters would reach the terminal."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_printable, value))
+    return not isinstance(value, str) or all(
+        character.isprintable() or character == "\t" for character in value
+    )
+
+
+def _reads_as_another(text: str) -> bool:
+    """Whether Hydra would read a text as a number, a truth value or nothing."""
+    if text.lower() in ("null", "true", "false", "nan", "inf"):
+        return True
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,44 @@
+"""Hydra's configuration -> plain containers; the resolvers that conf/ uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dxc.errors import ConfigError
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+TYPICAL_SIZE = 100  # pixels; what networks are costed for where chips may have any size
+
+
+def image_size(size: int | str) -> int:
+    """Edge in pixels of the image that costs are for, from data.size: TYPICAL_SIZE where chips may have any size."""
+    return TYPICAL_SIZE if isinstance(size, str) else size
+
+
+OmegaConf.register_new_resolver("dxc.root", lambda: str(PROJECT_ROOT), replace=True)
+OmegaConf.register_new_resolver("dxc.count", len, replace=True)
+OmegaConf.register_new_resolver("dxc.image_size", image_size, replace=True)
+OmegaConf.register_new_resolver(
+    "dxc.jitter_m", lambda boxes, size_m: 0.35 * size_m if boxes else 5.0, replace=True
+)
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain containers with every interpolation filled in.
+
+    Raises ConfigError for a mandatory value that was not given or an interpolation that leads nowhere.
+    """
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        examples = " ".join(f"{key}=..." for key in missing)
+        raise ConfigError(f"no value for {', '.join(missing)}; give it on the command line: {examples}")
+    try:
+        container = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the configuration cannot be resolved: {error}") from error
+    return container  # type: ignore[return-value]  # a DictConfig makes a dict

@@ -1,0 +1,122 @@
+"""The identity of what a configuration describes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from dxc.config.names import flatten
+from dxc.models import canonical_knobs
+
+IDENTITY_GROUPS = (
+    "model",
+    "task",
+    "data",
+    "source",
+    "hardware",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "score",
+    "seed",
+)
+NOT_IDENTITY = {
+    # where files lie, how they are read and what is shown: nothing a result depends on
+    "data": {"cache_dir", "num_workers", "progress"},
+    "source": {"cache_dir", "root", "jobs", "on_bad_chip", "progress"},
+    "trainer": {"progress"},
+    "hardware": {
+        # the trainer's own keys, which follow from these, are identity
+        "accelerator",
+        "precision",
+        # how the device is reached. Which machine it was in the end is in the tag dxc.measured_on
+        "host",
+        "python",
+        "remote",
+        # whether it is measured, not what comes out
+        "measure",
+        # where packages of predictors lie. Their names are identity; what was found there is in the tag dxc.packages
+        "packages_dir",
+        "packages_url",
+        # a judgement of the result
+        "limits",
+    },
+}
+"""Keys that no number of a run depends on. All others of IDENTITY_GROUPS tell two designs apart."""
+
+
+def is_identity(key: str) -> bool:
+    """Whether a number of a run can depend on a flat key, such as hardware.threads."""
+    group, *rest = key.split(".")
+    return group in IDENTITY_GROUPS and not (rest and rest[0] in NOT_IDENTITY.get(group, ()))
+
+
+def canonical(cfg: dict[str, Any]) -> dict[str, Any]:
+    """What a resolved configuration describes: two that would give the same result come out equal.
+
+    Keys that no result depends on are removed, so are knobs without a meaning (pool knobs without a pool, folds without
+    k-fold), and a number has one spelling (8 and 8.0).
+    """
+    kept = {
+        group: (
+            {key: value for key, value in cfg[group].items() if is_identity(f"{group}.{key}")}
+            if isinstance(cfg[group], dict)
+            else cfg[group]
+        )
+        for group in IDENTITY_GROUPS
+        if group in cfg
+    }
+    if "model" in kept:
+        kept["model"] = canonical_knobs(kept["model"])
+    if isinstance(predictors := kept.get("hardware", {}).get("predictors"), list):
+        kept["hardware"]["predictors"] = sorted(map(str, predictors))  # their mean knows no order
+    if isinstance(devices := kept.get("trainer", {}).get("devices"), list):
+        kept["trainer"]["devices"] = len(devices)  # how many of them, not which
+    data = kept.get("data", {})
+    if data.get("split") != "kfold":
+        data.pop("folds", None)
+    if data.get("split") == "region":
+        data.pop("fold_seed", None)
+    if not {"ndwi", "ndvi"} & set(data.get("channels", ())):
+        data.pop("repair", None)
+    return _one_spelling(kept)
+
+
+def trial_hash(cfg: dict[str, Any]) -> str:
+    """Identity of a trial: hash of the canonical configuration (tag dxc.trial)."""
+    return _hash(canonical(cfg))
+
+
+def design_hash(cfg: dict[str, Any]) -> str:
+    """Identity of a design: the same without the seed, so that its repeats share it (tag dxc.design)."""
+    return _hash({key: value for key, value in canonical(cfg).items() if key != "seed"})
+
+
+def _hash(content: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def _one_spelling(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _one_spelling(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_one_spelling(item) for item in node]
+    return int(node) if isinstance(node, float) and node.is_integer() else node
+
+
+def params_and_tags(cfg: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A resolved configuration, flat, as a run carries it: what was chosen, and in the second part the settings that
+    are no part of the identity. The second may differ when a trial goes on, and MLflow never changes a param.
+
+    Left out is what says where the run itself is recorded.
+    """
+    params: dict[str, Any] = {}
+    tags: dict[str, Any] = {}
+    for key, value in flatten(cfg).items():
+        group, _, name = key.partition(".")
+        if group in ("study", "tracking", "search"):
+            continue
+        chosen = group in IDENTITY_GROUPS and name not in NOT_IDENTITY.get(group, ())
+        (params if chosen else tags)[key] = value
+    return params, tags

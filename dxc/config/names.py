@@ -1,0 +1,47 @@
+"""Short names of a configuration and its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dxc.models import canonical_knobs, model_name
+
+
+def quote_texts(arguments: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """Arguments of a command line with the values of some keys quoted for Hydra, which would read a condition such as
+    `accuracy > 0.9` as its own grammar."""
+    quoted = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key in keys and value not in ("", "null"):
+            escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+            argument = f'{key}="{escaped}"'
+        quoted.append(argument)
+    return quoted
+
+
+def flatten(cfg: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'model': {'kernel': 3}} -> {'model.kernel': 3}; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in cfg.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def describe(cfg: dict[str, Any]) -> str:
+    """A configuration in one line, for run names: 'resnet18 k3 s2 p1 w32, 7ch b16', 'sppnet k3 l4 f1024, 7ch b16'."""
+    model = canonical_knobs(cfg["model"])
+    short = {"kernel": "k", "stride": "s", "padding": "p", "width": "w", "level": "l"}
+    knobs = [f"{letter}{model[key]}" for key, letter in short.items() if key in model]
+    if "pool_kernel" in model:
+        knobs.append(f"pool{model['pool_kernel']}/{model['pool_stride']}")
+    if features := [str(model[key]) for key in ("features", "features2") if key in model]:
+        knobs.append(f"f{'-'.join(features)}")
+    return f"{model_name(model)} {' '.join(knobs)}, {data_name(cfg['data'])} b{cfg['data']['batch_size']}"
+
+
+def data_name(data: dict[str, Any]) -> str:
+    """Name of a channel set: '7ch' for seven channels."""
+    return f"{len(data['channels'])}ch"

@@ -1,0 +1,1 @@
+"""Export with what a network needs to be fed."""

@@ -1,0 +1,1 @@
+"""How good predictions are: boxes, average precision, matching, bootstrap. Arrays in, numbers out."""

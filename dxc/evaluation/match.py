@@ -1,0 +1,75 @@
+"""Predicted boxes against true ones: intersection over union, matching, and what kind of answer a chip got."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    pass
+
+
+Floats = NDArray[np.floating[Any]]
+
+
+KINDS = {"TP": "rightly reported", "FN": "missed", "FP": "false alarm", "TN": "rightly rejected"}
+
+
+class Sample(NamedTuple):
+    """One image and what a detector says of it. It is positive where it has a true box.
+
+    image: (C, H, W); boxes: true ones (n, 4); box: the predicted one (4,); probability: that a crossing is there.
+    """
+
+    image: Floats
+    boxes: Floats
+    box: Floats
+    probability: float
+    name: str = ""
+
+
+def kind(sample: Sample, threshold: float = 0.5) -> str:
+    """TP | FN | FP | TN of an image as a whole; where the box lies does not count."""
+    positive = len(known_boxes(sample.boxes)) > 0
+    if sample.probability >= threshold:
+        return "TP" if positive else "FP"
+    return "FN" if positive else "TN"
+
+
+def match(
+    boxes: ArrayLike, predicted: ArrayLike, scores: ArrayLike, *, min_iou: float = 0.5
+) -> NDArray[np.int_]:
+    """For each predicted box (m, 4) the place of the true box (n, 4) that it finds, -1 for a false alarm.
+
+    As in COCO's evaluation: from the highest score on, each takes the true box with the greatest IoU of at least
+    `min_iou` that no one has taken.
+    """
+    overlap = iou(boxes, predicted)
+    found = np.full(overlap.shape[1], -1)
+    for j in np.argsort(-np.asarray(scores, dtype=float), kind="stable"):
+        free = np.where(np.isin(np.arange(len(overlap)), found), -1.0, overlap[:, j])
+        if len(free) and free.max() >= min_iou:
+            found[j] = free.argmax()
+    return found
+
+
+def iou(boxes: ArrayLike, others: ArrayLike) -> Floats:
+    """Intersection over union (n, m) of boxes (n, 4) and others (m, 4); 0 where neither has an area."""
+    import torch
+
+    from dxc.evaluation.boxes import box_iou, cxcywh_to_xyxy
+
+    one, other = (cxcywh_to_xyxy(torch.from_numpy(known_boxes(each))) for each in (boxes, others))
+    return box_iou(one[:, None], other[None]).numpy()
+
+
+def known_boxes(boxes: ArrayLike) -> Floats:
+    """Rows (n, 4) that are boxes."""
+    return np.asarray(boxes, dtype=float).reshape(-1, 4)[are_known(boxes)]
+
+
+def are_known(boxes: ArrayLike) -> NDArray[np.bool_]:
+    """Which rows (n,) are boxes."""
+    return np.isfinite(np.asarray(boxes, dtype=float).reshape(-1, 4)).all(axis=1)

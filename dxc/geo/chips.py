@@ -1,0 +1,556 @@
+"""Cut an elevation model and an aerial photo into pairs of chips, with and without a drainage crossing.
+
+One call of `cut_region` makes one region in the published folder layout (one file stem = one place):
+
+    OUT/NE/NEDEM/{F,T}/*.tif    elevation, float32, 1 x size x size
+    OUT/NE/NEAer/{F,T}/*.tif    photo, uint8 or uint16, bands x size x size
+    OUT/NE/NEAer/T/*.xml        with boxes: where the crossings lie in the photo, as Pascal VOC
+    OUT/NE/chips.csv            where each chip lies and which point it shows
+    OUT/NE/left_out.csv         the points that gave no chip, and why
+
+Both rasters are warped to one grid of 1 m pixels whose lines are whole metres of a projected CRS. They are
+only read in windows a little larger than a chip, so memory does not grow with the raster.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import io
+import itertools
+import json
+import logging
+import math
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import rasterio
+import shapely
+
+from dxc.errors import ConfigError, DataError
+from dxc.files import sync_everything, sync_to_disk, write_atomically
+from dxc.geo.elevation import elevation_unit
+from dxc.geo.formats import GDAL_OPTIONS, raster_file
+from dxc.geo.limits import MAX_SIZE
+from dxc.geo.photobands import KNOWN_BANDS, PhotoBands, choose_bands
+from dxc.geo.rasters import (
+    Points,
+    Raster,
+    check_dem,
+    crs_name,
+    extent_text,
+    metric_crs,
+    open_raster,
+    read_lines,
+)
+from dxc.geo.sites import Area, CrossingBoxes, Spot
+from dxc.geo.windows import Cutter
+
+log = logging.getLogger(__name__)
+
+BLOCK_CACHE_MB = 64  # GDAL's default is 5 % of the machine's memory
+CUTS_PER_NEGATIVE = 20  # so many places may turn out to be without data for one that is not
+
+
+class LeftOut(NamedTuple):
+    """A point that gave no chip; x and y in `crs`, the CRS of the points' own file (nan: no geometry)."""
+
+    id: int
+    x: float
+    y: float
+    crs: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class CutReport:
+    """What `cut_region` made."""
+
+    folder: Path
+    region: str
+    crs: str
+    positives: int
+    negatives: int
+    left_out: tuple[LeftOut, ...]
+    boxes: int | None = None
+    """Boxes in all chips together; None where none were asked for."""
+
+    def describe(self) -> str:
+        """Several lines for people: counts, CRS, folder, boxes, left-out points by reason."""
+        lines = [
+            f"{self.region}: {self.positives} chips with a crossing, {self.negatives} without, in {self.crs}",
+            f"folder: {self.folder}",
+        ]
+        if self.boxes is not None:
+            where = self.folder / f"{self.region}Aer" / "T"
+            lines.append(f"boxes: {self.boxes}, in an XML file beside each photo in {where}")
+        if self.left_out:
+            noun = "point" if len(self.left_out) == 1 else "points"
+            lines.append(f"{len(self.left_out)} {noun} left out, see {self.folder / 'left_out.csv'}:")
+            lines += [f"  {line}" for line in _by_reason(self.left_out)]
+        return "\n".join(lines)
+
+
+def _by_reason(left_out: Iterable[LeftOut]) -> list[str]:
+    counts = Counter(re.sub(r" \d+$", " another", point.reason) for point in left_out)
+    return [f"{n} {reason}" for reason, n in counts.most_common()]
+
+
+def cut_region(
+    *,
+    dem: Path,
+    photo: Path,
+    crossings: Path,
+    out: Path,
+    region: str,
+    size_m: int = 100,
+    boxes: float | str | list[float | str] | None = None,
+    jitter_m: float = 0.0,
+    min_distance_m: float = 100.0,
+    near: Sequence[Path] = (),
+    near_share: float = 0.5,
+    crs: str | None = None,
+    photo_bands: Sequence[str] = KNOWN_BANDS,
+    dem_units: str | None = None,
+    vrt_anywhere: bool = False,
+    seed: int = 0,
+    max_positives: int | None = None,
+    overwrite: bool = False,
+    workers: int = 2,
+    progress: bool = True,
+) -> CutReport:
+    """Cut one region's chips, as many without a crossing as with one; `workers` does not change the result.
+
+    A chip with a crossing shows its point in pixel (size // 2, size // 2), shifted by up to `jitter_m` whole
+    pixels along each axis. A chip without one has its centre at least `min_distance_m` from every crossing of
+    the file. Of these `near_share` are centred on the lines of the files `near`, the others anywhere.
+
+    With `boxes` every chip with a crossing has an annotation with the box of each crossing of the file that is in the
+    chip: the crossing itself lies there, or a quarter or more of its box does. Boxes are centred on the points, lie
+    along the axes of the chips' CRS and are clipped to the chip. A chip without a crossing shows no part of a box.
+
+    Chips are collected in a hidden folder beside the final one, named by the hash of all that shapes the
+    result; an interrupted call, repeated, finds its chips there and goes on. At the end it gets its name.
+
+    Args:
+        size_m: edge of a chip in metres and pixels.
+        boxes: edge of the crossings' boxes in metres, or the column of `crossings` with each one's own; two for
+            width (east-west) and height (north-south). None: no annotations. A crossing without a positive number in
+            the column has no chip, neither has another whose chip would show it.
+        crs: projected CRS in metres; default the DEM's own, or its UTM zone if that is not in metres.
+        photo_bands: names of the photo's bands, in order; an alpha band that is a mask does not count. Fewer names
+            choose bands by the names and colours in the file, else of four as red, green, blue, nir.
+        dem_units: of the elevations: m, ft or us-ft; default what the DEM's CRS or band says, else metres. The
+            elevations of the chips are in metres.
+        vrt_anywhere: whether a .vrt mosaic may have sources that do not lie below its own folder.
+        max_positives: stop after so many chips with a crossing, in the order of the file.
+        workers: threads.
+
+    Raises:
+        ConfigError: an argument that cannot work.
+        DataError: an input that cannot be used, no place for the chips, or no room to write them.
+    """
+    job: dict[str, Any] = {
+        "version": 2, "region": region, "size_m": size_m, "jitter_m": jitter_m,
+        "min_distance_m": min_distance_m, "near_share": near_share, "crs": crs,
+        "photo_bands": list(photo_bands), "dem_units": dem_units, "seed": seed, "max_positives": max_positives,
+    }  # fmt: skip
+    edges = boxes if isinstance(boxes, list | tuple) else [boxes, boxes]
+    if boxes is not None:  # other cuts keep their identity
+        job["boxes"] = list(edges)
+    _check_arguments(job, workers)
+    final = out / region
+    _check_free(final, overwrite)
+    files = tuple(
+        raster_file(what, path, vrt_anywhere=vrt_anywhere) for what, path in (("DEM", dem), ("photo", photo))
+    )
+    with rasterio.Env(**GDAL_OPTIONS), ExitStack() as stack:
+        dem_data, photo_data = (
+            stack.enter_context(open_raster(what, file))
+            for what, file in zip(("DEM", "photo"), files, strict=True)
+        )
+        check_dem(dem, dem_data)
+        bands = choose_bands(photo, photo_data, photo_bands)
+        unit = elevation_unit(dem, dem_data, dem_units)
+        target = metric_crs(crs, dem, dem_data)
+        rasters = (
+            Raster.look("DEM", files[0], dem_data, target, PhotoBands((1,)), unit),
+            Raster.look("photo", files[1], photo_data, target, bands),
+        )
+    columns = dict.fromkeys(edge for edge in edges if isinstance(edge, str))
+    points = Points.read(crossings, target, list(columns))
+    shown = None if boxes is None else _crossing_boxes(crossings, points, edges, size_m)
+    _warn_of_neighbours(min_distance_m, size_m, shown)
+    area = Area(region, size_m, _common(*rasters), shapely.STRtree(points.shapes()), min_distance_m, shown)
+    lines = [(path.name, read_lines(path, target, area.common)) for path in near]
+
+    job["files"] = [_fingerprint(path) for path in (*files[0].files, *files[1].files, crossings, *near)]
+    digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:12]
+    folder = out / f".{region}.partial-{digest}"
+    if folder.exists():
+        log.info("Going on with the chips that an interrupted cut left in %s.", folder)
+    with (
+        _disk_trouble(out),
+        rasterio.Env(GDAL_CACHEMAX=BLOCK_CACHE_MB, **GDAL_OPTIONS),
+        Cutter(folder, rasters, tuple(photo_bands), size_m, region, workers, shown) as cutter,
+    ):
+        try:
+            positives, left_out = _cut_positives(
+                cutter, area, points, jitter_m, seed, max_positives, progress
+            )
+            negatives = _cut_negatives(cutter, area, len(positives), lines, near_share, seed, progress)
+        except DataError:
+            shutil.rmtree(folder, ignore_errors=True)  # it would fail the same way again
+            raise
+        _say_overlaps(positives, area)
+        _write_tables(folder, positives + negatives, left_out, points, size_m, crs_name(target))
+        _move_into_place(folder, final)
+    for other in out.glob(f".{region}.partial-*"):
+        log.warning("%s holds an unfinished cut with other settings; remove it if nobody needs it.", other)
+    return CutReport(
+        final, region, crs_name(target), len(positives), len(negatives), tuple(left_out),
+        sum(len(shown.in_chip(chip.left, chip.top, size_m)) for chip in positives) if shown else None,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- checks
+
+
+def _check_arguments(job: dict[str, Any], workers: int) -> None:
+    region, size_m, bands = job["region"], job["size_m"], job["photo_bands"]
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", region):
+        raise ConfigError(
+            f"region={region} names a folder and its files: use letters, digits, - and _, e.g. region=NE."
+        )
+    limit = 1 if job["max_positives"] is None else job["max_positives"]
+    rules: list[tuple[str, Any, type, float, float, str]] = [
+        ("size_m", size_m, Integral, 2, MAX_SIZE, f"a whole number of metres, 2 to {MAX_SIZE}"),
+        ("jitter_m", job["jitter_m"], Real, 0, 5000, "0 metres or more"),
+        ("min_distance_m", job["min_distance_m"], Real, 0, 1e9, "0 metres or more"),
+        ("near_share", job["near_share"], Real, 0, 1, "a share from 0 to 1"),
+        ("seed", job["seed"], Integral, 0, 2**63, "a whole number, 0 or more"),
+        ("max_positives", limit, Integral, 1, 2**63, "a whole number, 1 or more, or null for all"),
+        ("workers", workers, Integral, 1, 1000, "a whole number of threads, 1 or more"),
+    ]
+    for key, value, kind, low, high, rule in rules:
+        number = issubclass(type(value), kind) and not isinstance(value, bool)
+        if not number or not low <= value <= high:
+            raise ConfigError(f"{key}={value} cannot work: it has to be {rule}.")
+    if job["jitter_m"] >= size_m / 2:
+        raise ConfigError(
+            f"jitter_m={job['jitter_m']:g} would shift a crossing out of its chip: stay below half of "
+            f"size_m={size_m}."
+        )
+    edges = job.get("boxes", ["", ""])
+    if len(edges) != 2 or not all(isinstance(edge, str) or _is_length(edge, size_m) for edge in edges):
+        texts = [str(edge) for edge in edges]
+        given = texts[0] if len(texts) == 2 and len(set(texts)) == 1 else f"[{','.join(texts)}]"
+        raise ConfigError(
+            f"boxes={given} cannot work: it has to be metres, more than 0 and at most size_m={size_m}, or the name of "
+            "a column of the crossings, or two of these for width and height, e.g. boxes=[width_m,height_m]."
+        )
+    if not bands or len(set(bands)) < len(bands) or set(bands) - set(KNOWN_BANDS):
+        raise ConfigError(
+            f"photo_bands=[{','.join(bands)}] has to name each band of the photo once, in its order, out of "
+            f"{', '.join(KNOWN_BANDS)}."
+        )
+
+
+def _is_length(value: Any, limit: float) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) <= limit
+
+
+def _warn_of_neighbours(min_distance_m: float, size_m: int, boxes: CrossingBoxes | None) -> None:
+    """Say what a distance means that does not keep whole chips off the crossings."""
+    half = size_m / math.sqrt(2)
+    if boxes is None:
+        if min_distance_m < half:
+            log.warning(
+                "min_distance_m=%g is less than a chip's half diagonal (%.0f m): a chip without a crossing "
+                "may show one near its corner.", min_distance_m, half,
+            )  # fmt: skip
+        return
+    least = half + np.nan_to_num(np.hypot(*boxes.edges.T)).max(initial=0) / 2
+    if min_distance_m < least:
+        log.warning(
+            "min_distance_m=%g is less than half the diagonals of a chip and the largest box (%.0f m): a chip without "
+            "a crossing shows no box, but may lie right beside one.", min_distance_m, least,
+        )  # fmt: skip
+
+
+def _say_overlaps(positives: Sequence[Spot], area: Area) -> None:
+    """Say how many crossings lie closer together than a chip: their chips show the same ground."""
+    outlines = area.outlines(*np.array([(chip.left, chip.top) for chip in positives]).T)
+    # outlines that only touch share no ground; those of whole metres that overlap do so by more
+    tree = shapely.STRtree(shapely.buffer(outlines, -0.25, join_style="mitre"))
+    overlapping = np.bincount(tree.query(tree.geometries, "intersects")[0]) > 1
+    if count := int(overlapping.sum()):
+        log.info(
+            "%d of %d crossings lie closer than a chip (%d m) to another: their chips overlap, and training keeps them "
+            "on one side of every split.", count, len(positives), area.size,
+        )  # fmt: skip
+
+
+def _check_free(final: Path, overwrite: bool) -> None:
+    if not (final.exists() or final.is_symlink()):
+        return
+    if not overwrite:
+        raise DataError(
+            f"{final} exists already. Cut it anew with overwrite=true, or give another out= or region=."
+        )
+    if not (final / "chips.csv").is_file():  # never remove what this module did not write
+        raise DataError(
+            f"{final} was not made by prepare.py (it has no chips.csv). Move it away, or give another out=."
+        )
+
+
+def _fingerprint(path: Path) -> list[Any]:
+    stat = path.stat()
+    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+def _common(dem: Raster, photo: Raster) -> shapely.Geometry:
+    common = shapely.intersection(dem.footprint, photo.footprint)
+    if common.area == 0:
+        raise DataError(
+            f"the DEM and the photo do not overlap. In {crs_name(dem.target_crs)} {dem.path} covers "
+            f"{extent_text(dem.footprint)}, {photo.path} covers {extent_text(photo.footprint)}. "
+            "Give rasters of one place, or check their CRS."
+        )
+    return _tolerant(common)
+
+
+def _tolerant(outline: shapely.Geometry) -> shapely.Geometry:
+    """A millimetre larger: a chip that ends exactly at the raster's edge is inside, whatever was rounded."""
+    return shapely.buffer(outline, 1e-3, join_style="mitre")
+
+
+# ------------------------------------------------------------------------------------------ places
+
+
+def _crossing_boxes(path: Path, points: Points, edges: Sequence[Any], size_m: int) -> CrossingBoxes:
+    """Each crossing's width and height in metres, given as a number for all or the name of a column."""
+    given = [
+        points.columns[edge] if isinstance(edge, str) else np.full(len(points.ids), edge) for edge in edges
+    ]
+    metres = np.column_stack(given).astype(float)
+    good = _sized(points)
+    if not good.any():
+        raise DataError(
+            f"crossings {path}: holds no positive number in {_columns(points)}. Give a column of metres, or one number "
+            "for all crossings, e.g. boxes=20."
+        )
+    metres[~good] = np.nan
+    if large := int((metres > size_m).any(axis=1).sum()):
+        log.warning(
+            "%d of %d boxes are larger than a chip of %d m and fill it. Is %s in metres?",
+            large, len(metres), size_m, _columns(points),
+        )  # fmt: skip
+    return CrossingBoxes.of(points.ids, points.xy, metres)
+
+
+def _sized(points: Points) -> np.ndarray:
+    """Which points have a positive number in every column that was asked for, bool (n,)."""
+    good = [np.isfinite(values) & (values > 0) for values in points.columns.values()]
+    return np.all([np.full(len(points.ids), True), *good], axis=0)
+
+
+def _columns(points: Points) -> str:
+    return " or ".join(points.columns)
+
+
+def _cut_positives(
+    cutter: Cutter,
+    area: Area,
+    points: Points,
+    jitter_m: float,
+    seed: int,
+    max_positives: int | None,
+    progress: bool,
+) -> tuple[list[Spot], list[LeftOut]]:
+    """Cut the chips with a crossing, in the file's order; say of each other point why it has none."""
+    reasons = _misplaced(cutter.rasters, area, points)
+    reach = math.floor(jitter_m)
+    shift = np.random.default_rng((seed, 0)).integers(-reach, reach + 1, (len(points.ids), 2))
+    inside = np.flatnonzero([reason is None for reason in reasons])
+    left, top = area.corner(*points.xy[inside].T)
+    # a shift may push a chip over the edge; such a point keeps its chip, unshifted
+    shifted = area.inside(left + shift[inside, 0], top + shift[inside, 1])
+    left, top = left + shift[inside, 0] * shifted, top + shift[inside, 1] * shifted
+    wanted = []
+    for i, x, y in zip(inside.tolist(), left.tolist(), top.tolist(), strict=True):
+        unknown = [*area.boxes.unknown_in_chip(x, y, area.size)] if area.boxes else []
+        if unknown:  # an annotation that keeps silent about one would teach that there is none
+            reasons[i] = f"its chip also shows a crossing without a size: point {unknown[0]}"
+        else:
+            wanted.append(Spot(f"{area.region}_T_{points.ids[i]:05d}", "T", x, y, "crossing", i))
+    if not wanted:
+        counts = "; ".join(_by_reason(_left_out(points, reasons)))
+        raise DataError(
+            f"no crossing lies where a whole chip of DEM and photo can be cut ({counts}). In "
+            f"{crs_name(cutter.rasters[0].target_crs)} the points cover "
+            f"{extent_text(shapely.multipoints(points.shapes()))}, both rasters "
+            f"{extent_text(area.common)}. Check the points' CRS."
+        )
+    count = len(wanted) if max_positives is None else max_positives
+    chips, failed = cutter.collect(iter(wanted), count, "with crossing", progress)
+    for chip, reason in failed:
+        reasons[chip.point or 0] = reason
+    left_out = _left_out(points, reasons)
+    if not chips:
+        counts = "; ".join(_by_reason(left_out))
+        raise DataError(f"no chip with a crossing could be cut: {counts}. Check the rasters' no-data values.")
+    return chips, left_out
+
+
+def _misplaced(rasters: tuple[Raster, Raster], area: Area, points: Points) -> list[str | None]:
+    """Why a point can have no chip, as far as it shows without reading pixels."""
+    known = np.isfinite(points.own).all(axis=1)
+    projected = np.isfinite(points.xy).all(axis=1)
+    left, top = area.corner(*np.where(projected[:, None], points.xy, 0).T)
+    outlines = area.outlines(left, top)
+    fits = [shapely.covers(_tolerant(raster.footprint), outlines) for raster in rasters]
+    sized = _sized(points)
+    reasons: list[str | None] = []
+    taken: dict[tuple[int, int], int] = {}
+    for i, place in enumerate(zip(left.tolist(), top.tolist(), strict=True)):
+        outside = [raster.what for raster, fit in zip(rasters, fits, strict=True) if not fit[i]]
+        if not known[i]:
+            reasons.append("no geometry")
+        elif not projected[i]:
+            reasons.append("its coordinates do not exist in the CRS of the chips")
+        elif outside:
+            reasons.append(f"chip not inside the {' and the '.join(outside)}")
+        elif not sized[i]:
+            reasons.append(f"no positive number in {_columns(points)}")
+        elif place in taken:  # two equal chips could come to stand on both sides of a split
+            reasons.append(f"same pixel as point {points.ids[taken[place]]}")
+        else:
+            taken[place] = i
+            reasons.append(None)
+    return reasons
+
+
+def _left_out(points: Points, reasons: Sequence[str | None]) -> list[LeftOut]:
+    return [
+        LeftOut(int(points.ids[i]), float(points.own[i, 0]), float(points.own[i, 1]), points.crs, reason)
+        for i, reason in enumerate(reasons)
+        if reason is not None
+    ]
+
+
+def _cut_negatives(
+    cutter: Cutter,
+    area: Area,
+    count: int,
+    lines: list[tuple[str, np.ndarray]],
+    near_share: float,
+    seed: int,
+    progress: bool,
+) -> list[Spot]:
+    """Cut `count` chips without a crossing: first those near the lines, then those anywhere."""
+    rng = np.random.default_rng((seed, 1))
+    by_lines = math.floor(near_share * count + 0.5) if lines else 0
+    chips: list[Spot] = []
+    number, seen = itertools.count(1), set[tuple[int, int]]()
+    for kind, wanted, along in (("near lines", by_lines, lines), ("anywhere", count - by_lines, [])):
+        if not wanted:
+            continue
+        drawn = (
+            chip._replace(name=f"{area.region}_F_{next(number):05d}")
+            for chip in area.negatives(rng, along, seen)
+        )
+        candidates = itertools.islice(drawn, CUTS_PER_NEGATIVE * wanted + 100)
+        done, _ = cutter.collect(candidates, wanted, f"without, {kind}", progress)
+        chips += done
+        if len(done) < wanted:
+            knob = f"near_share (now {near_share:g}), or give more lines in near"
+            other = "max_positives, or give rasters that reach further"
+            raise DataError(
+                f"only {len(done)} of {wanted} chips without a crossing ({kind}) found a place at least "
+                f"{area.min_distance_m:g} m from every crossing with data in both rasters. Lower "
+                f"min_distance_m or {knob if along else other}."
+            )
+    return chips
+
+
+# ------------------------------------------------------------------------------------------- folders
+
+
+def _write_tables(
+    folder: Path, chips: Sequence[Spot], left_out: Sequence[LeftOut], points: Points, size: int, crs: str
+) -> None:
+    """chips.csv (x, y: the chip's centre; point_x, point_y: the crossing, both in crs) and left_out.csv."""
+    rows: list[tuple[Any, ...]] = []
+    for chip in chips:
+        centre = (chip.left + size / 2, chip.top - size / 2)
+        crossing: tuple[Any, ...] = ("", "", "")
+        if chip.point is not None:
+            crossing = (points.ids[chip.point], *(f"{v:.3f}" for v in points.xy[chip.point]))
+        rows.append((chip.name, chip.label, *centre, crs, *crossing, chip.source))
+    header = ("name", "label", "x", "y", "crs", "point_id", "point_x", "point_y", "source")
+    write_atomically(folder / "chips.csv", _csv_bytes(header, rows))
+    write_atomically(folder / "left_out.csv", _csv_bytes(LeftOut._fields, left_out))
+
+
+def _csv_bytes(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _move_into_place(folder: Path, final: Path) -> None:
+    """Give the finished folder its name; an older one goes only then."""
+    for draft in folder.glob("**/.*"):  # of a killed process
+        draft.unlink()
+    sync_everything()  # the chips; else a power cut could leave the name and empty files
+    old = final.with_name(f"{folder.name}.old")
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+    folder.rename(final)
+    sync_to_disk(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _disk_trouble(out: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a DataError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(
+                f"{out}: the disk is full. Free some space and repeat the command: it goes on where it "
+                "stopped."
+            ) from error
+        raise DataError(f"out={out} cannot be written ({error}). Give a folder you may write to.") from error
+
+
+def cut_from_config(config: dict[str, Any]) -> CutReport:
+    """`cut_region` with the keys of conf/prepare.yaml, which come as text and numbers from a command line."""
+    values = dict(config)
+    for key in ("dem", "photo", "crossings", "out"):
+        values[key] = Path(str(values[key]))
+    for key in ("near", "photo_bands"):  # near=roads.gpkg is as good as near=[roads.gpkg]
+        given = values[key] or []
+        values[key] = [given] if isinstance(given, str) else given
+    values["near"] = [Path(str(path)) for path in values["near"]]
+    values["region"] = str(values["region"])
+    for key in ("crs", "dem_units"):
+        values[key] = None if values[key] is None else str(values[key])
+    for key in ("overwrite", "progress", "vrt_anywhere"):
+        if not isinstance(values[key], bool):
+            raise ConfigError(f"{key}={values[key]} cannot work: it has to be true or false.")
+    return cut_region(**values)

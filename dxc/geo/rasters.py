@@ -1,0 +1,397 @@
+"""What a cut is made from: rasters read window by window, crossing points and lines, on one projected CRS.
+
+Everything here looks at one input file and says what keeps it from being used; `dxc.geo.chips` decides
+where chips lie and writes them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyogrio
+import pyproj
+import shapely
+from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
+from rasterio.enums import MaskFlags, Resampling
+from rasterio.errors import CRSError, RasterioError, RasterioIOError
+from rasterio.transform import from_origin
+from rasterio.warp import reproject, transform
+from rasterio.windows import Window
+
+from dxc.errors import ConfigError, DataError
+from dxc.geo.elevation import METRES
+from dxc.geo.formats import VECTOR_DRIVERS, VECTOR_FORMATS, RasterFile, unreadable, vector_name
+from dxc.geo.photobands import PhotoBands
+
+log = logging.getLogger(__name__)
+
+# Of elevations as the file means them, with its scale and offset, in its own unit. Fill values that nobody declared
+# (-9999, -32768, +-3.4e38) lie outside; elevations in metres, feet or cm inside.
+ELEVATION_LIMITS = (-9000.0, 1e6)
+
+
+# ------------------------------------------------------------------------------------------- rasters
+
+
+@dataclass(frozen=True)
+class Raster:
+    """One input raster as seen from the target CRS. Threads open their own handle (GDAL's are not shared)."""
+
+    what: str  # DEM or photo, for messages
+    file: RasterFile
+    source_crs: CRS
+    target_crs: CRS
+    footprint: shapely.Polygon  # in the target CRS
+    resampling: Resampling
+    aligned: bool  # its pixels are those of the chips' grid: nothing to resample
+    bands: PhotoBands  # the bands to read; of a DEM its one
+    unit: str = "metre"  # of a DEM's elevations, a key of METRES
+
+    @classmethod
+    def look(
+        cls,
+        what: str,
+        file: RasterFile,
+        source: Any,
+        target_crs: CRS,
+        bands: PhotoBands,
+        unit: str = "metre",
+    ) -> Raster:
+        """Describe an open dataset: its outline in the target CRS, and how it will be resampled."""
+        steps = np.linspace(0, 1, 21)
+        edge = [(t, 0.0) for t in steps] + [(1.0, t) for t in steps]
+        edge += [(1 - t, 1.0) for t in steps] + [(0.0, 1 - t) for t in steps]
+        corners = [source.transform @ (c * source.width, r * source.height) for c, r in edge]
+        crs = horizontal(source.crs)
+        xs, ys = project_xy(crs, target_crs, *np.array(corners).T)
+        if not np.isfinite([xs, ys]).all():
+            raise DataError(
+                f"{what} {file.path}: its outline cannot be expressed in {crs_name(target_crs)}. Give a CRS that "
+                "covers it: crs=EPSG:..."
+            )
+        footprint = shapely.make_valid(shapely.Polygon(np.column_stack([xs, ys])))
+        metres = math.sqrt(footprint.area / (source.width * source.height))
+        # averaging at about 1 m would only pick the nearest pixel, hence 0.9
+        average = what == "photo" and metres < 0.9
+        t = source.transform
+        aligned = crs == target_crs and np.allclose((t.a, t.b, t.d, t.e), (1, 0, 0, -1), rtol=0, atol=1e-9)
+        aligned = aligned and np.allclose((t.c, t.f), np.round((t.c, t.f)), rtol=0, atol=1e-4)
+        resampling = Resampling.average if average else Resampling.bilinear
+        return cls(what, file, crs, target_crs, footprint, resampling, bool(aligned), bands, unit)
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
+
+    def read(self, source: Any, left: int, top: int, size: int) -> np.ndarray | None:
+        """Pixels of one chip, bands x size x size, of a DEM in metres; None where any of them is without data.
+
+        Validity is worked out here and warped beside the pixels instead of being left to GDAL, which takes
+        the fourth band of a uint8 file for transparency when its writer did not say otherwise.
+        """
+        window, inside = self._window(source, left, top, size)
+        if window is None:
+            return None
+        try:
+            data = source.read(self.bands.indexes, window=window)
+            elevations = _scaled(source, data) if self.what == "DEM" else None
+            valid = self._valid(source, data, elevations, window)
+        except RasterioError as error:
+            raise unreadable(self.what, self.path, window, error) from error
+        whole = inside and bool(valid.all())
+        if not (whole or valid.any()):
+            return None
+        if elevations is not None:
+            data = (np.where(valid, elevations, 0) * METRES[self.unit]).astype(np.float32)
+        if self.aligned:
+            return data if whole else None
+        grid = {
+            "src_transform": source.window_transform(window),
+            "src_crs": self.source_crs,
+            "dst_transform": from_origin(left, top, 1, 1),
+            "dst_crs": self.target_crs,
+            "resampling": self.resampling,
+            "tolerance": 0.0,  # exact coordinates: a chip is too small for approximation to pay
+        }
+        if not whole:
+            covered = np.zeros((size, size), np.float32)
+            reproject(valid.astype(np.float32), covered, **grid)
+            if covered.min() < 0.999:
+                return None
+        pixels = np.zeros((len(data), size, size), data.dtype)
+        reproject(data, pixels, **grid)
+        return pixels
+
+    def _window(self, source: Any, left: int, top: int, size: int) -> tuple[Window | None, bool]:
+        """The source window under a chip with a margin for the resampling kernel, None if there is none;
+        and whether all of it lies in the raster."""
+        steps = np.linspace(0, size, 5)
+        xs, ys = (grid.ravel() for grid in np.meshgrid(left + steps, top - steps))
+        xs, ys = project_xy(self.target_crs, self.source_crs, xs, ys)
+        if not np.isfinite([xs, ys]).all():
+            return None, False
+        cols, rows = ~source.transform @ (xs, ys)
+        if self.aligned:
+            c0, c1, r0, r1 = (round(float(v)) for v in (cols.min(), cols.max(), rows.min(), rows.max()))
+        else:
+            margin_c, margin_r = 3 + 3 * np.ptp(cols) / size, 3 + 3 * np.ptp(rows) / size
+            c0, c1 = math.floor(cols.min() - margin_c), math.ceil(cols.max() + margin_c)
+            r0, r1 = math.floor(rows.min() - margin_r), math.ceil(rows.max() + margin_r)
+        inside = c0 >= 0 and r0 >= 0 and c1 <= source.width and r1 <= source.height
+        c0, c1, r0, r1 = max(0, c0), min(source.width, c1), max(0, r0), min(source.height, r1)
+        return (Window(c0, r0, c1 - c0, r1 - r0) if c1 > c0 and r1 > r0 else None), inside
+
+    def _valid(
+        self, source: Any, data: np.ndarray, elevations: np.ndarray | None, window: Window
+    ) -> np.ndarray:
+        """Which source pixels carry data, bool rows x columns.
+
+        A photo pixel is without data only if all its bands are: NAIP declares nodata 0, and a single 0 is
+        then a dark pixel (red over water).
+        """
+        valid = np.ones(data.shape[1:], bool)
+        if elevations is not None:
+            low, high = ELEVATION_LIMITS
+            valid &= np.isfinite(elevations[0]) & (elevations[0] > low) & (elevations[0] < high)
+            if (
+                data.dtype.kind == "i"
+            ):  # the customary fill value of integers, however small it is once scaled
+                valid &= data[0] != np.iinfo(data.dtype).min
+        if source.nodata is not None and not math.isnan(source.nodata):
+            valid &= (data != np.array(source.nodata).astype(data.dtype)).any(axis=0)
+        if self.bands.mask is not None:
+            valid &= source.read(self.bands.mask, window=window) == self.bands.opaque
+        first = self.bands.indexes[0]
+        flags = source.mask_flag_enums[first - 1]
+        if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
+            valid &= source.read_masks(first, window=window) > 0
+        return valid
+
+
+def _scaled(source: Any, data: np.ndarray) -> np.ndarray:
+    """Elevations as the file means them, in its own unit, float64 1 x rows x columns."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(data.astype(np.float64) * source.scales[0] + source.offsets[0])
+
+
+def open_raster(what: str, file: RasterFile) -> Any:
+    """Open the DEM or the photo, or say what keeps it from being used (bands are checked apart)."""
+    try:
+        source = file.open()
+    except RasterioIOError as error:
+        text = " ".join(str(error).split())[:300]
+        raise DataError(f"{what} {file.path}: not a raster that can be read ({text}).") from error
+    usable = source.crs is not None and (source.crs.is_projected or source.crs.is_geographic)
+    if not usable or source.transform.is_identity:
+        missing = "georeference (its transform is the identity)" if usable else "known CRS"
+        source.close()
+        raise DataError(
+            f"{what} {file.path}: has no {missing}. Give it one, e.g. gdal_edit.py -a_srs EPSG:26915 FILE, or "
+            "gdal_translate -a_srs ... -a_ullr ..."
+        )
+    return source
+
+
+def check_dem(path: Path, dem: Any) -> None:
+    """Refuse band counts and number types that are not those of a DEM."""
+    if dem.count != 1:
+        raise DataError(f"DEM {path}: has {dem.count} bands, a DEM has 1. Are dem= and photo= swapped?")
+    kind = np.dtype(dem.dtypes[0] if "complex" not in dem.dtypes[0] else "complex64")
+    if kind.kind == "c":
+        raise DataError(f"DEM {path}: is of complex numbers ({dem.dtypes[0]}), elevations are real ones.")
+    if kind.itemsize == 1:
+        raise DataError(
+            f"DEM {path}: is {kind}, 256 steps are too coarse for elevations. Is it a hillshade? Give "
+            "the elevation model it was made from."
+        )
+    scale, offset = dem.scales[0], dem.offsets[0]
+    if not (math.isfinite(scale) and math.isfinite(offset) and scale):
+        raise DataError(
+            f"DEM {path}: has a scale of {scale:g} and an offset of {offset:g}, which give no elevations. Correct "
+            "them, e.g. gdal_edit.py -scale 1 -offset 0 FILE."
+        )
+
+
+# ----------------------------------------------------------------------- coordinate reference systems
+
+
+def crs_name(crs: CRS) -> str:
+    """EPSG:26915 where there is such a code, else the WKT."""
+    return str(crs.to_string())
+
+
+def metric_crs(wanted: str | None, path: Path, dem: Any) -> CRS:
+    """The CRS of the chips: the wanted one, else the DEM's if that is in metres, else the DEM's UTM zone."""
+    if wanted is not None:
+        try:
+            crs = CRS.from_user_input(int(wanted) if wanted.isdigit() else wanted)
+        except (CRSError, ValueError) as error:
+            raise ConfigError(f"crs={wanted} is not a known CRS. Give one like crs=EPSG:26915.") from error
+        if not _in_metres(crs):
+            unit = "is geographic (degrees)" if crs.is_geographic else "is not projected in metres"
+            raise ConfigError(
+                f"crs={wanted} {unit}, chips are measured in metres. Give a projected CRS such as a UTM "
+                "zone, or leave crs out."
+            )
+        return horizontal(crs)
+    own = horizontal(dem.crs)
+    # world Mercator is in "metres" that shrink with latitude: 100 m of it are 70 m of ground at 45 degrees
+    method = getattr(pyproj.CRS.from_wkt(own.wkt).coordinate_operation, "method_name", "")
+    mercator = method.startswith(("Mercator", "Popular Visualisation"))
+    if _in_metres(own) and not mercator:
+        return own
+    x, y = dem.transform @ (dem.width / 2, dem.height / 2)
+    (lon,), (lat,) = project_xy(own, CRS.from_epsg(4326), np.array([x]), np.array([y]))
+    if not (math.isfinite(lon) and math.isfinite(lat)):
+        raise DataError(f"DEM {path}: its centre ({x:g}, {y:g}) lies outside {crs_name(own)}. Check its CRS.")
+    zone = min(60, int((lon + 180) // 6) + 1)
+    utm = CRS.from_epsg((32600 if lat >= 0 else 32700) + zone)
+    log.info("The DEM's %s is not in metres of ground: chips are in %s.", crs_name(own), crs_name(utm))
+    return utm
+
+
+def _in_metres(crs: CRS) -> bool:
+    return bool(crs.is_projected and math.isclose(crs.linear_units_factor[1], 1.0))
+
+
+def horizontal(crs: CRS) -> CRS:
+    """Without the vertical part of a compound CRS, which `dxc.geo.elevation` looks at."""
+    full = pyproj.CRS.from_wkt(crs.wkt)
+    return CRS.from_wkt(full.sub_crs_list[0].to_wkt()) if full.is_compound else crs
+
+
+def project_xy(source: CRS, target: CRS, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates in the target CRS, inf where there are none; rasters and points alike go through GDAL."""
+    if source == target:
+        return np.asarray(xs, float), np.asarray(ys, float)
+    try:
+        found = transform(source, target, xs, ys)
+        return np.array(found[0], float), np.array(found[1], float)
+    except CPLE_BaseError:  # one impossible coordinate, such as latitude 95, fails them all
+        if len(xs) == 1:
+            return np.array([np.inf]), np.array([np.inf])
+        alone = [project_xy(source, target, xs[i : i + 1], ys[i : i + 1]) for i in range(len(xs))]
+        return np.concatenate([x for x, _ in alone]), np.concatenate([y for _, y in alone])
+
+
+def extent_text(shape: shapely.Geometry) -> str:
+    return "x {0:.0f}..{2:.0f}, y {1:.0f}..{3:.0f}".format(*shape.bounds)
+
+
+# -------------------------------------------------------------------------------- points and lines
+
+
+@dataclass(frozen=True)
+class Points:
+    """The crossings: ids, coordinates in the file's CRS and in the target CRS (nan: no geometry), and some columns."""
+
+    ids: np.ndarray  # int, (n,)
+    own: np.ndarray  # float, (n, 2)
+    crs: str
+    xy: np.ndarray  # float, (n, 2), target CRS
+    columns: dict[str, np.ndarray]  # of numbers, float, (n,); nan: none, or no number
+
+    def shapes(self) -> np.ndarray:
+        """The points in the target CRS, without those that have no place there."""
+        return shapely.points(self.xy[np.isfinite(self.xy).all(axis=1)])
+
+    @classmethod
+    def read(cls, path: Path, target: CRS, columns: Sequence[str] = ()) -> Points:
+        """Read the file of crossings, or raise a DataError that says why it is not one, or lacks a column."""
+        frame, crs = _read_vector("crossings", path, "Point", columns)
+        shapes = frame.geometry.to_numpy()
+        single = shapely.get_num_geometries(shapes) == 1
+        shapes = np.where(
+            single & (shapely.get_type_id(shapes) == 4), shapely.get_geometry(shapes, 0), shapes
+        )
+        present = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
+        odd = present & (shapely.get_type_id(shapes) != 0)
+        if odd.any():
+            kinds = sorted({shape.geom_type for shape in shapes[odd]})
+            raise DataError(
+                f"crossings {path}: {odd.sum()} of {len(shapes)} geometries are {', '.join(kinds)}, needed "
+                "are single points. Convert them, e.g. ogr2ogr -explodecollections, or centroids in QGIS."
+            )
+        if not present.any():
+            raise DataError(f"crossings {path}: holds no point. Give a file with crossing points.")
+        own = np.full((len(shapes), 2), np.nan)
+        own[present] = shapely.get_coordinates(shapes[present])
+        xy = own.copy()
+        xy[present] = np.column_stack(project_xy(crs, target, *own[present].T))
+        numbers = {name: _numbers(frame[name]) for name in columns}
+        return cls(frame.index.to_numpy(), own, crs_name(crs), xy, numbers)
+
+
+def _numbers(column: Any) -> np.ndarray:
+    """A column as floats, nan where it holds none; numbers written as text count, dates and truth values do not."""
+    import pandas
+
+    if column.dtype.kind not in "iufO":
+        return np.full(len(column), np.nan)
+    return pandas.to_numeric(column, errors="coerce").to_numpy(float, na_value=np.nan)
+
+
+def _read_vector(what: str, path: Path, kind: str, columns: Sequence[str] = ()) -> tuple[Any, CRS]:
+    """The one layer of `kind` (Point or LineString): a frame of ids, geometries and columns, and its horizontal CRS."""
+    opened = vector_name(what, path)
+    try:
+        layers = [(str(name), str(geometry)) for name, geometry in pyogrio.list_layers(opened)]
+        fitting = [name for name, geometry in layers if kind in geometry] or [name for name, _ in layers]
+        if len(fitting) != 1:
+            raise DataError(
+                f"{what} {path}: has {len(fitting)} layers that may be meant "
+                f"({', '.join(fitting) or 'none'}). Give a file with one."
+            )
+        info = pyogrio.read_info(opened, layer=fitting[0])
+        if info["driver"] not in VECTOR_DRIVERS:
+            raise DataError(
+                f"{what} {path}: is read as {info['driver']}, not as {VECTOR_FORMATS}. Convert it."
+            )
+        there = [str(name) for name in info["fields"]]
+        frame = pyogrio.read_dataframe(opened, layer=fitting[0], columns=list(columns), fid_as_index=True)
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{what} {path}: not a vector file that can be read ({error}). Give {VECTOR_FORMATS}."
+        ) from error
+    if not hasattr(frame, "geometry") or not len(frame):
+        raise DataError(f"{what} {path}: holds no geometry. Give a file with {kind} geometries.")
+    if frame.crs is None or not (frame.crs.is_projected or frame.crs.is_geographic):
+        raise DataError(
+            f"{what} {path}: has no CRS, so its place on the rasters is unknown. Give it one, e.g. "
+            "ogr2ogr -a_srs EPSG:26915 NEW.gpkg FILE (a shapefile needs its .prj)."
+        )
+    if missing := [name for name in columns if name not in there]:
+        raise DataError(
+            f"{what} {path}: has no column {', '.join(missing)}; it has {', '.join(there) or 'no columns'}."
+        )
+    return frame, horizontal(CRS.from_wkt(frame.crs.to_wkt()))
+
+
+def read_lines(path: Path, target: CRS, common: shapely.Geometry) -> np.ndarray:
+    """The parts of a file's lines that lie in `common`, as LineStrings in the target CRS."""
+    frame, crs = _read_vector("near", path, "LineString")
+    shapes = frame.geometry.to_numpy()
+    lines = shapely.get_parts(shapes[~shapely.is_missing(shapes)])
+    if (shapely.get_dimensions(lines) != 1).any():
+        raise DataError(f"near {path}: holds other geometries than lines. Give roads or streams as lines.")
+
+    def project(xy: np.ndarray) -> np.ndarray:
+        return np.column_stack(project_xy(crs, target, *xy.T))
+
+    lines = shapely.transform(shapely.force_2d(lines), project)
+    lines = lines[np.isfinite(shapely.length(lines))]
+    parts = shapely.get_parts(shapely.intersection(lines, common))
+    parts = shapely.get_parts(parts)  # a collection may hold multi lines
+    parts = parts[(shapely.get_dimensions(parts) == 1) & (shapely.length(parts) > 0)]
+    if not len(parts):
+        raise DataError(
+            f"near {path}: no line lies where both rasters are ({extent_text(common)}). Leave it out."
+        )
+    return parts

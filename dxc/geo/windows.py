@@ -1,0 +1,153 @@
+"""Cuts chips out of two rasters with several threads, and writes each as a GeoTIFF: whole or not at all.
+
+Where boxes are wanted, a chip with a crossing has a third file, the annotation beside its photo.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.io import MemoryFile
+from rasterio.transform import from_origin
+from tqdm import tqdm
+
+from dxc.files import write_atomically
+from dxc.geo.photobands import KNOWN_BANDS
+from dxc.geo.rasters import Raster, open_raster
+from dxc.geo.sites import CrossingBoxes, Spot
+from dxc.geo.voc import write_voc
+from dxc.text import for_terminal
+
+CHIP_NODATA = -9999.0  # declared in every DEM chip; no pixel of a chip has it
+STRIP_M = 500  # chips are read strip by strip of the region
+
+
+class Cutter:
+    """Cuts chips into a folder with several threads, each with its own handles on the two rasters."""
+
+    def __init__(
+        self,
+        folder: Path,
+        rasters: tuple[Raster, Raster],
+        photo_bands: tuple[str, ...],
+        size: int,
+        region: str,
+        workers: int,
+        boxes: CrossingBoxes | None = None,
+    ) -> None:
+        self.folder, self.rasters, self.photo_bands, self.size = folder, rasters, photo_bands, size
+        self.region, self.boxes = region, boxes
+        self._mine = threading.local()
+        self._open: list[Any] = []
+        for kind in ("DEM", "Aer"):
+            for label in ("F", "T"):
+                (folder / f"{region}{kind}" / label).mkdir(parents=True, exist_ok=True)
+        # rasterio silences this harmless warning by means that do not work in threads
+        warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="cut")
+
+    def __enter__(self) -> Cutter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        for source in self._open:
+            source.close()
+
+    def paths(self, chip: Spot) -> tuple[Path, ...]:
+        """The files of a chip: DEM and photo, and the annotation where it has one."""
+        dem, photo = (self.folder / f"{self.region}{kind}" / chip.label for kind in ("DEM", "Aer"))
+        annotated = self.boxes is not None and chip.label == "T"
+        annotation = (photo / f"{chip.name}.xml",) if annotated else ()
+        return dem / f"{chip.name}.tif", photo / f"{chip.name}.tif", *annotation
+
+    def collect(
+        self, candidates: Iterator[Spot], wanted: int, what: str, progress: bool
+    ) -> tuple[list[Spot], list[tuple[Spot, str]]]:
+        """Cut candidates until `wanted` are done; those done and, with the reason, those that would not do.
+
+        Never more candidates are tried at once than are still wanted, so which ones make it depends on
+        neither the number of threads nor an earlier, interrupted call.
+        """
+        done: list[Spot] = []
+        failed: list[tuple[Spot, str]] = []
+        with tqdm(
+            total=wanted,
+            desc=for_terminal(f"{self.region} {what}"),
+            unit="chip",
+            disable=None if progress else True,
+        ) as bar:
+            while batch := list(itertools.islice(candidates, wanted - len(done))):
+                reasons: dict[Spot, str | None] = {}
+                # neighbours one after the other find GDAL's blocks still unpacked
+                route = sorted(batch, key=lambda spot: (spot.top // STRIP_M, spot.left, spot.name))
+                for spot, reasons[spot] in zip(route, self._pool.map(self.cut, route), strict=True):
+                    bar.update(reasons[spot] is None)
+                done += [spot for spot in batch if reasons[spot] is None]
+                failed += [(spot, reason) for spot in batch if (reason := reasons[spot]) is not None]
+        return done, failed
+
+    def cut(self, chip: Spot) -> str | None:
+        """Write the files of one chip unless they are there; else the reason why it cannot be cut."""
+        files = self.paths(chip)
+        if all(map(_is_whole, files)):
+            return None
+        images = []
+        for raster, source in zip(self.rasters, self._sources(), strict=True):
+            pixels = raster.read(source, chip.left, chip.top, self.size)
+            if pixels is None:
+                return f"{raster.what} without data in the chip"
+            images.append(pixels)
+        dem, photo, *annotations = files
+        for file, pixels, names in zip((dem, photo), images, (("dem",), self.photo_bands), strict=True):
+            place = from_origin(chip.left, chip.top, 1, 1)
+            content = _geotiff(pixels, place, self.rasters[0].target_crs, names)
+            write_atomically(file, content, sync=False)  # cut_region syncs all chips at once
+        if self.boxes is not None and annotations:
+            found = self.boxes.in_chip(chip.left, chip.top, self.size)
+            edge, depth = self.size, len(self.photo_bands)
+            write_voc(
+                annotations[0], found, width=edge, height=edge, image=photo.name, depth=depth, sync=False
+            )
+        return None
+
+    def _sources(self) -> tuple[Any, Any]:
+        if not hasattr(self._mine, "sources"):
+            self._mine.sources = tuple(open_raster(raster.what, raster.file) for raster in self.rasters)
+            self._open += self._mine.sources
+        return self._mine.sources
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a chip's file is there; after a power cut one that was not synced may be there and empty."""
+    return file.is_file() and file.stat().st_size > 0
+
+
+def _geotiff(pixels: np.ndarray, place: rasterio.Affine, crs: CRS, names: Sequence[str]) -> bytes:
+    """A GeoTIFF in memory: GDAL itself would only log a full disk."""
+    profile = {
+        "count": len(pixels),
+        "height": pixels.shape[1],
+        "width": pixels.shape[2],
+        "dtype": pixels.dtype,
+    }
+    if names == ("dem",):
+        profile["nodata"] = CHIP_NODATA
+    else:
+        # left to itself, GDAL declares the fourth of four uint8 bands to be transparency
+        profile["photometric"] = "rgb" if names[:3] == KNOWN_BANDS[:3] else "minisblack"
+    with MemoryFile() as memory:
+        with memory.open(driver="GTiff", crs=crs, transform=place, **profile) as file:
+            file.write(pixels)
+            file.descriptions = names
+        return bytes(memory.getbuffer())

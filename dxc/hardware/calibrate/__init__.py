@@ -1,0 +1,1 @@
+"""A predictor package for this machine: networks are drawn, measured, fitted."""

@@ -1,0 +1,1 @@
+"""Latency and memory in a fresh process, here or over SSH."""

@@ -1,0 +1,255 @@
+"""Times one ONNX file in the process it runs in: `python worker.py`, request on stdin, result on stdout (JSON).
+
+Self-contained (standard library, numpy, onnxruntime; torch for CUDA events), because dxc.hardware.measure.latency also
+copies this one file to a device and runs it there: Python 3.9 and onnxruntime 1.16 are enough (1.17 for CUDA).
+
+    empty process | session | warm-up | timed runs          only session.run is inside the clock
+    ^ baseline    |         |         ^ until max_runs, or until max_seconds and min_runs
+                  |         ^ until warmup_runs and warmup_seconds, but not for longer than max_seconds
+                  ^ peak: highest resident memory from here on, less the baseline
+
+Memory is the host's; what a GPU allocates on its own board is not in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from typing import Any, Callable
+
+MARK = "dxc-worker:"  # the line with the result: libraries may print others
+
+
+class Refused(Exception):
+    """What a user can mend; its kind tells dxc.hardware.measure.latency which advice to give."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def main(request: dict[str, Any]) -> dict[str, Any]:
+    """Time request['model']; see dxc.hardware.measure.latency for what goes in and comes out."""
+    load = list(os.getloadavg())  # before this process adds to it
+    signal.alarm(request.get("timeout_seconds", 0))  # nobody is left to end it on a device whose line is cut
+    if request.get("affinity"):
+        pin(request["affinity"])
+    # From 1.29 on it reports its use to Microsoft, from threads of its own, unless this is set before it starts.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    cuda = request["provider"] == "cuda"
+    try:
+        import numpy as np
+        import onnxruntime
+    except ImportError as error:
+        raise Refused("import", str(error)) from error
+    provider = "CUDAExecutionProvider" if cuda else "CPUExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise Refused("provider", "this onnxruntime has " + ", ".join(onnxruntime.get_available_providers()))
+    settings = cuda_settings() if cuda else {}
+    baseline = resident_bytes()
+    reset = reset_peak()
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = request["threads"]
+    options.inter_op_num_threads = 1  # more do nothing since onnxruntime 1.14
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(request["model"], options, providers=[(provider, settings)])
+    except Exception as error:  # onnxruntime's own classes differ between versions
+        raise Refused("model", str(error)) from error
+    if session.get_providers()[0] != provider:
+        raise Refused("cuda", provider + " could not be started")
+    try:
+        feeds = {each.name: random_input(np, each, request["batch"]) for each in session.get_inputs()}
+        run = timed_cuda(session, feeds) if cuda else timed_cpu(session, feeds)
+        run()
+    except Refused:
+        raise
+    except Exception as error:  # too little memory, or sizes inside the file that do not fit together
+        raise Refused("run", "%s: %s" % (type(error).__name__, error)) from error
+
+    warmup_runs = 1
+    begin = time.perf_counter()
+    while warmup_runs < request["warmup_runs"] or time.perf_counter() - begin < request["warmup_seconds"]:
+        if time.perf_counter() - begin > request["max_seconds"]:
+            break
+        run()
+        warmup_runs += 1
+    raw_ms: list[float] = []
+    begin = time.perf_counter()
+    while len(raw_ms) < request["max_runs"]:
+        if time.perf_counter() - begin > request["max_seconds"] and len(raw_ms) >= request["min_runs"]:
+            break
+        raw_ms.append(run())
+    peak, source = peak_bytes()
+    return {
+        "raw_ms": raw_ms,
+        "baseline_memory_mb": baseline / 1e6,
+        "peak_memory_mb": max(0.0, (peak - baseline) / 1e6),
+        "environment": {
+            "device": device(request["provider"]),
+            "cpu": processor(),
+            "cores": os.cpu_count(),
+            "provider": request["provider"],
+            "providers": session.get_providers(),
+            "threads": request["threads"],
+            "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+            "warmup_runs": warmup_runs,
+            "memory_from": source if reset else source + ", imports included",
+            "onnxruntime": onnxruntime.__version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "load_average": load,
+            "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        },
+    }
+
+
+def pin(cores: list[int]) -> None:
+    """Run on these cores only; threads that start later inherit it."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise Refused("affinity", "this system cannot pin a process to cores")
+    try:
+        os.sched_setaffinity(0, cores)
+    except (OSError, ValueError, OverflowError) as error:
+        raise Refused("affinity", "cores %s: %s" % (cores, error)) from error
+    missing = sorted(set(cores) - os.sched_getaffinity(0))  # the kernel leaves out what it does not have
+    if missing:
+        raise Refused("affinity", "there is no core " + ", ".join(str(core) for core in missing))
+
+
+def cuda_settings() -> dict[str, str]:
+    """Options that make onnxruntime work in torch's current stream, so that torch's events see its work.
+
+    A stream of its own: torch's default one is number 0, which onnxruntime takes for none
+    (https://github.com/microsoft/onnxruntime/pull/19619).
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise Refused("torch", str(error)) from error
+    if not torch.cuda.is_available():
+        raise Refused("cuda", "torch %s finds no CUDA device" % torch.__version__)
+    torch.cuda.set_stream(torch.cuda.Stream())
+    return {"user_compute_stream": str(torch.cuda.current_stream().cuda_stream)}
+
+
+def random_input(np: Any, tensor: Any, batch: int) -> Any:
+    """Random values of an input's shape, images a batch; the batch is its only open dimension."""
+    dims = list(tensor.shape)
+    if dims and not isinstance(dims[0], int):
+        dims[0] = batch
+    elif dims and dims[0] != batch:
+        raise Refused("batch", "input '%s' is fixed to batch %s" % (tensor.name, dims[0]))
+    unknown = [dim or "axis %d" % axis for axis, dim in enumerate(dims) if not isinstance(dim, int)]
+    if unknown:
+        raise Refused("size", "input '%s' has no fixed %s" % (tensor.name, ", ".join(unknown)))
+    if tensor.type != "tensor(float)":
+        raise Refused("type", "input '%s' is a %s, not float32" % (tensor.name, tensor.type))
+    return np.random.default_rng(0).random(dims, dtype=np.float32)
+
+
+def timed_cpu(session: Any, feeds: dict[str, Any]) -> Callable[[], float]:
+    """One execution and its milliseconds."""
+
+    def run() -> float:
+        before = time.perf_counter()
+        session.run(None, feeds)
+        return (time.perf_counter() - before) * 1000
+
+    return run
+
+
+def timed_cuda(session: Any, feeds: dict[str, Any]) -> Callable[[], float]:
+    """Inputs and outputs stay on the device; the time between two events around the run."""
+    import onnxruntime
+    import torch
+
+    binding = session.io_binding()
+    kept = [onnxruntime.OrtValue.ortvalue_from_numpy(value, "cuda", 0) for value in feeds.values()]
+    for name, value in zip(feeds, kept):
+        binding.bind_ortvalue_input(name, value)
+    for output in session.get_outputs():
+        binding.bind_output(output.name, "cuda")
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def run() -> float:
+        start.record()
+        session.run_with_iobinding(binding)
+        end.record()
+        torch.cuda.synchronize()
+        return float(start.elapsed_time(end))
+
+    run.inputs = kept  # type: ignore[attr-defined]  # lives as long as what is bound to it
+    return run
+
+
+def resident_bytes() -> int:
+    """Resident memory now; the highest so far where /proc is missing."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return peak_bytes()[0]
+
+
+def reset_peak() -> bool:
+    """Forget the peak so far: importing may have needed more than it kept. False where the system cannot."""
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        return False  # the peak is then an upper bound
+    return True
+
+
+def peak_bytes() -> tuple[int, str]:
+    """Highest resident memory since reset_peak, or of the process's life; and where that was read.
+
+    ru_maxrss is second choice: Linux starts it at what the parent had when it started this process.
+    """
+    try:
+        with open("/proc/self/status") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024, "VmHWM"
+    except OSError:
+        pass
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "ru_maxrss"
+
+
+def device(provider: str) -> str:
+    """Name of the processor or GPU, as dxc.hardware.spec.device_name gives it."""
+    if provider == "cuda":
+        import torch
+
+        return str(torch.cuda.get_device_name())
+    return "%s, %s cores" % (processor(), os.cpu_count())
+
+
+def processor() -> str:
+    """Model of the processor, as Linux names it."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith(("model name", "Model")):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    try:
+        answer = main(json.load(sys.stdin))
+    except Refused as refused:
+        answer = {"error": refused.kind, "message": str(refused)}
+    print("\n" + MARK + json.dumps(answer), flush=True)  # a line of its own, whatever was printed before

@@ -1,0 +1,326 @@
+"""Predictor packages in nn-Meter's layout: found, fetched, unpacked, read.
+
+    NAME/fusion_rules.json    which operators the device runs together
+    NAME/KERNEL.npz           one predictor (dxc.hardware.predict.forest); from KERNEL.pkl, where there is one
+    NAME/package.json         what it describes (packages made by calibrate.py)
+
+A name is looked for in the user's folder, then among the packages that come with dxc, then, for the four that
+nn-Meter publishes, at its release address.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+import stat
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from dxc.errors import FOLDER_NAME, HardwareError
+from dxc.files import write_atomically
+from dxc.hardware.predict.forest import Forest
+from dxc.hardware.predict.kernels import check_rules
+from dxc.hardware.predict.pickles import read_forest
+from dxc.masking import masked
+from dxc.untrusted import load_json
+
+log = logging.getLogger(__name__)
+
+PUBLISHED = (
+    "cortexA76cpu_tflite21",
+    "adreno640gpu_tflite21",
+    "adreno630gpu_tflite21",
+    "myriadvpu_openvino2019r2",
+)
+RELEASE_URL = "https://github.com/microsoft/nn-Meter/releases/download/v1.0-data"
+HASHES = "hashes.json"
+SHIPPED = Path(__file__).with_name("shipped")
+MAX_UNPACKED_BYTES = 4_000_000_000
+MAX_ENTRIES = 1_000
+CHUNK_BYTES = 1 << 16
+TIMEOUT_SECONDS = (10, 60)  # to connect; between two pieces
+
+
+class UnreachableError(HardwareError):
+    """The address of published packages does not answer."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """Predictors of one device. regressors: by kernel name, such as 'conv-bn-relu'. about: its package.json."""
+
+    name: str
+    folder: Path
+    rules: Path
+    regressors: Mapping[str, Forest]
+    about: dict[str, Any]
+
+
+def load_package(folder: Path) -> Package:
+    """Read a package's folder. Pickles are turned into .npz beside them, once, without running them.
+
+    Raises HardwareError for a folder that is no package, or holds a damaged or foreign file, which it names.
+    """
+    rules = folder / "fusion_rules.json"
+    if not rules.is_file():
+        raise HardwareError(
+            f"{folder} is no predictor package: it has no fusion_rules.json. A package is a folder with that file "
+            "and one KERNEL.pkl or KERNEL.npz for each kernel, as nn-Meter publishes them"
+        )
+    check_rules(rules)
+    regressors = {}
+    for path in sorted(folder.glob("*.pkl")):
+        arrays = path.with_suffix(".npz")
+        if arrays.exists() and arrays.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+            continue
+        regressors[path.stem] = read_forest(path)
+        with contextlib.suppress(OSError):  # a folder that cannot be written: read anew each time
+            regressors[path.stem].save(arrays)
+    for path in sorted(folder.glob("*.npz")):
+        if path.stem not in regressors:
+            regressors[path.stem] = Forest.load(path)
+    if not regressors:
+        raise HardwareError(f"{folder} holds no predictor: no KERNEL.pkl and no KERNEL.npz")
+    return Package(folder.name, folder, rules, regressors, _about(folder / "package.json"))
+
+
+def find_package(
+    name: str,
+    *,
+    packages_dir: Path,
+    packages_url: str = RELEASE_URL,
+    progress: bool = True,
+    shipped: Path = SHIPPED,
+) -> Package:
+    """The package of a name; a published one is fetched on first use, with a bar, and resumed when interrupted.
+
+    Raises HardwareError for an unknown name (listing those there are), a package that cannot be fetched (with
+    the address, and the folder to put it into by hand) or read.
+    """
+    check_name(name, packages_dir, shipped)
+    folder = packages_dir / name
+    if folder.is_dir():
+        return load_package(folder)
+    if (shipped / name).is_dir():
+        return load_package(shipped / name)
+    from filelock import FileLock
+
+    try:
+        packages_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(packages_dir / ".lock"):
+            if not folder.is_dir():  # another process may have been faster
+                archive = packages_dir / f"{name}.zip"
+                fetched = not archive.is_file()
+                if fetched:
+                    _fetch(f"{packages_url.rstrip('/')}/{name}.zip", archive, progress)
+                unpack(archive, packages_dir, name)
+                # only now: a log-in page that came instead must not be what later ones have to equal
+                if fetched:
+                    _record(archive)
+    except OSError as error:
+        raise HardwareError(
+            f"{name} cannot be put into {packages_dir}: {error}. Make room or choose a folder that can be written: "
+            "hardware.packages_dir=DIR"
+        ) from error
+    return load_package(folder)
+
+
+def check_name(name: str, packages_dir: Path, shipped: Path = SHIPPED) -> None:
+    """Raise HardwareError unless a package of this name is here or published; nothing is fetched."""
+    here = available(packages_dir, shipped)
+    if FOLDER_NAME.fullmatch(str(name)) and (name in here or name in PUBLISHED):
+        return
+    raise HardwareError(
+        f"hardware.predictors: there is no package '{name}'. Here: {', '.join(here) or 'none'} (in {packages_dir} and "
+        f"with dxc); published, fetched on first use: {', '.join(PUBLISHED)}. python calibrate.py name=NAME makes one"
+    )
+
+
+def available(packages_dir: Path, shipped: Path = SHIPPED) -> list[str]:
+    """Names of the packages that are here: folders and unpacked archives."""
+    folders = [
+        path.parent.name for root in (packages_dir, shipped) for path in root.glob("*/fusion_rules.json")
+    ]
+    return sorted({*folders, *(path.stem for path in packages_dir.glob("*.zip"))} - {""})
+
+
+def unpack(archive: Path, packages_dir: Path, name: str) -> None:
+    """Unpack NAME.zip to packages_dir/NAME. Entries that would leave that folder are refused, all of them unread."""
+    with tempfile.TemporaryDirectory(dir=packages_dir, prefix=f".{name}.") as place:
+        whole = Path(place) / "whole"
+        try:
+            with zipfile.ZipFile(archive) as opened:
+                entries = opened.infolist()
+                for entry in entries:
+                    _check_entry(entry, archive)
+                if (
+                    sum(entry.file_size for entry in entries) > MAX_UNPACKED_BYTES
+                    or len(entries) > MAX_ENTRIES
+                ):
+                    raise HardwareError(
+                        f"{archive} unpacks to over {MAX_UNPACKED_BYTES / 1e9:g} GB or {MAX_ENTRIES} files: no "
+                        "predictor package; nothing was unpacked"
+                    )
+                opened.extractall(whole)  # checks each file's length and CRC
+        except HardwareError:
+            raise
+        except Exception as error:  # zipfile, zlib and lzma each have their own for a damaged file
+            raise HardwareError(
+                f"{archive} cannot be unpacked: {error}. Is there room? If it is damaged, remove it, so that it is "
+                "fetched anew"
+            ) from error
+        source = whole / name if (whole / name).is_dir() else whole  # with or without a folder of its own
+        if not (source / "fusion_rules.json").is_file():
+            raise HardwareError(
+                f"{archive} is no predictor package: there is no {name}/fusion_rules.json in it"
+            )
+        source.rename(packages_dir / name)
+
+
+def _check_entry(entry: zipfile.ZipInfo, archive: Path) -> None:
+    name = entry.orig_filename
+    leaves = (
+        PurePosixPath(name).is_absolute()
+        or PureWindowsPath(name).drive
+        or "\\" in name
+        or "\0" in name
+        or ".." in PurePosixPath(name).parts
+    )
+    if leaves or stat.S_ISLNK(entry.external_attr >> 16):
+        raise HardwareError(
+            f"{archive}: the entry {name!r} leaves the package's folder; nothing was unpacked. Do not use this file"
+        )
+
+
+def _fetch(url: str, archive: Path, progress: bool) -> None:
+    """Download to `archive`. What it was at first is on record in hashes.json: later copies have to be the same."""
+    import pooch
+    import requests
+
+    pooch.get_logger().setLevel(logging.WARNING)
+    partial = archive.with_name(f"{archive.name}.partial")
+    known = _known_hashes(archive.parent)
+    try:
+        pooch.retrieve(
+            url,
+            known_hash=known.get(archive.name),
+            fname=archive.name,
+            path=archive.parent,
+            downloader=_Resuming(archive, progress),
+        )
+    except requests.RequestException as error:
+        kept = "; what has arrived is kept, and the next try goes on from there" if partial.exists() else ""
+        raise UnreachableError(
+            f"{archive.stem} cannot be fetched from {masked(url)} ({_short(error)}{kept}). Fetch it where there is a "
+            f"network and put {archive.name} (or its folder) into {archive.parent}, or name a folder: "
+            "hardware.packages_dir=DIR"
+        ) from error
+    except ValueError as error:  # pooch's word for a hash that differs
+        partial.unlink(missing_ok=True)
+        raise HardwareError(
+            f"{masked(url)} is not what it was when it was first fetched (SHA-256 in {archive.parent / HASHES}): "
+            f"{_short(error)}. If that is meant, remove its line there"
+        ) from error
+
+
+def _known_hashes(packages_dir: Path) -> dict[str, str]:
+    """SHA-256 of each archive when it was first fetched, by its file's name."""
+    record = packages_dir / HASHES
+    if not record.is_file():
+        return {}
+    try:
+        known = load_json(record)
+        if not isinstance(known, dict) or not all(isinstance(each, str) for each in known.values()):
+            raise ValueError("it has to be an object of texts")
+        return known
+    except ValueError as error:
+        raise HardwareError(
+            f"{record} is damaged: {error}. Mend or remove it; then what is fetched next counts as the first"
+        ) from error
+
+
+def _record(archive: Path) -> None:
+    known = _known_hashes(archive.parent)
+    known[archive.name] = f"sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}"
+    write_atomically(archive.parent / HASHES, json.dumps(known, indent=1) + "\n")
+
+
+class _Resuming:
+    """A downloader for pooch that keeps what has arrived in ARCHIVE.partial, and goes on from there."""
+
+    def __init__(self, archive: Path, progress: bool) -> None:
+        self._partial = archive.with_name(f"{archive.name}.partial")
+        self._progress = progress
+
+    def __call__(self, url: str, output_file: Any, pooch: Any, check_only: bool = False) -> bool | None:
+        import requests
+        from tqdm import tqdm
+
+        if check_only:
+            return bool(requests.head(url, timeout=TIMEOUT_SECONDS, allow_redirects=True).ok)
+        have = self._partial.stat().st_size if self._partial.exists() else 0
+        headers = (
+            {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
+            if have
+            else {"Accept-Encoding": "identity"}
+        )
+        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
+            resumed = response.status_code == 206
+            said = response.headers.get("Content-Range", "")
+            elsewhere = resumed and said and not said.startswith(f"bytes {have}-")
+            # what has arrived was whole already, or is of another file: once more, from the beginning
+            if have and (response.status_code == 416 or elsewhere):
+                self._partial.unlink(missing_ok=True)
+                return self(url, output_file, pooch)
+            response.raise_for_status()
+            have = have if resumed else 0
+            expected = (
+                have + int(response.headers["Content-Length"])
+                if "Content-Length" in response.headers
+                else None
+            )
+            with (
+                self._partial.open("ab" if resumed else "wb") as file,
+                tqdm(
+                    total=expected, initial=have, unit="B", unit_scale=True, desc=self._partial.stem,
+                    disable=not self._progress,
+                ) as bar,
+            ):  # fmt: skip
+                for chunk in response.iter_content(CHUNK_BYTES):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+        if expected is not None and self._partial.stat().st_size != expected:
+            raise requests.ConnectionError(
+                f"it ended after {self._partial.stat().st_size} of {expected} bytes"
+            )
+        shutil.copyfile(self._partial, output_file)
+        self._partial.unlink()
+        return None
+
+
+def _short(error: Exception) -> str:
+    """The end of requests' nested messages is what a person can use."""
+    text = masked(str(error).splitlines()[0])
+    return text if len(text) < 160 else f"{type(error).__name__}: ...{text[-120:]}"
+
+
+def _about(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        about = load_json(path)
+        needed = ("target", "device", "runtime", "runtime_version", "threads")
+        if not isinstance(about, dict) or any(key not in about for key in needed):
+            raise ValueError(f"it has to have {', '.join(needed)}")
+        return about
+    except (OSError, ValueError) as error:
+        raise HardwareError(
+            f"{path} does not describe a calibrated package: {error}. Calibrate anew, or copy it anew"
+        ) from error

@@ -1,0 +1,1 @@
+"""Traces of a network, reduced to tables."""

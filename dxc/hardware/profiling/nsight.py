@@ -1,0 +1,155 @@
+"""Nsight Systems: record an exported file's inference on a GPU, and reduce the report to tables.
+
+Reads the SQLite file of `nsys export`: NVTX_EVENTS (our ranges, 'batch 8'), CUPTI_ACTIVITY_KIND_RUNTIME (API calls),
+_KERNEL, _MEMCPY and _MEMSET, StringIds (names). Times there are nanoseconds. A table is there only if something
+of its kind happened. (docs.nvidia.com/nsight-systems/UserGuide: "SQLite schema reference")
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dxc.config.compose import PROJECT_ROOT
+from dxc.errors import HardwareError
+from dxc.hardware.profiling.tables import COLUMNS, gpu_rows
+from dxc.processes import ending_with_parent
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RANGE = "batch "  # our NVTX ranges are called 'batch 8'
+REPORT = "nsight"
+TIMEOUT_SECONDS = 600
+RECORD_OPTIONS = (
+    "--trace=cuda,nvtx,cudnn,cublas",
+    "--sample=none",
+    "--cpuctxsw=none",
+    "--force-overwrite=true",
+)
+
+
+def profile(onnx: Path, out: Path, batches: Sequence[int]) -> pd.DataFrame:
+    """Record and reduce; the report stays in `out` as nsight.nsys-rep. Raises HardwareError where nsys cannot."""
+    sqlite = record(onnx, out, batches)
+    try:
+        return reduce(sqlite)
+    finally:
+        sqlite.unlink(missing_ok=True)  # several times the report's size, and `nsys export` makes it again
+
+
+def record(onnx: Path, out: Path, batches: Sequence[int]) -> Path:
+    """Run dxc.hardware.profiling.worker under `nsys profile` and export its report: path of the .sqlite."""
+    import torch
+
+    nsys = shutil.which("nsys")
+    if nsys is None:
+        raise HardwareError(
+            "there is no nsys on the PATH; install NVIDIA Nsight Systems, or use profile=torch"
+        )
+    if not torch.cuda.is_available():
+        raise HardwareError("there is no CUDA device here")
+    report, sqlite = out / f"{REPORT}.nsys-rep", out / f"{REPORT}.sqlite"
+    worker = [sys.executable, "-m", "dxc.hardware.profiling.worker", str(onnx.resolve()), *map(str, batches)]
+    _nsys(
+        [nsys, "profile", *RECORD_OPTIONS, "--output", str(out / REPORT), *worker],
+        report,
+    )
+    _nsys(
+        [nsys, "export", "--type=sqlite", "--force-overwrite=true", "--output", str(sqlite), str(report)],
+        sqlite,
+    )
+    return sqlite
+
+
+def _nsys(command: list[str], made: Path) -> None:
+    """Run nsys, which has to make a file. It may end with status 0 and none: then it said why on stderr."""
+    made.unlink(missing_ok=True)
+    environment = os.environ | {"PYTHONPATH": f"{PROJECT_ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    try:
+        done = subprocess.run(
+            ending_with_parent(command),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            env=environment,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise HardwareError(f"nsys {command[1]} could not be run: {error}") from error
+    # what it recorded, tens of MB, stays where nsys could not make a report of it
+    made.with_suffix(".qdstrm").unlink(missing_ok=True)
+    if done.returncode or not made.is_file():
+        lines = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines()]
+        said = [line for line in lines if line and not re.search(r"\d%", line)]  # no progress bars
+        made.unlink(missing_ok=True)
+        raise HardwareError(
+            f"nsys {command[1]} made no {made.name} (status {done.returncode}: "
+            f"{' / '.join(said[-3:]) or 'no message'}). `nsys status -e` says what is missing; it may need the "
+            "permission to profile (administrators: developer.nvidia.com/ERR_NVGPUCTRPERM)"
+        )
+
+
+def reduce(sqlite: Path) -> pd.DataFrame:
+    """The tables of dxc.hardware.profiling.tables from an exported report, source 'nsight', one set a batch range.
+
+    A kernel or copy belongs to the range in which its API call began, however late it ran (they share a
+    correlationId). Raises HardwareError for a file that is no such report or has no ranges of ours.
+    """
+    import pandas as pd
+
+    try:
+        with closing(sqlite3.connect(f"{sqlite.resolve().as_uri()}?mode=ro", uri=True)) as db:
+            names = dict(_read(db, "StringIds", "id, value"))
+            ranges = [
+                (int(ours[1]), start, end)
+                for text, text_id, start, end in _read(db, "NVTX_EVENTS", "text, textId, start, end")
+                if (ours := re.fullmatch(rf"{RANGE}(\d+)", text or names.get(text_id, "")))
+                and end is not None
+            ]
+            calls = _read(db, "CUPTI_ACTIVITY_KIND_RUNTIME", "correlationId, nameId, start, end")
+            kernels = _read(db, "CUPTI_ACTIVITY_KIND_KERNEL", "correlationId, demangledName, start, end")
+            copies = [
+                *_read(db, "CUPTI_ACTIVITY_KIND_MEMCPY", "correlationId, 'memcpy', start, end"),
+                *_read(db, "CUPTI_ACTIVITY_KIND_MEMSET", "correlationId, 'memset', start, end"),
+            ]
+    except sqlite3.Error as error:
+        raise HardwareError(f"{sqlite} is no exported report of Nsight Systems: {error}") from error
+    if not ranges:
+        raise HardwareError(
+            f"{sqlite} has no NVTX range '{RANGE}N': it was not recorded by dxc, or nsys lost them"
+        )
+
+    rows: list[tuple[Any, ...]] = []
+    for batch in sorted({batch for batch, _, _ in ranges}):
+        spans = [(start, end) for each, start, end in ranges if each == batch]
+        inside = [call for call in calls if any(start <= call[2] < end for start, end in spans)]
+        launched = {call[0] for call in inside}
+        by_kernel: dict[str, float] = {}
+        for correlation, name, start, end in kernels:
+            if correlation in launched:
+                text = names.get(name, str(name))
+                by_kernel[text] = by_kernel.get(text, 0.0) + (end - start) / 1e6
+        memory = sum((end - start) / 1e6 for each, _, start, end in copies if each in launched)
+        api: dict[str, float] = {}
+        for _, name, start, end in inside:
+            # cudaLaunchKernel_v7000 and the like: the version of the interface is no other call
+            text = names.get(name, str(name)).split("_v")[0]
+            api[text] = api.get(text, 0.0) + (end - start) / 1e6
+        rows += gpu_rows("nsight", batch, by_kernel, memory, api)
+        wall = sum(end - start for start, end in spans) / len(spans) / 1e6
+        rows.append(("nsight", batch, "latency", "batch", wall, float("nan")))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _read(db: sqlite3.Connection, table: str, columns: str) -> list[tuple[Any, ...]]:
+    """Rows of a table; none where it is absent. Both arguments are words of this file."""
+    there = db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)).fetchone()
+    return db.execute(f"SELECT {columns} FROM {table}").fetchall() if there else []

@@ -1,0 +1,230 @@
+"""Profiler traces of an exported file at several batch sizes, reduced to one table.
+
+    source       batch  table      name      ms     share
+    torch        8      operators  conv      40.2   0.91      share of operator (on a GPU: kernel) time by class
+    torch        8      memory     all       0.4    0.01      copies, and changes of layout
+    torch        8      latency    batch     46.4             wall time of one execution, host to host
+    nsight       8      api        cudaLaunchKernel  ...      share of the time of all CUDA API calls
+
+Sources: torch.profiler on the file's operators, ONNX Runtime's node profiler (CPU), Nsight Systems (GPU). The tables
+are those of doi 10.1145/3624062.3624260.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dxc.errors import ConfigError, HardwareError
+from dxc.files import write_atomically
+from dxc.hardware.profiling.tables import API, COLUMNS, TRANSFER, Profile, gpu_rows, share_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+MODES = ("auto", "none", "torch", "nsight")
+AUTO_SECONDS = 1.0
+"""What the trace that every run carries may take: larger batches are left out then."""
+
+
+def profile_network(
+    onnx: Path,
+    out: Path,
+    *,
+    mode: str = "auto",
+    accelerator: str = "cpu",
+    threads: int = 1,
+    batches: Sequence[int] = BATCHES,
+    budget_seconds: float | None = None,
+) -> Profile:
+    """Profile a file's inference; traces and profile.parquet go to the folder `out`.
+
+    mode: none; torch (torch.profiler; on the CPU ONNX Runtime's profiler too); nsight (nsys and a GPU; where that
+    fails, torch, and a note says why); auto: nsight where nsys and a GPU are, else torch in about a second.
+    Raises ConfigError for another mode, HardwareError for a file that torch cannot run and for accelerator gpu
+    without one.
+    """
+    import pandas as pd
+    import torch
+
+    if mode not in MODES:
+        raise ConfigError(f"profile={mode} is not one of {', '.join(MODES)}")
+    if mode == "none":
+        return Profile("none", "", (), pd.DataFrame(columns=COLUMNS), ())
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise HardwareError(
+            "profiling on a GPU: there is no CUDA device here; hardware=cpu profiles the processor"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    if (batch := _fixed_batch(onnx)) != 1:
+        batches = [batch]
+
+    note, table, used = "", None, "torch"
+    if mode == "nsight" or (mode == "auto" and accelerator == "gpu" and shutil.which("nsys")):
+        from dxc.hardware.profiling import nsight
+
+        try:
+            table = nsight.profile(onnx, out, batches)
+            used = "nsight"
+        except HardwareError as error:
+            note = f"profiled with torch.profiler, not with Nsight Systems: {error}"
+    if table is None:
+        seconds = AUTO_SECONDS if budget_seconds is None and mode == "auto" else budget_seconds
+        rows = list(torch_rows(onnx, out, accelerator, threads, batches, seconds and seconds / 2))
+        if accelerator == "cpu":
+            rows += onnxruntime_rows(onnx, out, threads, batches, seconds and seconds / 2)
+        table = pd.DataFrame(rows, columns=COLUMNS)
+    write_atomically(out / "profile.parquet", table.to_parquet(index=False))
+    return Profile(used, note, tuple(sorted(set(table["batch"]))), table, tuple(sorted(out.iterdir())))
+
+
+def torch_rows(
+    onnx: Path, out: Path, accelerator: str, threads: int, batches: Sequence[int], seconds: float | None
+) -> list[tuple[Any, ...]]:
+    """torch.profiler on the file's operators: one run to warm up and one profiled run a batch size."""
+    import torch
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, record_function
+
+    from dxc.hardware.graph import OnnxModule
+
+    device = "cuda" if accelerator == "gpu" else "cpu"
+    module = OnnxModule(onnx).eval().to(device)
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
+    rows: list[tuple[Any, ...]] = []
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode(), _without_usdt():
+            with torch.profiler.profile(activities=activities):
+                pass  # the first one imports for a second
+            for batch in _within(seconds, batches):
+                image = images(onnx, batch)
+                execute(module, image, device)
+                with torch.profiler.profile(activities=activities) as profiler:
+                    started = time.perf_counter()
+                    with record_function(f"batch {batch}"):
+                        execute(module, image, device)
+                    wall_ms = (time.perf_counter() - started) * 1000
+                profiler.export_chrome_trace(str(out / f"torch_batch{batch}.json.gz"))
+                events = [e for e in profiler.key_averages() if not e.key.startswith("batch ")]
+                if device == "cuda":
+                    on_device = {
+                        e.key: e.self_device_time_total / 1000
+                        for e in events
+                        if e.device_type == DeviceType.CUDA
+                    }
+                    kernels = {name: ms for name, ms in on_device.items() if not TRANSFER.match(name)}
+                    memory_ms = sum(ms for name, ms in on_device.items() if TRANSFER.match(name))
+                    api = {e.key: e.self_cpu_time_total / 1000 for e in events if API.match(e.key)}
+                    rows += gpu_rows("torch", batch, kernels, memory_ms, api)
+                else:
+                    rows += share_rows("torch", batch, {e.key: e.self_cpu_time_total / 1000 for e in events})
+                rows.append(("torch", batch, "latency", "batch", wall_ms, float("nan")))
+    finally:
+        torch.set_num_threads(threads_before)
+    return rows
+
+
+def onnxruntime_rows(
+    onnx: Path, out: Path, threads: int, batches: Sequence[int], seconds: float | None
+) -> list[tuple[Any, ...]]:
+    """The same tables from ONNX Runtime's node profiler: node times of one run after one to warm up."""
+    import numpy as np
+
+    from dxc.hardware.measure.ort import node_times, session
+
+    rows: list[tuple[Any, ...]] = []
+    for batch in _within(seconds, batches):
+        with tempfile.TemporaryDirectory() as folder:
+            profiled = session(str(onnx), threads, profile=f"{folder}/profile")
+            feed = {
+                each.name: np.random.default_rng(0).random((batch, *each.shape[1:]), dtype=np.float32)
+                for each in profiled.get_inputs()
+            }
+            profiled.run(None, feed)
+            started = time.perf_counter()
+            profiled.run(None, feed)
+            wall_ms = (time.perf_counter() - started) * 1000
+            trace = Path(profiled.end_profiling())
+            by_op: dict[str, float] = {}
+            for node in node_times(trace, runs=2):
+                by_op[node.op] = by_op.get(node.op, 0.0) + float(node.ms[1])
+            with gzip.open(out / f"onnxruntime_batch{batch}.json.gz", "wb") as file:
+                file.write(trace.read_bytes())
+        rows += share_rows("onnxruntime", batch, by_op)
+        rows.append(("onnxruntime", batch, "latency", "batch", wall_ms, float("nan")))
+    return rows
+
+
+def _within(seconds: float | None, batches: Sequence[int]) -> Iterator[int]:
+    """Batch sizes in ascending order, until the next would not fit: it takes its multiple of the last one's time."""
+    begun = last = time.perf_counter()
+    before = 0
+    for batch in sorted(batches):
+        now = time.perf_counter()
+        if seconds is not None and before and now - begun + (now - last) * batch / before > seconds:
+            return
+        last, before = now, batch
+        yield batch
+
+
+def _fixed_batch(onnx: Path) -> int:
+    from dxc.hardware.onnx_file import fixed_batch, load_onnx
+
+    return fixed_batch(load_onnx(onnx), str(onnx))
+
+
+def network_shape(onnx: Path) -> list[int]:
+    """Channels, height and width of a file's only input. Raises HardwareError where there are more."""
+    from dxc.hardware.onnx_file import image_shape, inputs, load_onnx
+
+    model = load_onnx(onnx)
+    if len(fed := inputs(model, str(onnx))) > 1:
+        raise HardwareError(
+            f"{onnx} has {len(fed)} inputs, and profiling feeds images to one; it can be measured: profile=none"
+        )
+    return image_shape(model, str(onnx))
+
+
+def images(onnx: Path, batch: int) -> Tensor:
+    """A batch of random images (B, C, H, W) for a file; the global random numbers are left as they are."""
+    import torch
+
+    return torch.rand(batch, *network_shape(onnx), generator=torch.Generator().manual_seed(0))
+
+
+def execute(module: nn.Module, image: Tensor, device: str) -> None:
+    """One inference as it is used: images (B, C, H, W) from the host, answers back to it, which waits for a GPU."""
+    answer = module(image.to(device))
+    for output in answer if isinstance(answer, tuple) else (answer,):
+        output.cpu()
+
+
+@contextlib.contextmanager
+def _without_usdt() -> Iterator[None]:
+    """torch 2.13's profiler prints 'USDT:' lines to stderr by itself; everything else is passed on."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            for line in file:
+                if not line.startswith(b"USDT:"):
+                    os.write(2, line)

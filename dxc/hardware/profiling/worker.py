@@ -1,0 +1,31 @@
+"""What Nsight Systems watches: `python -m dxc.hardware.profiling.worker model.onnx 1 2 4`.
+
+One execution a batch size on the GPU, images copied there and scores back, each in an NVTX range 'batch N', after
+one outside of any range.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from dxc.hardware.graph import OnnxModule
+from dxc.hardware.profiling.nsight import RANGE
+from dxc.hardware.profiling.torch_profile import execute, images
+
+
+def main(onnx: Path, batches: list[int]) -> None:
+    module = OnnxModule(onnx).eval().cuda()
+    with torch.inference_mode():
+        for batch in batches:
+            image = images(onnx, batch)
+            execute(module, image, "cuda")
+            torch.cuda.nvtx.range_push(f"{RANGE}{batch}")
+            execute(module, image, "cuda")
+            torch.cuda.nvtx.range_pop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), [int(batch) for batch in sys.argv[2:]])

@@ -1,0 +1,205 @@
+"""What is known of a space before anything is trained: its distinct trials, what they cost, which limits rule them out,
+how long they would take.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from dxc.config.build import build
+from dxc.config.names import describe
+from dxc.data.cache import usable_cores
+from dxc.errors import SearchError
+from dxc.search.costs import Known, NetworkCosts, over_limits
+from dxc.search.settings import DEFAULT_TRIALS, KNOWN_COSTS, Settings
+from dxc.search.space import Catalogue, Identity, Point, Space
+
+WHOLE_SPACE = 20_000  # points; of a larger space costs are computed as points are proposed
+SAMPLE = 2_000  # candidates that tuner=pareto considers of a larger space
+
+
+@dataclass(frozen=True)
+class Chips:
+    """What the trials are trained on. hashes: dxc.data of each data section. folds and images are per trial."""
+
+    hashes: Sequence[str]
+    folds: int
+    train_images: int
+    val_images: int
+
+
+def prepare_chips(catalogue: Catalogue) -> Chips:
+    """Read the chips of every data variant once, before trials beside each other would."""
+    hashes: dict[str, None] = {}
+    sections: dict[str, dict[str, Any]] = {}
+    for point in _data_points(catalogue):
+        config = catalogue.identity(point).config
+        data = {key: value for key, value in config["data"].items() if key != "batch_size"}
+        sections.setdefault(json.dumps([data, config["source"]], sort_keys=True, default=str), config)
+    for config in sections.values():
+        datamodule = build(config["data"], "data", source=build(config["source"], "source"))
+        datamodule.prepare_data()
+        hashes.setdefault(datamodule.cache.data_hash)
+        folds = datamodule.folds
+    return Chips(
+        list(hashes), len(folds), sum(len(fold.train) for fold in folds), sum(len(fold.val) for fold in folds)
+    )
+
+
+def _data_points(catalogue: Catalogue) -> Iterator[Point]:
+    """Points that differ in the axes of data and source only."""
+    axes = catalogue.space.axes
+    ranges = [
+        range(len(a.values)) if a.path.split(".")[0].split("@")[0] in ("data", "source") else (0,)
+        for a in axes
+    ]
+    return itertools.product(*ranges)
+
+
+class Survey:
+    """What is known of a space before anything is trained."""
+
+    def __init__(self, space: Space, catalogue: Catalogue, settings: Settings, costs: NetworkCosts) -> None:
+        self.space = space
+        self.catalogue = catalogue
+        self.settings = settings
+        self.costs = costs
+        self.whole = space.size <= WHOLE_SPACE
+
+    @cached_property
+    def trials(self) -> dict[str, Point]:
+        """The distinct trials of the space, or of a sample of it where it is too large."""
+        if self.whole:
+            trials = self.catalogue.distinct()
+        else:
+            rng = random.Random(self.settings.seed)
+            drawn = [tuple(rng.randrange(len(a.values)) for a in self.space.axes) for _ in range(SAMPLE)]
+            trials = {self.catalogue.identity(point).trial: point for point in drawn}
+        identities = [self.catalogue.identity(point) for point in trials.values()]
+        self.costs.compute({i.network: i.config for i in identities}, jobs=usable_cores(), progress=True)
+        return trials
+
+    def identity(self, trial: str) -> Identity:
+        return self.catalogue.identity(self.trials[trial])
+
+    def known(self, identity: Identity) -> Known:
+        return self.costs.of(identity.network, identity.config)
+
+    def against(self, identity: Identity) -> str:
+        """Why a trial is not trained; '' where it is."""
+        known = self.known(identity)
+        if reason := self.costs.refused.get(identity.network):
+            return reason
+        return "; ".join(over_limits(known, self.settings.limits))
+
+    @cached_property
+    def feasible(self) -> list[str]:
+        return [trial for trial in self.trials if not self.against(self.identity(trial))]
+
+    def wanted(self) -> int:
+        """How many trials the study is to have."""
+        if not self.whole:
+            return self.settings.max_trials or DEFAULT_TRIALS
+        default = len(self.feasible) if self.settings.tuner == "grid" else DEFAULT_TRIALS
+        return min(self.settings.max_trials or default, len(self.feasible))
+
+    def require_feasible(self) -> None:
+        """Raise SearchError where no trial is feasible: which limit rules out how many, and the nearest one."""
+        if self.feasible:
+            return
+        counts: dict[str, int] = {}
+        nearest: tuple[float, str] | None = None
+        limits = self.settings.limits
+        for trial in self.trials:
+            identity = self.identity(trial)
+            known = self.known(identity)
+            if not known:
+                counts["no network can be built"] = counts.get("no network can be built", 0) + 1
+                continue
+            over = {name: known[name] / limits[name] for name in limits if known.get(name, 0) > limits[name]}
+            for name in over:
+                text = f"search.limits.{name}={limits[name]:g}"
+                counts[text] = counts.get(text, 0) + 1
+            worst = max(over.values())
+            if nearest is None or worst < nearest[0]:
+                values = ", ".join(f"{name} {known[name]:.4g}" for name in over)
+                nearest = (worst, f"{describe(identity.config)} with {values}")
+        lines = "\n".join(
+            f"  {text} rules out {count} of {len(self.trials)}" for text, count in counts.items()
+        )
+        closest = f"\nThe nearest is {nearest[1]}." if nearest else ""
+        raise SearchError(
+            f"no point of the space is within the limits:\n{lines}{closest}\nRaise a limit, or widen the space"
+        )
+
+    def unchecked_limits(self, hardware: Mapping[str, Any]) -> list[str]:
+        """A line for each limit that rules out no trial because its cost is not known before training."""
+        name = hardware["name"]
+        known = {cost for trial in self.trials for cost in self.known(self.identity(trial))}
+        lines = [
+            f"search.limits.{cost}={limit:g} is not checked: hardware={name} does not give {cost} before training"
+            for cost, limit in self.settings.limits.items()
+            if known and cost not in known
+        ]
+        return lines + [
+            f"hardware.limits.{cost}={limit:g} rules out no trial: {cost} is not known before training; the tag "
+            "dxc.within_limits of each trial says what came of it"
+            for cost, limit in (hardware.get("limits") or {}).items()
+            if cost not in KNOWN_COSTS
+        ]
+
+    def summary(self) -> dict[str, int]:
+        networks = {self.identity(trial).network for trial in self.trials}
+        return {
+            "points": self.space.size,
+            "trials": len(self.trials),
+            "networks": len(networks),
+            "infeasible": len(self.trials) - len(self.feasible),
+        }
+
+    def table(self) -> list[tuple[str, Known, str]]:
+        """(description, known costs, why not) of every distinct trial."""
+        rows = []
+        for trial in self.trials:
+            identity = self.identity(trial)
+            rows.append((describe(identity.config), self.known(identity), self.against(identity)))
+        return rows
+
+    def estimate(self, chips: Chips) -> float:
+        """Seconds of training that all feasible trials take, one after the other: steps of four networks are timed,
+        from the least to the most multiply-accumulates, and the others lie between them."""
+        from dxc.training.speed import seconds_per_image
+
+        by_macs = sorted(self.feasible, key=lambda trial: self.known(self.identity(trial))["macs"])
+        timed = {by_macs[place * (len(by_macs) - 1) // 3] for place in range(4)}
+        points = []
+        for trial in timed:
+            identity = self.identity(trial)
+            points.append((self.known(identity)["macs"], *seconds_per_image(identity.config)))
+        macs = np.array([p[0] for p in points])
+        train, val = (np.array([p[k] for p in points]) for k in (1, 2))
+        total = 0.0
+        for trial in self.feasible:
+            identity = self.identity(trial)
+            epochs = identity.config["trainer"]["max_epochs"]
+            at = self.known(identity)["macs"]
+            seconds = chips.train_images * _line(macs, train, at) + chips.val_images * _line(macs, val, at)
+            total += epochs * seconds
+        return total
+
+
+def _line(x: Any, y: Any, at: float) -> float:
+    """Value at `at` between the nearest measured points, or on the line through the nearest two."""
+    order = np.argsort(x)
+    x, y = x[order], y[order]
+    if at <= x[-1] or len(x) < 2:
+        return float(np.interp(at, x, y))
+    return float(y[-1] + (y[-1] - y[-2]) / max(x[-1] - x[-2], 1.0) * (at - x[-1]))

@@ -1,0 +1,160 @@
+"""MLflow's client: opening a store, one batch of logging, messages."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dxc.config.compose import PROJECT_ROOT
+from dxc.errors import TrackingError
+from dxc.masking import login_of, masked
+from dxc.metrics import Point
+from dxc.tracking.view import VIEW, view_tag
+
+# Limits of one MLflow log_batch call.
+MAX_METRICS = 1000
+MAX_PARAMS = 100
+MAX_PARAM_LENGTH = 6000
+
+
+PAGE = 1000  # runs read at once
+
+
+def log_batch(
+    client: Any,
+    run_id: str,
+    *,
+    points: Sequence[Point] = (),
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
+    time_ms: int | None = None,
+) -> None:
+    """Log to a run in as few calls as MLflow allows. A value that is not finite is missing and is not logged."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    now_ms = int(time.time() * 1000) if time_ms is None else time_ms
+    metrics = [Metric(name, value, now_ms, step) for name, value, step in points if math.isfinite(value)]
+    entries = [Param(key, param_text(value)) for key, value in (params or {}).items()]
+    marks = [RunTag(key, masked(str(value))) for key, value in (tags or {}).items()]
+    while metrics or entries or marks:
+        client.log_batch(run_id, metrics=metrics[:MAX_METRICS], params=entries[:MAX_PARAMS], tags=marks)
+        metrics, entries, marks = metrics[MAX_METRICS:], entries[MAX_PARAMS:], []
+
+
+def param_text(value: Any) -> str:
+    """A param's value as it is stored."""
+    return masked(str(value))[:MAX_PARAM_LENGTH]
+
+
+def open_store(uri: str, study: str) -> tuple[Any, str]:
+    """Client and experiment id; an embedded store is created, one process at a time."""
+    from filelock import FileLock
+    from mlflow.exceptions import MlflowException
+
+    scheme, _, location = uri.partition(":///")
+    if scheme != "sqlite":
+        client = new_client(uri)
+        return client, _experiment_id(client, study, artifacts=None)
+    database = Path(location)
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{database}.lock"):
+            client = new_client(uri)
+            # beside its database, wherever the command was started
+            artifacts = (database.resolve().parent / "mlartifacts").as_uri()
+            return client, _experiment_id(client, study, artifacts=artifacts)
+    except OSError as error:
+        raise MlflowException(f"{error.strerror}: {database.parent}") from error
+
+
+def new_client(uri: str) -> Any:
+    """MLflow's client; one of a database makes the tables that are not there."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its default waits for minutes
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # two bars a file
+    from mlflow import MlflowClient
+
+    for logger in ("alembic", "mlflow"):
+        logging.getLogger(logger).setLevel(logging.WARNING)  # dozens of lines about database migrations
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # a line for each time it tries again
+    return MlflowClient(tracking_uri=server_address(uri))
+
+
+def server_address(uri: str) -> str:
+    """The store's address as MLflow is to use it: a server's without its login, which goes where MLflow looks for one.
+    So no message of MLflow, no redirect and no artifact's address repeats it."""
+    login = login_of(uri) if uri.startswith(("http://", "https://")) else None
+    if login is None:
+        return uri
+    if not login.password:  # a token
+        os.environ["MLFLOW_TRACKING_TOKEN"] = login.user
+    else:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = login.user
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = login.password
+    return login.address
+
+
+def _experiment_id(client: Any, study: str, *, artifacts: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(study)
+    if found is not None:
+        if found.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"study '{study}' was deleted in MLflow; restore it there or choose another name: study=NAME"
+            )
+        return found.experiment_id
+    try:
+        location = f"{artifacts}/{study}" if artifacts else None
+        tags = {
+            "mlflow.experimentKind": "custom_model_development",
+            "mlflow.note.content": f"Designs side by side: Views > {VIEW}. Their Pareto front (dxc.front, dxc.rank): "
+            f"python analyze.py study={study} tag=true",
+        }
+        return client.create_experiment(study, artifact_location=location, tags=tags | view_tag())
+    except MlflowException:
+        found = client.get_experiment_by_name(study)  # another process may have been faster
+        if found is None:
+            raise
+        return found.experiment_id
+
+
+def standard_tags() -> dict[str, str]:
+    """The tags that MLflow's own UI shows as user, source and version."""
+    tags = {
+        "mlflow.user": _user(),
+        "mlflow.source.name": Path(sys.argv[0]).name,
+        "mlflow.source.type": "LOCAL",
+    }
+    if commit := _git_commit():
+        tags["mlflow.source.git.commit"] = commit
+    return tags
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"  # a container with a numeric user
+
+
+def _git_commit() -> str | None:
+    """Commit of this checkout, with '+changes' where the working tree differs; None outside git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(PROJECT_ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changes else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

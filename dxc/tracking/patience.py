@@ -1,0 +1,181 @@
+"""Calls to a store that are tried again, and what comes back from it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from dxc.errors import DxcError, TrackingError
+from dxc.tracking.client import PAGE
+from dxc.tracking.schema import store_message
+from dxc.untrusted import is_hash, is_run_id
+
+log = logging.getLogger(__name__)
+
+
+IDENTITIES = ("dxc.trial", "dxc.design", "dxc.search")
+"""Tags that hold 12 hexadecimal digits; anything else in them is no identity, and is not kept as one."""
+
+
+@contextlib.contextmanager
+def full_disk_said(uri: str) -> Iterator[None]:
+    """A full disk, wherever an experiment met it, becomes a TrackingError that names the place."""
+    try:
+        yield
+    except DxcError:
+        raise
+    except Exception as error:
+        if (full := disk_full(error, uri)) is not None:
+            raise full from error
+        raise
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """One run as it stands in a store; metrics hold the last value of each curve."""
+
+    run_id: str
+    status: str
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    params: Mapping[str, str]
+    start_ms: int
+    end_ms: int | None
+    artifact_uri: str
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether it is a configuration, and not what holds a study together or says what was found out about it."""
+        return self.tags.get("dxc.kind") not in ("study", "analysis")
+
+
+T = TypeVar("T")
+
+
+class Patient:
+    """Calls to the store at `uri`. Each is tried again, with growing pauses, for `patience_s` seconds where the store
+    does not answer; then TrackingError."""
+
+    def __init__(self, uri: str, patience_s: float) -> None:
+        self.uri = uri
+        self._client: Any = None
+        self._patience_s = patience_s
+
+    def _search(
+        self, experiment_id: str, condition: str, *, deleted: bool = False, limit: int | None = None
+    ) -> Iterator[StoredRun]:
+        """Runs of an experiment that meet a condition of MLflow's, oldest first."""
+        token = None
+        while True:
+            page = self._page(experiment_id, condition, limit or PAGE, deleted=deleted, token=token)
+            yield from sound_runs(page)
+            token = page.token
+            if not token or limit:
+                return
+
+    def _page(
+        self,
+        experiment_id: str,
+        condition: str,
+        size: int,
+        *,
+        order: str = "start_time",
+        deleted: bool = False,
+        token: str | None = None,
+    ) -> Any:
+        from mlflow.entities import ViewType
+
+        return self._patiently(
+            lambda: self._client.search_runs(
+                [experiment_id],
+                condition,
+                run_view_type=ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY,
+                max_results=size,
+                order_by=[f"attributes.{order} ASC"],
+                page_token=token,
+            )
+        )
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        from mlflow.exceptions import MlflowException
+        from requests import RequestException
+
+        deadline = time.monotonic() + self._patience_s
+        pause_s = 0.5
+        while True:
+            try:
+                return action()
+            except (MlflowException, RequestException, OSError) as error:
+                if (full := disk_full(error, self.uri)) is not None:
+                    raise full from error
+                if isinstance(error, OSError) and not isinstance(error, RequestException):
+                    raise  # a file that is not there, say: waiting does not bring it
+                if getattr(error, "error_code", "") in PERMANENT or time.monotonic() + pause_s > deadline:
+                    raise TrackingError(store_message(self.uri, error)) from error
+                log.warning("the MLflow store does not answer; trying again in %.1f s", pause_s)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, 15)
+
+
+PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED")
+"""MLflow's error codes that waiting does not mend."""
+
+
+def disk_full(error: BaseException, uri: str = "") -> TrackingError | None:
+    """The error to show where this one, or one that caused it, is a full disk; None where it is not.
+
+    uri: the store that was written to, to be named where a database does not say on which disk it lies.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "database or disk is full" in str(cause):
+            if isinstance(error, DxcError):  # it says where, and what to do
+                return TrackingError(str(error))
+            # of two files, of which one was copied, the second is the one that found no room
+            where = getattr(cause, "filename2", None) or getattr(cause, "filename", None)
+            if where is None and uri.startswith("sqlite:///"):
+                where = uri.removeprefix("sqlite:///")
+            return TrackingError(
+                f"no space left on the disk{f' for {where}' if where else ''}: {cause}\n"
+                "Free some, then go on with the same command"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def sound_runs(runs: Iterable[Any]) -> Iterator[StoredRun]:
+    """MLflow's runs as they stand in the store, without those whose id is none: ids become names of files."""
+    for run in runs:
+        if is_run_id(run.info.run_id):
+            yield stored_run(run)
+        else:
+            log.warning("a run is set aside: its id %r is not 32 hexadecimal digits", run.info.run_id)
+
+
+def stored_run(run: Any) -> StoredRun:
+    """One run. What its tags say of its identity is checked here, once: it becomes names of folders."""
+    tags = dict(run.data.tags)
+    for key in IDENTITIES:
+        if tags.get(key) and not is_hash(tags[key]):
+            log.warning(
+                "run %s: its tag %s is ignored, %r is not 12 hexadecimal digits",
+                run.info.run_id,
+                key,
+                tags.pop(key),
+            )
+    return StoredRun(
+        run.info.run_id,
+        run.info.status,
+        tags,
+        dict(run.data.metrics),
+        dict(run.data.params),
+        run.info.start_time,
+        run.info.end_time,
+        run.info.artifact_uri,
+    )

@@ -1,0 +1,185 @@
+"""What an MLflow store holds; reading creates nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import gc
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dxc.errors import TrackingError
+from dxc.masking import masked
+from dxc.tracking.client import PAGE, new_client, server_address
+from dxc.tracking.patience import Patient, StoredRun, sound_runs
+from dxc.tracking.places import Places
+from dxc.tracking.schema import require_tables
+
+log = logging.getLogger(__name__)
+
+
+MAX_LISTED = 2000  # run ids in one condition: databases and MLflow's parser limit them
+
+
+@dataclass(frozen=True)
+class Study:
+    """An experiment of a store; created_ms tells it from one of the same id in another database."""
+
+    name: str
+    experiment_id: str
+    created_ms: int | None
+
+
+class Reader(Patient):
+    """What an MLflow store holds. Reading creates nothing: no file, no table, no experiment.
+
+    Raises TrackingError where there is no store, where it cannot be used, or where its tables are of another MLflow.
+    artifacts: folders or addresses (s3://bucket/runs) where files of runs may lie, beside the store's own; see Places.
+    """
+
+    def __init__(self, uri: str, *, artifacts: Sequence[str] = ()) -> None:
+        super().__init__(uri, patience_s=0)  # MLflow tries a server four times
+        self._places = Places.of(uri, artifacts)
+        with _no_garbage():
+            require_tables(uri)
+            self._client = self._patiently(lambda: new_client(uri))
+
+    def studies(self) -> list[Study]:
+        """Oldest first, without deleted ones."""
+        found: list[Any] = []
+        token = None
+        while True:
+            page = self._patiently(
+                lambda token=token: self._client.search_experiments(  # type: ignore[misc]
+                    max_results=PAGE, order_by=["creation_time ASC"], page_token=token
+                )
+            )
+            found += page
+            token = page.token
+            if not token:
+                return [_study(each) for each in found]
+
+    def study(self, name: str) -> Study:
+        """Raises TrackingError where there is none of this name, with those that there are."""
+        found = self._patiently(lambda: self._client.get_experiment_by_name(name))
+        if found is None:
+            raise TrackingError(self._no_study(name))
+        if found.lifecycle_stage == "deleted":
+            raise TrackingError(f"study '{name}' was deleted in MLflow; restore it there or name another one")
+        return _study(found)
+
+    def _no_study(self, name: str, listed: int = 12, counted: int = 100) -> str:
+        """The message; runs are counted up to `counted`, because MLflow can only count what it reads."""
+        studies = {each.name: each for each in self.studies()}
+        close = difflib.get_close_matches(name, studies, n=3)
+        lines = []
+        for each in list(dict.fromkeys([*close, *reversed(studies)]))[:listed]:
+            runs = list(self._search(studies[each].experiment_id, "status = 'FINISHED'", limit=counted))
+            finished = sum(run.is_trial for run in runs)
+            or_more = " or more" if len(runs) == counted else ""
+            lines.append(f"  {each}: {finished}{or_more} finished")
+        if len(studies) > listed:
+            lines.append(f"  ... and {len(studies) - listed} older ones")
+        guess = f"did you mean {' or '.join(close)}? " if close else ""
+        store = masked(self.uri)
+        return f"no study '{name}' in the MLflow store {store}; {guess}There are:\n" + "\n".join(lines)
+
+    def ended(
+        self, study: Study, *, since_ms: int = 0, before_ms: int | None = None, without: Collection[str] = ()
+    ) -> Iterator[list[StoredRun]]:
+        """Runs that are over, whatever their end, in the order of their end times, by pages.
+
+        since_ms, before_ms: end times, from the first on and before the second; a run without one is not over.
+        without: at most MAX_LISTED run ids that are left out. A page begins at the end time of the last one and not
+        at a position: positions shift when runs are deleted or go on meanwhile, and others would be skipped.
+        """
+        conditions = ["status != 'RUNNING'", "status != 'SCHEDULED'"]
+        if before_ms is not None:
+            conditions.append(f"end_time < {before_ms}")
+        if without:
+            conditions.append(f"run_id NOT IN ({_listed(without)})")
+        size = PAGE
+        seen: set[str] = set()
+        while True:
+            condition = " and ".join([*conditions, f"end_time >= {since_ms}"])
+            page = self._page(study.experiment_id, condition, size, order="end_time")
+            if fresh := list(sound_runs(run for run in page if run.info.run_id not in seen)):
+                yield fresh
+            if len(page) < size:
+                return
+            seen = {run.info.run_id for run in page}
+            if page[-1].info.end_time == since_ms:
+                size *= 2  # more runs than fit on a page ended at one time
+            since_ms = page[-1].info.end_time
+
+    def unfinished(self, study: Study) -> list[StoredRun]:
+        """Runs that are planned or running."""
+        over = ("FINISHED", "FAILED", "KILLED")
+        return list(
+            self._search(study.experiment_id, " and ".join(f"status != '{status}'" for status in over))
+        )
+
+    def deleted(self, study: Study, *, without: Collection[str] = ()) -> list[str]:
+        """Ids of deleted runs. without: at most MAX_LISTED that are left out."""
+        condition = f"run_id NOT IN ({_listed(without)})" if without else ""
+        return [run.run_id for run in self._search(study.experiment_id, condition, deleted=True)]
+
+    def among(self, study: Study, run_ids: Collection[str]) -> list[StoredRun]:
+        """Those of at most MAX_LISTED runs that are over and not deleted."""
+        condition = f"status != 'RUNNING' and status != 'SCHEDULED' and run_id IN ({_listed(run_ids)})"
+        return list(self._search(study.experiment_id, condition)) if run_ids else []
+
+    def artifact(self, run_id: str, name: str, folder: Path, *, under: str | None = None) -> Path | None:
+        """One file of a run; None where the run does not have it (any more). To be read only: it may be the store's own
+        where that is a folder here, else it is copied into `folder`.
+
+        under: the run's artifact_uri where it is known. Raises OutsideError, and opens nothing, where that address is
+        none of the store's.
+        """
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if under is None:
+                under = self._client.get_run(run_id).info.artifact_uri
+            place = self._places.of_run(run_id, under)
+            if isinstance(place, Path):
+                return self._places.file(run_id, place / name)
+            return Path(
+                download_artifacts(
+                    artifact_uri=f"{place}/{name}",
+                    dst_path=str(folder),
+                    tracking_uri=server_address(self.uri),
+                )
+            )
+        except (MlflowException, OSError) as error:
+            log.debug("run %s: no %s: %s", run_id, name, masked(str(error), self.uri))
+            return None
+
+
+def study_names(uri: str) -> list[str]:
+    """Studies of a store, oldest first. Raises TrackingError as Reader does."""
+    return [study.name for study in Reader(uri).studies()]
+
+
+def _study(experiment: Any) -> Study:
+    return Study(experiment.name, experiment.experiment_id, experiment.creation_time)
+
+
+def _listed(run_ids: Collection[str]) -> str:
+    return ", ".join(f"'{run_id}'" for run_id in run_ids)
+
+
+@contextlib.contextmanager
+def _no_garbage() -> Iterator[None]:
+    """No garbage collection: it takes a quarter of the time of importing MLflow, and finds nothing there."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,85 @@
+"""What one trial says, on disk: uploaded later, so that a server that is away loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dxc.errors import signals_raise
+from dxc.files import write_atomically
+from dxc.masking import masked, masked_tree
+from dxc.metrics import Point, objective
+from dxc.tracking.client import MAX_PARAM_LENGTH
+from dxc.untrusted import load_json
+
+MAX_RECORD_BYTES = 64_000_000  # of record.json: curves of many folds and epochs
+
+
+class Record:
+    """What one trial says, on disk: a Sink that writes record.json at every step, to be uploaded later.
+
+    content: name, params, tags, metrics, curves, time_ms and whatever its owner adds (dxc.search.trial). A record
+    that is there already goes on.
+    """
+
+    stored = False  # the files stay where they are until they are uploaded
+
+    def __init__(self, folder: Path, **content: Any) -> None:
+        self.folder = folder
+        self.content: dict[str, Any] = {"tags": {}, "metrics": {}, "curves": [], **content}
+        self.run_id = self.experiment_id = self.uri = ""
+
+    @classmethod
+    def read(cls, folder: Path) -> Record | None:
+        """The record that lies in `folder`; None where none is or it cannot be read."""
+        try:
+            return cls(folder, **load_json(folder / "record.json", limit=MAX_RECORD_BYTES))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, **changes: Any) -> None:
+        """Change entries of the content and write it; an interrupted write leaves the record before it."""
+        self.content |= masked_tree(changes)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / "record.json", json.dumps(self.content))
+
+    def log(self, metrics: Mapping[str, float], curves: Sequence[Point] = ()) -> None:
+        for name in metrics:
+            objective(name)
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self.write(
+            metrics=self.content["metrics"] | finite,
+            curves=[*self.content["curves"], *(list(point) for point in curves if math.isfinite(point[1]))],
+            time_ms=int(time.time() * 1000),
+        )
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        self.write(tags=self.content["tags"] | {key: str(value) for key, value in tags.items()})
+
+    def log_files(self, folder: Path, under: str | None = None) -> None:
+        """Nothing to do: upload takes the folder as it is."""
+
+    @contextlib.contextmanager
+    def opened(
+        self,
+        uri: str,
+        *,
+        study: str,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        artifacts: Sequence[str] = (),
+        enabled: bool = True,
+    ) -> Iterator[Record]:
+        """start_run's place, for an experiment that is recorded here. Signals raise Stopped in it too."""
+        self.write(
+            name=name, params={key: masked(str(value))[:MAX_PARAM_LENGTH] for key, value in params.items()}
+        )
+        self.tag(tags)
+        with signals_raise():
+            yield self

@@ -1,0 +1,110 @@
+"""A study in an MLflow store: written and read with patience."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dxc.masking import masked
+from dxc.tracking.client import log_batch, open_store, param_text, standard_tags
+from dxc.tracking.patience import Patient, StoredRun, stored_run
+from dxc.tracking.places import Places
+from dxc.tracking.record import Record
+from dxc.tracking.view import view_address, view_tag
+
+WENT_ON_WITH = "dxc.went_on_with"
+"""Tag of a trial that went on with other params than it was begun with: {param: value}, JSON."""
+
+
+class Store(Patient):
+    """One study in an MLflow store; it is made where it is not there."""
+
+    def __init__(self, uri: str, study: str, *, patience_s: float, artifacts: Sequence[str] = ()) -> None:
+        super().__init__(uri, patience_s)
+        self._places = Places.of(uri, artifacts)
+        self.study = study
+        self._client, self.experiment_id = self._patiently(lambda: open_store(uri, study))
+
+    def create(
+        self,
+        name: str,
+        tags: Mapping[str, str],
+        *,
+        params: Mapping[str, Any] | None = None,
+        parent: str | None = None,
+    ) -> str:
+        """A new run; returns its id."""
+        nested = {"mlflow.parentRunId": parent} if parent else {}
+        every = {**standard_tags(), **nested, **tags}
+        run_id: str = self._patiently(
+            lambda: self._client.create_run(
+                self.experiment_id,
+                run_name=name,
+                tags={key: masked(str(value)) for key, value in every.items()},
+            )
+        ).info.run_id
+        if params:
+            self._patiently(lambda: log_batch(self._client, run_id, params=params))
+        return run_id
+
+    def runs(self, **tags: str) -> list[StoredRun]:
+        """Runs that carry these tags (a dot in a tag is written __), oldest first."""
+        condition = " and ".join(
+            f"tags.`{key.replace('__', '.')}` = '{value}'" for key, value in tags.items()
+        )
+        return list(self._search(self.experiment_id, condition))
+
+    def get(self, run_id: str) -> StoredRun:
+        return stored_run(self._patiently(lambda: self._client.get_run(run_id)))
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        self._patiently(lambda: log_batch(self._client, run_id, tags=tags))
+
+    def status(self, run_id: str, status: str) -> None:
+        """SCHEDULED and RUNNING are open; FINISHED, FAILED and KILLED set the end time too."""
+        final = status in ("FINISHED", "FAILED", "KILLED")
+        change = self._client.set_terminated if final else self._client.update_run
+        self._patiently(lambda: change(run_id, status))
+
+    def log(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        points = [(name, value, 0) for name, value in metrics.items()]
+        self._patiently(lambda: log_batch(self._client, run_id, points=points))
+
+    def save_view(self, columns: Sequence[str], *, order_by: str, ascending: bool) -> str:
+        """Make these (see COLUMNS) the columns of the study's saved view in MLflow's UI, in this order, and sort its
+        runs by one of them. Returns the address that shows it."""
+        ((key, value),) = view_tag(columns, order_by, ascending=ascending).items()
+        self._patiently(lambda: self._client.set_experiment_tag(self.experiment_id, key, value))
+        return view_address(self.uri, self.experiment_id)
+
+    def upload(self, run_id: str, record: Record, *, files: Path, tags: Mapping[str, str]) -> None:
+        """The files of a folder, if it is there, then everything a record holds, with further tags. Doing it twice
+        changes nothing.
+
+        MLflow refuses a param that changes. A trial may go on elsewhere, on another GPU or without one: the params that
+        it was begun with stay, and the tag dxc.went_on_with holds those that are different now (JSON).
+        """
+        content = record.content
+        points = [(name, value, 0) for name, value in content["metrics"].items()]
+        points += [(name, value, step) for name, value, step in content["curves"]]
+
+        def write() -> None:
+            if files.is_dir():
+                self._places.of_run(run_id, self._client.get_run(run_id).info.artifact_uri)
+                self._client.log_artifacts(run_id, str(files))
+            begun = self._client.get_run(run_id).data
+            params = {key: param_text(value) for key, value in (content.get("params") or {}).items()}
+            differing = {key: value for key, value in params.items() if begun.params.get(key, value) != value}
+            now = {WENT_ON_WITH: json.dumps(differing)} if differing or WENT_ON_WITH in begun.tags else {}
+            log_batch(
+                self._client,
+                run_id,
+                points=points,
+                params={key: value for key, value in params.items() if key not in begun.params},
+                tags={"mlflow.runName": content.get("name", ""), **content["tags"], **tags, **now},
+                time_ms=content.get("time_ms"),
+            )
+
+        self._patiently(write)

@@ -1,0 +1,90 @@
+"""A configuration's task, and the chips it is trained on."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from dxc.config.build import build
+from dxc.errors import ConfigError
+from dxc.models import DEFAULT_OUTPUTS, model_name
+
+if TYPE_CHECKING:
+    import torch
+
+    from dxc.data.cache import ChipCache
+    from dxc.data.datamodule import ChipDataModule
+    from dxc.training.task import Task
+
+log = logging.getLogger(__name__)
+
+
+def is_first_process() -> bool:
+    """False in the further processes that Lightning starts for trainer.devices > 1."""
+    from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def check_task(config: dict[str, Any], task: Task) -> None:
+    """Raise ConfigError where network, task, boxes and score do not go together."""
+
+    network, name = model_name(config["model"]), type(task).__name__
+    outputs = tuple(getattr(task.model, "output_names", DEFAULT_OUTPUTS))
+    if outputs != task.answers:
+        raise ConfigError(
+            f"task: {name} judges {' and '.join(task.answers)}, and {network} answers with {' and '.join(outputs)}; "
+            "leave task= out, the model chooses it"
+        )
+    boxes = "box" in task.answers
+    if config["boxes"] != boxes or config["data"]["boxes"] != boxes:
+        raise ConfigError(
+            f"boxes={str(not boxes).lower()} does not go with {network}; leave it out, it follows from the task"
+        )
+    if config["score"] not in task.scores:
+        raise ConfigError(
+            f"score={config['score']} is not known of a fold; choose one of {', '.join(task.scores)}"
+        )
+
+
+def build_task(config: dict[str, Any], model: torch.nn.Module | None = None) -> Task:
+    """A network, fresh unless one is given, with what it is trained by."""
+    return build(
+        config["task"],
+        "task",
+        model=model or build(config["model"], "model"),
+        optimizer=build(config["optimizer"], "optimizer"),
+        scheduler=None if config["scheduler"] is None else build(config["scheduler"], "scheduler"),
+    )
+
+
+def fit_to_machine(config: dict[str, Any]) -> dict[str, Any]:
+    """accelerator=auto without a GPU is the processor, in full precision: mixed precision is slower there."""
+    import torch
+
+    trainer = config["trainer"]
+    if trainer["accelerator"] != "auto" or torch.cuda.is_available():
+        return config
+    log.info(
+        "no GPU here: hardware=%s trains on the processor, in full precision", config["hardware"]["name"]
+    )
+    return {**config, "trainer": {**trainer, "accelerator": "cpu", "precision": "32-true"}}
+
+
+def read_chips(datamodule: ChipDataModule) -> ChipCache:
+    """Make and read the chips, and say which were found and which left out."""
+    datamodule.prepare_data()
+    cache = datamodule.cache
+    if cache is None:  # prepare_data opens it or raises
+        raise RuntimeError("the datamodule has no chips after prepare_data()")
+    regions = ", ".join(sorted(set(cache.regions)))
+    log.info("%d chips (%d with a crossing) from %s", len(cache), cache.labels.sum(), regions)
+    if cache.excluded:
+        log.warning("%d files were left out:", len(cache.excluded))
+        for chip in cache.excluded:
+            log.warning("  %s: %s", chip.path, chip.reason)
+    if cache.notes:
+        log.warning("%d remarks on annotations:", len(cache.notes))
+        for note in cache.notes:
+            log.warning("  %s: %s", note.path, note.text)
+    return cache

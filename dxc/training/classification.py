@@ -1,0 +1,79 @@
+"""Classification: is there a drainage crossing in the chip?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision, BinaryF1Score, MulticlassAccuracy
+
+from dxc.data.datamodule import Batch
+from dxc.training.task import OptimizerFactory, SchedulerFactory, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dxc.evaluation.average_precision import TrueBoxes
+
+
+class ClassificationTask(Task):
+    """Trains a module (B, C, H, W) -> (B, num_classes); see Task for the scheduler and what is raised.
+
+    Logs train_loss, val_loss and val_accuracy (fraction) once an epoch. `predictions` holds index, label and
+    probability (of the last class).
+    """
+
+    answers = ("scores",)
+    scores = ("accuracy",)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerFactory,
+        *,
+        scheduler: SchedulerFactory | None = None,
+        num_classes: int = 2,
+    ) -> None:
+        super().__init__(model, optimizer, scheduler=scheduler)
+        self.loss = self.configure_losses()
+        self.val_metrics = self.configure_metrics(num_classes).clone(prefix="val_")
+
+    def configure_losses(self) -> nn.Module:
+        """Scores (B, classes) and labels (B,) -> scalar."""
+        return nn.CrossEntropyLoss()
+
+    def configure_metrics(self, num_classes: int) -> MetricCollection:
+        """Metrics of one validation epoch, from scores (B, classes) and labels (B,)."""
+        return MetricCollection({"accuracy": MulticlassAccuracy(num_classes, average="micro")})
+
+    def batch_loss(self, output: Tensor, batch: Batch) -> Tensor:
+        return self.loss(output, batch["label"])
+
+    def judged(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return {"scores": output.float()}
+
+    def validated(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        scores, label = outputs["scores"], outputs["label"]
+        self.log("val_loss", self.loss(scores, label), sync_dist=True)
+        self.log_dict(self.val_metrics(scores, label), sync_dist=True)
+        return {"probability": scores.softmax(dim=1)[:, -1]}
+
+    def pooled_metrics(self, predictions: pd.DataFrame, truth: TrueBoxes | None = None) -> dict[str, float]:
+        """average_precision, f1 and auroc; see the function of this name. `truth` is not looked at."""
+        return pooled_metrics(
+            torch.tensor(predictions["probability"].to_numpy()), torch.tensor(predictions["label"].to_numpy())
+        )
+
+
+def pooled_metrics(probability: Tensor, label: Tensor) -> dict[str, float]:
+    """average_precision, f1 (threshold 0.5) and auroc of pooled out-of-fold predictions, as fractions.
+
+    probability: float (n,) of a crossing; label: int (n,) 1 = crossing. A metric that the labels leave
+    undefined (only one class present) is left out, not set to 0.
+    """
+    metrics: dict[str, Any] = {"f1": BinaryF1Score()}
+    if 0 < int(label.sum()) < len(label):
+        metrics |= {"average_precision": BinaryAveragePrecision(), "auroc": BinaryAUROC()}
+    return {name: float(metric(probability, label)) for name, metric in metrics.items()}

@@ -1,0 +1,124 @@
+"""What all tasks share: the loss of an epoch, the outputs of a validation epoch gathered, the optimizer's schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from dxc.data.datamodule import Batch
+from dxc.errors import TrainingError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dxc.evaluation.average_precision import TrueBoxes
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
+
+class Task(pl.LightningModule):
+    """Trains a module on dict batches (see dxc.data.datamodule); a subclass says how its outputs are judged.
+
+    scheduler: makes the learning rate's schedule from the optimizer; stepped once an epoch. None: no schedule.
+
+    Raises TrainingError at the end of an epoch whose loss is not a number.
+
+    Logs train_loss, and what a subclass logs in `validated`, once an epoch. After each validation epoch `predictions`
+    holds that epoch's validation outputs on the CPU, ordered by index: index int64 (n,), label int64 (n,),
+    probability float32 (n,) of a crossing, and what a subclass adds.
+    """
+
+    answers: ClassVar[tuple[str, ...]]
+    """Names of the module's outputs that the task can judge: its `output_names`, scores where it has none."""
+    scores: ClassVar[tuple[str, ...]]
+    """Metrics of a fold, logged as val_NAME, that more is better of: what the key `score` may be."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: OptimizerFactory, *, scheduler: SchedulerFactory | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.train_loss = MeanMetric(nan_strategy="disable")  # a NaN must show
+        self.predictions: dict[str, Tensor] = {}
+        self._outputs: list[dict[str, Tensor]] = []
+
+    def batch_loss(self, output: Any, batch: Batch) -> Tensor:
+        """The loss (scalar) of the module's output for one batch."""
+        raise NotImplementedError
+
+    def judged(self, output: Any, batch: Batch) -> dict[str, Tensor]:
+        """What validation keeps of the module's output for one batch of B images: float tensors (B, ...) whose shapes
+        differ in nothing but B from batch to batch."""
+        raise NotImplementedError
+
+    def validated(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Log the metrics of one validation epoch; returns `predictions` less index and label.
+
+        outputs: index, label and what `judged` kept of all n images, (n, ...), each once and ordered by index.
+        """
+        raise NotImplementedError
+
+    def pooled_metrics(self, predictions: pd.DataFrame, truth: TrueBoxes | None = None) -> dict[str, float]:
+        """Metrics of the pooled out-of-fold predictions, named as in dxc.metrics.OBJECTIVES.
+
+        predictions: one row a chip with label and probability, and with boxes cx, cy, w, h. truth: with boxes, the
+        true ones of the same chips in the same order. A metric that the labels leave undefined is left out, not 0.
+        """
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.parameters())
+        if self.scheduler is None:
+            return optimizer
+        # the monitored metric matters to ReduceLROnPlateau alone
+        schedule = {"scheduler": self.scheduler(optimizer), "interval": "epoch", "monitor": "val_loss"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def forward(self, image: Tensor) -> Any:
+        return self.model(image)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.batch_loss(self.model(batch["image"]), batch)
+        # accumulated by hand: self.log in every step costs more than the step's bookkeeping
+        # once an image: torchmetrics 1.9.0 drops weights with this nan_strategy
+        self.train_loss.update(loss.detach().expand(len(batch["label"])))
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        loss = self.train_loss.compute()
+        self.train_loss.reset()
+        if not loss.isfinite():
+            raise TrainingError(
+                f"the training loss is {float(loss)} after epoch {self.current_epoch + 1}; "
+                "lower optimizer.lr, or use full precision (trainer.precision=32-true)"
+            )
+        self.log("train_loss", loss, sync_dist=True)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        kept = self.judged(self.model(batch["image"]), batch)
+        self._outputs.append({"index": batch["index"], "label": batch["label"], **kept})
+
+    def on_validation_epoch_end(self) -> None:
+        outputs = {key: torch.cat([part[key] for part in self._outputs]) for key in self._outputs[0]}
+        self._outputs.clear()
+        if self.trainer.world_size > 1:
+            gathered: Any = self.all_gather(outputs)  # adds a leading dimension, one entry a device
+            outputs = {key: value.flatten(0, 1) for key, value in gathered.items()}
+        outputs = _each_chip_once(outputs)
+        predictions = {"index": outputs["index"], "label": outputs["label"], **self.validated(outputs)}
+        self.predictions = {key: value.cpu() for key, value in predictions.items()}
+
+
+def _each_chip_once(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Ordered by index; several devices repeat chips to make their shares equally long."""
+    position = {int(index): place for place, index in enumerate(outputs["index"].tolist())}
+    order = torch.tensor([position[index] for index in sorted(position)], device=outputs["index"].device)
+    return {key: value[order] for key, value in outputs.items()}

@@ -1,0 +1,333 @@
+"""Calibration: kernels add up to their network, interrupted ones go on, packages say what they describe."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pandas as pd
+import pytest
+import torch
+from sklearn.ensemble import GradientBoostingRegressor
+
+from dxc.config.compose import PROJECT_ROOT
+from dxc.deploy.export import count_macs, export_onnx
+from dxc.errors import ConfigError, HardwareError
+from dxc.hardware.calibrate import calibrate
+from dxc.hardware.calibrate.calibrate import (
+    FUSION_RULES,
+    Record,
+    Reference,
+    at_usual_speed,
+    errors,
+    measure_kernels,
+    node_overhead_ms,
+    rows_of,
+    share_out,
+)
+from dxc.hardware.calibrate.networks import FAMILIES, build, draw
+from dxc.hardware.predict.kernels import detect, graph_of, read_graph
+from dxc.hardware.predict.packages import SHIPPED, load_package
+from dxc.hardware.predict.predict import describe_coverage, predict
+from dxc.hardware.spec import Hardware, device_name
+from dxc.models.resnet import ResNet
+from dxc.models.sppnet import LEVELS, SppNet
+
+RESNET = {
+    "family": "resnet", "in_channels": 5, "size": 32, "kernel": 3, "stride": 2, "padding": 1, "pool": "max",
+    "pool_kernel": 3, "pool_stride": 2, "width": 16, "blocks": [2, 2, 2, 2],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sketches_are_networks_that_run(family: str) -> None:
+    for seed in range(4):
+        spec = draw(family, np.random.default_rng(seed))
+        assert spec == json.loads(json.dumps(spec))  # it is recorded as JSON
+        model = build(spec)
+        onnx.checker.check_model(model, full_check=True)
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        shape = session.get_inputs()[0].shape
+        assert all(
+            np.isfinite(each).all() for each in session.run(None, {"image": np.ones(shape, np.float32)})
+        )
+
+
+def test_a_sketched_resnet_is_the_resnet(tmp_path: Path) -> None:
+    rules = tmp_path / "fusion_rules.json"
+    rules.write_text(json.dumps(FUSION_RULES))
+    macs = sum(kernel.macs for kernel in detect(graph_of(build(RESNET), "sketch"), rules))
+    knobs = {key: RESNET[key] for key in RESNET if key not in ("family", "in_channels", "size")}
+    assert macs == count_macs(ResNet(5, 2, **knobs), in_channels=5, size=32)
+
+
+@pytest.mark.parametrize(("level", "size"), [(5, 100), (4, 100), (3, 64), (5, 64), (5, 48)])
+def test_a_sketched_sppnet_is_the_sppnet(level: int, size: int, tmp_path: Path) -> None:
+    """Kernel by kernel, also where the bins of its pyramid do not divide the features: of level 5 at 100 pixels they
+    are pooled, gathered along rows and columns, and pooled in pairs."""
+    rules = tmp_path / "fusion_rules.json"
+    rules.write_text(json.dumps(FUSION_RULES))
+    spec = {
+        "family": "sppnet",
+        "in_channels": 5,
+        "size": size,
+        "kernel": 3,
+        "level": level,
+        "features": [128],
+    }
+    torch.manual_seed(0)
+    model = SppNet(5, level=level, features=128)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:  # equal ones would be shared in the file
+            torch.nn.init.normal_(parameter)
+    exported = export_onnx(model, tmp_path / "m.onnx", in_channels=5, size=size, check=False).path
+    real = [(k.op, k.features, k.macs) for k in detect(read_graph(exported), rules) if k.op != "Sigmoid"]
+    sketched = [(k.op, k.features, k.macs) for k in detect(graph_of(build(spec), "sketch"), rules)]
+    assert sketched == real
+    gathered = [features for op, features, _ in sketched if op == "Gather"]
+    assert (
+        gathered
+        == {
+            (5, 100): [(10, 256, 2), (10, 256, 3)],
+            (4, 100): [],
+            (3, 64): [(6, 256, 2), (6, 256, 3)],
+            (5, 64): [(7, 256, 2), (10, 256, 3)],
+            (5, 48): [],  # five windows of two
+        }[level, size]
+    )
+
+
+def test_calibration_draws_every_level_of_the_pyramid() -> None:
+    drawn = [draw("sppnet", np.random.default_rng([0, number])) for number in range(60)]
+    assert {spec["level"] for spec in drawn} == set(LEVELS)
+    fifth = next(spec for spec in drawn if spec["level"] == 5 and spec["size"] == 100)
+    record = measure_kernels(fifth, 1, Reference(1))
+    # height = width, channels, axis; each of them has a time of its own to learn from
+    assert [f for op, f, ms, _ in record.kernels if op == "Gather" and ms > 0] == [[10, 256, 2], [10, 256, 3]]
+    assert [12, 256, 256, 3, 1] in [f for op, f, _, _ in record.kernels if op.startswith("maxpool")]
+    rows = rows_of([record])
+    assert [features for _, features, _ in rows["Gather"]] == [[10, 256, 2], [10, 256, 3]]
+
+
+def test_the_shipped_package_says_that_it_leaves_the_fifth_level_out(tmp_path: Path) -> None:
+    """It was measured before level 5 was drawn: a predictor of that needs a calibration anew."""
+    spec = {"family": "sppnet", "in_channels": 5, "size": 100, "kernel": 3, "level": 5, "features": [128]}
+    onnx.save(build(spec), tmp_path / "m.onnx")
+    prediction = predict(tmp_path / "m.onnx", load_package(SHIPPED / "ort_cpu_xeon"))
+    assert describe_coverage(prediction) == (
+        "ort_cpu_xeon has no predictor for 2 Gather (0.00% of the MACs): its latency leaves them out"
+    )
+
+
+def test_kernels_add_up_to_their_network() -> None:
+    """Of every family: all of ONNX Runtime's time belongs to a kernel, and the kernels' sum is the plain time."""
+    for family in FAMILIES:
+        record = measure_kernels(draw(family, np.random.default_rng(1)), 1, Reference(1))
+        assert all(features is not None for _, features, _, _ in record.kernels)
+        for overhead in (0.0, -0.001):
+            assert sum(ms for _, _, ms in share_out(record, overhead)) == pytest.approx(record.ms)
+
+
+def test_layout_changes_belong_to_their_neighbours() -> None:
+    """A maximum pool of 8 + 1 channels leaves the blocked layout and returns to it: two changes, two owners."""
+    spec = {
+        "family": "mixed",
+        "first": [3, 20, 28],
+        "layers": [["maxpool", 8, 3, 1, True], ["conv", 32, 3, 1, True]],
+    }
+    model = build({**spec, "features": 4})
+    nodes = [
+        ("t1_nchwc", "Conv", 1.0),
+        ("ReorderOutput", "ReorderOutput", 0.25),
+        ("n2", "MaxPool", 2.0),
+        ("ReorderInput_token_3", "ReorderInput", 0.5),
+        ("t4_nchwc", "Conv", 4.0),
+        ("t5_nchwc", "GlobalAveragePool", 0.125),
+        ("fused n7", "FusedGemm", 8.0),
+        ("n9", "Gemm", 16.0),
+    ]
+    kernels = calibrate._by_kernel(model, nodes)
+    assert [(op, ms, count) for op, _, ms, count in kernels] == [
+        ("conv-relu", 1.25, 2),
+        ("maxpool", 2.0, 1),
+        ("conv-relu", 4.5, 2),
+        ("gap", 0.125, 1),
+        ("fc-relu", 8.0, 1),
+        ("fc", 16.0, 1),
+    ]
+
+
+def test_shares_by_hand() -> None:
+    kernels = [("conv", [1.0], 3.0, 2), ("reshape", None, 1.0, 1), ("fc", [2.0], 1.0, 1)]
+    record = Record({}, ms=10.0, spread=0.0, reference_ms=1.0, kernels=kernels, seconds=0.0)
+    assert share_out(record, 0.0) == [("conv", [1.0], 6.0), ("fc", [2.0], 2.0)]
+    # half a millisecond less a node: 2, 0.5 and 0.5 of 3
+    assert share_out(record, -0.5) == [
+        ("conv", [1.0], pytest.approx(20 / 3)),
+        ("fc", [2.0], pytest.approx(5 / 3)),
+    ]
+
+
+def test_the_overhead_of_nodes_comes_from_small_networks() -> None:
+    def record(ms: float) -> Record:
+        return Record({}, ms, 0.0, 1.0, [("conv", [1.0], 0.3, 2), ("fc", [1.0], 0.1, 2)], 0.0)
+
+    small = [record(0.4 - 0.008 + 0.004 * step) for step in range(5)]  # -2, -1, 0, 1, 2 microseconds a node
+    assert node_overhead_ms([*small, record(100.0)]) == pytest.approx(0.0)
+    assert node_overhead_ms(small[:1] * 5) == pytest.approx(-0.002)
+    assert node_overhead_ms(small[:2]) == 0.0  # too few to tell
+
+
+def test_times_are_taken_to_the_usual_speed() -> None:
+    """The reference takes 2, 4 and 4 ms: in the first minute the machine was twice as fast as usual."""
+    records = [
+        Record({}, 10.0, 0.0, reference, [("conv", [1.0], 3.0, 2)], 0.0) for reference in (2.0, 4.0, 4.0)
+    ]
+    usual = at_usual_speed(records)
+    assert [record.ms for record in usual] == [20.0, 10.0, 10.0]
+    assert [record.kernels[0][2] for record in usual] == [6.0, 3.0, 3.0]
+
+
+def test_errors_by_hand() -> None:
+    found = errors(np.array([1.0, 1.04, 0.92, 1.5]), np.ones(4))
+    assert found == {"n": 4, "within_5_percent": 0.5, "within_10_percent": 0.75, "mape": pytest.approx(0.155)}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small networks, short runs, few trees: what is tested is the way, not the figures."""
+    monkeypatch.setattr(calibrate, "SECONDS", 0.003)
+    monkeypatch.setattr(calibrate, "MIN_RUNS", 1)
+    monkeypatch.setattr(calibrate, "MAX_SPREAD", 10.0)
+    monkeypatch.setattr(calibrate, "MAX_DISAGREEMENT", 100.0)
+    monkeypatch.setattr(calibrate, "BOOSTING", {**calibrate.BOOSTING, "n_estimators": 5})
+
+    def small(family: str, rng: np.random.Generator) -> dict:
+        return {**RESNET, "width": int(rng.choice([4, 8, 16])), "size": int(rng.integers(16, 40))}
+
+    monkeypatch.setattr(calibrate, "draw", small)
+
+
+def hardware(tmp_path: Path, **facts: object) -> Hardware:
+    return Hardware(name="cpu", packages_dir=str(tmp_path), **facts)  # type: ignore[arg-type]
+
+
+def test_an_interrupted_calibration_goes_on(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[dict] = []
+    whole = measure_kernels
+
+    def counted(spec: dict, threads: int, reference: Reference) -> Record:
+        if len(measured) == 7:
+            raise KeyboardInterrupt
+        measured.append(spec)
+        return whole(spec, threads, reference)
+
+    monkeypatch.setattr(calibrate, "measure_kernels", counted)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate.calibrate("mine", hardware(tmp_path), networks=20, progress=False)
+    assert not (tmp_path / "mine").exists()
+    lines = (tmp_path / ".mine.calibration" / "measured.jsonl").read_text().splitlines()
+    assert len(lines) == 7
+    with (tmp_path / ".mine.calibration" / "measured.jsonl").open("a") as file:
+        file.write('{"spec": {"fam')  # a kill while writing
+
+    with pytest.raises(HardwareError, match=r"(?s)other conditions.*threads: 1 then, 2 now"):
+        calibrate.calibrate("mine", hardware(tmp_path, threads=2), networks=20, progress=False)
+
+    monkeypatch.setattr(calibrate, "measure_kernels", whole)
+    folder = calibrate.calibrate("mine", hardware(tmp_path), networks=20, progress=False)
+    networks = pd.read_parquet(folder / "networks.parquet")
+    assert len(networks) == 20
+    assert [json.loads(spec) for spec in networks["spec"][:7]] == measured
+    assert networks["reference_ms"][:7].tolist() == [json.loads(line)["reference_ms"] for line in lines]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+    # the same networks are drawn without an interruption
+    again = calibrate.calibrate("again", hardware(tmp_path), networks=20, progress=False)
+    plain = 13  # of 20; the last third depends on what was measured
+    assert (
+        pd.read_parquet(again / "networks.parquet")["spec"][:plain].tolist()
+        == networks["spec"][:plain].tolist()
+    )
+
+    with pytest.raises(HardwareError, match="exists; choose another name"):
+        calibrate.calibrate("mine", hardware(tmp_path), networks=20, progress=False)
+    calibrate.calibrate("mine", hardware(tmp_path), networks=20, overwrite=True, progress=False)
+
+
+def test_a_package_says_what_it_describes_and_predicts(quick: None, tmp_path: Path) -> None:
+    folder = calibrate.calibrate("mine", hardware(tmp_path), networks=24, progress=False)
+    package = load_package(folder)
+    about = package.about
+    assert about["device"] == device_name()
+    assert (about["runtime_version"], about["threads"]) == (onnxruntime.__version__, 1)
+    assert about["held_out"]["networks"]["resnet"]["n"] == 24
+    assert 0 < about["held_out"]["kernels"]["conv-bn-relu"]["share_of_time"] <= 1
+
+    onnx.save(build(RESNET), tmp_path / "net.onnx")
+    prediction = predict(tmp_path / "net.onnx", package)
+    # trees stored as arrays predict what the fitted ones do
+    table = pd.read_parquet(folder / "kernels.parquet")
+    convolutions = table[table["op"].str.contains("conv")]
+    features = np.array(convolutions["features"].tolist())
+    fitted = calibrate._fit("conv-bn-relu", features, convolutions["ms"].to_numpy())
+    assert isinstance(fitted, GradientBoostingRegressor)
+    rows = np.array([k.kernel.features for k in prediction.kernels if "conv" in k.kernel.op])
+    expected = np.exp(fitted.predict(calibrate.derive("conv-bn-relu", rows))) * calibrate.work(
+        "conv-bn-relu", rows
+    )
+    found = [k.ms for k in prediction.kernels if "conv" in k.kernel.op]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "said"),
+    [
+        ("../mine", {}, "names a folder"),
+        ("cortexA76cpu_tflite21", {}, "is a published package"),
+        ("mine", {"provider": "cuda"}, "On the device itself"),
+        ("mine", {"host": "pi@pi"}, "On the device itself"),
+        ("mine", {"affinity": [4096]}, "hardware.affinity"),
+    ],
+)
+def test_what_cannot_be_calibrated(name: str, facts: dict, said: str, tmp_path: Path) -> None:
+    with pytest.raises(HardwareError, match=said):
+        calibrate.calibrate(name, hardware(tmp_path, **facts), progress=False)
+    with pytest.raises(ConfigError, match="networks must be a whole number"):
+        calibrate.calibrate("mine", hardware(tmp_path), networks=3, progress=False)
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on(tmp_path: Path) -> None:
+    """calibrate.py itself, killed with SIGKILL, then started again with the same words."""
+    command = [
+        sys.executable,
+        "calibrate.py",
+        "name=mine",
+        "networks=30",
+        f"hardware.packages_dir={tmp_path}",
+    ]
+    measured = tmp_path / ".mine.calibration" / "measured.jsonl"
+    begun = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not (measured.exists() and measured.read_text().count("\n") >= 5) and time.monotonic() < end:
+        time.sleep(0.2)
+    os.kill(begun.pid, signal.SIGKILL)
+    begun.wait()
+    first = [json.loads(line)["reference_ms"] for line in measured.read_text().splitlines()[:5]]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "networks measured before" in done.stdout
+    assert "hardware.predictors=[mine]" in done.stdout
+    networks = pd.read_parquet(tmp_path / "mine" / "networks.parquet")
+    assert set(first) & set(networks["reference_ms"])
