@@ -151,6 +151,7 @@ def test_killed_while_a_network_is_costed(command: Command) -> None:
     assert trial.metrics["accuracy"] == pytest.approx(sum(folds) / 2)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(command: Command, store_file: Path) -> None:
     """Two searches of one study, started together without a store: six trials in all, each trained once."""
     store_file.unlink()
@@ -180,6 +181,7 @@ def test_ctrl_c_and_going_on(command: Command) -> None:
     assert len([run for run in command.trials() if run.tags["dxc.state"] == "finished"]) == 8
 
 
+@pytest.mark.slow
 def test_joblib(command: Command) -> None:
     """Two trials at once in processes of their own; a worker that is killed is noticed, and its trial tried again."""
     overrides = [
@@ -237,6 +239,7 @@ def test_workers_end_with_their_search(command: Command, how: signal.Signals) ->
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_full_disk(command: Command, tmp_path: Path) -> None:
     """The search stops with what to do; with room again, it goes on and nothing is recorded as failed."""
     small = tmp_path / "multirun"
