@@ -179,7 +179,7 @@ def test_hover_of_two_objectives(show: Callable[..., Tab], four: Designs) -> Non
     lines = label.locator("tspan.line").all_text_contents()
     assert lines[0] == "a"
     assert "accuracy: 0.9000 ± 0.0100" in lines
-    assert "latency: 1.0000 ± 0.2500 ms" in lines
+    assert "predicted latency: 1.0000 ± 0.2500 ms" in lines
     assert "probability of being on the front: 0.90" in lines
     assert lines[-1] == f"run {'a' * 32}"
 
