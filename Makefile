@@ -1,25 +1,46 @@
-# make setup | demo | test | test-slurm | test-browser | lint | bench | ui | clean       every target does the set-up it misses
+# make setup | demo | test | test-slurm | test-browser | lint | docs | bench | ui | clean
+# Every target does the set-up it misses.
 
 VENV := .venv
+DOCS_VENV := .venv-docs
 PY := $(VENV)/bin/python
 PORT ?= 5000
 ARGS ?=
 
-.PHONY: setup demo test test-slurm test-browser lint bench ui clean
+.PHONY: setup demo test test-slurm test-browser lint docs bench ui clean
 .DEFAULT_GOAL := setup
 
-# The first of these that is Python 3.11; or name one: make setup PYTHON=/path/to/python3.11
-PYTHON ?= $(shell for p in python3.11 python3 python; do \
-	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
+# The first of these that is Python 3.11 to 3.13; or name one: make setup PYTHON=/path/to/python3.12
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
+define require_python
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(SUPPORTED)' 2>/dev/null || \
+	{ echo "dxc needs Python 3.11, 3.12 or 3.13: install one, or name it: make $@ PYTHON=/path/to/python3.11" >&2; exit 2; }
+endef
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+
+# On Linux, PyPI's torch comes with several GB of CUDA. make setup TORCH=cpu takes PyTorch's own CPU build instead.
+TORCH ?=
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 setup: $(VENV)/.installed
+ifneq ($(TORCH),)
+	@! $(PY) -m pip show --quiet nvidia-cublas 2>/dev/null || \
+	{ echo "$(VENV) holds the CUDA build of torch: rm -r $(VENV), then make setup TORCH=cpu" >&2; exit 2; }
+endif
 
-$(VENV)/.installed: requirements.txt constraints.txt
-	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
-	{ echo "dxc needs Python 3.11 (nni 3.0 and nn-meter 2.0 are tested on no newer one): install it, or make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
+$(VENV)/.installed: pyproject.toml requirements.txt requirements-dev.txt constraints.txt
+	$(require_python)
+	@case "$(TORCH)" in ""|cpu) ;; *) echo "TORCH=$(TORCH) is unknown: TORCH=cpu, or none for the build of PyPI" >&2; exit 2;; esac
+	@test -n "$(TORCH)" -o "$$(uname -s)" != Linux || command -v nvidia-smi >/dev/null || \
+	echo "no NVIDIA GPU found: make setup TORCH=cpu would save the download of several GB of CUDA"
 	@echo "setting up $(VENV) (some minutes, once)"
-	@$(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	@"$(PYTHON)" -m venv $(VENV)
+ifneq ($(TORCH),)
+	@$(PY) $(PIP_INSTALL) --no-deps --index-url $(TORCH_INDEX) "$$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements.txt)"
+endif
+	@$(PY) $(PIP_INSTALL) -e '.[dev]' -c constraints.txt
 	@touch $@
 
 demo: setup
@@ -46,6 +67,17 @@ lint: setup
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+# site/ opens from the disk, without a server. Needs no torch: an environment of its own.
+docs: $(DOCS_VENV)/.installed
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict --quiet
+	@echo "docs: site/index.html"
+
+$(DOCS_VENV)/.installed: requirements-docs.txt
+	$(require_python)
+	@"$(PYTHON)" -m venv $(DOCS_VENV)
+	@$(DOCS_VENV)/bin/python $(PIP_INSTALL) -r requirements-docs.txt
+	@touch $@
+
 # Alone on the machine, please: each prints its figures; ARGS=--save writes them to benchmarks/results/
 bench: setup
 	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) $$script $(ARGS) || exit 1; done
@@ -58,5 +90,5 @@ ui: setup
 
 # Runs (mlflow.db, mlartifacts/) stay: they are results.
 clean:
-	rm -rf cache outputs multirun .ci/screenshots .pytest_cache .mypy_cache .ruff_cache
-	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	rm -rf cache outputs multirun site build .ci/screenshots .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

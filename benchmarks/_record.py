@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the scripts are run as files; dxc is not installed
+from dxc.files import write_atomically
+from dxc.hardware.spec import device_name
 
-from dxc.files import write_atomically  # noqa: E402
-from dxc.hardware.spec import device_name  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def save(name: str, figures: dict[str, Any]) -> None:

@@ -46,9 +46,8 @@ PARAMS = [f"group{number % 6}.knob{number}" for number in range(60)]
 TAGS = [f"dxc.tag{number}" for number in range(14)]  # few values
 UNIQUE_TAGS = [f"dxc.unique{number}" for number in range(6)]  # a value of its own in every run
 READING = """
-import json, resource, sys, time
+import json, resource, time
 started = time.perf_counter()
-sys.path.insert(0, {root!r})
 from pathlib import Path
 if {way!r} in ("first", "later"):
     from dxc.analysis.runs import read_runs
@@ -131,7 +130,7 @@ def make_store(file: Path, count: int) -> str:
 
 def read(way: str, uri: str, cache: Path) -> tuple[float, float, int]:
     """(seconds, peak MB, runs) of one reading."""
-    script = READING.format(root=str(ROOT), way=way, uri=uri, study=STUDY, cache=str(cache))
+    script = READING.format(way=way, uri=uri, study=STUDY, cache=str(cache))
     done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
     seconds, peak, runs = json.loads(done.stdout.splitlines()[-1])
     return seconds, peak, runs

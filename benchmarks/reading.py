@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import rasterio
-from _record import ROOT, save, spread
+from _record import save, spread
 from rasterio.transform import from_origin
 
 from dxc.data.bands import stack_channels
@@ -31,8 +31,7 @@ from dxc.data.cache import usable_cores
 
 CHANNELS = ("dem", "red", "green", "blue", "nir", "ndwi", "ndvi")
 BUILD = """
-import json, sys, time
-sys.path.insert(0, {root!r})
+import json, time
 from dxc.data.cache import Recipe, open_cache
 if __name__ == "__main__":
     def opened():
@@ -78,7 +77,7 @@ def build(chips: Path, folder: Path) -> tuple[float, float, float, int]:
     """(build seconds, reopen seconds, peak MB, chips) of one cold build in a fresh process."""
     script = folder / "build.py"
     with tempfile.TemporaryDirectory(dir=folder) as cache:
-        script.write_text(BUILD.format(root=str(ROOT), chips=str(chips), channels=CHANNELS, cache=cache))
+        script.write_text(BUILD.format(chips=str(chips), channels=CHANNELS, cache=cache))
         process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
         memory = PeakMemory(process.pid)
         memory.start()

@@ -21,6 +21,10 @@ def non_dominated(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.
     A row dominates another if it is at least as good in every objective and better in one. O(n log n) for two and
     three objectives (Kung et al. 1975, doi 10.1145/321906.321910; moocore). Raises ValueError for NaN and infinity: a
     missing value has no place in an order.
+
+    >>> accuracy_and_ms = [(0.95, 8.0), (0.90, 4.0), (0.90, 9.0)]
+    >>> non_dominated(accuracy_and_ms, maximise=[True, False]).tolist()
+    [True, True, False]
     """
     import moocore
 

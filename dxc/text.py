@@ -36,7 +36,11 @@ LATEX = {
 
 def visible(text: object) -> str:
     """One line in which every character shows. Control and format characters (ESC, line ends, C1, bidi overrides),
-    line separators, lone surrogates and what Unicode does not define are written as repr() writes them: \\x1b."""
+    line separators, lone surrogates and what Unicode does not define are written as repr() writes them: \\x1b.
+
+    >>> visible("a\\nb")
+    'a\\\\nb'
+    """
     text = str(text)
     if text.isprintable():
         return text

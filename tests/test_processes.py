@@ -26,7 +26,7 @@ def _started(script: str, *arguments: str) -> Iterator[subprocess.Popen]:
     process = subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
         cwd=PROJECT_ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT_ROOT)},
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -98,7 +98,7 @@ ready_when(lambda: children() >= 3)
 costs.NetworkCosts(hardware, folder).compute(networks, jobs=2)
 """,
     "synthetic regions": """
-from dxc.data.synthetic import SyntheticSource
+from dxc.synthetic.source import SyntheticSource
 ready_when(lambda: children() >= 3, settle_s=1.0)
 SyntheticSource(chips=1200, cache_dir=str(folder), jobs=2).prepare()
 """,
@@ -109,7 +109,7 @@ with _mapper(2) as mapper:
     list(mapper(time.sleep, [600, 600]))
 """,
     "measuring": """
-from dxc.hardware.measure import StopRule, measure
+from dxc.hardware.measure.latency import StopRule, measure
 from tests.hardware.networks import one_operator
 network = one_operator(folder / "net.onnx", "Relu", shape=["n", 3, 8, 8])
 def measured():

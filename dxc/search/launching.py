@@ -21,7 +21,6 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
-from dxc.config.compose import PROJECT_ROOT
 from dxc.data.cache import usable_cores
 from dxc.errors import DxcError
 from dxc.processes import end_with_parent
@@ -65,7 +64,6 @@ def runner_for(config: DictConfig, context: HydraContext, launcher: Launcher) ->
             _end_with_search(launcher)
             _launch_watched(launcher, batch, first, watch)
 
-    _find_dxc_in_workers()
     runner = Runner(compose, is_group, launch, _parallel(config), Path(config.hydra.sweep.dir))
     # Slurm knows which jobs have ended; one that it has put back into its queue goes on later
     return replace(runner, dead_after_s=math.inf) if _is_submitit(launcher) else runner
@@ -182,12 +180,6 @@ def _end_with_search(launcher: Launcher) -> None:
     if type(launcher).__module__.startswith("hydra_plugins.hydra_joblib_launcher"):
         options: Any = launcher
         options.joblib |= {"initializer": end_with_parent, "initargs": (os.getpid(),)}  # of joblib.Parallel
-
-
-def _find_dxc_in_workers() -> None:
-    """Processes that launchers start import search.py's modules from the checkout."""
-    paths = [str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
 
 
 def _parallel(config: DictConfig) -> int:

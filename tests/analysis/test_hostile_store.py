@@ -118,7 +118,7 @@ class Hostile:
                 *(f"out={self.root}/reports", f"cache_dir={self.root}/cache", *overrides),
             ],
             cwd=self.root,
-            env=os.environ | {"PYTHONPATH": f"{hooks}:{PROJECT_ROOT}", "DXC_CANARY": CANARY},
+            env=os.environ | {"PYTHONPATH": str(hooks), "DXC_CANARY": CANARY},
             capture_output=True,
             text=True,
             timeout=300,

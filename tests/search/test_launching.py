@@ -15,7 +15,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
-from dxc.config.compose import PROJECT_ROOT, resolved
+from dxc.config.compose import resolved
 from dxc.config.identity import trial_hash
 from dxc.data.cache import usable_cores
 from dxc.errors import ConfigError, Stopped
@@ -110,17 +110,6 @@ def test_a_batch_is_watched_until_it_ends_or_nothing_is_left(monkeypatch: pytest
     assert time.monotonic() - begun < 10
     with pytest.raises(launching.LauncherError, match="OSError: no such partition"):
         launching._launch_watched(_Slow(error=OSError("no such partition")), [["a=1"]], 0, lambda: False)
-
-
-def test_workers_find_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
-    for _ in range(2):
-        launching._find_dxc_in_workers()
-        assert os.environ["PYTHONPATH"].split(os.pathsep)[0] == str(PROJECT_ROOT)
-        assert "/elsewhere" in os.environ["PYTHONPATH"]
-    monkeypatch.delenv("PYTHONPATH")
-    launching._find_dxc_in_workers()
-    assert os.environ["PYTHONPATH"] == str(PROJECT_ROOT)
 
 
 PART, WHOLE = {"folds": 1, "epochs": 2}, {"folds": None, "epochs": None}

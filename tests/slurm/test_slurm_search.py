@@ -85,8 +85,8 @@ class Bench:
             "progress=true",  # a job's log has a line for each fold it has trained
             *overrides,
         ]
-        paths = {"PYTHONPATH": f"{PROJECT_ROOT}:{self.hold.parent}"}
-        env = {**os.environ, **self.cluster, "OMP_NUM_THREADS": "1", **paths, **(env or {})}
+        hooks = {"PYTHONPATH": str(self.hold.parent)}
+        env = {**os.environ, **self.cluster, "OMP_NUM_THREADS": "1", **hooks, **(env or {})}
         with (self.tmp_path / "search.log").open("ab") as log:
             process = subprocess.Popen(command, cwd=PROJECT_ROOT, env=env, stdout=log, stderr=log)
         try:

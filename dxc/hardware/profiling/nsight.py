@@ -7,7 +7,6 @@ of its kind happened. (docs.nvidia.com/nsight-systems/UserGuide: "SQLite schema 
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import sqlite3
@@ -18,7 +17,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dxc.config.compose import PROJECT_ROOT
 from dxc.errors import HardwareError
 from dxc.hardware.profiling.tables import COLUMNS, gpu_rows
 from dxc.processes import ending_with_parent
@@ -73,14 +71,12 @@ def record(onnx: Path, out: Path, batches: Sequence[int]) -> Path:
 def _nsys(command: list[str], made: Path) -> None:
     """Run nsys, which has to make a file. It may end with status 0 and none: then it said why on stderr."""
     made.unlink(missing_ok=True)
-    environment = os.environ | {"PYTHONPATH": f"{PROJECT_ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     try:
         done = subprocess.run(
             ending_with_parent(command),
             capture_output=True,
             text=True,
             timeout=TIMEOUT_SECONDS,
-            env=environment,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HardwareError(f"nsys {command[1]} could not be run: {error}") from error

@@ -368,10 +368,8 @@ def test_two_processes_fetch_once(release: str, tmp_path: Path) -> None:
         "print(sorted(package.regressors))"
     )
     command = [sys.executable, "-c", code, PUBLISHED[0], str(tmp_path), release]
-    root = Path(__file__).parents[3]
     both = [
-        subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
     ]
     for each in both:
         out, err = each.communicate(timeout=60)
