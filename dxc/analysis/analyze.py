@@ -298,7 +298,7 @@ def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: p
     address = ""
     if config["tag"] or config["log"]:
         store = Store(uri, study, patience_s=0, artifacts=_artifacts(config))
-        address = store.save_view(**_columns(analysis))
+        address = store.save_view(**saved_view(analysis))
     if config["tag"]:
         places = {run_id: row for _, row in analysis.designs.iterrows() for run_id in row["runs"]}
         for run_id in runs[
@@ -338,7 +338,7 @@ def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: p
     return address
 
 
-def _columns(analysis: Analysis) -> dict[str, Any]:
+def saved_view(analysis: Analysis) -> dict[str, Any]:
     """What designs are compared by in MLflow's table of runs: arguments of Store.save_view."""
     first, best = next(iter(analysis.objectives.items()))
     measured = [name for name, metric in METRICS.items() if metric.in_view and metric.origin == "measured"]
