@@ -6,6 +6,7 @@ read that row.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -335,9 +336,9 @@ def undeclared(name: str, *, maximise: bool) -> Metric:
     return Metric(unit="", maximise=maximise, meaning=name, format=".4g", comparable_by=UNDECLARED)
 
 
-def is_curve(name: str) -> bool:
-    """Whether a name is of a curve (`fold1/val_accuracy`): it has parts, and no row declares them."""
-    return "/" in name and not is_declared(name)
+def is_of_one_fold(name: str) -> bool:
+    """Whether runs have this name for a curve of one fold, such as `fold1/val_accuracy`, and not for a metric."""
+    return re.match(r"fold\d+/", name) is not None
 
 
 def directions(names: Sequence[str]) -> list[bool]:

@@ -21,7 +21,16 @@ from dxc.analysis.designs import Designs, designs_of, parse_objectives, require_
 from dxc.config.compose import PROJECT_ROOT
 from dxc.errors import AnalysisError, ConfigError
 from dxc.hardware.spec import Hardware
-from dxc.metrics import METRICS, Metric, is_curve, known_costs, limitable, metric_of, spread_of, undeclared
+from dxc.metrics import (
+    METRICS,
+    Metric,
+    is_of_one_fold,
+    known_costs,
+    limitable,
+    metric_of,
+    spread_of,
+    undeclared,
+)
 from dxc.report.console import print_comparison, print_result
 from dxc.report.figures import main_effects, pairs, radar
 from dxc.report.findings import machines_in_words
@@ -87,11 +96,16 @@ def test_spreads() -> None:
     assert [name for name, row in METRICS.items() if row.same_in_repeats] == ["latency_ms"]
 
 
-def test_curves_are_no_metrics() -> None:
-    assert [is_curve(name) for name in ("fold1/val_accuracy", "measured/batch_ms", "part/accuracy")] == [
-        True
-    ] * 3
-    assert [is_curve(name) for name in ("fold_score", "latency_ms/pi4", "flops")] == [False] * 3
+def test_curves_of_folds_are_no_metrics() -> None:
+    assert is_of_one_fold("fold1/val_accuracy") and is_of_one_fold("fold12/train_loss")
+    for name in ("fold_score", "folds", "latency_ms/pi4", "val/accuracy"):
+        assert not is_of_one_fold(name)
+    runs = RUNS.assign(**{"fold1/val_accuracy": 0.5, "fold_score": 0.5, "val/accuracy": 0.5})
+    message = (
+        r"logged speed; runs that logged one: accuracy \(3\), accuracy_std \(2\), energy_mj \(3\), fold_score"
+    )
+    with pytest.raises(AnalysisError, match=message + r" \(3\), val/accuracy \(3\)$"):
+        parse_objectives(["speed"], runs)
 
 
 # --- one row is enough: a metric that dxc does not have --------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 
 from dxc.config.identity import is_identity
 from dxc.errors import AnalysisError
-from dxc.metrics import METRICS, Metric, is_curve, metric_of, spread_of, undeclared
+from dxc.metrics import METRICS, Metric, is_of_one_fold, metric_of, spread_of, undeclared
 from dxc.models import canonical_knobs
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def parse_objectives(names: Sequence[str], runs: pd.DataFrame) -> dict[str, Metr
             counts = {
                 column: int(runs[column].notna().sum())
                 for column in runs.columns
-                if is_numeric_dtype(runs[column].dtype) and not is_curve(column)
+                if is_numeric_dtype(runs[column].dtype) and not is_of_one_fold(column)
             }
             listing = ", ".join(f"{column} ({count})" for column, count in counts.items() if count)
             raise AnalysisError(f"objectives: no run logged {name}; runs that logged one: {listing}")

@@ -51,9 +51,9 @@ class Run:
         self.uri = uri
 
     def log(self, metrics: Mapping[str, float], curves: Sequence[Point] = ()) -> None:
-        """Metrics of the objective table and curves (name, value, step), in as few calls as MLflow allows.
+        """Metrics of dxc.metrics and curves (name, value, step), in as few calls as MLflow allows.
 
-        A value that is not finite is missing and is not logged. A metric that is not in the objective table
+        A value that is not finite is missing and is not logged. A metric that dxc.metrics does not declare
         is a KeyError: it has no unit and no direction.
         """
         for name in metrics:
