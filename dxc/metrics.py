@@ -1,123 +1,389 @@
-"""Every metric a run can carry, declared once."""
+"""Every metric a run can carry, declared once: the table METRICS.
+
+A new metric is a new row. Tables, figures, pages, limits, MLflow's saved view and the check of what may be compared
+read that row.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 Point = tuple[str, float, int]
 """One point of a curve: name, value, step."""
 
+STATED = ("predicted", "measured")
+"""Origins that a title names: such a value belongs to one machine, and the two kinds are never mixed."""
+SYMBOLS = {"1e6 bytes": "MB", "count": ""}
+"""Units that axes and headings write in another way."""
 
-class Objective(NamedTuple):
-    """One metric of a run. `maximise` is True where more is better.
 
-    comparable_by: tags and params of runs that must be equal for two values of it to be compared. origin: how it is
-    known. predicted: by predictors, of the machine in tag dxc.predicted_for; measured: on the machine in tag
-    dxc.measured_on; counted: from the network alone; trained: what training gave. '' where it is not declared.
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One row of the table.
+
+    A metric may have parts, named after a slash: `latency_ms/NAME` is of one predictor, `efficiency_ms/batchN` of one
+    batch size. The row of the part before the slash declares them.
+
+    Attributes:
+        unit: of its values.
+        maximise: True where more is better.
+        meaning: what the value is, in a few words.
+        title: its name in headings, axes and lines, without the origin; '' for a metric that dxc does not declare,
+            which keeps the name its run has.
+        short: heading in the table of predicted against measured costs; '' where that table does not show it.
+        format: how one value is written, in the terminal and on the page.
+        table_format: how it is written in tables of designs.
+        origin: how it is known. predicted: by predictors, of the machine in tag dxc.predicted_for; measured: on the
+            machine in tag dxc.measured_on; counted: from the network alone; trained: what training gave.
+        known_before_training: whether a search knows it of every network before it trains one.
+        may_be_limited: whether hardware.limits may name it; search.limits may if it is known before training too.
+        spread: the metric that holds its standard deviation within one run.
+        same_in_repeats: True where repeats of a design have the same value, so that they say nothing of its spread.
+        comparable_by: tags and params of runs that must be equal for two values to be compared, each in words.
+        in_view: whether MLflow's saved view of a new study has a column for it.
     """
 
     unit: str
     maximise: bool
     meaning: str
-    comparable_by: tuple[str, ...] = ()
+    title: str = ""
+    short: str = ""
+    format: str = ".4f"
+    table_format: str = ".4g"
     origin: str = ""
+    known_before_training: bool = False
+    may_be_limited: bool = False
+    spread: str | None = None
+    same_in_repeats: bool = False
+    comparable_by: Mapping[str, str] = field(default_factory=dict, hash=False)
+    in_view: bool = False
+
+    @property
+    def symbol(self) -> str:
+        """The unit as axes and headings write it: 'MB' of '1e6 bytes', '' of 'count'."""
+        return SYMBOLS.get(self.unit, self.unit)
+
+    def brief(self, value: float) -> str:
+        """A value in a line or a narrow table: two decimals, a count in full."""
+        return f"{value:,.0f}" if self.unit == "count" else f"{value:.2f}"
+
+    def said(self, value: float) -> str:
+        """A value with what it is: '5.20 ms predicted', '1.20 MB', '11,183,810 parameters'."""
+        origin = f" {self.origin}" if self.origin in STATED else ""
+        return f"{self.brief(value)} {self.symbol or self.title}{origin}"
 
 
-# by the same chips, and by networks that had not seen them in the same sense
-JUDGED = ("dxc.data", "data.split")
-PREDICTED = ("dxc.predictors", "dxc.packages")  # by the same predictors: their names, and what they say
-MEASURED = ("dxc.measured_on", "hardware.affinity")  # device, runtime, provider, threads; and the cores
+# judged by the same chips, and by networks that had not seen them in the same sense
+JUDGED = {"dxc.data": "chips", "data.split": "how chips were split into training and validation"}
+# by the same predictors: their names, and what they say
+PREDICTED = {
+    "dxc.predictors": "the predictors of latency",
+    "dxc.packages": "what was in the predictors' packages",
+}
+MEASURED = {
+    "dxc.measured_on": "the machine they were measured on",  # device, runtime, provider, threads
+    "hardware.affinity": "the cores they were measured on",
+}
+MEASURED_IN_BATCHES = {**MEASURED, "hardware.batches": "the batch sizes that were measured"}
+TRAINED_ON = {"device": "the machine they were trained on"}
+UNDECLARED = {"hardware": "hardware", "dxc.data": "chips"}
+"""What a metric that dxc does not declare is compared by: it may depend on either."""
 
-OBJECTIVES: dict[str, Objective] = {
-    "accuracy": Objective("fraction", True, "mean over folds, last epoch", JUDGED, origin="trained"),
-    "accuracy_std": Objective(
-        "fraction", False, "sample std. deviation over folds", JUDGED, origin="trained"
-    ),
-    "average_precision": Objective(
-        "fraction", True, "pooled out-of-fold predictions", JUDGED, origin="trained"
-    ),
-    "f1": Objective("fraction", True, "pooled out-of-fold predictions", JUDGED, origin="trained"),
-    "auroc": Objective("fraction", True, "pooled out-of-fold predictions", JUDGED, origin="trained"),
-    "box_ap50": Objective(
-        "fraction", True, "boxes, average precision at IoU 0.5 (COCO), pooled", JUDGED, origin="trained"
-    ),
-    "box_ap": Objective(
-        "fraction",
-        True,
-        "boxes, mean average precision at IoU 0.5 to 0.95 (COCO), pooled",
-        JUDGED,
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(
+        unit="fraction",
+        maximise=True,
+        meaning="mean over folds, last epoch",
+        title="accuracy",
+        table_format=",.4f",
         origin="trained",
+        spread="accuracy_std",
+        comparable_by=JUDGED,
+        in_view=True,
     ),
-    "mean_iou": Objective(
-        "fraction",
-        True,
-        "predicted against true box, over the images with a crossing",
-        JUDGED,
+    "accuracy_std": Metric(
+        unit="fraction",
+        maximise=False,
+        meaning="sample std. deviation over folds",
+        title="spread of accuracy",
         origin="trained",
+        comparable_by=JUDGED,
     ),
-    "recall_at_precision": Objective(
-        "fraction",
-        True,
-        "greatest recall at a precision of task.min_precision (0.9)",
-        (*JUDGED, "task.min_precision"),
+    "average_precision": Metric(
+        unit="fraction",
+        maximise=True,
+        meaning="pooled out-of-fold predictions",
+        title="average precision",
         origin="trained",
+        comparable_by=JUDGED,
     ),
-    "latency_ms": Objective(
-        "ms", False, "mean over the hardware's nn-Meter predictors", PREDICTED, origin="predicted"
+    "f1": Metric(
+        unit="fraction",
+        maximise=True,
+        meaning="pooled out-of-fold predictions",
+        title="F1",
+        origin="trained",
+        comparable_by=JUDGED,
     ),
-    "latency_std_ms": Objective(
-        "ms", False, "sample standard deviation over the predictors", PREDICTED, origin="predicted"
+    "auroc": Metric(
+        unit="fraction",
+        maximise=True,
+        meaning="pooled out-of-fold predictions",
+        title="AUROC",
+        origin="trained",
+        comparable_by=JUDGED,
     ),
-    "uncovered_macs_share": Objective(
-        "fraction", False, "MACs of kernels without a predictor, in no latency", PREDICTED, origin="counted"
+    "box_ap50": Metric(
+        unit="fraction",
+        maximise=True,
+        meaning="boxes, average precision at IoU 0.5 (COCO), pooled",
+        title="box AP at IoU 0.5",
+        origin="trained",
+        comparable_by=JUDGED,
     ),
-    "measured_latency_ms": Objective("ms", False, "median", MEASURED, origin="measured"),
-    "measured_latency_p95_ms": Objective("ms", False, "95th percentile", MEASURED, origin="measured"),
-    "efficiency_ms": Objective(
-        "ms",
-        False,
-        "latency / batch, least over the batch sizes",
-        (*MEASURED, "hardware.batches"),
+    "box_ap": Metric(
+        unit="fraction",
+        maximise=True,
+        meaning="boxes, mean average precision at IoU 0.5 to 0.95 (COCO), pooled",
+        title="box AP",
+        origin="trained",
+        comparable_by=JUDGED,
+    ),
+    "mean_iou": Metric(
+        unit="fraction",
+        maximise=True,
+        meaning="predicted against true box, over the images with a crossing",
+        title="mean IoU",
+        origin="trained",
+        comparable_by=JUDGED,
+    ),
+    "recall_at_precision": Metric(
+        unit="fraction",
+        maximise=True,
+        meaning="greatest recall at a precision of task.min_precision (0.9)",
+        title="recall at fixed precision",
+        origin="trained",
+        comparable_by={**JUDGED, "task.min_precision": "the precision at which recall is read"},
+    ),
+    "latency_ms": Metric(
+        unit="ms",
+        maximise=False,
+        meaning="mean over the hardware's nn-Meter predictors",
+        title="latency",
+        short="predicted ms",
+        table_format=",.2f",
+        origin="predicted",
+        known_before_training=True,
+        may_be_limited=True,
+        spread="latency_std_ms",
+        same_in_repeats=True,
+        comparable_by=PREDICTED,
+        in_view=True,
+    ),
+    "latency_std_ms": Metric(
+        unit="ms",
+        maximise=False,
+        meaning="sample standard deviation over the predictors",
+        title="spread of latency",
+        origin="predicted",
+        known_before_training=True,
+        comparable_by=PREDICTED,
+    ),
+    "uncovered_macs_share": Metric(
+        unit="fraction",
+        maximise=False,
+        meaning="MACs of kernels without a predictor, in no latency",
+        title="MACs not covered",
+        origin="counted",
+        known_before_training=True,
+        comparable_by=PREDICTED,
+    ),
+    "measured_latency_ms": Metric(
+        unit="ms",
+        maximise=False,
+        meaning="median",
+        title="latency",
+        short="measured ms",
         origin="measured",
+        may_be_limited=True,
+        comparable_by=MEASURED,
+        in_view=True,
     ),
-    "optimum_batch": Objective(
-        "count",
-        False,
-        "images in the batch with that least; fewer wait less",
-        (*MEASURED, "hardware.batches"),
+    "measured_latency_p95_ms": Metric(
+        unit="ms",
+        maximise=False,
+        meaning="95th percentile",
+        title="latency, 95 %",
         origin="measured",
+        comparable_by=MEASURED,
     ),
-    "onnx_mb": Objective("1e6 bytes", False, "size of the exported file", origin="counted"),
-    "peak_memory_mb": Objective(
-        "1e6 bytes", False, "peak of the inference process less its baseline", MEASURED, origin="measured"
+    "efficiency_ms": Metric(
+        unit="ms",
+        maximise=False,
+        meaning="latency / batch, least over the batch sizes",
+        title="latency / batch",
+        table_format=",.3f",
+        origin="measured",
+        may_be_limited=True,
+        comparable_by=MEASURED_IN_BATCHES,
     ),
-    "params": Objective("count", False, "trainable parameters", origin="counted"),
-    "macs": Objective("count", False, "multiply-accumulates an image", origin="counted"),
-    "fold_score": Objective(
-        "fraction",
-        True,
-        "mean over folds of the metric that the key `score` names; what tuners see",
-        JUDGED,
+    "optimum_batch": Metric(
+        unit="count",
+        maximise=False,
+        meaning="images in the batch with that least; fewer wait less",
+        title="optimum batch",
+        format=".0f",
+        table_format=",.0f",
+        origin="measured",
+        comparable_by=MEASURED_IN_BATCHES,
+    ),
+    "onnx_mb": Metric(
+        unit="1e6 bytes",
+        maximise=False,
+        meaning="size of the exported file",
+        title="ONNX file",
+        short="file MB",
+        table_format=",.2f",
+        origin="counted",
+        known_before_training=True,
+        may_be_limited=True,
+        in_view=True,
+    ),
+    "peak_memory_mb": Metric(
+        unit="1e6 bytes",
+        maximise=False,
+        meaning="peak of the inference process less its baseline",
+        title="peak memory",
+        short="measured MB",
+        origin="measured",
+        may_be_limited=True,
+        comparable_by=MEASURED,
+    ),
+    "params": Metric(
+        unit="count",
+        maximise=False,
+        meaning="trainable parameters",
+        title="parameters",
+        format=",.0f",
+        table_format=",.0f",
+        origin="counted",
+        known_before_training=True,
+        may_be_limited=True,
+    ),
+    "macs": Metric(
+        unit="count",
+        maximise=False,
+        meaning="multiply-accumulates an image",
+        title="MACs",
+        short="MACs",
+        format=",.0f",
+        table_format=",.0f",
+        origin="counted",
+        known_before_training=True,
+        may_be_limited=True,
+    ),
+    "fold_score": Metric(
+        unit="fraction",
+        maximise=True,
+        meaning="mean over folds of the metric that the key `score` names; what tuners see",
+        title="score, mean of folds",
         origin="trained",
+        comparable_by=JUDGED,
     ),
-    "fit_seconds": Objective(
-        "s", False, "wall time of training, all folds", ("device", "dxc.data"), origin="trained"
+    "fit_seconds": Metric(
+        unit="s",
+        maximise=False,
+        meaning="wall time of training, all folds",
+        title="training time",
+        format=".0f",
+        origin="trained",
+        comparable_by={**TRAINED_ON, "dxc.data": JUDGED["dxc.data"]},
     ),
-    "images_per_second": Objective(
-        "1/s", True, "images a second while training", ("device",), origin="trained"
+    "images_per_second": Metric(
+        unit="1/s",
+        maximise=True,
+        meaning="images a second while training",
+        title="training speed",
+        format=".0f",
+        origin="trained",
+        comparable_by=TRAINED_ON,
     ),
 }
 
 
-def objective(metric: str) -> Objective:
-    """The objective a metric belongs to; `latency_ms/NAME` (one predictor) is declared by `latency_ms`.
+def metric_of(name: str) -> Metric:
+    """The row that declares a metric: that of `latency_ms` for `latency_ms/NAME`.
 
     Raises KeyError for a metric that is not declared: a bug, not a user's mistake.
     """
-    return OBJECTIVES[metric.split("/")[0]]
+    return METRICS[name.split("/")[0]]
+
+
+def is_declared(name: str) -> bool:
+    """Whether a row declares this metric, or the one it is a part of."""
+    return name.split("/")[0] in METRICS
+
+
+def undeclared(name: str, *, maximise: bool) -> Metric:
+    """A row for a metric of which only the name and the direction are known.
+
+    Args:
+        name: as runs have it.
+        maximise: True where more is better.
+    """
+    return Metric(unit="", maximise=maximise, meaning=name, format=".4g", comparable_by=UNDECLARED)
+
+
+def is_of_one_fold(name: str) -> bool:
+    """Whether runs have this name for a curve of one fold, such as `fold1/val_accuracy`, and not for a metric."""
+    return re.match(r"fold\d+/", name) is not None
 
 
 def directions(names: Sequence[str]) -> list[bool]:
-    """For each objective, whether more is better. Raises KeyError as objective() does."""
-    return [objective(name).maximise for name in names]
+    """For each metric, whether more is better. Raises KeyError as metric_of() does."""
+    return [metric_of(name).maximise for name in names]
+
+
+def limitable() -> tuple[str, ...]:
+    """Metrics that hardware.limits may name, in the order of the table."""
+    return tuple(name for name, metric in METRICS.items() if metric.may_be_limited)
+
+
+def known_costs() -> tuple[str, ...]:
+    """Metrics that search.limits may name: they may be limited and are known before training."""
+    return tuple(name for name in limitable() if METRICS[name].known_before_training)
+
+
+def spread_of(name: str) -> str | None:
+    """The metric that holds the spread of another within one run.
+
+    None where there is none: one predictor's latency has no spread over predictors.
+    """
+    return METRICS[name].spread if name in METRICS else None
+
+
+def title_of(name: str) -> str:
+    """What a metric is called for people, with its origin where a machine gave it.
+
+    An undeclared one keeps the name its run has.
+
+    >>> title_of("latency_ms"), title_of("latency_ms/pi4"), title_of("accuracy")
+    ('predicted latency', 'predicted latency pi4', 'accuracy')
+    """
+    first, _, part = name.partition("/")
+    title = first
+    if metric := METRICS.get(first):
+        title = f"{metric.origin} {metric.title}" if metric.origin in STATED else metric.title
+    return f"{title} {part}".rstrip()
+
+
+def label_of(name: str, metric: Metric) -> str:
+    """Title with unit, for an axis or a column: 'predicted latency (ms)', 'ONNX file (MB)', 'parameters'.
+
+    Args:
+        name: of the metric, or of a part of it.
+        metric: its row; of an undeclared metric, the one that undeclared() made.
+    """
+    return f"{title_of(name)} ({metric.symbol})" if metric.symbol else title_of(name)

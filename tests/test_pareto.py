@@ -1,11 +1,10 @@
-"""The objective table holds every metric of the contract, with its direction."""
+"""Fronts, ranks and hypervolumes of points."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from dxc.metrics import OBJECTIVES, objective
 from dxc.pareto import (
     dominators,
     hypervolume,
@@ -15,31 +14,6 @@ from dxc.pareto import (
     ranks,
     reference_point,
 )
-
-
-def test_directions() -> None:
-    up = {name for name, declared in OBJECTIVES.items() if declared.maximise}
-    of_boxes = {"box_ap50", "box_ap", "mean_iou"}
-    assert up == of_boxes | {
-        "accuracy", "average_precision", "f1", "auroc", "recall_at_precision", "images_per_second",
-        "fold_score",
-    }  # fmt: skip
-
-
-def test_units_in_names() -> None:
-    for name, declared in OBJECTIVES.items():
-        assert declared.unit in ("fraction", "count", "ms", "s", "1/s", "1e6 bytes")
-        assert isinstance(declared.maximise, bool)
-        if name.endswith("_ms"):
-            assert declared.unit == "ms"
-        if name.endswith("_mb"):
-            assert declared.unit == "1e6 bytes"
-
-
-def test_one_predictor_belongs_to_the_latency() -> None:
-    assert objective("latency_ms/cortexA76cpu_tflite21") is OBJECTIVES["latency_ms"]
-    with pytest.raises(KeyError):
-        objective("acuracy")
 
 
 def _brute(points: np.ndarray) -> np.ndarray:

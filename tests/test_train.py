@@ -21,7 +21,7 @@ from rasterio.transform import from_origin
 
 from dxc.config.compose import PROJECT_ROOT
 from dxc.errors import DxcError
-from dxc.metrics import OBJECTIVES
+from dxc.metrics import METRICS
 from dxc.models.resnet import ResNet
 from dxc.pipeline.run import run
 from tests.conftest import ChipMaker, write_tif
@@ -76,7 +76,7 @@ def test_two_equal_runs(make_chips: ChipMaker, tmp_path: Path) -> None:
 
     expected = {"accuracy", "accuracy_std", "average_precision", "f1", "auroc", "onnx_mb", "params", "macs"}
     expected |= {"fold_score", "fit_seconds", "images_per_second"}
-    logged = {name for name in first.data.metrics if name in OBJECTIVES}
+    logged = {name for name in first.data.metrics if name in METRICS}
     assert logged == expected
     curves = {f"fold{k}/{m}" for k in (1, 2, 3) for m in ("train_loss", "val_loss", "val_accuracy")}
     assert set(first.data.metrics) - logged == curves

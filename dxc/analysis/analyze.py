@@ -23,7 +23,7 @@ from dxc.config.names import flatten
 from dxc.errors import AnalysisError, ConfigError, TrackingError, is_number, require_one_of, require_whole
 from dxc.evaluation.bootstrap import Comparison, Outcomes, accuracy_draws, compare, probability_non_dominated
 from dxc.hardware.spec import Hardware
-from dxc.metrics import Objective
+from dxc.metrics import METRICS, Metric
 from dxc.pareto import dominators, hypervolume, non_dominated, ranks, reference_point
 from dxc.tracking.places import OutsideError
 from dxc.tracking.reader import Reader, study_names
@@ -45,7 +45,7 @@ class Analysis:
     lucky (on the front with a p_front below certainty.lucky_below). commands: of the choice and the runner-up."""
 
     title: str
-    objectives: Mapping[str, Objective]
+    objectives: Mapping[str, Metric]
     designs: pd.DataFrame
     knobs: Sequence[str]
     aside: pd.DataFrame
@@ -148,7 +148,7 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
 
 
 def _inside(
-    config: Mapping[str, Any], frame: pd.DataFrame, objectives: Mapping[str, Objective], folder: Path
+    config: Mapping[str, Any], frame: pd.DataFrame, objectives: Mapping[str, Metric], folder: Path
 ) -> Inside | None:
     """A look inside the front's members, best first in the first objective, if asked for."""
     if config["profile"] == "none":
@@ -246,7 +246,7 @@ def _listed(value: Any) -> list[str]:
     return list(dict.fromkeys(map(str, several)))
 
 
-def machines_of(runs: pd.DataFrame, objectives: Mapping[str, Objective]) -> dict[str, dict[str, int]]:
+def machines_of(runs: pd.DataFrame, objectives: Mapping[str, Metric]) -> dict[str, dict[str, int]]:
     """Analysis.machines of these runs: the machines of most runs first."""
     found: dict[str, dict[str, int]] = {}
     for origin, tag in MACHINE_TAGS.items():
@@ -256,7 +256,7 @@ def machines_of(runs: pd.DataFrame, objectives: Mapping[str, Objective]) -> dict
     return found
 
 
-def _remarks(frame: pd.DataFrame, found: Designs, objectives: Mapping[str, Objective]) -> list[str]:
+def _remarks(frame: pd.DataFrame, found: Designs, objectives: Mapping[str, Metric]) -> list[str]:
     notes = []
     if len(found.aside):
         counts = found.aside["reason"].value_counts()
@@ -298,7 +298,7 @@ def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: p
     address = ""
     if config["tag"] or config["log"]:
         store = Store(uri, study, patience_s=0, artifacts=_artifacts(config))
-        address = store.save_view(**_columns(analysis))
+        address = store.save_view(**saved_view(analysis))
     if config["tag"]:
         places = {run_id: row for _, row in analysis.designs.iterrows() for run_id in row["runs"]}
         for run_id in runs[
@@ -338,12 +338,12 @@ def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: p
     return address
 
 
-def _columns(analysis: Analysis) -> dict[str, Any]:
+def saved_view(analysis: Analysis) -> dict[str, Any]:
     """What designs are compared by in MLflow's table of runs: arguments of Store.save_view."""
     first, best = next(iter(analysis.objectives.items()))
+    measured = [name for name, metric in METRICS.items() if metric.in_view and metric.origin == "measured"]
     columns = [
-        *(f"metrics.{name}" for name in analysis.objectives),
-        *(["metrics.measured_latency_ms"] if "measured_latency_ms" not in analysis.objectives else []),
+        *(f"metrics.{name}" for name in dict.fromkeys([*analysis.objectives, *measured])),
         "tags.dxc.rank",
         "tags.dxc.front",
         "tags.data",
@@ -353,7 +353,7 @@ def _columns(analysis: Analysis) -> dict[str, Any]:
 
 
 def with_front(
-    found: Designs, objectives: Mapping[str, Objective]
+    found: Designs, objectives: Mapping[str, Metric]
 ) -> tuple[pd.DataFrame, dict[str, float], float]:
     """(designs with front, rank and dominated_by; reference point; hypervolume)."""
     frame = found.frame
@@ -373,7 +373,7 @@ def with_front(
 
 def with_certainty(
     frame: pd.DataFrame,
-    objectives: Mapping[str, Objective],
+    objectives: Mapping[str, Metric],
     outcomes: Sequence[Sequence[Outcomes]],
     *,
     draws: int,
@@ -396,7 +396,7 @@ def with_certainty(
 
 def selected(
     runs: pd.DataFrame, where: str | None, objectives: Sequence[str], mix: Sequence[str]
-) -> tuple[Designs, dict[str, Objective]]:
+) -> tuple[Designs, dict[str, Metric]]:
     """The designs that a condition leaves, and their objectives. Raises AnalysisError where none is left."""
     if where:
         kept = runs[Condition.parse(where).mask(runs)]

@@ -9,7 +9,7 @@ import numpy as np
 
 from dxc.analysis.condition import Condition
 from dxc.errors import AnalysisError
-from dxc.metrics import Objective
+from dxc.metrics import Metric
 from dxc.pareto import knee_distances, non_dominated, normalised_losses
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Choice(NamedTuple):
 
 def choose(
     designs: pd.DataFrame,
-    objectives: Mapping[str, Objective],
+    objectives: Mapping[str, Metric],
     *,
     by: str,
     where: str | None = None,
@@ -71,7 +71,7 @@ def choose(
     return Choice(ranked[0], runner_up, rule)
 
 
-def _weights(weights: Mapping[str, float] | None, objectives: Mapping[str, Objective]) -> np.ndarray:
+def _weights(weights: Mapping[str, float] | None, objectives: Mapping[str, Metric]) -> np.ndarray:
     if not weights:
         raise AnalysisError(
             f"choose.by=weights needs them: 'choose.weights={{{','.join(f'{name}:1' for name in objectives)}}}'"
@@ -86,7 +86,7 @@ def _weights(weights: Mapping[str, float] | None, objectives: Mapping[str, Objec
     return numbers / numbers.sum()
 
 
-def _nearest(designs: pd.DataFrame, objectives: Mapping[str, Objective], where: str) -> str:
+def _nearest(designs: pd.DataFrame, objectives: Mapping[str, Metric], where: str) -> str:
     """What there is, for a condition that nothing meets."""
     best: Sequence[str] = [
         f"{name} {designs[name].max() if each.maximise else designs[name].min():.4g}"

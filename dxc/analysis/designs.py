@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from dxc.config.identity import is_identity
 from dxc.errors import AnalysisError
-from dxc.metrics import Objective, objective
+from dxc.metrics import METRICS, Metric, is_of_one_fold, metric_of, spread_of, undeclared
 from dxc.models import canonical_knobs
 
 if TYPE_CHECKING:
@@ -30,24 +31,6 @@ NO_KNOBS = {
     "trainer._target_",
     "trainer.devices",
 }
-SPREADS = {"accuracy": "accuracy_std", "latency_ms": "latency_std_ms"}
-"""Metrics that hold the spread of another within one run: over folds, over predictors."""
-SAME_IN_REPEATS = ("latency_ms",)
-"""Metrics that are predicted from the network alone: repeats say nothing of how sure they are."""
-FACTS = {
-    "dxc.data": "chips",
-    "data.split": "how chips were split into training and validation",
-    "task.min_precision": "the precision at which recall is read",
-    "hardware": "hardware",
-    "hardware.affinity": "the cores they were measured on",
-    "hardware.batches": "the batch sizes that were measured",
-    "dxc.predictors": "the predictors of latency",
-    "dxc.packages": "what was in the predictors' packages",
-    "dxc.measured_on": "the machine they were measured on",
-    "device": "the machine they were trained on",
-}
-"""In words, what Objective.comparable_by names."""
-UNDECLARED = ("hardware", "dxc.data")  # what a metric that dxc does not know is compared by
 LARGEST = 1e300  # MLflow stores infinity as the largest float
 
 
@@ -60,14 +43,14 @@ class Designs(NamedTuple):
     aside: pd.DataFrame
 
 
-def parse_objectives(names: Sequence[str], runs: pd.DataFrame) -> dict[str, Objective]:
+def parse_objectives(names: Sequence[str], runs: pd.DataFrame) -> dict[str, Metric]:
     """['accuracy', 'flops:min'] -> declared objectives, or undeclared ones with their direction.
 
     Raises AnalysisError for one that no run logged, or whose direction is not known.
     """
     from pandas.api.types import is_numeric_dtype
 
-    found: dict[str, Objective] = {}
+    found: dict[str, Metric] = {}
     for text in names:
         name, _, direction = str(text).partition(":")
         if direction not in ("", "min", "max"):
@@ -76,30 +59,30 @@ def parse_objectives(names: Sequence[str], runs: pd.DataFrame) -> dict[str, Obje
             counts = {
                 column: int(runs[column].notna().sum())
                 for column in runs.columns
-                if is_numeric_dtype(runs[column].dtype) and not column.startswith("fold")
+                if is_numeric_dtype(runs[column].dtype) and not is_of_one_fold(column)
             }
             listing = ", ".join(f"{column} ({count})" for column, count in counts.items() if count)
             raise AnalysisError(f"objectives: no run logged {name}; runs that logged one: {listing}")
         try:
-            declared = objective(name)
+            declared = metric_of(name)
         except KeyError:
             if not direction:
                 raise AnalysisError(
                     f"objectives: the direction of {name} is not known; write {name}:min or {name}:max"
                 ) from None
-            declared = Objective("", direction == "max", name, UNDECLARED)
-        found[name] = declared._replace(maximise=direction == "max") if direction else declared
+            declared = undeclared(name, maximise=direction == "max")
+        found[name] = replace(declared, maximise=direction == "max") if direction else declared
     if not found:
         raise AnalysisError("objectives is empty; name at least one, such as objectives=[accuracy,onnx_mb]")
     return found
 
 
-def comparable_by(objectives: Mapping[str, Objective]) -> list[str]:
-    """Columns in which runs must be equal for all of these objectives to be compared, each once."""
-    return list(dict.fromkeys(column for each in objectives.values() for column in each.comparable_by))
+def comparable_by(objectives: Mapping[str, Metric]) -> dict[str, str]:
+    """Columns in which runs must be equal for all of these objectives to be compared, each in words."""
+    return {column: words for each in objectives.values() for column, words in each.comparable_by.items()}
 
 
-def require_comparable(runs: pd.DataFrame, objectives: Mapping[str, Objective], mix: Sequence[str]) -> None:
+def require_comparable(runs: pd.DataFrame, objectives: Mapping[str, Metric], mix: Sequence[str]) -> None:
     """Raise AnalysisError where runs differ in what makes the figures of an objective another thing (its comparable_by:
     the chips they were judged by, the machine they were measured on), unless `mix` names it. Runs without the tag
     differ from those that have it; runs that lack an objective are set aside anyway and do not count."""
@@ -107,7 +90,7 @@ def require_comparable(runs: pd.DataFrame, objectives: Mapping[str, Objective], 
 
     runs = runs[runs[list(objectives)].notna().all(axis=1)]
     differing = []
-    for tag in comparable_by(objectives):
+    for tag, words in comparable_by(objectives).items():
         if tag not in runs or tag in mix:
             continue
         counts = runs[tag].astype("object").value_counts(dropna=False)
@@ -117,7 +100,7 @@ def require_comparable(runs: pd.DataFrame, objectives: Mapping[str, Objective], 
                 f"{'none' if value is None else repr(value)} ({count} runs)"
                 for value, count in zip(spelled, counts, strict=True)
             )
-            differing.append((tag, f"  {tag} ({FACTS[tag]}): {listing}", spelled[0]))
+            differing.append((tag, f"  {tag} ({words}): {listing}", spelled[0]))
     if differing:
         lines = "\n".join(line for _, line, _ in differing)
         tag, _, value = differing[0]
@@ -129,7 +112,7 @@ def require_comparable(runs: pd.DataFrame, objectives: Mapping[str, Objective], 
         )
 
 
-def designs_of(runs: pd.DataFrame, objectives: Mapping[str, Objective]) -> Designs:
+def designs_of(runs: pd.DataFrame, objectives: Mapping[str, Metric]) -> Designs:
     """One row a design: means over its repeats (equal but for the seed, or trained twice), as far as they can be
     compared: by other chips, or on another machine, it is another row.
 
@@ -174,9 +157,10 @@ def designs_of(runs: pd.DataFrame, objectives: Mapping[str, Objective]) -> Desig
     }
     columns |= {name: groups[name].mean().to_numpy(dtype=float) for name in names}
     for name in names:
-        within = SPREADS.get(name)
+        within = spread_of(name)
         alone = groups[within].mean().to_numpy(dtype=float) if within in runs else np.nan
-        over = alone if name in SAME_IN_REPEATS else groups[name].std(ddof=1).to_numpy(dtype=float)
+        same = name in METRICS and METRICS[name].same_in_repeats
+        over = alone if same else groups[name].std(ddof=1).to_numpy(dtype=float)
         columns[f"spread.{name}"] = np.where(counts > 1, over, alone)
     frame = pd.DataFrame(columns | dict(knobs.loc[newest.index])).reset_index(drop=True)
     return Designs(frame, list(knobs.columns), aside)

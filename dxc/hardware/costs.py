@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Costs:
-    """Metrics are named as in dxc.metrics.OBJECTIVES; what could not be had is absent, and a note says why."""
+    """Metrics are named as in dxc.metrics.METRICS; what could not be had is absent, and a note says why."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     curves: list[tuple[str, float, int]] = field(default_factory=list)

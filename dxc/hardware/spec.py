@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dxc.errors import ConfigError, is_number, require_whole
+from dxc.metrics import limitable
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Hardware:
     device over SSH (user@name), and python its interpreter with onnxruntime; without a host, a `remote` device is
     predicted only. batches: sizes that are measured, ascending from 1; more than one give efficiency_ms. measure: False
     predicts only. predictors: names of nn-Meter packages, looked for in packages_dir, among those that come with dxc,
-    and at packages_url. limits: largest value by metric
-    of COSTS.
+    and at packages_url. limits: largest value by metric;
+    see Metric.may_be_limited.
     """
 
     name: str
@@ -63,8 +64,10 @@ class Hardware:
         if isinstance(hardware.predictors, str) or not isinstance(hardware.predictors, Sequence):
             raise ConfigError(f"hardware.predictors must be a list of names, not {hardware.predictors!r}")
         for metric, limit in hardware.limits.items():
-            if metric not in COSTS:
-                raise ConfigError(f"hardware.limits.{metric}: no such cost; {', '.join(COSTS)} have limits")
+            if metric not in limitable():
+                raise ConfigError(
+                    f"hardware.limits.{metric}: no such cost; {', '.join(limitable())} have limits"
+                )
             if not is_number(limit) or not limit > 0:
                 raise ConfigError(f"hardware.limits.{metric} must be a number over 0, not {limit!r}")
         return hardware
@@ -84,9 +87,6 @@ class Hardware:
             if not torch.cuda.is_available():
                 return f"there is no CUDA device here for hardware={self.name}"
         return ""
-
-
-COSTS = ("latency_ms", "measured_latency_ms", "efficiency_ms", "onnx_mb", "peak_memory_mb", "params", "macs")
 
 
 def device_name(accelerator: str = "cpu") -> str:

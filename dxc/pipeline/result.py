@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of one configuration. Metrics are named as in dxc.metrics.OBJECTIVES."""
+    """What came out of one configuration. Metrics are named as in dxc.metrics.METRICS."""
 
     name: str
     metrics: dict[str, float]

@@ -6,14 +6,14 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from dxc.masking import masked
-from dxc.metrics import OBJECTIVES
+from dxc.metrics import METRICS, STATED, metric_of, title_of
 from dxc.text import for_rich
 from dxc.tracking.view import view_address
 
@@ -21,14 +21,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from dxc.pipeline.result import Result
-
-FORMATS = {
-    "optimum_batch": "{:.0f}",
-    "params": "{:,.0f}",
-    "macs": "{:,.0f}",
-    "fit_seconds": "{:.0f}",
-    "images_per_second": "{:.0f}",
-}
 
 
 def new_table(title: str = "") -> Table:
@@ -54,20 +46,20 @@ def print_result(result: Result) -> None:
         ("what it is", "left"),
     ):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    for name, declared in OBJECTIVES.items():
+    for name, declared in METRICS.items():
         if name in result.metrics:
-            value = FORMATS.get(name, "{:.4f}").format(result.metrics[name])
+            value = format(result.metrics[name], declared.format)
             table.add_row(name, value, declared.unit, declared.origin, declared.meaning)
         parts = [metric for metric in result.metrics if metric.startswith(f"{name}/")]
         for metric in parts if len(parts) > 1 else ():  # one is the mean itself
-            value = f"{result.metrics[metric]:.4f}"
+            value = format(result.metrics[metric], declared.format)
             table.add_row(
                 for_rich(f"  {metric.removeprefix(name)}"), value, declared.unit, declared.origin, ""
             )
     console = Console()
     console.print(table)
     folds = ", ".join(f"{name} {score:.4f}" for name, score in result.fold_scores.items())
-    heading = f"{result.score.replace('_', ' ')} by fold:"
+    heading = f"{title_of(result.score)} by fold:"
     served = result.tracking_uri.startswith("http")
     compare = view_address(result.tracking_uri, result.experiment_id) if served else "make ui"
     for line in (
@@ -118,30 +110,15 @@ def print_package(folder: Path) -> None:
 
 def print_comparison(table: pd.DataFrame, notes: Sequence[str]) -> None:
     """Predicted against measured, a row a file (dxc.hardware.costs.compare)."""
-    each = [name for name in table if name.startswith("latency_ms/")]
-    headings = {
-        "latency_ms": "predicted ms",
-        **(
-            {name: f"predicted ms, {name.removeprefix('latency_ms/')}" for name in each}
-            if len(each) > 1
-            else {}
-        ),
-        "measured_latency_ms": "measured ms",
-        "error": "error",
-        "measured": "measurement",
-        "peak_memory_mb": "measured MB",
-        "onnx_mb": "file MB",
-        "macs": "MACs",
-    }
+    headings = _comparison_headings(list(table))
     shown = new_table()
     shown.add_column("file")
     columns = [name for name in headings if name in table]
     for name in columns:
         shown.add_column(for_rich(headings[name]), justify="left" if name == "measured" else "right")
-    formats = {"error": "{:+.1%}", "macs": "{:,.0f}", "measured": "{}"}
     for row in table.to_dict("records"):
         values = [
-            "-" if row[name] != row[name] else formats.get(name, "{:.2f}").format(row[name])  # NaN is missing
+            "-" if row[name] != row[name] else _compared(name, row[name])  # NaN is missing
             for name in columns
         ]
         shown.add_row(for_rich(row["file"]), *map(for_rich, values))
@@ -149,3 +126,25 @@ def print_comparison(table: pd.DataFrame, notes: Sequence[str]) -> None:
     print_whole(console, shown)
     for note in notes:
         print_line(console, f"note: {note}")
+
+
+def _comparison_headings(columns: Sequence[str]) -> dict[str, str]:
+    """Column -> heading, in order: what is predicted, what is measured, what is counted."""
+    headings: dict[str, str] = {}
+    for origin in (*STATED, "counted"):
+        for name, metric in METRICS.items():
+            if metric.origin != origin or not metric.short:
+                continue
+            headings[name] = metric.short
+            parts = [column for column in columns if column.startswith(f"{name}/")]
+            for part in parts if len(parts) > 1 else ():  # one is the mean itself
+                headings[part] = f"{metric.short}, {part.removeprefix(f'{name}/')}"
+            if name == "measured_latency_ms":
+                headings |= {"error": "error", "measured": "measurement"}
+    return headings
+
+
+def _compared(name: str, value: Any) -> str:
+    if name == "error":
+        return f"{value:+.1%}"
+    return value if name == "measured" else metric_of(name).brief(value)

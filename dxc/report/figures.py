@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dxc.files import write_atomically
-from dxc.metrics import OBJECTIVES, Objective
+from dxc.metrics import Metric, label_of, title_of
 from dxc.text import for_figure
 
 if TYPE_CHECKING:
@@ -35,32 +35,6 @@ SERIES = (  # colour and marker of lines beside each other; no yellow, too light
     (BLUE, "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#CC79A7", "v"), ("#56B4E9", "D"), ("#000000", "X"),
 )  # fmt: skip
 OPERATORS = ("conv", "matmul", "pooling", "other")
-
-TITLES = {
-    "accuracy_std": "spread of accuracy",
-    "f1": "F1",
-    "auroc": "AUROC",
-    "box_ap50": "box AP at IoU 0.5",
-    "box_ap": "box AP",
-    "mean_iou": "mean IoU",
-    "recall_at_precision": "recall at fixed precision",
-    "latency_ms": "latency",
-    "latency_std_ms": "spread of latency",
-    "uncovered_macs_share": "MACs not covered",
-    "measured_latency_ms": "latency",
-    "measured_latency_p95_ms": "latency, 95 %",
-    "efficiency_ms": "latency / batch",
-    "onnx_mb": "ONNX file",
-    "peak_memory_mb": "peak memory",
-    "params": "parameters",
-    "macs": "MACs",
-    "fold_score": "score, mean of folds",
-    "fit_seconds": "training time",
-    "images_per_second": "training speed",
-}
-UNITS = {"1e6 bytes": "MB", "count": ""}
-STATED = ("predicted", "measured")
-"""Origins that a title names: such a figure belongs to one machine, and the two kinds are never mixed."""
 
 ONE_COLUMN_IN, TWO_COLUMNS_IN = 3.5, 7.2  # inches; text is set in points of the printed page
 LOG_FROM = 30  # an objective that spans more than this factor gets a logarithmic axis
@@ -86,25 +60,6 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "dxc",  # the same ids in every file
     "text.parse_math": False,  # a dollar sign in a name begins no formula
 }
-
-
-def title_of(metric: str) -> str:
-    """What an objective is called for people: 'predicted latency' of latency_ms, 'predicted latency PREDICTOR' of
-    latency_ms/PREDICTOR, 'accuracy'.
-
-    An undeclared one keeps the name its run has.
-    """
-    name, _, part = metric.partition("/")
-    title = TITLES.get(name, name.replace("_", " ") if name in OBJECTIVES else name)
-    if name in OBJECTIVES and OBJECTIVES[name].origin in STATED:
-        title = f"{OBJECTIVES[name].origin} {title}"
-    return f"{title} {part}".rstrip()
-
-
-def label_of(metric: str, objective: Objective) -> str:
-    """Title with unit: 'predicted latency (ms)', 'ONNX file (MB)', 'parameters'."""
-    unit = UNITS.get(objective.unit, objective.unit)
-    return f"{title_of(metric)} ({unit})" if unit else title_of(metric)
 
 
 def short_names(knobs: Sequence[str]) -> dict[str, str]:
@@ -157,7 +112,7 @@ def tick_number(value: float) -> str:
     return short_number(value) if value >= 1e4 else f"{value:g}"
 
 
-def pairs(designs: pd.DataFrame, objectives: Mapping[str, Objective], *, note: str = "") -> Figure:
+def pairs(designs: pd.DataFrame, objectives: Mapping[str, Metric], *, note: str = "") -> Figure:
     """Every two objectives against each other: m (m - 1) / 2 panels, the front over all designs.
 
     The first objective is upright in the last row. Error bars of the front are one standard deviation. A step line
@@ -248,7 +203,7 @@ def _bars(designs: pd.DataFrame, name: str) -> NDArray[np.float64]:
     return np.nan_to_num(designs[f"spread.{name}"].to_numpy(dtype=float))
 
 
-def _with_direction(name: str, objective: Objective, width: int) -> str:
+def _with_direction(name: str, objective: Metric, width: int) -> str:
     """Label of an axis, wrapped. The arrow points along the axis: an upright label is read upwards."""
     hint = "higher is better →" if objective.maximise else "← lower is better"
     return f"{_fit(label_of(name, objective), width, 3)}\n{hint}"
@@ -302,7 +257,7 @@ def _note(figure: Figure, text: str, width: float) -> None:
 
 
 def radar(
-    designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Sequence[str], *, note: str = ""
+    designs: pd.DataFrame, objectives: Mapping[str, Metric], knobs: Sequence[str], *, note: str = ""
 ) -> Figure:
     """A small polar plot for each of the front's members, at most RADARS, best first objective first.
 
@@ -370,7 +325,7 @@ def _caption(ends: Sequence[str], width: int, *, dashed: bool) -> list[str]:
     )
 
 
-def _scaled(values: pd.DataFrame, objectives: Mapping[str, Objective]) -> NDArray[np.float64]:
+def _scaled(values: pd.DataFrame, objectives: Mapping[str, Metric]) -> NDArray[np.float64]:
     """Columns from 0 to 1 over all rows, those of objectives to be minimised turned round; NaN is 0."""
     raw = values.to_numpy(dtype=float)
     low, high = (getattr(values, end)().to_numpy(dtype=float) for end in ("min", "max"))
@@ -379,13 +334,12 @@ def _scaled(values: pd.DataFrame, objectives: Mapping[str, Objective]) -> NDArra
     return np.where(np.isfinite(raw), np.where(turned, 1 - scaled, scaled), 0)
 
 
-def _ends(column: pd.Series, objective: Objective | None) -> str:
+def _ends(column: pd.Series, objective: Metric | None) -> str:
     low, high = short_number(column.min()), short_number(column.max())
     if objective is None:
         return f"{low} → {high}"
-    unit = UNITS.get(objective.unit, objective.unit)
     ends = f"{low} → {high}" if objective.maximise else f"{high} → {low}"
-    return ends if unit in ("", "fraction") else f"{ends} {unit}"
+    return ends if objective.symbol in ("", "fraction") else f"{ends} {objective.symbol}"
 
 
 def _angles(count: int) -> NDArray[np.float64]:
@@ -424,7 +378,7 @@ def _polygon(axes: PolarAxes, values: NDArray[np.float64], *, hollow: bool) -> N
 
 
 def main_effects(
-    designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Sequence[str], *, note: str = ""
+    designs: pd.DataFrame, objectives: Mapping[str, Metric], knobs: Sequence[str], *, note: str = ""
 ) -> Figure:
     """Mean of each objective (rows) over the designs with each value of each knob (columns), with its standard error.
 

@@ -12,19 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dxc.metrics import OBJECTIVES, Objective
-from dxc.report.console import FORMATS
+from dxc.metrics import Metric, label_of, title_of
 from dxc.report.figures import (
     GREY,
     MISSING,
-    UNITS,
     VERMILLION,
     is_log,
-    label_of,
     levels,
     short_names,
     tick_number,
-    title_of,
 )
 from dxc.text import for_html, for_plotly, for_script, visible
 
@@ -37,7 +33,7 @@ AXIS_PX = 76  # between two parallel axes; more where a value's name is long
 
 def page(
     designs: pd.DataFrame,
-    objectives: Mapping[str, Objective],
+    objectives: Mapping[str, Metric],
     knobs: Sequence[str],
     *,
     title: str,
@@ -120,7 +116,7 @@ def _policy(scripts: Sequence[str]) -> str:
     )
 
 
-def _summary(designs: pd.DataFrame, objectives: Mapping[str, Objective]) -> str:
+def _summary(designs: pd.DataFrame, objectives: Mapping[str, Metric]) -> str:
     *names, last = (title_of(name) for name in objectives)
     front, lucky = int(designs["front"].sum()), int((designs["front"] & designs["lucky"]).sum())
     text = (
@@ -134,7 +130,7 @@ def _summary(designs: pd.DataFrame, objectives: Mapping[str, Objective]) -> str:
     )
 
 
-def _directions(objectives: Mapping[str, Objective]) -> str:
+def _directions(objectives: Mapping[str, Metric]) -> str:
     """'Higher is better: accuracy. Lower is better: latency, ONNX file.'"""
     sides = [
         (word, [title_of(name) for name, objective in objectives.items() if objective.maximise == more])
@@ -143,13 +139,13 @@ def _directions(objectives: Mapping[str, Objective]) -> str:
     return for_html(" ".join(f"{word} is better: {', '.join(names)}." for word, names in sides if names))
 
 
-def _axes(objectives: Mapping[str, Objective]) -> list[str]:
+def _axes(objectives: Mapping[str, Metric]) -> list[str]:
     """What the axes x, y and z begin with: three objectives, the first one upright; or two."""
     first, *others = objectives
     return [*others[:2], first]
 
 
-def _selects(objectives: Mapping[str, Objective]) -> str:
+def _selects(objectives: Mapping[str, Metric]) -> str:
     """A select for each axis. With two objectives there is nothing to choose."""
     axes = _axes(objectives)
     if len(axes) == 2:
@@ -165,7 +161,7 @@ def _selects(objectives: Mapping[str, Objective]) -> str:
     return f'<div id="axes">{"".join(boxes)}</div>'
 
 
-def _data(designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Sequence[str]) -> dict[str, Any]:
+def _data(designs: pd.DataFrame, objectives: Mapping[str, Metric], knobs: Sequence[str]) -> dict[str, Any]:
     """What page.js draws. Rows are numbered in the order of designs; an unknown value is null."""
     front, lucky = designs["front"].to_numpy(dtype=bool), designs["lucky"].to_numpy(dtype=bool)
     groups = [
@@ -210,7 +206,7 @@ def _numbers(values: Iterable[float]) -> list[float | None]:
     return [float(value) if math.isfinite(value) else None for value in values]
 
 
-def _hover(designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Sequence[str]) -> list[str]:
+def _hover(designs: pd.DataFrame, objectives: Mapping[str, Metric], knobs: Sequence[str]) -> list[str]:
     """Plotly's text: <br> breaks a line, and what looks like a tag must be escaped."""
     names = short_names(knobs)
     settings = [levels(designs[knob]) for knob in knobs]
@@ -224,7 +220,7 @@ def _hover(designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Se
             *textwrap.wrap(visible(design["name"]), 60),
             *textwrap.wrap(", ".join(set_to), 60),
             *(
-                f"{title_of(name)}: {_value(design, name, objective)}"
+                f"{title_of(name)}: {_with_unit(_value(design, name, objective), objective)}"
                 for name, objective in objectives.items()
             ),
             f"probability of being on the front: {_share(design['p_front'])}",
@@ -236,16 +232,17 @@ def _hover(designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Se
     return texts
 
 
-def _value(design: Mapping[Any, Any], name: str, objective: Objective | None = None) -> str:
-    """'0.9300 ± 0.0110'; with the objective, its unit as well."""
-    base = name.split("/")[0]
-    form = FORMATS.get(base, "{:.4f}" if base in OBJECTIVES else "{:.4g}")
+def _value(design: Mapping[Any, Any], name: str, objective: Metric) -> str:
+    """'0.9300 ± 0.0110'."""
     value, spread = (float(design[column]) for column in (name, f"spread.{name}"))
-    text = form.format(value) if math.isfinite(value) else MISSING
-    if math.isfinite(spread) and form.format(spread) != form.format(0):
-        text += f" ± {form.format(spread)}"
-    unit = UNITS.get(objective.unit, objective.unit) if objective else ""
-    return text if unit in ("", "fraction") else f"{text} {unit}"
+    text = format(value, objective.format) if math.isfinite(value) else MISSING
+    if math.isfinite(spread) and format(spread, objective.format) != format(0, objective.format):
+        text += f" ± {spread:{objective.format}}"
+    return text
+
+
+def _with_unit(text: str, objective: Metric) -> str:
+    return text if objective.symbol in ("", "fraction") else f"{text} {objective.symbol}"
 
 
 def _share(value: float) -> str:
@@ -253,7 +250,7 @@ def _share(value: float) -> str:
 
 
 def _dimensions(
-    designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Sequence[str]
+    designs: pd.DataFrame, objectives: Mapping[str, Metric], knobs: Sequence[str]
 ) -> list[dict[str, Any]]:
     """The parallel axes: knobs of words or few values with a tick a value, others as numbers, then objectives."""
     from pandas.api.types import is_numeric_dtype
@@ -313,7 +310,7 @@ def _range(label: str, values: np.ndarray) -> dict[str, Any]:
     return axis
 
 
-def _table(designs: pd.DataFrame, objectives: Mapping[str, Objective]) -> str:
+def _table(designs: pd.DataFrame, objectives: Mapping[str, Metric]) -> str:
     """The front, best first objective first. Cells carry what they are sorted by; an unknown number sorts last."""
     first, best = next(iter(objectives.items()))
     front = designs[designs["front"]].sort_values(first, ascending=not best.maximise, kind="stable")
@@ -336,7 +333,7 @@ def _table(designs: pd.DataFrame, objectives: Mapping[str, Objective]) -> str:
     for design in front.to_dict("records"):
         p_front = _share(design["p_front"]) + (" (perhaps luck)" if design["lucky"] else "")
         cells = [
-            *(_cell(_value(design, name), design[name]) for name in objectives),
+            *(_cell(_value(design, name, each), design[name]) for name, each in objectives.items()),
             _cell(p_front, design["p_front"]),
             _cell(str(design["n"]), design["n"]),
         ]

@@ -14,9 +14,8 @@ from rich.console import Console
 from rich.text import Text
 
 from dxc.masking import masked
-from dxc.metrics import objective
-from dxc.report.console import FORMATS, new_table, print_line, print_whole
-from dxc.report.figures import label_of
+from dxc.metrics import known_costs, label_of, metric_of, spread_of, title_of
+from dxc.report.console import new_table, print_line, print_whole
 from dxc.text import for_rich
 from dxc.tracking.view import view_address
 
@@ -25,13 +24,6 @@ if TYPE_CHECKING:
     from dxc.search.settings import Settings
     from dxc.search.states import Rung
     from dxc.tracking.store import Store
-
-SHORT = {
-    "latency_ms": "{:.2f} ms predicted",
-    "onnx_mb": "{:.2f} MB",
-    "macs": "{:,.0f} MACs",
-    "params": "{:,.0f} parameters",
-}
 
 LISTED = 20  # infeasible trials in a dry run
 
@@ -85,7 +77,7 @@ class Progress:
     def __init__(self, study: str, objectives: Sequence[str], score: str) -> None:
         self._console = Console()
         self._study = study
-        self._score, self._title = score, score.replace("_", " ")
+        self._score, self._title = score, title_of(score)
         self._objectives = list(objectives)
         self._started: float | None = None
         self._done_before = self._done = 0.0
@@ -164,15 +156,15 @@ class Progress:
         """The mean over folds, as of a trial that was trained in part: see fold_score in dxc.pareto."""
         if "fold_score" not in entry.metrics:
             return ""
-        spread = entry.metrics.get(f"{self._score}_std")
+        spread = entry.metrics.get(spread_of(self._score) or "")
         return f"{self._title} {entry.metrics['fold_score']:.4f}" + (
             f" ± {spread:.4f}" if spread is not None else ""
         )
 
     def _costs(self, entry: Entry) -> list[str]:
         return [
-            text.format(entry.metrics[name])
-            for name, text in SHORT.items()
+            metric_of(name).said(entry.metrics[name])
+            for name in known_costs()
             if name in entry.metrics and name in self._objectives
         ]
 
@@ -209,17 +201,15 @@ class Progress:
         rows: (description, known costs, why not) of every distinct trial. seconds: of training `trials` of them, one
         after the other.
         """
-        names = [name for name in SHORT if any(name in known for _, known, _ in rows)]
+        names = [name for name in known_costs() if any(name in known for _, known, _ in rows)]
         table = new_table("known without training")
         for heading in ("metric", "least", "median", "most", "unit", "origin"):
             table.add_column(heading, justify="left" if heading in ("metric", "unit", "origin") else "right")
         for name in names:
             values = sorted(known[name] for _, known, _ in rows if name in known)
-            cells = [
-                FORMATS.get(name, "{:.2f}").format(v)
-                for v in (values[0], values[len(values) // 2], values[-1])
-            ]
-            table.add_row(name, *cells, objective(name).unit, objective(name).origin)
+            metric = metric_of(name)
+            cells = [metric.brief(v) for v in (values[0], values[len(values) // 2], values[-1])]
+            table.add_row(name, *cells, metric.unit, metric.origin)
         print_whole(self._console, table)
         refused = [(text, reason) for text, _, reason in rows if reason]
         for text, reason in refused[:LISTED]:
@@ -249,14 +239,14 @@ class Progress:
             table = new_table(title)
             table.add_column("trial")
             # a detector's score is that of the pooled predictions, and its tuner saw the mean of the folds
-            beside = {"accuracy": ["accuracy_std"]}.get(self._score, ["fold_score"])
-            shown = [*objectives, *(beside if self._score in objectives else [])]
+            beside = spread_of(self._score) or "fold_score"
+            shown = [*objectives, *([beside] if self._score in objectives else [])]
             for name in shown:
-                table.add_column(for_rich(label_of(name, objective(name))), justify="right")
+                table.add_column(for_rich(label_of(name, metric_of(name))), justify="right")
             table.add_column("directory")
             for text, entry in front:
                 cells = [
-                    FORMATS.get(name, "{:.4f}").format(entry.metrics[name]) if name in entry.metrics else "-"
+                    format(entry.metrics[name], metric_of(name).format) if name in entry.metrics else "-"
                     for name in shown
                 ]
                 table.add_row(for_rich(text), *cells, for_rich(entry.trial))

@@ -7,35 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dxc.files import write_atomically
-from dxc.metrics import Objective
-from dxc.report.figures import OPERATORS, label_of
+from dxc.metrics import Metric, is_declared, label_of, metric_of
+from dxc.report.figures import OPERATORS
 from dxc.text import for_csv, for_html, for_latex, for_markdown, visible
 
 if TYPE_CHECKING:
     import pandas as pd
-
-DIGITS = {
-    "accuracy": 4,
-    "latency_ms": 2,
-    "efficiency_ms": 3,
-    "optimum_batch": 0,
-    "onnx_mb": 2,
-    "params": 0,
-    "macs": 0,
-}
-"""After the point; other metrics have four significant digits."""
 
 
 def number(name: str, value: float, spread: float = float("nan")) -> str:
     """A value of a metric as text, with ± its spread where there is one; '-' where it is missing."""
     if value != value:
         return "-"
-    digits = DIGITS.get(name.split("/")[0])
-    text = "{:.4g}" if digits is None else f"{{:,.{digits}f}}"
-    return text.format(value) + (f" ± {text.format(spread)}" if spread == spread else "")
+    form = metric_of(name).table_format if is_declared(name) else ".4g"
+    return format(value, form) + (f" ± {spread:{form}}" if spread == spread else "")
 
 
-def ranges(designs: pd.DataFrame, objectives: Mapping[str, Objective]) -> pd.DataFrame:
+def ranges(designs: pd.DataFrame, objectives: Mapping[str, Metric]) -> pd.DataFrame:
     """Least and most of each objective (published table 3)."""
     import pandas as pd
 
@@ -54,7 +42,7 @@ def ranges(designs: pd.DataFrame, objectives: Mapping[str, Objective]) -> pd.Dat
 
 def listing(
     designs: pd.DataFrame,
-    objectives: Mapping[str, Objective],
+    objectives: Mapping[str, Metric],
     knobs: Sequence[str],
     *,
     more: Sequence[str] = (),

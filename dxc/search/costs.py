@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 COSTS_VERSION = 1  # names the cached files: raise it when export or prediction changes a figure
 WORTH_PROCESSES = 40  # networks; fewer are exported faster than processes start
 Known = dict[str, float]
-"""Metrics named as in dxc.metrics.OBJECTIVES."""
+"""Metrics named as in dxc.metrics.METRICS."""
 
 
 class NetworkCosts:

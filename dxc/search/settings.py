@@ -8,8 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dxc.errors import ConfigError, is_number, require_one_of, require_whole
-from dxc.hardware.spec import COSTS
-from dxc.metrics import OBJECTIVES
+from dxc.metrics import METRICS, known_costs, limitable
 from dxc.search.states import Rung
 
 TUNERS = ("pareto", "random", "grid", "tpe", "evolution")
@@ -39,8 +38,19 @@ class Settings:
     """The metric that folds are judged by, not known before training: the key `score` of the configuration."""
 
     @classmethod
-    def of(cls, section: Mapping[str, Any], score: str) -> Settings:
-        """From a resolved configuration. Raises ConfigError for a key or value that cannot work."""
+    def of(
+        cls, section: Mapping[str, Any], score: str, device_limits: Mapping[str, float] | None = None
+    ) -> Settings:
+        """From a resolved configuration.
+
+        Args:
+            section: the section `search`.
+            score: the key `score`.
+            device_limits: hardware.limits. They hold for costs known before training that search.limits does not name.
+
+        Raises:
+            ConfigError: for a key or value that cannot work.
+        """
         known = {each.name for each in fields(cls)} - {"score"}
         section = {key: value for key, value in section.items() if key != "job"}
         if unknown := sorted(set(section) - known):
@@ -49,25 +59,25 @@ class Settings:
         require_one_of("search.early_stop", section["early_stop"], EARLY_STOPS)
         if section["tuner"] == "pareto" and section["early_stop"] != "none":
             raise ConfigError("search.early_stop belongs to NNI's tuners; tuner=pareto stops by search.rungs")
-        require_one_of("search.objective", section["objective"], OBJECTIVES)
+        require_one_of("search.objective", section["objective"], METRICS)
         objectives = section["objectives"]
         if not isinstance(objectives, list) or not objectives:
             raise ConfigError(f"search.objectives must be a list of metrics, not {objectives!r}")
         for name in objectives:
-            require_one_of("search.objectives", name, OBJECTIVES)
+            require_one_of("search.objectives", name, METRICS)
         if section["tuner"] == "pareto":
-            uncertain = [name for name in objectives if name not in COSTS]
+            uncertain = [name for name in objectives if name not in limitable()]
             if uncertain != [score] or len(objectives) < 2:
                 raise ConfigError(
                     f"search.tuner=pareto weighs {score} against costs known before training: search.objectives "
-                    f"must hold {score} and at least one of {', '.join(KNOWN_COSTS)}, not {', '.join(objectives)}"
+                    f"must hold {score} and at least one of {', '.join(known_costs())}, not {', '.join(objectives)}"
                 )
         for name, at_least in (("seed", 0), ("retries", 0), ("max_failures", 0)):
             require_whole(f"search.{name}", section[name], at_least=at_least)
         for name in ("max_trials", "parallel"):
             if section[name] is not None:
                 require_whole(f"search.{name}", section[name], at_least=1)
-        limits = _limits(section["limits"])
+        limits = _limits(section["limits"], device_limits or {})
         _check_rungs(section["rungs"])
         patience = section["store_patience_s"]
         if not is_number(patience) or not patience >= 0:
@@ -85,18 +95,15 @@ class Settings:
         return list(dict.fromkeys([*rungs, Rung(folds, epochs)]))
 
 
-KNOWN_COSTS = ("latency_ms", "onnx_mb", "params", "macs")
-"""Metrics of hardware.COSTS that need no device: known of every network before it is trained."""
-
-
-def _limits(limits: Any) -> dict[str, float]:
-    """Those that are set: null is no limit."""
+def _limits(limits: Any, device_limits: Mapping[str, float]) -> dict[str, float]:
+    """Those that are set: null is no limit, and a cost that is not named has the device's."""
     if not isinstance(limits, Mapping):
         raise ConfigError(f"search.limits must name costs: search.limits.onnx_mb=12, not {limits!r}")
-    limits = {name: limit for name, limit in limits.items() if limit is not None}
+    inherited = {name: limit for name, limit in device_limits.items() if name in known_costs()}
+    limits = {name: limit for name, limit in {**inherited, **limits}.items() if limit is not None}
     for name, limit in limits.items():
-        if name not in KNOWN_COSTS:
-            raise ConfigError(f"search.limits.{name}: no such cost; {', '.join(KNOWN_COSTS)} have limits")
+        if name not in known_costs():
+            raise ConfigError(f"search.limits.{name}: no such cost; {', '.join(known_costs())} have limits")
         if not is_number(limit) or not limit > 0:
             raise ConfigError(f"search.limits.{name} must be a number over 0, or null, not {limit!r}")
     return limits

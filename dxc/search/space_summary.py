@@ -18,8 +18,9 @@ from dxc.config.build import build
 from dxc.config.names import describe
 from dxc.data.cache import usable_cores
 from dxc.errors import SearchError
+from dxc.metrics import known_costs
 from dxc.search.costs import Known, NetworkCosts, over_limits
-from dxc.search.settings import DEFAULT_TRIALS, KNOWN_COSTS, Settings
+from dxc.search.settings import DEFAULT_TRIALS, Settings
 from dxc.search.space import Catalogue, Identity, Point, Space
 
 WHOLE_SPACE = 20_000  # points; of a larger space costs are computed as points are proposed
@@ -153,7 +154,7 @@ class Survey:
             f"hardware.limits.{cost}={limit:g} rules out no trial: {cost} is not known before training; the tag "
             "dxc.within_limits of each trial says what came of it"
             for cost, limit in (hardware.get("limits") or {}).items()
-            if cost not in KNOWN_COSTS
+            if cost not in known_costs()
         ]
 
     def summary(self) -> dict[str, int]:

@@ -21,13 +21,13 @@ from dxc.config.identity import canonical, params_and_tags
 from dxc.config.names import describe, flatten
 from dxc.errors import DxcError, SearchError, require_folder_name, signals_raise
 from dxc.hardware.spec import Hardware
-from dxc.metrics import directions, objective
+from dxc.metrics import directions, known_costs, metric_of
 from dxc.pareto import non_dominated
 from dxc.report.progress import Progress, Standing, Training
 from dxc.search.costs import NetworkCosts
 from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_numbers
 from dxc.search.ledger import FOLDS, Entry, Ledger
-from dxc.search.settings import KNOWN_COSTS, Settings
+from dxc.search.settings import Settings
 from dxc.search.space import Catalogue, Compose, Identity, Point, Space, parse_space
 from dxc.search.space_summary import Chips, Survey, prepare_chips
 from dxc.search.states import FAILED, FINISHED, INFEASIBLE, PLANNED, STOPPED, Rung
@@ -81,7 +81,7 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
     catalogue = Catalogue(space, runner.compose, runner.is_group)
     base = catalogue.base
     require_folder_name("study", base["study"])
-    settings = Settings.of(base["search"], base["score"])
+    settings = Settings.of(base["search"], base["score"], base["hardware"].get("limits"))
     progress = Progress(base["study"], settings.objectives, settings.score)
     costs = NetworkCosts(Hardware.of(base["hardware"]), Path(base["cache_dir"]))
     survey = Survey(space, catalogue, settings, costs)
@@ -203,7 +203,7 @@ class Study:
             seed=self.settings.seed,
             trials=self.total,
             parallel=self.parallel,
-            maximise=objective(self.settings.objective).maximise,
+            maximise=metric_of(self.settings.objective).maximise,
         )
         exhausted = False
         while True:
@@ -378,7 +378,7 @@ class Study:
             "tags": {**settings, "dxc.design": identity.design},
         }
         if reason := self.survey.against(identity):
-            known = {name: v for name, v in self.survey.known(identity).items() if name in KNOWN_COSTS}
+            known = {name: v for name, v in self.survey.known(identity).items() if name in known_costs()}
             entry = self.ledger.infeasible(
                 identity.trial, **heading, parameters=parameters, reason=reason, known=known
             )

@@ -13,7 +13,7 @@ from typing import Any
 from dxc.errors import signals_raise
 from dxc.files import write_atomically
 from dxc.masking import masked, masked_tree
-from dxc.metrics import Point, objective
+from dxc.metrics import Point, metric_of
 from dxc.tracking.client import MAX_PARAM_LENGTH
 from dxc.untrusted import load_json
 
@@ -50,7 +50,7 @@ class Record:
 
     def log(self, metrics: Mapping[str, float], curves: Sequence[Point] = ()) -> None:
         for name in metrics:
-            objective(name)
+            metric_of(name)
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self.write(
             metrics=self.content["metrics"] | finite,

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from dxc.errors import TrackingError, signals_raise
 from dxc.masking import masked
-from dxc.metrics import Point, objective
+from dxc.metrics import Point, metric_of
 from dxc.tracking.client import log_batch, open_store, standard_tags
 from dxc.tracking.patience import full_disk_said
 from dxc.tracking.places import OutsideError, Places
@@ -51,13 +51,13 @@ class Run:
         self.uri = uri
 
     def log(self, metrics: Mapping[str, float], curves: Sequence[Point] = ()) -> None:
-        """Metrics of the objective table and curves (name, value, step), in as few calls as MLflow allows.
+        """Metrics of dxc.metrics and curves (name, value, step), in as few calls as MLflow allows.
 
-        A value that is not finite is missing and is not logged. A metric that is not in the objective table
+        A value that is not finite is missing and is not logged. A metric that dxc.metrics does not declare
         is a KeyError: it has no unit and no direction.
         """
         for name in metrics:
-            objective(name)
+            metric_of(name)
         if self._client is not None:
             points = [(name, value, 0) for name, value in metrics.items()] + list(curves)
             log_batch(self._client, self.run_id, points=points)

@@ -73,8 +73,8 @@ class Store(Patient):
         self._patiently(lambda: log_batch(self._client, run_id, points=points))
 
     def save_view(self, columns: Sequence[str], *, order_by: str, ascending: bool) -> str:
-        """Make these (see COLUMNS) the columns of the study's saved view in MLflow's UI, in this order, and sort its
-        runs by one of them. Returns the address that shows it."""
+        """Make these (as view_columns() has them) the columns of the study's saved view in MLflow's UI, in this order,
+        and sort its runs by one of them. Returns the address that shows it."""
         ((key, value),) = view_tag(columns, order_by, ascending=ascending).items()
         self._patiently(lambda: self._client.set_experiment_tag(self.experiment_id, key, value))
         return view_address(self.uri, self.experiment_id)

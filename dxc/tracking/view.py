@@ -9,16 +9,21 @@ import zlib
 from collections.abc import Sequence
 
 from dxc.masking import for_link
+from dxc.metrics import METRICS
 
 UI = "http://127.0.0.1:5000"  # where `make ui` serves a store that is no server
 VIEW = "designs"  # name and key of the saved view of a study's runs
-COLUMNS = (
-    *(f"metrics.{name}" for name in ("accuracy", "latency_ms", "measured_latency_ms", "onnx_mb")),
+SETTINGS = (
     *(f"tags.{name}" for name in ("dxc.rank", "dxc.front", "data")),
     *(f"params.model.{knob}" for knob in ("kernel", "stride", "padding", "pool", "width")),
     "params.data.batch_size",
 )
-"""Of a saved view: of hundreds of metrics, tags and params those that designs are compared by."""
+"""The tags and params of a new study's saved view, beside metrics (Metric.in_view)."""
+
+
+def view_columns() -> list[str]:
+    """The columns of a new study's saved view: metrics, then settings."""
+    return [*(f"metrics.{name}" for name, metric in METRICS.items() if metric.in_view), *SETTINGS]
 
 
 def view_address(uri: str, experiment_id: str) -> str:
@@ -33,10 +38,18 @@ def view_address(uri: str, experiment_id: str) -> str:
 
 
 def view_tag(
-    columns: Sequence[str] = COLUMNS, order_by: str = COLUMNS[0], *, ascending: bool = False
+    columns: Sequence[str] | None = None, order_by: str | None = None, *, ascending: bool = False
 ) -> dict[str, str]:
     """The tag of an experiment that holds a saved view of its finished designs, as the UI's `Save as new view` writes
-    it since MLflow 3.15 (mlflow/demo/generators/saved_views.py does it for traces)."""
+    it since MLflow 3.15 (mlflow/demo/generators/saved_views.py does it for traces).
+
+    Args:
+        columns: in their order; None: view_columns().
+        order_by: the column that runs are sorted by; None: the first one.
+        ascending: the least value first.
+    """
+    columns = view_columns() if columns is None else columns
+    order_by = order_by or columns[0]
 
     def quoted(column: str) -> str:
         kind, _, name = column.partition(".")

@@ -67,7 +67,7 @@ class Task(pl.LightningModule):
         raise NotImplementedError
 
     def pooled_metrics(self, predictions: pd.DataFrame, truth: TrueBoxes | None = None) -> dict[str, float]:
-        """Metrics of the pooled out-of-fold predictions, named as in dxc.metrics.OBJECTIVES.
+        """Metrics of the pooled out-of-fold predictions, named as in dxc.metrics.METRICS.
 
         predictions: one row a chip with label and probability, and with boxes cx, cy, w, h. truth: with boxes, the
         true ones of the same chips in the same order. A metric that the labels leave undefined is left out, not 0.

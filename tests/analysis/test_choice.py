@@ -7,9 +7,9 @@ import pytest
 
 from dxc.analysis.choice import choose
 from dxc.errors import AnalysisError
-from dxc.metrics import OBJECTIVES
+from dxc.metrics import METRICS
 
-NAMES = {name: OBJECTIVES[name] for name in ("accuracy", "latency_ms")}
+NAMES = {name: METRICS[name] for name in ("accuracy", "latency_ms")}
 # c is the knee: normalised losses (0, 1), (0.5, 0.6), (0.1, 0.25), (1, 0); e is dominated by c
 DESIGNS = pd.DataFrame(
     {"accuracy": [0.95, 0.90, 0.94, 0.85, 0.93], "latency_ms": [20.0, 13.2, 8.25, 4.5, 9.0]},
@@ -48,7 +48,7 @@ def test_choices(options: dict, design: int, runner_up: int | None) -> None:
 def test_equals_are_told_apart_by_the_knee() -> None:
     """Losses (0, 1, 0), (0, 0.975, 1) and (1, 0, 0.5): of the two most accurate, the first is nearer to the knee."""
     twins = pd.DataFrame({"accuracy": [0.9, 0.9, 0.8], "latency_ms": [5, 4.9, 1], "onnx_mb": [2, 3, 2.5]})
-    names = NAMES | {"onnx_mb": OBJECTIVES["onnx_mb"]}
+    names = NAMES | {"onnx_mb": METRICS["onnx_mb"]}
     choice = choose(twins, names, by="accuracy")
     assert (choice.design, choice.runner_up) == (0, 1)
     choice = choose(twins.iloc[::-1], names, by="accuracy")  # whichever comes first

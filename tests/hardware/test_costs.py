@@ -21,7 +21,7 @@ from dxc.hardware import costs
 from dxc.hardware.costs import compare, cost
 from dxc.hardware.measure import latency as measure
 from dxc.hardware.spec import Hardware, device_name
-from dxc.metrics import objective
+from dxc.metrics import metric_of
 from tests.hardware.networks import exported_resnet, one_operator
 
 
@@ -61,7 +61,7 @@ def test_everything_of_one_file(network: Path, tmp_path: Path) -> None:
     assert set(found.metrics) == expected
     assert found.metrics["uncovered_macs_share"] == 0.0
     for name in found.metrics:
-        objective(name)  # each is declared
+        metric_of(name)  # each is declared
     assert found.tags["dxc.measured_on"].startswith(device_name())
     assert found.tags["dxc.profile"] == "torch"
     assert found.tags["dxc.predictors"] == "ort_cpu_xeon"

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dxc.metrics import OBJECTIVES, Objective
+from dxc.metrics import METRICS, Metric, undeclared
 from dxc.pareto import non_dominated
 
-Designs = tuple[pd.DataFrame, dict[str, Objective], list[str]]
+Designs = tuple[pd.DataFrame, dict[str, Metric], list[str]]
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def four() -> Designs:
         }
     )
     names = ("accuracy", "latency_ms", "onnx_mb")
-    return designs, {name: OBJECTIVES[name] for name in names}, ["data", "model.kernel", "data.batch_size"]
+    return designs, {name: METRICS[name] for name in names}, ["data", "model.kernel", "data.batch_size"]
 
 
 @pytest.fixture
@@ -57,7 +57,9 @@ def by_chance() -> Callable[..., Designs]:
             "macs": 1e7 * latency * rng.uniform(0.8, 1.2, n),
             "energy": rng.normal(0, 1, n),
         }
-        known = {name: OBJECTIVES.get(name, Objective("", False, "")) for name in list(values)[:objectives]}
+        known = {
+            name: METRICS.get(name, undeclared(name, maximise=False)) for name in list(values)[:objectives]
+        }
         knobs: dict[str, np.ndarray] = {
             "data": rng.choice(["5ch", "7ch"], n),
             "model.kernel": rng.choice([3, 5, 7], n),

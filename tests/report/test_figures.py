@@ -18,14 +18,13 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from dxc.metrics import OBJECTIVES, Objective
+from dxc.metrics import METRICS, Metric, label_of, undeclared
 from dxc.report.figures import (
     GREY,
     RADARS,
     STYLE,
     VERMILLION,
     is_log,
-    label_of,
     levels,
     main_effects,
     pairs,
@@ -36,7 +35,7 @@ from dxc.report.figures import (
     tick_number,
 )
 
-Designs = tuple[pd.DataFrame, dict[str, Objective], list[str]]
+Designs = tuple[pd.DataFrame, dict[str, Metric], list[str]]
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -137,7 +136,7 @@ def test_step_line_of_two_objectives(maximise: bool, drawn: str) -> None:
             "spread.accuracy": 0.01,
         }
     )
-    objectives = {"accuracy": OBJECTIVES["accuracy"], "x": Objective("", maximise, "")}
+    objectives = {"accuracy": METRICS["accuracy"], "x": undeclared("x", maximise=maximise)}
     figure: Any = pairs(designs, objectives)
     line = figure.axes[0].lines[0]
     assert line.get_drawstyle() == drawn
@@ -256,7 +255,7 @@ def test_main_effects_of_knobs_with_many_values() -> None:
             "word": [*"aaabbb", *"cdefghijklmnop"[:14]],
         }
     )
-    figure = main_effects(designs, {"accuracy": OBJECTIVES["accuracy"]}, ["rate", "word"])
+    figure = main_effects(designs, {"accuracy": METRICS["accuracy"]}, ["rate", "word"])
     rate, word = figure.axes
     labels = [text.get_text() for text in rate.get_xticklabels()]
     assert labels == ["100–104 (5)", "105–109 (5)", "110–114 (5)", "115–118 (4)", "– (1)"]
@@ -273,11 +272,11 @@ def test_main_effects_need_a_knob(four: Designs) -> None:
 
 
 def test_names_and_numbers() -> None:
-    assert label_of("accuracy", OBJECTIVES["accuracy"]) == "accuracy (fraction)"
-    assert label_of("onnx_mb", OBJECTIVES["onnx_mb"]) == "ONNX file (MB)"
-    assert label_of("macs", OBJECTIVES["macs"]) == "MACs"
-    assert label_of("latency_ms/pi4", OBJECTIVES["latency_ms"]) == "predicted latency pi4 (ms)"
-    assert label_of("my_score", Objective("", False, "")) == "my_score"
+    assert label_of("accuracy", METRICS["accuracy"]) == "accuracy (fraction)"
+    assert label_of("onnx_mb", METRICS["onnx_mb"]) == "ONNX file (MB)"
+    assert label_of("macs", METRICS["macs"]) == "MACs"
+    assert label_of("latency_ms/pi4", METRICS["latency_ms"]) == "predicted latency pi4 (ms)"
+    assert label_of("my_score", undeclared("my_score", maximise=False)) == "my_score"
     assert short_names(["data", "data.batch_size", "a.lr", "b.lr"]) == {
         "data": "data",
         "data.batch_size": "batch_size",
@@ -357,7 +356,7 @@ def test_long_names_do_not_overlap(by_chance: Callable[..., Designs]) -> None:
     designs["model.pool"] = "$a^b$ value that is a good deal too long " + designs["model.pool"]
     long = "latency_ms/cortexA76cpu_tflite21_and_more"
     designs[long], designs[f"spread.{long}"] = designs["latency_ms"] * 1.1, np.nan
-    known = {"accuracy": known["accuracy"], "onnx_mb": known["onnx_mb"], long: OBJECTIVES["latency_ms"]}
+    known = {"accuracy": known["accuracy"], "onnx_mb": known["onnx_mb"], long: METRICS["latency_ms"]}
     for figure in (
         pairs(designs, known),
         radar(designs, known, knobs),

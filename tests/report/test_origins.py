@@ -11,23 +11,21 @@ import pytest
 
 from dxc.analysis.analyze import machines_of
 from dxc.hardware.costs import predicted_for
-from dxc.metrics import OBJECTIVES, Objective, objective
-from dxc.report.figures import label_of, main_effects, pairs, radar, title_of
+from dxc.metrics import METRICS, Metric, label_of, metric_of, title_of
+from dxc.report.figures import main_effects, pairs, radar
 from dxc.report.findings import answer, machines_in_words
 from tests.analysis.test_few_runs import _analyze, _store
 from tests.report.test_figures import _assert_readable
 
-Designs = tuple[pd.DataFrame, dict[str, Objective], list[str]]
-BOTH = {
-    name: OBJECTIVES[name] for name in ("accuracy", "latency_ms", "measured_latency_ms", "peak_memory_mb")
-}
+Designs = tuple[pd.DataFrame, dict[str, Metric], list[str]]
+BOTH = {name: METRICS[name] for name in ("accuracy", "latency_ms", "measured_latency_ms", "peak_memory_mb")}
 
 
 def test_every_metric_says_where_it_comes_from() -> None:
-    assert {each.origin for each in OBJECTIVES.values()} == {"predicted", "measured", "counted", "trained"}
-    predicted = {name for name, each in OBJECTIVES.items() if each.origin == "predicted"}
+    assert {each.origin for each in METRICS.values()} == {"predicted", "measured", "counted", "trained"}
+    predicted = {name for name, each in METRICS.items() if each.origin == "predicted"}
     assert predicted == {"latency_ms", "latency_std_ms"}
-    measured = {name for name, each in OBJECTIVES.items() if each.origin == "measured"}
+    measured = {name for name, each in METRICS.items() if each.origin == "measured"}
     assert measured == {
         "measured_latency_ms", "measured_latency_p95_ms", "efficiency_ms", "optimum_batch", "peak_memory_mb"
     }  # fmt: skip
@@ -48,11 +46,11 @@ def test_every_metric_says_where_it_comes_from() -> None:
     ],
 )
 def test_headings(name: str, label: str) -> None:
-    assert label_of(name, objective(name)) == label
+    assert label_of(name, metric_of(name)) == label
 
 
 def test_no_two_metrics_share_a_title() -> None:
-    assert len({title_of(name) for name in OBJECTIVES}) == len(OBJECTIVES)
+    assert len({title_of(name) for name in METRICS}) == len(METRICS)
 
 
 def test_what_predictors_describe() -> None:
@@ -68,9 +66,9 @@ def test_machines_are_counted_over_runs() -> None:
         dtype="category",
     )
     assert machines_of(runs, BOTH) == {"predicted": {"y": 2, "x": 1, "": 1}, "measured": {"pi": 4}}
-    assert machines_of(runs, {"accuracy": OBJECTIVES["accuracy"]}) == {}
+    assert machines_of(runs, {"accuracy": METRICS["accuracy"]}) == {}
     bare = runs[["run_id"]]
-    assert machines_of(bare, {"latency_ms": OBJECTIVES["latency_ms"]}) == {"predicted": {"": 4}}
+    assert machines_of(bare, {"latency_ms": METRICS["latency_ms"]}) == {"predicted": {"": 4}}
 
 
 def test_where_runs_differ_each_machine_is_named(store_file: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any, NoReturn
 
@@ -15,10 +16,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dxc.metrics import OBJECTIVES, Objective
+from dxc.metrics import METRICS, Metric, undeclared
 from dxc.report.page import page
 
-Designs = tuple[pd.DataFrame, dict[str, Objective], list[str]]
+Designs = tuple[pd.DataFrame, dict[str, Metric], list[str]]
 
 EVIL = '</td></script><script>alert("$1")</script><img src=x onerror=alert(1)>&amp;'
 
@@ -233,7 +234,10 @@ def test_text_from_the_store_stays_text(four: Designs) -> None:
     designs["name"] = [f"{EVIL}{k}" for k in range(4)]
     designs["run_id"] = EVIL
     designs["score"] = designs["spread.score"] = 0.5
-    objectives |= {"score": Objective(EVIL, False, EVIL), EVIL: Objective("", True, "")}
+    objectives |= {
+        "score": replace(undeclared("score", maximise=False), unit=EVIL, meaning=EVIL),
+        EVIL: undeclared(EVIL, maximise=True),
+    }
     designs[f"spread.{EVIL}"] = 0.0
     designs[EVIL] = designs["accuracy"]
     designs["word"] = [EVIL, "b", EVIL, "b"]
@@ -298,5 +302,5 @@ def test_missing_objectives_are_null(four: Designs) -> None:
     designs.loc[3, "latency_ms"] = math.nan
     data = _parsed((designs, objectives, knobs)).data
     assert data["objectives"][1]["values"] == [1.0, 2.0, 1.5, None]
-    assert OBJECTIVES["latency_ms"].unit in data["objectives"][1]["label"]
+    assert METRICS["latency_ms"].unit in data["objectives"][1]["label"]
     assert "latency: – ± 0.5000 ms" in data["hover"][3]

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dxc.metrics import Objective
+from dxc.metrics import Metric
 from dxc.report.page import page
 
-Designs = tuple[pd.DataFrame, dict[str, Objective], list[str]]
+Designs = tuple[pd.DataFrame, dict[str, Metric], list[str]]
 
 pytestmark = pytest.mark.browser
 

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 
 from dxc.evaluation.bootstrap import Comparison
-from dxc.metrics import OBJECTIVES
+from dxc.metrics import METRICS
 from dxc.report.findings import answer, compared_in_words, inside_in_short
 from dxc.report.tables import inside, listing, number, ranges, write
 
 NAN = float("nan")
-TWO = {name: OBJECTIVES[name] for name in ("accuracy", "params")}
+TWO = {name: METRICS[name] for name in ("accuracy", "params")}
 DESIGNS = pd.DataFrame(
     {
         "name": ["a", "b", "c", "d"],

@@ -52,7 +52,7 @@ class Efficiency:
         return min(per_image, key=lambda batch: (per_image[batch], batch)) if per_image else None
 
     def metrics(self) -> dict[str, float]:
-        """efficiency_ms (the least), efficiency_ms/batchN and optimum_batch of the objective table, or nothing."""
+        """efficiency_ms (the least), efficiency_ms/batchN and optimum_batch of dxc.metrics, or nothing."""
         best = self.optimum_batch
         if best is None:
             return {}

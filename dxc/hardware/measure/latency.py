@@ -74,7 +74,7 @@ class Measurement:
     environment: dict[str, Any]
 
     def metrics(self) -> dict[str, float]:
-        """Metrics of the objective table. An invalid record has no latency; memory does not suffer from noise. A batch
+        """Metrics of dxc.metrics. An invalid record has no latency; memory does not suffer from noise. A batch
         of several images (a file that is fixed to it) has neither: both are of one image."""
         if self.batch != 1:
             return {}

@@ -110,7 +110,7 @@ def predict(network: Path | Graph, package: Package) -> Prediction:
 
 
 def latency_metrics(predictions: Sequence[Prediction]) -> dict[str, float]:
-    """Metrics of the objective table: latency_ms/NAME each, their mean and sample standard deviation.
+    """Metrics of dxc.metrics: latency_ms/NAME each, their mean and sample standard deviation.
 
     One package has no spread: latency_std_ms is missing then, not 0. uncovered_macs_share is the largest of all; it is
     missing where MACs are not known. A package that covers none of the arithmetic predicts no latency.

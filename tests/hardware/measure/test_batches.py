@@ -19,7 +19,7 @@ from dxc.hardware.measure import batches as efficiency
 from dxc.hardware.measure.batches import EXECUTIONS, Efficiency, check_batch, measure_batches
 from dxc.hardware.measure.latency import Measurement, record
 from dxc.hardware.spec import Hardware
-from dxc.metrics import objective
+from dxc.metrics import metric_of
 from tests.hardware.networks import exported_resnet
 
 
@@ -59,8 +59,8 @@ def test_latency_over_batch_by_hand(unchecked: list[int]) -> None:
     assert (found.optimum_batch, found.notes) == (2, ())
     assert unchecked == [4]
     for name in found.metrics():
-        assert not objective(name).maximise
-    assert objective("efficiency_ms/batch4").unit == "ms"
+        assert not metric_of(name).maximise
+    assert metric_of("efficiency_ms/batch4").unit == "ms"
 
 
 def test_the_table_has_quartiles_of_an_image(unchecked: list[int]) -> None:
