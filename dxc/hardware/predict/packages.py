@@ -41,7 +41,7 @@ PUBLISHED = (
 )
 RELEASE_URL = "https://github.com/microsoft/nn-Meter/releases/download/v1.0-data"
 HASHES = "hashes.json"
-SHIPPED = Path(__file__).with_name("shipped")
+SHIPPED = Path(__file__).parent.parent / "shipped"
 MAX_UNPACKED_BYTES = 4_000_000_000
 MAX_ENTRIES = 1_000
 CHUNK_BYTES = 1 << 16
