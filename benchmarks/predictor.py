@@ -20,20 +20,16 @@ from typing import Any
 
 import _record
 import numpy as np
-import onnx
 import pandas as pd
-import torch
 from scipy.stats import spearmanr
-from torch import nn
 
 from dxc.deploy.export import export_onnx
 from dxc.hardware.calibrate.calibrate import errors
-from dxc.hardware.calibrate.networks import Spec, build, draw
+from dxc.hardware.calibrate.networks import Spec, draw, module
 from dxc.hardware.measure.latency import measure
 from dxc.hardware.predict.kernels import read_graph
 from dxc.hardware.predict.packages import SHIPPED, load_package
 from dxc.hardware.predict.predict import predict
-from dxc.models.resnet import ResNet
 
 NETWORKS = {"resnet": 60, "sppnet": 40, "mobilenet": 20}
 SEED = 20231112
@@ -102,18 +98,10 @@ def unseen(seen: set[str]) -> Iterator[Spec]:
 
 
 def exported(spec: Spec, path: Path) -> Path:
-    """The network as dxc exports it (ResNets), or as it will (SPP-Net, MobileNet-v1: sketches)."""
-    if spec["family"] != "resnet":
-        onnx.save(build(spec), path)
-        return path
-    knobs = {key: value for key, value in spec.items() if key not in ("family", "in_channels", "size")}
-    model = ResNet(spec["in_channels"], 2, **knobs)
-    for module in model.modules():  # as training leaves them: equal ones export to another graph
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.bias)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-    export_onnx(model, path, in_channels=spec["in_channels"], size=spec["size"], check=False)
-    return path
+    """The network as dxc exports it."""
+    return export_onnx(
+        module(spec), path, in_channels=spec["in_channels"], size=spec["size"], check=False
+    ).path
 
 
 def accuracy(table: pd.DataFrame) -> dict[str, Any]:
@@ -183,5 +171,4 @@ def cost_seconds(package: Any, place: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
     main()

@@ -11,7 +11,7 @@ import numpy as np
 from dxc.config.identity import is_identity
 from dxc.errors import AnalysisError
 from dxc.metrics import METRICS, Metric, is_of_one_fold, metric_of, spread_of, undeclared
-from dxc.models import canonical_knobs
+from dxc.models.registry import canonical_knobs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -184,11 +184,9 @@ def _knobs(runs: pd.DataFrame) -> pd.DataFrame:
     knobs = runs[[*named, *params]].astype("object")
     network = [c for c in params if c.startswith("model.")]
     if network:
-        spelled = knobs[network].to_numpy()
-        kept = [
-            canonical_knobs({c.removeprefix("model."): v for c, v in zip(network, row, strict=True)})
-            for row in spelled
-        ]
+        described = runs[[c for c in ("model._target_", *network) if c in runs]].astype("object")
+        described.columns = [c.removeprefix("model.") for c in described]
+        kept = [canonical_knobs(row) for row in described.to_dict("records")]
         for column in network:
             key = column.removeprefix("model.")
             meaningful = [key in each for each in kept]

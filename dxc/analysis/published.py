@@ -15,6 +15,7 @@ SOURCE = "published: doi 10.1145/3624062.3624258, table 4"
 PREDICTED_FOR = (
     "cortexA76cpu_tflite21; adreno640gpu_tflite21; adreno630gpu_tflite21; myriadvpu_openvino2019r2"
 )
+RESNET = "dxc.models.resnet.ResNet"
 MODEL_KNOBS = ("kernel", "stride", "padding", "pool", "pool_kernel", "pool_stride", "width")
 
 
@@ -36,13 +37,14 @@ def published_runs() -> tuple[pd.DataFrame, pd.DataFrame]:
             "onnx_mb": rows["onnx_mb"],
             "data": rows["channels"].astype(str) + "ch",
             "data.batch_size": rows["batch_size"].astype(str),
+            "model._target_": RESNET,
             **{f"model.{key}": rows[key].astype(str) for key in MODEL_KNOBS},
         }
     )
     runs["name"] = [
         describe(
             {
-                "model": {"_target_": "ResNet18", **{key: row[key] for key in MODEL_KNOBS}},
+                "model": {"_target_": RESNET, "blocks": 2, **{key: row[key] for key in MODEL_KNOBS}},
                 "data": {"channels": range(row["channels"]), "batch_size": row["batch_size"]},
             }
         )

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from dxc.config.names import flatten
-from dxc.models import canonical_knobs
+from dxc.models.registry import canonical_knobs
 
 IDENTITY_GROUPS = (
     "model",

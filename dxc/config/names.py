@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dxc.models import canonical_knobs, model_name
+from dxc.models.registry import short_label
 
 
 def quote_texts(arguments: Sequence[str], keys: Sequence[str]) -> list[str]:
@@ -32,14 +32,7 @@ def flatten(cfg: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def describe(cfg: dict[str, Any]) -> str:
     """A configuration in one line, for run names: 'resnet18 k3 s2 p1 w32, 7ch b16', 'sppnet k3 l4 f1024, 7ch b16'."""
-    model = canonical_knobs(cfg["model"])
-    short = {"kernel": "k", "stride": "s", "padding": "p", "width": "w", "level": "l"}
-    knobs = [f"{letter}{model[key]}" for key, letter in short.items() if key in model]
-    if "pool_kernel" in model:
-        knobs.append(f"pool{model['pool_kernel']}/{model['pool_stride']}")
-    if features := [str(model[key]) for key in ("features", "features2") if key in model]:
-        knobs.append(f"f{'-'.join(features)}")
-    return f"{model_name(model)} {' '.join(knobs)}, {data_name(cfg['data'])} b{cfg['data']['batch_size']}"
+    return f"{short_label(cfg['model'])}, {data_name(cfg['data'])} b{cfg['data']['batch_size']}"
 
 
 def data_name(data: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dxc.errors import ExportError
-from dxc.models import DEFAULT_OUTPUTS
+from dxc.models.registry import output_names
 
 OPSET = 17
 MAX_RELATIVE_ERROR = 1e-4
@@ -40,7 +40,7 @@ def export_onnx(
     model: nn.Module, path: Path, *, in_channels: int, size: int | tuple[int, int], check: bool = True
 ) -> Exported:
     """Write `model` as a self-contained ONNX file with input `image` (batch, in_channels, height, width) and the
-    outputs that model.output_names lists, else `scores` (batch, classes); the batch is dynamic.
+    outputs that dxc.models.registry.output_names says, such as `scores` (batch, classes); the batch is dynamic.
 
     size: of the image, one number or (height, width). With `check`, the file passes onnx.checker and ONNX Runtime
     agrees with torch on random chips, output by output; raises ExportError where it does not. The model is left in
@@ -89,7 +89,7 @@ def _export(
     import onnx
 
     model = model.cpu().eval()
-    outputs = list(getattr(model, "output_names", DEFAULT_OUTPUTS))
+    outputs = list(output_names(model))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dxc.errors import ConfigError, require_whole
-from dxc.models import STAGES
+from dxc.models.registry import STAGES
 
 POOL_PADDING = 1  # fixed in the published space
 

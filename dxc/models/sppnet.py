@@ -125,8 +125,6 @@ class SppNet(nn.Module):
     kernel 3, level 4, features 1024 is the published original. Raises ConfigError for a knob that cannot work.
     """
 
-    output_names = Detection._fields
-
     def __init__(
         self,
         in_channels: int,

@@ -11,7 +11,7 @@ from dxc.config.compose import image_size
 from dxc.config.identity import design_hash, params_and_tags, trial_hash
 from dxc.config.names import data_name, describe
 from dxc.errors import ConfigError, require_folder_name, require_whole
-from dxc.models import model_name
+from dxc.models.registry import model_name
 from dxc.training.build import build_task, check_task
 
 if TYPE_CHECKING:

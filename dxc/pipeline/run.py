@@ -22,7 +22,7 @@ from dxc.config.compose import image_size, resolved
 from dxc.config.names import describe
 from dxc.files import write_atomically
 from dxc.masking import masked, masked_tree
-from dxc.models import takes_any_size
+from dxc.models.registry import network
 from dxc.pipeline.heading import check, heading
 from dxc.pipeline.result import Result
 from dxc.processes import end_with_parent
@@ -190,7 +190,7 @@ def _export(fold: TrainedFold, config: dict[str, Any], out: Path) -> dict[str, f
         exported.onnx_mb,
         exported.max_relative_error,
     )
-    if config["any_size_file"] and takes_any_size(config["model"]):
+    if config["any_size_file"] and network(config["model"]).any_size:
         export_any_size(fold.model, out / "model_any_size.onnx", in_channels=in_channels)
     return {
         "onnx_mb": exported.onnx_mb,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dxc.config.build import build
 from dxc.errors import ConfigError
-from dxc.models import DEFAULT_OUTPUTS, model_name
+from dxc.models.registry import model_name, network
 
 if TYPE_CHECKING:
     import torch
@@ -28,18 +28,16 @@ def is_first_process() -> bool:
 
 def check_task(config: dict[str, Any], task: Task) -> None:
     """Raise ConfigError where network, task, boxes and score do not go together."""
-
-    network, name = model_name(config["model"]), type(task).__name__
-    outputs = tuple(getattr(task.model, "output_names", DEFAULT_OUTPUTS))
-    if outputs != task.answers:
+    entry, name = network(config["model"]), model_name(config["model"])
+    if entry.outputs != task.answers:
         raise ConfigError(
-            f"task: {name} judges {' and '.join(task.answers)}, and {network} answers with {' and '.join(outputs)}; "
-            "leave task= out, the model chooses it"
+            f"task: {type(task).__name__} judges {' and '.join(task.answers)}, and {name} answers with "
+            f"{' and '.join(entry.outputs)}; leave task= out, the model chooses task={entry.task}"
         )
     boxes = "box" in task.answers
     if config["boxes"] != boxes or config["data"]["boxes"] != boxes:
         raise ConfigError(
-            f"boxes={str(not boxes).lower()} does not go with {network}; leave it out, it follows from the task"
+            f"boxes={str(not boxes).lower()} does not go with {name}; leave it out, it follows from the task"
         )
     if config["score"] not in task.scores:
         raise ConfigError(

@@ -35,7 +35,7 @@ class Task(pl.LightningModule):
     """
 
     answers: ClassVar[tuple[str, ...]]
-    """Names of the module's outputs that the task can judge: its `output_names`, scores where it has none."""
+    """Names of the module's outputs that the task can judge, as its entry in dxc.models.registry lists them."""
     scores: ClassVar[tuple[str, ...]]
     """Metrics of a fold, logged as val_NAME, that more is better of: what the key `score` may be."""
 

@@ -325,7 +325,11 @@ HOSTILE = {
         {"_target_": "torch.optim.lr_scheduler.partial", "_partial_": True},
         "is no torch.optim.lr_scheduler.LRScheduler",
     ),
-    "a function": ("model", {"_target_": "dxc.models.canonical_knobs", "model": {}}, "is no torch.nn.Module"),
+    "a function": (
+        "model",
+        {"_target_": "dxc.models.registry.canonical_knobs", "model": {}},
+        "is no torch.nn.Module",
+    ),
     "no class": ("model", {"_target_": "dxc.models.resnet.NoNet"}, "is no class that can be loaded"),
     "a module": ("model", {"_target_": "dxc.models.resnet"}, "is no torch.nn.Module"),
     "a network as optimizer": (

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dxc.deploy.export import export_any_size, export_onnx
 from dxc.errors import HardwareError
-from dxc.hardware.calibrate.networks import FAMILIES, build, draw
+from dxc.hardware.calibrate.networks import draw, families, onnx_model
 from dxc.hardware.graph import OPERATORS, OnnxModule
 from dxc.hardware.profiling.torch_profile import profile_network
 from dxc.models.sppnet import SppNet
@@ -36,9 +36,9 @@ def test_exported_resnets(pool: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_sketches(family: str, tmp_path: Path) -> None:
-    model = build(draw(family, np.random.default_rng(3)))
+@pytest.mark.parametrize("family", families())
+def test_calibration_networks(family: str, tmp_path: Path) -> None:
+    model = onnx_model(draw(family, np.random.default_rng(3)))
     onnx.save(model, tmp_path / "m.onnx")
     dims = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
     for ours, theirs in both(tmp_path / "m.onnx", *dims):

@@ -8,7 +8,7 @@ from torch import nn
 
 from dxc.deploy.export import count_macs, count_params
 from dxc.errors import ConfigError
-from dxc.models import canonical_knobs, model_name
+from dxc.models.registry import canonical_knobs, model_name
 from dxc.models.resnet import BasicBlock, ResNet
 
 CONVENTIONAL = {"kernel": 7, "stride": 2, "padding": 3, "pool": "max", "width": 64}
@@ -156,8 +156,9 @@ def test_published_space_has_180_networks() -> None:
         for ps in (1, 2)
         for w in (32, 48, 64)
     ]
+    target = {"_target_": "dxc.models.resnet.ResNet"}
     assert len(points) == 288
-    assert len({str(sorted(canonical_knobs(point).items())) for point in points}) == 180
+    assert len({str(sorted(canonical_knobs(target | point).items())) for point in points}) == 180
 
 
 def test_names() -> None:

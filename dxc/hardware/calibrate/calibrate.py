@@ -1,6 +1,6 @@
 """A predictor package for ONNX Runtime on the machine it runs on.
 
-Networks are drawn from the spaces that dxc searches (dxc.hardware.calibrate.networks). Each is timed twice: plainly,
+Networks of dxc.models and random kernels are drawn (dxc.hardware.calibrate.networks). Each is timed twice: plainly,
 and with ONNX Runtime's node profiler. The plain time is shared out among the kernels as the profiler found, so
 that the kernels of a network add up to the network: timed alone, each kernel would pay for layout changes that
 a network pays once (1.5 times the truth for MobileNet-v1). Trees learn time per kernel from that, and their
@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from dxc.errors import FOLDER_NAME, ConfigError, HardwareError, require_whole
 from dxc.files import write_atomically
-from dxc.hardware.calibrate.networks import FAMILIES, Spec, build, draw
+from dxc.hardware.calibrate.networks import RANDOM_KERNELS, Spec, draw, families, onnx_model
 from dxc.hardware.measure.ort import node_times, session
 from dxc.hardware.predict.features import TARGET, calibrated_ms, derive, work
 from dxc.hardware.predict.forest import Forest
@@ -59,7 +59,6 @@ FUSION_RULES = {
     )
 }  # fmt: skip
 
-SHARES = {"resnet": 0.35, "sppnet": 0.35, "mobilenet": 0.15, "mixed": 0.15}
 REFINED = 1 / 3  # of the networks are drawn near those with the largest held-out errors
 SECONDS = 0.3  # timed runs of one network, in three parts: plain, profiled, plain
 REFERENCE: Spec = {
@@ -177,7 +176,7 @@ class Reference:
     """The network that says how fast the machine is now."""
 
     def __init__(self, threads: int) -> None:
-        self._session = session(build(REFERENCE).SerializeToString(), threads)
+        self._session = session(onnx_model(REFERENCE).SerializeToString(), threads)
         size = REFERENCE["size"]
         self._feed = {"image": np.zeros((1, REFERENCE["in_channels"], size, size), dtype=np.float32)}
 
@@ -187,10 +186,10 @@ class Reference:
 
 
 def measure_kernels(spec: Spec, threads: int, reference: Reference) -> Record:
-    """Time one sketch and its kernels; see the head of this file."""
+    """Time one network and its kernels; see the head of this file."""
     started = time.perf_counter()
     beside = reference.times_ms()
-    model = build(spec)
+    model = onnx_model(spec)
     content = model.SerializeToString()
     dims = model.graph.input[0].type.tensor_type.shape.dim
     image = np.random.default_rng(0).random([dim.dim_value for dim in dims], dtype=np.float32)
@@ -251,7 +250,7 @@ def _by_kernel(
     with tempfile.TemporaryDirectory() as folder:
         rules = Path(folder) / "fusion_rules.json"
         rules.write_text(json.dumps(FUSION_RULES))
-        kernels = detect(graph_of(model, "sketch"), rules)
+        kernels = detect(graph_of(model, "calibration network"), rules)
     owner = {int(node.rsplit(":n", 1)[1]): i for i, kernel in enumerate(kernels) for node in kernel.nodes}
     taken, counts = [0.0] * len(kernels), [0] * len(kernels)
     last, waiting, waiting_nodes = 0, 0.0, 0
@@ -277,7 +276,8 @@ def _by_kernel(
 
 def _specs(records: list[Record], networks: int, seed: int, max_seconds: float) -> Iterator[Spec]:
     """What to measure next, given `records` (which the caller appends to): the same after a resume."""
-    families = list(SHARES)
+    weights = families()
+    shares = np.array(list(weights.values())) / sum(weights.values())
     worst: list[Record] = []
     while (number := len(records)) < networks:
         rng = np.random.default_rng([seed, number])
@@ -288,7 +288,7 @@ def _specs(records: list[Record], networks: int, seed: int, max_seconds: float) 
         if number >= first:
             worst = worst or _worst(records[:first])
         if number < first or not worst:
-            yield draw(families[int(rng.choice(len(families), p=list(SHARES.values())))], rng)
+            yield draw(list(weights)[int(rng.choice(len(weights), p=shares))], rng)
             continue
         bad = worst[int(rng.integers(len(worst)))].spec
         fresh = draw(bad["family"], rng)
@@ -298,12 +298,12 @@ def _specs(records: list[Record], networks: int, seed: int, max_seconds: float) 
 def _worst(records: list[Record]) -> list[Record]:
     """The tenth of each family's networks with the largest held-out errors.
 
-    Not of the mixed ones, whose parts fit each other only, and none so small that its session is what it costs.
+    Not of the random kernels, whose parts fit each other only, and none so small that its session is what it costs.
     """
     valid = at_usual_speed([record for record in records if record.valid])
     errors = abs(held_out(valid)[0] / [record.ms for record in valid] - 1)
     worst = []
-    for family in [name for name in FAMILIES if name != "mixed"]:
+    for family in [name for name in families() if name != RANDOM_KERNELS]:
         own = [i for i in np.argsort(-errors) if valid[i].spec["family"] == family and valid[i].ms > SMALL_MS]
         worst += [valid[i] for i in own[: max(3, len(own) // 10)]]
     return worst
@@ -425,7 +425,7 @@ def _write_package(
     overhead_ms = node_overhead_ms(valid)
     totals, kernels = held_out(valid)
     measured = np.array([record.ms for record in valid])
-    families = np.array([record.spec["family"] for record in valid])
+    family_of = np.array([record.spec["family"] for record in valid])
     for kernel, rows in rows_of(valid).items():
         if not enough(rows):
             continue  # a network with such a kernel says that it is not covered
@@ -462,9 +462,9 @@ def _write_package(
         "minutes_fitting": round((time.perf_counter() - started) / 60, 1),
         "held_out": {
             "networks": {
-                family: errors(totals[families == family], measured[families == family])
-                for family in FAMILIES
-                if (families == family).any()
+                family: errors(totals[family_of == family], measured[family_of == family])
+                for family in families()
+                if (family_of == family).any()
             },
             "kernels": kernels,
         },

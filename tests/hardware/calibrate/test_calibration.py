@@ -33,11 +33,12 @@ from dxc.hardware.calibrate.calibrate import (
     rows_of,
     share_out,
 )
-from dxc.hardware.calibrate.networks import FAMILIES, build, draw
-from dxc.hardware.predict.kernels import detect, graph_of, read_graph
+from dxc.hardware.calibrate.networks import RANDOM_KERNELS, draw, families, module, onnx_model
+from dxc.hardware.predict.kernels import Kernel, detect, graph_of
 from dxc.hardware.predict.packages import SHIPPED, load_package
 from dxc.hardware.predict.predict import describe_coverage, predict
 from dxc.hardware.spec import Hardware, device_name
+from dxc.models.mobilenet import MobileNetV1
 from dxc.models.resnet import ResNet
 from dxc.models.sppnet import LEVELS, SppNet
 
@@ -47,62 +48,89 @@ RESNET = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_sketches_are_networks_that_run(family: str) -> None:
+SPPNET = {
+    "family": "sppnet", "in_channels": 5, "size": 100, "kernel": 3, "level": 5, "features": 128, "features2": "none",
+}  # fmt: skip
+
+
+def kernels_of(model: onnx.ModelProto, tmp_path: Path) -> list[Kernel]:
+    rules = tmp_path / "fusion_rules.json"
+    rules.write_text(json.dumps(FUSION_RULES))
+    return detect(graph_of(model, "network"), rules)
+
+
+@pytest.mark.parametrize("family", families())
+def test_calibration_networks_run(family: str) -> None:
     for seed in range(4):
         spec = draw(family, np.random.default_rng(seed))
         assert spec == json.loads(json.dumps(spec))  # it is recorded as JSON
-        model = build(spec)
+        assert spec == draw(family, np.random.default_rng(seed))
+        model = onnx_model(spec)
         onnx.checker.check_model(model, full_check=True)
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         shape = session.get_inputs()[0].shape
-        assert all(
-            np.isfinite(each).all() for each in session.run(None, {"image": np.ones(shape, np.float32)})
-        )
+        assert shape[0] == 1
+        answers = session.run(None, {"image": np.ones(shape, np.float32)})
+        assert all(np.isfinite(each).all() for each in answers)
 
 
-def test_a_sketched_resnet_is_the_resnet(tmp_path: Path) -> None:
-    rules = tmp_path / "fusion_rules.json"
-    rules.write_text(json.dumps(FUSION_RULES))
-    macs = sum(kernel.macs for kernel in detect(graph_of(build(RESNET), "sketch"), rules))
-    knobs = {key: RESNET[key] for key in RESNET if key not in ("family", "in_channels", "size")}
-    assert macs == count_macs(ResNet(5, 2, **knobs), in_channels=5, size=32)
+def test_the_same_spec_is_the_same_network() -> None:
+    """And drawing its weights leaves torch's own random numbers as they were."""
+    before = torch.get_rng_state()
+    module(RESNET)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert onnx_model(RESNET) == onnx_model(RESNET)
 
 
-@pytest.mark.parametrize(("level", "size"), [(5, 100), (4, 100), (3, 64), (5, 64), (5, 48)])
-def test_a_sketched_sppnet_is_the_sppnet(level: int, size: int, tmp_path: Path) -> None:
-    """Kernel by kernel, also where the bins of its pyramid do not divide the features: of level 5 at 100 pixels they
-    are pooled, gathered along rows and columns, and pooled in pairs."""
-    rules = tmp_path / "fusion_rules.json"
-    rules.write_text(json.dumps(FUSION_RULES))
-    spec = {
-        "family": "sppnet",
-        "in_channels": 5,
-        "size": size,
-        "kernel": 3,
-        "level": level,
-        "features": [128],
-    }
-    torch.manual_seed(0)
-    model = SppNet(5, level=level, features=128)
+@pytest.mark.parametrize("family", ["resnet", "sppnet", "mobilenet"])
+def test_a_calibration_network_has_the_kernels_of_the_exported_one(family: str, tmp_path: Path) -> None:
+    """Kernel by kernel that of a network as training leaves it: biases and statistics are all different."""
+    spec = draw(family, np.random.default_rng(2))
+    knobs = {key: spec[key] for key in spec if key not in ("family", "size")}
+    model = {"resnet": ResNet, "sppnet": SppNet, "mobilenet": MobileNetV1}[family](**knobs)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_var"):
+            torch.nn.init.uniform_(buffer, 0.5, 1.5)
     for parameter in model.parameters():
-        if parameter.ndim == 1:  # equal ones would be shared in the file
-            torch.nn.init.normal_(parameter)
-    exported = export_onnx(model, tmp_path / "m.onnx", in_channels=5, size=size, check=False).path
-    real = [(k.op, k.features, k.macs) for k in detect(read_graph(exported), rules) if k.op != "Sigmoid"]
-    sketched = [(k.op, k.features, k.macs) for k in detect(graph_of(build(spec), "sketch"), rules)]
-    assert sketched == real
-    gathered = [features for op, features, _ in sketched if op == "Gather"]
-    assert (
-        gathered
-        == {
-            (5, 100): [(10, 256, 2), (10, 256, 3)],
-            (4, 100): [],
-            (3, 64): [(6, 256, 2), (6, 256, 3)],
-            (5, 64): [(7, 256, 2), (10, 256, 3)],
-            (5, 48): [],  # five windows of two
-        }[level, size]
-    )
+        torch.nn.init.normal_(parameter)
+    channels, size = spec["in_channels"], spec["size"]
+    export_onnx(model, tmp_path / "m.onnx", in_channels=channels, size=size, check=False)
+    real = kernels_of(onnx.load(tmp_path / "m.onnx"), tmp_path)
+    drawn = kernels_of(onnx_model(spec), tmp_path)
+    assert [(k.op, k.features, k.macs) for k in drawn] == [(k.op, k.features, k.macs) for k in real]
+    assert sum(kernel.macs for kernel in drawn) == count_macs(model, in_channels=channels, size=size)
+
+
+@pytest.mark.parametrize(
+    ("level", "size", "gathered"),
+    [
+        (5, 100, [(10, 256, 2), (10, 256, 3)]),
+        (4, 100, []),
+        (3, 64, [(6, 256, 2), (6, 256, 3)]),
+        (5, 64, [(7, 256, 2), (10, 256, 3)]),
+        (5, 48, []),  # five windows of two
+    ],
+)
+def test_bins_that_do_not_divide_the_features_are_gathered(
+    level: int, size: int, gathered: list[tuple[int, int, int]], tmp_path: Path
+) -> None:
+    """Of level 5 at 100 pixels they are pooled, gathered along rows and columns, and pooled in pairs."""
+    kernels = kernels_of(onnx_model({**SPPNET, "level": level, "size": size}), tmp_path)
+    assert [kernel.features for kernel in kernels if kernel.op == "Gather"] == gathered
+
+
+def test_networks_of_the_shipped_package_can_be_made_again() -> None:
+    """Its table names them in the words that are drawn today."""
+    specs = [
+        json.loads(text) for text in pd.read_parquet(SHIPPED / "ort_cpu_xeon" / "networks.parquet")["spec"]
+    ]
+    assert {spec["family"] for spec in specs} == families().keys()
+    for family in families():
+        own = [spec for spec in specs if spec["family"] == family]
+        fresh = draw(family, np.random.default_rng(0))
+        assert all(spec.keys() == fresh.keys() for spec in own)
+        if family != RANDOM_KERNELS:
+            onnx_model(own[0])
 
 
 def test_calibration_draws_every_level_of_the_pyramid() -> None:
@@ -119,17 +147,16 @@ def test_calibration_draws_every_level_of_the_pyramid() -> None:
 
 def test_the_shipped_package_says_that_it_leaves_the_fifth_level_out(tmp_path: Path) -> None:
     """It was measured before level 5 was drawn: a predictor of that needs a calibration anew."""
-    spec = {"family": "sppnet", "in_channels": 5, "size": 100, "kernel": 3, "level": 5, "features": [128]}
-    onnx.save(build(spec), tmp_path / "m.onnx")
+    onnx.save(onnx_model(SPPNET), tmp_path / "m.onnx")
     prediction = predict(tmp_path / "m.onnx", load_package(SHIPPED / "ort_cpu_xeon"))
     assert describe_coverage(prediction) == (
-        "ort_cpu_xeon has no predictor for 2 Gather (0.00% of the MACs): its latency leaves them out"
+        "ort_cpu_xeon has no predictor for 2 Gather, 1 Sigmoid (0.00% of the MACs): its latency leaves them out"
     )
 
 
 def test_kernels_add_up_to_their_network() -> None:
     """Of every family: all of ONNX Runtime's time belongs to a kernel, and the kernels' sum is the plain time."""
-    for family in FAMILIES:
+    for family in families():
         record = measure_kernels(draw(family, np.random.default_rng(1)), 1, Reference(1))
         assert all(features is not None for _, features, _, _ in record.kernels)
         for overhead in (0.0, -0.001):
@@ -139,11 +166,11 @@ def test_kernels_add_up_to_their_network() -> None:
 def test_layout_changes_belong_to_their_neighbours() -> None:
     """A maximum pool of 8 + 1 channels leaves the blocked layout and returns to it: two changes, two owners."""
     spec = {
-        "family": "mixed",
+        "family": RANDOM_KERNELS,
         "first": [3, 20, 28],
         "layers": [["maxpool", 8, 3, 1, True], ["conv", 32, 3, 1, True]],
     }
-    model = build({**spec, "features": 4})
+    model = onnx_model({**spec, "features": 4})
     nodes = [
         ("t1_nchwc", "Conv", 1.0),
         ("ReorderOutput", "ReorderOutput", 0.25),
@@ -274,7 +301,7 @@ def test_a_package_says_what_it_describes_and_predicts(quick: None, tmp_path: Pa
     assert about["held_out"]["networks"]["resnet"]["n"] == 24
     assert 0 < about["held_out"]["kernels"]["conv-bn-relu"]["share_of_time"] <= 1
 
-    onnx.save(build(RESNET), tmp_path / "net.onnx")
+    onnx.save(onnx_model(RESNET), tmp_path / "net.onnx")
     prediction = predict(tmp_path / "net.onnx", package)
     # trees stored as arrays predict what the fitted ones do
     table = pd.read_parquet(folder / "kernels.parquet")
