@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -28,7 +28,7 @@ METADATA_BYTES = 1536
 """What the metadata adds to a file, filled up with spaces: the size of a network's file is then known before it is
 trained, whatever its channels are called and whatever it came from. Many classes take more."""
 MAX_CHARACTERS, MAX_DEPTH = 100_000, 6
-ANY = "any"
+ANY: Final = "any"
 
 OUTPUTS = {
     "scores": "(batch, classes): logits; softmax over the classes gives probabilities",
@@ -79,13 +79,13 @@ class Metadata(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
     channels: tuple[_Name, ...]
-    normalise: Literal["per_chip", "per_column", "none"] = "per_chip"
-    repair: Literal["mean", "reference"] = "mean"
+    normalise: Annotated[str, Field(pattern=f"^({'|'.join(NORMALISED)})$")] = "per_chip"
+    repair: Annotated[str, Field(pattern=f"^({'|'.join(REPAIRED)})$")] = "mean"
     photo_bands: tuple[_Name, ...] = PHOTO_BANDS
     size: tuple[_Pixels, _Pixels] | Literal["any"] = ANY
     pixel_m: Annotated[float, Field(gt=0)] | None = None
     classes: Annotated[tuple[_Name, ...], Field(min_length=2, max_length=1000)] = CLASS_NAMES
-    outputs: tuple[Literal["scores", "presence", "box"], ...] = DEFAULT_OUTPUTS
+    outputs: tuple[_Name, ...] = DEFAULT_OUTPUTS
     trial: Annotated[str, Field(pattern=f"^{HASH.pattern}$")] | None = None
     data: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
     version: Annotated[str, Field(pattern=r"^[0-9A-Za-z.+-]{1,64}$")] | None = None
@@ -183,7 +183,7 @@ class Metadata(BaseModel):
                 "of": [channel for channel in self.channels if channel not in INDICES],
                 **NORMALISED[self.normalise],
             },
-            "meaning": {name: OUTPUTS[name] for name in self.outputs},
+            "meaning": {name: OUTPUTS[name] for name in self.outputs if name in OUTPUTS},
         }
         if indices:
             explained["indices"] = {

@@ -146,7 +146,7 @@ class Predictor:
         for number in range(count):
             of_one = {name: band[number] for name, band in raw.items()}
             channels[number] = stack_channels(
-                of_one.pop("dem", None),  # type: ignore[arg-type]  # there where it is a channel
+                of_one.pop("dem", None),
                 of_one,
                 said.channels,
                 normalise=said.normalise,
@@ -286,22 +286,15 @@ def _parsed(content: bytes, path: Path) -> Any:
 def _tensors(message: Any) -> Iterator[Any]:
     """Every tensor with values in a protobuf message, however deep."""
     import onnx
-    from google.protobuf.message import Message
 
-    for _, value in message.ListFields():
-        for each in [value] if isinstance(value, Message) else value if _holds_messages(value) else []:
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue  # numbers and texts
+        for each in [value] if hasattr(value, "ListFields") else value:
             if isinstance(each, onnx.TensorProto):
                 yield each
             else:
                 yield from _tensors(each)
-
-
-def _holds_messages(value: Any) -> bool:
-    from google.protobuf.message import Message
-
-    return (
-        not isinstance(value, str | bytes | int | float) and len(value) > 0 and isinstance(value[0], Message)
-    )
 
 
 def _session(content: bytes, path: Path, provider: str, threads: int) -> Any:

@@ -279,7 +279,7 @@ def test_files_that_cannot_be_fed_are_refused(path: Path, tmp_path: Path) -> Non
         ({"channels": ["dem", "red", "green", "blue", "swir"]}, "unknown channel 'swir'"),
         ({"channels": None}, "channels: Field required"),
         ({"channels": ["dem"]}, "its normalisation is not what this version"),
-        ({"normalise": "fixed"}, "normalise: Input should be"),
+        ({"normalise": "fixed"}, "normalise: String should match pattern"),
         ({"normalise": "per_column"}, "its normalisation is not what this version of dxc computes with"),
         ({"normalisation": {"formula": "x"}}, "its normalisation is not what this version"),
         ({"size": [24]}, "size"),
