@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 import torch
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
@@ -20,6 +21,7 @@ from mlflow.entities import Run
 from rasterio.transform import from_origin
 
 from dxc.config.compose import PROJECT_ROOT
+from dxc.deploy.predictor import Predictor
 from dxc.errors import DxcError
 from dxc.metrics import METRICS
 from dxc.models.resnet import ResNet
@@ -65,6 +67,18 @@ def _runs(tmp_path: Path) -> tuple[MlflowClient, list[Run]]:
     return client, client.search_runs(experiments, order_by=["attributes.start_time"])
 
 
+def _assert_fed_as_in_training(root: Path, files: Path, validated: pd.DataFrame) -> None:
+    """The exported file answers to raw GeoTIFFs what its fold's validation said of them."""
+    predictor = Predictor(files / "model.onnx")
+    for chip in validated.itertuples():
+        folder, name = root / chip.region, f"{'FT'[chip.label]}/{chip.name}.tif"
+        with rasterio.open(folder / f"{chip.region}DEM" / name) as raster:
+            bands = {"dem": raster.read(1)}
+        with rasterio.open(folder / f"{chip.region}Aer" / name) as raster:
+            bands |= dict(zip(("red", "green", "blue", "nir"), raster.read(), strict=True))
+        assert predictor.predict(bands).presence[0] == pytest.approx(chip.probability, abs=1e-5)
+
+
 def test_two_equal_runs(make_chips: ChipMaker, tmp_path: Path) -> None:
     """One configuration twice (a plain Hydra multirun): everything of the contract, and the same numbers."""
     root = make_chips(regions=("NE", "CA"), per_class=9)
@@ -104,6 +118,20 @@ def test_two_equal_runs(make_chips: ChipMaker, tmp_path: Path) -> None:
     assert by_fold.mean() == pytest.approx(first.data.metrics["accuracy"])
     assert by_fold.std(ddof=1) == pytest.approx(first.data.metrics["accuracy_std"])
     assert first.data.metrics["onnx_mb"] == (files / "model.onnx").stat().st_size / 1e6
+    _assert_fed_as_in_training(root, files, predictions[predictions.fold == tags["dxc.exported_fold"]])
+    assert Predictor(files / "model.onnx").metadata.model_dump(exclude={"version"}) == {
+        "channels": ("dem", "red", "green", "blue", "nir", "ndwi", "ndvi"),
+        "normalise": "per_chip",
+        "repair": "mean",
+        "photo_bands": ("red", "green", "blue", "nir"),
+        "size": (20, 20),
+        "pixel_m": 1.0,
+        "classes": ("no crossing", "crossing"),
+        "outputs": ("scores",),
+        "trial": tags["dxc.trial"],
+        "data": tags["dxc.data"],
+        "commit": tags["mlflow.source.git.commit"],
+    }
     for fold in ("fold1", "fold2", "fold3"):
         weights = torch.load(files / f"checkpoints/{fold}.pt", weights_only=True)
         ResNet(7, width=4).load_state_dict(weights)

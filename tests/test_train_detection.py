@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 import torch
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
@@ -15,6 +16,7 @@ from sklearn.metrics import average_precision_score
 from dxc.analysis.reproduce import command
 from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.config.identity import trial_hash
+from dxc.deploy.predictor import Predictor
 from dxc.errors import BadChipsError, ConfigError, DataError
 from dxc.models.sppnet import SppNet
 from dxc.pipeline.result import Result
@@ -23,6 +25,7 @@ from tests.conftest import ChipMaker
 
 pytestmark = pytest.mark.usefixtures("store_file")
 
+BANDS = ("red", "green", "blue", "nir")
 SMALL = [
     "model=sppnet", "model.features=16", "data=4ch", "data.size=40", "data.batch_size=4", "data.split=holdout",
     "trainer.max_epochs=2", "hardware.predictors=[]", "hardware.measure=false", "profile=none", "progress=false",
@@ -67,6 +70,20 @@ def test_what_a_run_leaves(make_chips: ChipMaker) -> None:
     assert {"model.onnx", "model_any_size.onnx", "figures", "predictions.parquet"} <= files
     drawn = {file.path for file in client.list_artifacts(result.run_id, "figures")}
     assert {"figures/samples.png", "figures/precision_recall.svg"} <= drawn
+
+    # both say how they are fed, and answer to raw chips what validation said of them
+    for name, size in (("model.onnx", (40, 40)), ("model_any_size.onnx", "any")):
+        predictor = Predictor(client.download_artifacts(result.run_id, name))
+        assert predictor.metadata.size == size and predictor.metadata.channels == BANDS
+        assert predictor.metadata.trial == tracked.data.tags["dxc.trial"]
+        for chip in predictions.itertuples():
+            path = root / chip.region / f"{chip.region}Aer" / "FT"[chip.label] / f"{chip.name}.tif"
+            with rasterio.open(path) as raster:
+                prediction = predictor.predict(raster.read(), BANDS)
+            assert prediction.presence[0] == pytest.approx(chip.probability, abs=1e-5)
+            np.testing.assert_allclose(
+                prediction.boxes[0], [chip.cx, chip.cy, chip.w, chip.h], rtol=0, atol=1e-5
+            )
 
     # both files are the network whose weights were kept
     import onnxruntime

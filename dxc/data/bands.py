@@ -27,6 +27,9 @@ INDICES = {
 NORMALISATIONS = ("per_chip", "per_column", "none")
 REPAIRS = ("mean", "reference")
 
+LEAST_RANGE = float(10 * np.finfo(np.float32).eps)
+"""per_column: a column whose values span less is taken for constant, as scikit-learn treats constant features."""
+
 
 def needed_photo_bands(channels: Sequence[str]) -> list[str]:
     """Photo bands that the channels are made of, each once, in PHOTO_BANDS order."""
@@ -101,7 +104,7 @@ def scale_per_column(band: Array) -> Array:
     band = _as_float32(band)
     low = band.min(axis=0)
     extent = band.max(axis=0) - low
-    extent[extent < 10 * np.finfo(np.float32).eps] = 1  # as scikit-learn treats constant features
+    extent[extent < LEAST_RANGE] = 1
     scale = np.float32(1) / extent
     return band * scale + (np.float32(0) - low * scale)
 

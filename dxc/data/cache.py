@@ -7,8 +7,8 @@ build leaves nothing that could be taken for a cache.
 
     images.npy    float32 (rows, C, H, W), one row for each chip of the manifest, in its order;
                   with size=any one such file for each size that occurs: images-HxW.npy
-    cache.json    chips that are good (row, region, name, label; which overlap; their sizes and boxes where a recipe
-                  asks for them), chips that are not (and why), digests
+    cache.json    chips that are good (row, region, name, label; which overlap; what a pixel measures on the ground;
+                  their sizes and boxes where a recipe asks for them), chips that are not (and why), digests
 
 A cache that lost something since, or is damaged, is built anew.
 """
@@ -48,7 +48,7 @@ from dxc.data.layout import CLASSES, Chip, Manifest, scan
 from dxc.errors import BadChip, BadChipsError, ConfigError, DataError, require_whole
 from dxc.files import sync_to_disk
 from dxc.geo.limits import MAX_SIZE
-from dxc.geo.overlaps import Outline, outline_of, overlap_groups
+from dxc.geo.overlaps import Outline, outline_of, overlap_groups, pixel_m
 from dxc.geo.rasterfiles import block_trouble
 from dxc.geo.voc import UnusableAnnotation, read_voc
 from dxc.models.limits import MIN_SIZE
@@ -56,7 +56,7 @@ from dxc.processes import end_with_parent
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # raise it when the meaning of a cache changes: old ones are then not found any more
+FORMAT = 3  # raise it when the meaning of a cache changes: old ones are then not found any more
 CHUNK = 32  # chips a worker takes at a time: small enough for a smooth progress bar
 SERIAL_BELOW = 256  # chips; starting worker processes takes longer than reading these
 GDAL_OPTIONS = {
@@ -136,6 +136,8 @@ class ChipCache:
     """int64 (n,): chips of one number show the same ground, wholly or in part (dxc.geo.overlaps)."""
     unplaced: int
     """How many chips do not say where they lie: what they overlap is not known, each is a group of its own."""
+    pixel_m: float | None
+    """Edge of a pixel on the ground in metres; None where chips do not say it, or differ."""
     data_hash: str
     """Identity of the chips by content (region, name, label, bytes of their files), on every machine."""
     _rows: np.ndarray
@@ -306,6 +308,7 @@ def _from_record(folder: Path, record: Any, recipe: Recipe) -> ChipCache:
         notes=tuple(Note(Path(path), text) for path, text in record.get("notes", [])),
         groups=np.asarray(record["groups"], dtype=np.int64),
         unplaced=int(record["unplaced"]),
+        pixel_m=None if record["pixel_m"] is None else float(record["pixel_m"]),
         data_hash=record["data_hash"],
         _rows=np.asarray(rows, dtype=np.int64),
         _one_size=one_size,
@@ -675,6 +678,7 @@ def _write_record(
     outlines = [outcome.outline for *_, outcome in good]
     record["groups"] = overlap_groups(outlines).tolist()
     record["unplaced"] = outlines.count(None) if recipe.check_georeference else 0
+    record["pixel_m"] = pixel_m(outlines, [slot.size for _, _, slot, _ in good])
     if recipe.size == ANY_SIZE:
         record["sizes"] = [slot.size for _, _, slot, _ in good]
     if recipe.boxes:

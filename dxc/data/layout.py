@@ -22,6 +22,8 @@ from pathlib import Path
 from dxc.errors import BadChip, DataError
 
 CLASSES = {"F": 0, "T": 1}
+CLASS_NAMES = ("no crossing", "crossing")
+"""By label."""
 DEM_FOLDER_ENDS = ("dem",)
 PHOTO_FOLDER_ENDS = ("aer", "photo")
 RASTERS = (".tif", ".tiff")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from dxc.deploy.metadata import ANY, Metadata
 from dxc.errors import ExportError
 from dxc.models.registry import output_names
 
@@ -37,20 +38,38 @@ class Exported(NamedTuple):
 
 
 def export_onnx(
-    model: nn.Module, path: Path, *, in_channels: int, size: int | tuple[int, int], check: bool = True
+    model: nn.Module,
+    path: Path,
+    *,
+    in_channels: int,
+    size: int | tuple[int, int],
+    metadata: Metadata | None = None,
+    check: bool = True,
 ) -> Exported:
     """Write `model` as a self-contained ONNX file with input `image` (batch, in_channels, height, width) and the
     outputs that dxc.models.registry.output_names says, such as `scores` (batch, classes); the batch is dynamic.
 
-    size: of the image, one number or (height, width). With `check`, the file passes onnx.checker and ONNX Runtime
-    agrees with torch on random chips, output by output; raises ExportError where it does not. The model is left in
-    eval mode on the CPU. The file appears at `path` only when it is complete.
+    The model is left in eval mode on the CPU. The file appears at `path` only when it is complete.
+
+    Args:
+        size: of the image in pixels, one number or (height, width).
+        metadata: what the file says about itself; its size and outputs are filled in here. None: it says nothing, and
+            dxc.deploy.predictor.Predictor refuses it.
+        check: whether the file has to pass onnx.checker, and ONNX Runtime to agree with torch on random chips, output
+            by output.
+
+    Raises:
+        ExportError: the file does not pass the check, or has other channels or classes than its metadata names.
     """
     image = _height_and_width(size)
-    return _export(model, path, in_channels, image, [image] if check else [], {0: "batch"})
+    if metadata is not None:
+        metadata = metadata.model_copy(update={"size": image})
+    return _export(model, path, in_channels, image, [image] if check else [], {0: "batch"}, metadata)
 
 
-def export_any_size(model: nn.Module, path: Path, *, in_channels: int) -> Exported:
+def export_any_size(
+    model: nn.Module, path: Path, *, in_channels: int, metadata: Metadata | None = None
+) -> Exported:
     """As export_onnx, with an image whose height and width are dynamic too; checked at ANY_SIZES.
 
     Modules with an attribute `any_size`, such as dxc.models.sppnet.SpatialPyramid, are told to compute with the size
@@ -60,10 +79,11 @@ def export_any_size(model: nn.Module, path: Path, *, in_channels: int) -> Export
     switched = [module for module in model.modules() if getattr(module, "any_size", None) is False]
     for module in switched:
         module.any_size = True  # type: ignore[assignment]  # torch types attributes as tensors or modules
+    if metadata is not None:
+        metadata = metadata.model_copy(update={"size": ANY})
+    dynamic = {0: "batch", 2: "height", 3: "width"}
     try:
-        return _export(
-            model, path, in_channels, EXAMPLE_SIZE, ANY_SIZES, {0: "batch", 2: "height", 3: "width"}
-        )
+        return _export(model, path, in_channels, EXAMPLE_SIZE, ANY_SIZES, dynamic, metadata)
     except ExportError:
         raise
     except Exception as error:  # torch's exporter, ONNX Runtime and the network itself raise what they like
@@ -84,6 +104,7 @@ def _export(
     example: tuple[int, int],
     sizes: Sequence[tuple[int, int]],
     dynamic: dict[int, str],
+    metadata: Metadata | None,
 ) -> Exported:
     """Trace `model` with an image of the size `example`, write the file, and check it with images of `sizes`."""
     import onnx
@@ -111,6 +132,10 @@ def _export(
         graph = onnx.load(partial)
         for node in graph.graph.node:
             node.doc_string = ""  # source lines of this machine
+        if metadata is not None:
+            metadata = metadata.model_copy(update={"outputs": tuple(outputs)})
+            metadata.check_fits(graph, path)
+            metadata.write_to(graph)
         onnx.save(graph, partial)
         if sizes:
             onnx.checker.check_model(onnx.load(partial), full_check=True)

@@ -41,6 +41,43 @@ def outline_of(crs: Any, transform: Any, height: int, width: int) -> Outline | N
     return Outline(crs.wkt, flat)
 
 
+def pixel_m(outlines: Sequence[Outline | None], sizes: Sequence[tuple[int, int]]) -> float | None:
+    """Edge of a pixel on the ground in metres, of chips with these outlines and these heights and widths in pixels.
+
+    None where it is not known of each chip (a CRS in degrees, no georeference), where pixels are not square, or where
+    chips differ by more than 1 %.
+    """
+    edges: list[float] = []
+    metres: dict[str, float | None] = {}
+    for outline, (height, width) in zip(outlines, sizes, strict=True):
+        if outline is None:
+            return None
+        if outline.crs not in metres:
+            metres[outline.crs] = _unit_m(outline.crs)
+        unit = metres[outline.crs]
+        if unit is None:
+            return None
+        a, b, c, _ = np.array(outline.corners).reshape(4, 2)
+        edges += [
+            unit * math.dist(a, b) / (width - 2 * SEAM_PIXELS),
+            unit * math.dist(b, c) / (height - 2 * SEAM_PIXELS),
+        ]
+    if not edges or max(edges) > 1.01 * min(edges):
+        return None
+    return round(float(np.median(edges)), 6)
+
+
+def _unit_m(crs: str) -> float | None:
+    """Metres in a unit of a CRS; None where that is no length."""
+    from rasterio.crs import CRS
+    from rasterio.errors import CRSError
+
+    try:
+        return CRS.from_wkt(crs).linear_units_factor[1]
+    except CRSError:
+        return None
+
+
 def overlap_groups(outlines: Sequence[Outline | None]) -> np.ndarray:
     """Number of each chip's group, int64 (n,), counted from 0 in the order of the chips' first appearance.
 

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dxc.config.build import build
 from dxc.config.compose import image_size, resolved
+from dxc.config.identity import trial_hash
 from dxc.config.names import describe
 from dxc.files import write_atomically
 from dxc.masking import masked, masked_tree
@@ -33,7 +34,8 @@ from dxc.training.crossval import TrainedFold, trained_fold
 if TYPE_CHECKING:
     import pandas as pd
 
-    from dxc.data.cache import ChipCache
+    from dxc.data.cache import ChipCache, Recipe
+    from dxc.deploy.metadata import Metadata
     from dxc.tracking.record import Record
     from dxc.training.task import Task
 
@@ -93,7 +95,7 @@ def run(
         best = max(folds, key=lambda fold: fold.score)
         metrics = {
             **_metrics(folds, predictions, cache, build_task(config, best.model)),
-            **_export(best, config, out),
+            **_export(best, config, out, _metadata(datamodule.recipe, cache, asked)),
             "fold_score": statistics.mean(fold.score for fold in folds),
             "fit_seconds": sum(fold.seconds for fold in folds),  # of kept folds too
             "images_per_second": sum(f.trained_images for f in folds) / sum(f.train_seconds for f in folds),
@@ -178,12 +180,32 @@ def _metrics(
     return metrics | task.pooled_metrics(predictions, truth)
 
 
-def _export(fold: TrainedFold, config: dict[str, Any], out: Path) -> dict[str, float]:
+def _metadata(recipe: Recipe, cache: ChipCache, asked: dict[str, Any]) -> Metadata:
+    """What the exported file says: how it is fed, as the chips were, and what it came from."""
+    from dxc.deploy.metadata import Metadata, dxc_version
+    from dxc.tracking.client import git_commit
+
+    return Metadata(
+        channels=recipe.channels,
+        normalise=recipe.normalise,
+        repair=recipe.repair,
+        photo_bands=recipe.photo_bands,
+        pixel_m=cache.pixel_m,
+        trial=trial_hash(asked),
+        data=cache.data_hash,
+        version=dxc_version(),
+        commit=git_commit(),
+    )
+
+
+def _export(fold: TrainedFold, config: dict[str, Any], out: Path, metadata: Metadata) -> dict[str, float]:
     """Export one fold's network; its size, parameters and multiply-accumulates."""
     from dxc.deploy.export import count_macs, count_params, export_any_size, export_onnx
 
     in_channels, size = len(config["data"]["channels"]), image_size(config["data"]["size"])
-    exported = export_onnx(fold.model, out / "model.onnx", in_channels=in_channels, size=size)
+    exported = export_onnx(
+        fold.model, out / "model.onnx", in_channels=in_channels, size=size, metadata=metadata
+    )
     log.info(
         "exported %s: %.2f MB, agrees with torch to %.0e",
         fold.name,
@@ -191,7 +213,7 @@ def _export(fold: TrainedFold, config: dict[str, Any], out: Path) -> dict[str, f
         exported.max_relative_error,
     )
     if config["any_size_file"] and network(config["model"]).any_size:
-        export_any_size(fold.model, out / "model_any_size.onnx", in_channels=in_channels)
+        export_any_size(fold.model, out / "model_any_size.onnx", in_channels=in_channels, metadata=metadata)
     return {
         "onnx_mb": exported.onnx_mb,
         "params": count_params(fold.model),

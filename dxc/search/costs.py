@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-COSTS_VERSION = 1  # names the cached files: raise it when export or prediction changes a figure
+COSTS_VERSION = 2  # names the cached files: raise it when export or prediction changes a figure
 WORTH_PROCESSES = 40  # networks; fewer are exported faster than processes start
 Known = dict[str, float]
 """Metrics named as in dxc.metrics.METRICS."""
@@ -150,17 +150,21 @@ def _cost(config: Mapping[str, Any], packages: list[Package]) -> dict[str, Any]:
     from dxc.config.build import build
     from dxc.config.compose import image_size
     from dxc.deploy.export import count_macs, count_params, export_onnx
+    from dxc.deploy.metadata import Metadata
     from dxc.hardware.costs import predict_all
     from dxc.hardware.predict.predict import latency_metrics
 
     size, in_channels = image_size(config["data"]["size"]), config["model"]["in_channels"]
+    # its file says as much as the trained one's, in as many bytes; it has no identity
+    metadata = Metadata(channels=tuple(config["data"]["channels"]))
     try:
         model = build(config["model"], "model")
         model.check_input_size(size)
         _as_if_trained(model)
         with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
             exported = export_onnx(
-                model, Path(folder) / "model.onnx", in_channels=in_channels, size=size, check=False
+                model, path, in_channels=in_channels, size=size, metadata=metadata, check=False
             )
             latency = latency_metrics(predict_all(exported.path, packages))
         return {

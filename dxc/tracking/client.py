@@ -134,7 +134,7 @@ def standard_tags() -> dict[str, str]:
         "mlflow.source.name": Path(sys.argv[0]).name,
         "mlflow.source.type": "LOCAL",
     }
-    if commit := _git_commit():
+    if commit := git_commit():
         tags["mlflow.source.git.commit"] = commit
     return tags
 
@@ -146,7 +146,7 @@ def _user() -> str:
         return "unknown"  # a container with a numeric user
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """Commit of this checkout, with '+changes' where the working tree differs; None outside git."""
 
     def git(*arguments: str) -> str:

@@ -121,7 +121,7 @@ def test_names_and_hash_of_a_cache(make_chips: ChipMaker) -> None:
     assert cache.folder.name == f"chips-{_cache_key(fingerprint, FIVE)}"
     assert cache.data_hash == hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
     record = json.loads((cache.folder / "cache.json").read_text())
-    assert set(record) == {"chips", "excluded", "data_hash", "groups", "unplaced"}
+    assert set(record) == {"chips", "excluded", "data_hash", "groups", "unplaced", "pixel_m"}
     assert {path.name for path in cache.folder.iterdir()} == {"cache.json", "images.npy"}
 
 

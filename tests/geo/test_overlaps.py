@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 from dxc.data.datamodule import ChipDataModule, FolderSource
 from dxc.data.folds import Fold, make_folds
 from dxc.errors import DataError
-from dxc.geo.overlaps import Outline, outline_of, overlap_groups
+from dxc.geo.overlaps import Outline, outline_of, overlap_groups, pixel_m
 from tests.conftest import ChipMaker, write_tif
 
 UTM14, UTM15 = CRS.from_epsg(26914), CRS.from_epsg(26915)
@@ -271,6 +271,23 @@ def test_random_groups_are_never_torn_and_classes_stay_even(
     assert [fold.val.tolist() for fold in folds] == [fold.val.tolist() for fold in again]
     assert [fold.val.tolist() for fold in folds] != [fold.val.tolist() for fold in other]
     assert not caplog.messages  # that is even enough
+
+
+def test_a_pixel_on_the_ground_is_as_large_as_every_chip_says() -> None:
+    feet, degrees = CRS.from_epsg(2264), CRS.from_epsg(4326)
+    size = (100, 100)
+    assert pixel_m([_at(X, Y), _at(X + 0.3, Y - 7.7, crs=UTM15)], [size, size]) == 1.0
+    assert pixel_m([_at(X, Y, size=40, pixel=0.6)], [(40, 40)]) == 0.6
+    assert pixel_m([_at(X, Y, crs=feet, pixel=2.0)], [size]) == 0.609601  # US survey feet
+    turned = outline_of(UTM14, Affine.translation(X, Y) @ Affine.rotation(30) @ Affine.scale(3, -3), 20, 50)
+    assert pixel_m([turned], [(20, 50)]) == 3.0
+    # what is not known, or differs
+    oblong = outline_of(UTM14, from_origin(X, Y, 1, 1.2), 100, 100)
+    assert pixel_m([oblong], [size]) is None
+    assert pixel_m([_at(X, Y), _at(X, Y, pixel=1.02)], [size, size]) is None
+    assert pixel_m([_at(-97, 41, crs=degrees, pixel=1e-5)], [size]) is None
+    assert pixel_m([_at(X, Y), None], [size, size]) is None
+    assert pixel_m([], []) is None
 
 
 def test_one_chip_more_than_its_share_is_only_rounding(caplog: pytest.LogCaptureFixture) -> None:

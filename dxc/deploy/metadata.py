@@ -1,0 +1,223 @@
+"""What an exported .onnx says about itself: how it is fed, what it answers, and what it came from.
+
+The whole of it is one JSON object under the key `dxc` of the file's metadata. A few plain keys beside it are for
+people who look at the file in a viewer such as Netron; nothing reads them back.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dxc.data.bands import INDICES, LEAST_RANGE, PHOTO_BANDS, check_channels, needed_photo_bands
+from dxc.data.layout import CLASS_NAMES
+from dxc.errors import ConfigError, ExportError
+from dxc.models import DEFAULT_OUTPUTS
+from dxc.untrusted import HASH, load_json
+
+if TYPE_CHECKING:
+    import onnx
+
+FORMAT = 1
+"""Raise it when the meaning of a field changes, or how a channel is computed: files of another format are refused."""
+KEY = "dxc"
+METADATA_BYTES = 1536
+"""What the metadata adds to a file, filled up with spaces: the size of a network's file is then known before it is
+trained, whatever its channels are called and whatever it came from. Many classes take more."""
+MAX_CHARACTERS, MAX_DEPTH = 100_000, 6
+ANY: Final = "any"
+
+OUTPUTS = {
+    "scores": "(batch, classes): logits; softmax over the classes gives probabilities",
+    "presence": "(batch): logit of the last class; its sigmoid is a probability",
+    "box": "(batch, 4): cx, cy, w, h, centre and size, 0..1 of the width (cx, w) and the height (cy, h) of the image; "
+    "x to the right, y down",
+}
+"""What each output of a network means, by its name."""
+REPAIRED = {
+    "mean": "0/0 becomes the mean of its valid 4-neighbours, 0 without any",
+    "reference": "0/0 becomes the sum of its valid 4-neighbours (clamped at the border) / 4, in row-major order, in "
+    "place",
+}
+NORMALISED: dict[str, dict[str, Any]] = {
+    "per_chip": {"formula": "(x - min) / (max - min)", "over": "image", "constant": 0},
+    "per_column": {
+        "formula": "x * s + (0 - min * s), s = 1 / (max - min)",
+        "over": "image column",
+        "least_range": LEAST_RANGE,
+        "smaller_range": 1,
+    },
+    "none": {"formula": "x"},
+}
+"""How each mode rescales elevation and photo bands, in float32 and without clipping. min and max are of one band over
+`over`; a range (max - min) below least_range counts as smaller_range; a constant band becomes `constant`."""
+
+_Name = Annotated[str, Field(min_length=1, max_length=64)]
+_Pixels = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class Metadata(BaseModel):
+    """How a network is fed, what it answers, and what it came from.
+
+    Attributes:
+        channels: names of the input's channels, in order (dxc.data.bands).
+        normalise: per_chip, per_column or none; see NORMALISED.
+        repair: of 0/0 pixels in ndwi and ndvi, mean or reference; see REPAIRED.
+        photo_bands: bands of the photo files that it was trained on, in file order.
+        size: height and width of the input in pixels, or "any". The exporter fills it in.
+        pixel_m: edge of a pixel on the ground in metres. None: not known.
+        classes: names of the classes, in the order of the scores; the last one is what is looked for.
+        outputs: names of the network's outputs, in order; see OUTPUTS. The exporter fills them in.
+        trial: identity of the configuration (tag dxc.trial). None: of no tracked run.
+        data: hash of the chips that it was trained on (tag dxc.data). None: not trained.
+        version, commit: of the dxc that exported it. None: not known.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    channels: tuple[_Name, ...]
+    normalise: Annotated[str, Field(pattern=f"^({'|'.join(NORMALISED)})$")] = "per_chip"
+    repair: Annotated[str, Field(pattern=f"^({'|'.join(REPAIRED)})$")] = "mean"
+    photo_bands: tuple[_Name, ...] = PHOTO_BANDS
+    size: tuple[_Pixels, _Pixels] | Literal["any"] = ANY
+    pixel_m: Annotated[float, Field(gt=0)] | None = None
+    classes: Annotated[tuple[_Name, ...], Field(min_length=2, max_length=1000)] = CLASS_NAMES
+    outputs: tuple[_Name, ...] = DEFAULT_OUTPUTS
+    trial: Annotated[str, Field(pattern=f"^{HASH.pattern}$")] | None = None
+    data: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
+    version: Annotated[str, Field(pattern=r"^[0-9A-Za-z.+-]{1,64}$")] | None = None
+    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{7,64}(\+changes)?$")] | None = None
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """The raw bands that the channels are made of: dem first, if it is used, then those of the photo."""
+        dem = ["dem"] if "dem" in self.channels else []
+        return (*dem, *needed_photo_bands(self.channels))
+
+    def to_json(self) -> str:
+        """One JSON object: the fields, those that are not known left out, and in words and numbers what they mean."""
+        content = {"format": FORMAT, **self.model_dump(mode="json", exclude_none=True), **self._explained()}
+        return json.dumps(content, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str, source: object) -> Metadata:
+        """Read what a file says, as data.
+
+        Args:
+            text: from the key `dxc` of the file's metadata.
+            source: the file, as messages name it.
+
+        Raises:
+            ExportError: it is no such JSON, of another format, says what cannot be, or names numbers that this version
+                of dxc does not compute with.
+        """
+        try:
+            content = load_json(text, limit=MAX_CHARACTERS, depth=MAX_DEPTH)
+            if not isinstance(content, dict):
+                raise ValueError("it is no JSON object")
+            if content.get("format") != FORMAT:
+                raise ValueError(
+                    f"it is of format {content.get('format')!r:.40}, and this version of dxc reads {FORMAT}; take the "
+                    "version that wrote it, or export the network again"
+                )
+            fields = {key: value for key, value in content.items() if key in cls.model_fields}
+            metadata = cls.model_validate_json(json.dumps(fields))
+            check_channels(metadata.channels, metadata.photo_bands)
+            for key, value in metadata._explained().items():
+                if content.get(key) != value:
+                    raise ValueError(f"its {key} is not what this version of dxc computes with")
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(map(str, first["loc"][:2]))
+            raise ExportError(f"{source}: its metadata cannot be used: {place}: {first['msg']}") from error
+        except (ValueError, ConfigError, RecursionError) as error:
+            raise ExportError(f"{source}: its metadata cannot be used: {error}") from error
+        return metadata
+
+    def write_to(self, model: onnx.ModelProto) -> None:
+        """Put it into a model that is to be saved: METADATA_BYTES more, or what it takes if that is larger."""
+        import onnx
+
+        text = self.to_json()
+        size = self.size if isinstance(self.size, str) else " x ".join(map(str, self.size))
+        plain = {
+            "channels": " ".join(self.channels),
+            "size (height x width)": size,
+            "normalise": self.normalise,
+            "classes": ", ".join(self.classes)[:100],
+        }
+        alone = onnx.ModelProto()
+        onnx.helper.set_model_props(alone, {KEY: text, **plain})
+        onnx.helper.set_model_props(
+            model, {KEY: text.ljust(len(text) + METADATA_BYTES - alone.ByteSize()), **plain}
+        )
+
+    def check_fits(self, model: onnx.ModelProto, source: object) -> None:
+        """Raise ExportError where a network has another input or other outputs than this says."""
+        if self.outputs not in (("scores",), ("presence", "box")):
+            raise ExportError(
+                f"{source}: the network's outputs are {', '.join(self.outputs) or 'none'}; it can be said what scores "
+                "mean, and presence with box"
+            )
+        sizes: list[object] = ["height", "width"] if isinstance(self.size, str) else list(self.size)
+        batch = {"scores": [len(self.classes)], "presence": [], "box": [4]}
+        said = {
+            "image": ["batch", len(self.channels), *sizes],
+            **{name: ["batch", *batch[name]] for name in self.outputs},
+        }
+        found = {each.name: _shape(each) for each in (*model.graph.input, *model.graph.output)}
+        if found != said:
+            raise ExportError(f"{source}: its metadata says {said}, and the network in it has {found}")
+        if "presence" in self.outputs and len(self.classes) != 2:
+            raise ExportError(f"{source}: a presence tells two classes apart, not {len(self.classes)}")
+
+    def _explained(self) -> dict[str, Any]:
+        """What the fields mean, for whoever has the file and no dxc."""
+        indices = {name: pair for name, pair in INDICES.items() if name in self.channels}
+        explained: dict[str, Any] = {
+            "input": "image: float32 (batch, channels, height, width)",
+            "normalisation": {
+                "of": [channel for channel in self.channels if channel not in INDICES],
+                **NORMALISED[self.normalise],
+            },
+            "meaning": {name: OUTPUTS[name] for name in self.outputs if name in OUTPUTS},
+        }
+        if indices:
+            explained["indices"] = {
+                **{name: f"({a} - {b}) / ({a} + {b}) of raw bands" for name, (a, b) in indices.items()},
+                "repair": REPAIRED[self.repair],
+            }
+        return explained
+
+
+def dxc_version() -> str | None:
+    """Version of the installed package; None in a checkout that is not installed."""
+    try:
+        return importlib.metadata.version("dxc")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _shape(tensor: onnx.ValueInfoProto) -> list[object]:
+    """Sizes of an input or output, a name where one is open."""
+    return [dim.dim_param or dim.dim_value for dim in tensor.type.tensor_type.shape.dim]
+
+
+def read_metadata(model: onnx.ModelProto, source: object) -> Metadata:
+    """What a loaded ONNX file says about itself.
+
+    Raises:
+        ExportError: it says nothing, because it is not dxc's, or what is wrong or cannot be used.
+    """
+    texts = [each.value for each in model.metadata_props if each.key == KEY]
+    if len(texts) != 1:
+        raise ExportError(
+            f"{source} does not say how it is fed: it has {len(texts) or 'no'} metadata under the key '{KEY}'. "
+            "Only files that dxc exported have; train the network with train.py, which exports it"
+        )
+    metadata = Metadata.from_json(texts[0], source)
+    metadata.check_fits(model, source)
+    return metadata
