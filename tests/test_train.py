@@ -68,7 +68,7 @@ def _runs(tmp_path: Path) -> tuple[MlflowClient, list[Run]]:
 def test_two_equal_runs(make_chips: ChipMaker, tmp_path: Path) -> None:
     """One configuration twice (a plain Hydra multirun): everything of the contract, and the same numbers."""
     root = make_chips(regions=("NE", "CA"), per_class=9)
-    done = _train(root, tmp_path, "study=first", "data.folds=3,3", "-m")
+    done = _train(root, tmp_path, "study=first", "data.folds=3,3", "again=true", "-m")
     assert done.returncode == 0, done.stderr
     client, runs = _runs(tmp_path)
     assert [each.info.status for each in runs] == ["FINISHED"] * 2
@@ -85,10 +85,18 @@ def test_two_equal_runs(make_chips: ChipMaker, tmp_path: Path) -> None:
     assert client.get_experiment(first.info.experiment_id).name == "first"
 
     tags = first.data.tags
-    for tag in ("dxc.trial", "dxc.design", "dxc.data", "device", "mlflow.source.git.commit"):
+    for tag in (
+        "dxc.trial",
+        "dxc.design",
+        "dxc.base",
+        "dxc.stages",
+        "dxc.data",
+        "device",
+        "mlflow.source.git.commit",
+    ):
         assert tags.get(tag), tag
     assert tags["dxc.study"] == "first"
-    for tag in ("dxc.trial", "dxc.design", "dxc.data"):
+    for tag in ("dxc.trial", "dxc.design", "dxc.base", "dxc.stages", "dxc.data"):
         assert tags[tag] == second.data.tags[tag]
 
     timed = {"fit_seconds", "images_per_second"}
