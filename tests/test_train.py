@@ -82,7 +82,7 @@ def _assert_fed_as_in_training(root: Path, files: Path, validated: pd.DataFrame)
 def test_two_equal_runs(make_chips: ChipMaker, tmp_path: Path) -> None:
     """One configuration twice (a plain Hydra multirun): everything of the contract, and the same numbers."""
     root = make_chips(regions=("NE", "CA"), per_class=9)
-    done = _train(root, tmp_path, "study=first", "data.folds=3,3", "-m")
+    done = _train(root, tmp_path, "study=first", "data.folds=3,3", "again=true", "-m")
     assert done.returncode == 0, done.stderr
     client, runs = _runs(tmp_path)
     assert [each.info.status for each in runs] == ["FINISHED"] * 2
@@ -99,10 +99,18 @@ def test_two_equal_runs(make_chips: ChipMaker, tmp_path: Path) -> None:
     assert client.get_experiment(first.info.experiment_id).name == "first"
 
     tags = first.data.tags
-    for tag in ("dxc.trial", "dxc.design", "dxc.data", "device", "mlflow.source.git.commit"):
+    for tag in (
+        "dxc.trial",
+        "dxc.design",
+        "dxc.base",
+        "dxc.stages",
+        "dxc.data",
+        "device",
+        "mlflow.source.git.commit",
+    ):
         assert tags.get(tag), tag
     assert tags["dxc.study"] == "first"
-    for tag in ("dxc.trial", "dxc.design", "dxc.data"):
+    for tag in ("dxc.trial", "dxc.design", "dxc.base", "dxc.stages", "dxc.data"):
         assert tags[tag] == second.data.tags[tag]
 
     timed = {"fit_seconds", "images_per_second"}
@@ -227,6 +235,47 @@ def test_interrupted_run_is_marked_killed(make_chips: ChipMaker, tmp_path: Path)
     client, (killed,) = _runs(tmp_path)
     assert killed.info.status == "KILLED"
     assert "Stopped" in Path(client.download_artifacts(killed.info.run_id, "traceback.txt")).read_text()
+
+
+def _trained(done: subprocess.CompletedProcess) -> list[str]:
+    """The folds that a command trained: it says a line for each."""
+    return re.findall(r"^(fold\d) \(\d of 3\): ", done.stderr, re.MULTILINE)
+
+
+def test_a_killed_run_goes_on(make_chips: ChipMaker, tmp_path: Path) -> None:
+    """kill -9 after the first fold: the same command trains the other two; once more, and it trains none."""
+    root, longer = make_chips(per_class=6), "trainer.max_epochs=20"
+    killed = subprocess.Popen(_command(root, tmp_path, longer), cwd=PROJECT_ROOT, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 200
+        while not list(tmp_path.glob("cache/stages/*/fold1.pt")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        killed.kill()
+        killed.wait()
+    kept = {path.stem: path.stat().st_mtime_ns for path in tmp_path.glob("cache/stages/*/*.pt")}
+    assert list(kept) == ["fold1"]
+
+    done = _train(root, tmp_path, longer)
+    assert done.returncode == 0, done.stderr
+    assert _trained(done) == ["fold2", "fold3"]
+    assert "1 of 3 folds is taken from the cache, trained 20" in done.stdout
+    (first,) = tmp_path.glob("cache/stages/*/fold1.pt")
+    assert first.stat().st_mtime_ns == kept["fold1"]
+
+    again = _train(root, tmp_path, longer, "kept_gb=0")
+    assert again.returncode == 0 and _trained(again) == []
+    assert "3 of 3 folds are taken from the cache" in again.stdout
+    assert "kept_gb=0: trained folds of 1 design" in again.stdout
+    _, runs = _runs(tmp_path)
+    assert [run.info.status for run in runs] == [
+        "RUNNING",
+        "FINISHED",
+        "FINISHED",
+    ]  # the first could say no word
+    one, two = (run.data.metrics for run in runs[1:])
+    assert one == two and one["fit_seconds"] > 0
+    assert not list(tmp_path.glob("cache/stages/*"))
 
 
 @pytest.mark.parametrize(

@@ -85,15 +85,16 @@ def canonical(cfg: dict[str, Any]) -> dict[str, Any]:
 
 def trial_hash(cfg: dict[str, Any]) -> str:
     """Identity of a trial: hash of the canonical configuration (tag dxc.trial)."""
-    return _hash(canonical(cfg))
+    return digest(canonical(cfg))
 
 
 def design_hash(cfg: dict[str, Any]) -> str:
     """Identity of a design: the same without the seed, so that its repeats share it (tag dxc.design)."""
-    return _hash({key: value for key, value in canonical(cfg).items() if key != "seed"})
+    return digest({key: value for key, value in canonical(cfg).items() if key != "seed"})
 
 
-def _hash(content: dict[str, Any]) -> str:
+def digest(content: Any) -> str:
+    """12 hexadecimal digits of anything that JSON can hold."""
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 

@@ -12,6 +12,7 @@ from dxc.config.identity import design_hash, params_and_tags, trial_hash
 from dxc.config.names import data_name, describe
 from dxc.errors import ConfigError, require_folder_name, require_whole
 from dxc.models.registry import model_name
+from dxc.pipeline.kept import check_limit
 from dxc.training.build import build_task, check_task
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ def check(config: dict[str, Any], hardware: Hardware) -> None:
         except (TypeError, ValueError, ArithmeticError) as error:
             raise ConfigError(f"scheduler: {error}") from error
     build(config["trainer"], "trainer")
+    check_limit(config["kept_gb"])
+    if not isinstance(config["again"], bool):
+        raise ConfigError(f"again must be true or false, not {config['again']!r}")
     if config["profile"] not in MODES:
         raise ConfigError(f"profile={config['profile']} is not one of {', '.join(MODES)}")
     for name in hardware.predictors:

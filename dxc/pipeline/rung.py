@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from pathlib import Path
+import time
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -11,31 +11,49 @@ from omegaconf import DictConfig
 from dxc.config.build import build
 from dxc.config.compose import resolved
 from dxc.pipeline.heading import check, heading
+from dxc.pipeline.kept import kept_folder, remove_least_used
+from dxc.pipeline.stages import train_identity
 from dxc.training.build import fit_to_machine, read_chips
-from dxc.training.crossval import trained_fold
+from dxc.training.crossval import trained_folds
 
 if TYPE_CHECKING:
     from dxc.tracking.record import Record
 
 
-def train_part(cfg: DictConfig, record: Record, *, folds: int, epochs: int, keep: Path) -> list[float]:
+def train_part(
+    cfg: DictConfig, record: Record, *, folds: int, epochs: int, begun: float | None = None
+) -> list[float]:
     """Scores of the first `folds` folds after `epochs` epochs each: a first look at a configuration.
 
-    Folds are kept in the folder `keep` as run() does; those of all the epochs are not trained again there.
+    Folds are kept under the identity of their own train stage. That of all the epochs is run()'s: such folds are not
+    trained again there.
+
+    Args:
+        cfg: composed by Hydra.
+        record: what is found is written there.
+        folds: how many are trained.
+        epochs: of each.
+        begun: see run().
     """
-    from dxc.hardware.spec import Hardware
+    from dxc.hardware.spec import Hardware, device_name
 
     asked = resolved(cfg)
     config = fit_to_machine(asked)
     check(config, Hardware.of(config["hardware"]))
-    shorter = {**config, "trainer": {**config["trainer"], "max_epochs": epochs}}
     datamodule = build(config["data"], "data", source=build(config["source"], "source"))
     with record.opened(config["tracking"]["uri"], **heading(config, asked)) as tracked:
         cache = read_chips(datamodule)
-        tracked.tag({"dxc.data": cache.data_hash})
-        scores: list[float] = []
-        for number, fold in enumerate(datamodule.folds[:folds]):
-            scores.append(trained_fold(shorter, datamodule, fold, number, keep).score)
+        tracked.tag({"dxc.data": cache.data_hash, "dxc.base": train_identity(asked, cache.data_hash)})
+        trained = trained_folds(
+            {**config, "trainer": {**config["trainer"], "max_epochs": epochs}},
+            datamodule,
+            kept_folder(config["cache_dir"], train_identity(asked, cache.data_hash, epochs=epochs)),
+            device=device_name(config["trainer"]["accelerator"]),
+            count=folds,
+            since=(begun or time.time()) if config["again"] else 0.0,
+        )
+        scores = [fold.score for fold in trained]
         mean = statistics.mean(scores)
         tracked.log({"fold_score": mean}, [(f"part/{config['score']}", mean, folds * epochs)])
+    remove_least_used(config["cache_dir"], config["kept_gb"])
     return scores

@@ -58,16 +58,15 @@ def _trials(count: int) -> str:
 
 @dataclass(frozen=True)
 class Training:
-    """A trial at work. folder: where its trained folds are kept; folds, epochs: what it is to train."""
+    """A trial at work. folder: where its trained folds are kept; folds: how many it is to train."""
 
     name: str
     folder: Path
     folds: int
-    epochs: int
 
     def fold(self) -> str:
         """'fold 2 of 5'; what comes after the folds where all of them are there."""
-        kept = len(list(self.folder.glob(f"*-{self.epochs}epochs-*.pt")))
+        kept = len(list(self.folder.glob("[!.]*.pt")))
         return f"fold {kept + 1} of {self.folds}" if kept < self.folds else "exporting its network"
 
 

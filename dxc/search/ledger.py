@@ -32,7 +32,6 @@ from dxc.untrusted import load_json
 log = logging.getLogger(__name__)
 
 ARTIFACTS = "artifacts"  # in a trial's directory until they are uploaded
-FOLDS = "folds"  # trained folds, while the trial may go on
 
 SEARCHES = "searches"  # one file for each search of the study, locked while it lives
 
@@ -291,10 +290,7 @@ def upload(store: Store, record: Record) -> None:
     store.upload(content["run_id"], record, files=record.folder / ARTIFACTS, tags=tags)
     store.status(content["run_id"], STATUS[content["state"]])
     record.write(uploaded=True)
-    # MLflow has the files now; folds are needed only by trials that may go on
-    shutil.rmtree(record.folder / ARTIFACTS, ignore_errors=True)
-    if content["state"] in OVER:
-        shutil.rmtree(record.folder / FOLDS, ignore_errors=True)
+    shutil.rmtree(record.folder / ARTIFACTS, ignore_errors=True)  # MLflow has the files now
 
 
 def _held(path: Path) -> bool:

@@ -39,6 +39,8 @@ NO_AXES = {
     "search.": "it steers the search itself",
     "tracking.": "one store a search",
     "cache_dir": "it changes nothing in a result",
+    "again": "it changes nothing in a result",
+    "kept_gb": "it changes nothing in a result",
     "profile": "it changes nothing in a result",
     "progress": "it changes nothing in a result",
 }

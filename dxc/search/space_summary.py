@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,29 +29,44 @@ SAMPLE = 2_000  # candidates that tuner=pareto considers of a larger space
 
 @dataclass(frozen=True)
 class Chips:
-    """What the trials are trained on. hashes: dxc.data of each data section. folds and images are per trial."""
+    """What the trials are trained on. of_section: dxc.data of each data and source section, as _section writes them.
+    folds and images are per trial."""
 
-    hashes: Sequence[str]
+    of_section: Mapping[str, str]
     folds: int
     train_images: int
     val_images: int
 
+    @property
+    def hashes(self) -> list[str]:
+        """dxc.data of the variants, each once."""
+        return list(dict.fromkeys(self.of_section.values()))
+
+    def hash_of(self, config: Mapping[str, Any]) -> str:
+        """dxc.data of what a trial's configuration is trained on; '' where its chips were not read."""
+        return self.of_section.get(_section(config), "")
+
+
+def _section(config: Mapping[str, Any]) -> str:
+    """What chips depend on, of a configuration."""
+    data = {key: value for key, value in config["data"].items() if key != "batch_size"}
+    return json.dumps([data, config["source"]], sort_keys=True, default=str)
+
 
 def prepare_chips(catalogue: Catalogue) -> Chips:
     """Read the chips of every data variant once, before trials beside each other would."""
-    hashes: dict[str, None] = {}
+    hashes: dict[str, str] = {}
     sections: dict[str, dict[str, Any]] = {}
     for point in _data_points(catalogue):
         config = catalogue.identity(point).config
-        data = {key: value for key, value in config["data"].items() if key != "batch_size"}
-        sections.setdefault(json.dumps([data, config["source"]], sort_keys=True, default=str), config)
-    for config in sections.values():
+        sections.setdefault(_section(config), config)
+    for section, config in sections.items():
         datamodule = build(config["data"], "data", source=build(config["source"], "source"))
         datamodule.prepare_data()
-        hashes.setdefault(datamodule.cache.data_hash)
+        hashes[section] = datamodule.cache.data_hash
         folds = datamodule.folds
     return Chips(
-        list(hashes), len(folds), sum(len(fold.train) for fold in folds), sum(len(fold.val) for fold in folds)
+        hashes, len(folds), sum(len(fold.train) for fold in folds), sum(len(fold.val) for fold in folds)
     )
 
 

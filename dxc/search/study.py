@@ -23,10 +23,12 @@ from dxc.errors import DxcError, SearchError, require_folder_name, signals_raise
 from dxc.hardware.spec import Hardware
 from dxc.metrics import directions, known_costs, metric_of
 from dxc.pareto import non_dominated
+from dxc.pipeline.kept import kept_folder
+from dxc.pipeline.stages import train_identity
 from dxc.report.progress import Progress, Standing, Training
 from dxc.search.costs import NetworkCosts
 from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_numbers
-from dxc.search.ledger import FOLDS, Entry, Ledger
+from dxc.search.ledger import Entry, Ledger
 from dxc.search.settings import Settings
 from dxc.search.space import Catalogue, Compose, Identity, Point, Space, parse_space
 from dxc.search.space_summary import Chips, Survey, prepare_chips
@@ -153,6 +155,7 @@ class Study:
         self.ledger = ledger
         self.runner = runner
         self.progress = progress
+        self.chips = chips
         self.folds = chips.folds
         self.epochs = survey.catalogue.base["trainer"]["max_epochs"]
         self.ladder = self.settings.ladder(self.folds, self.epochs)
@@ -533,8 +536,9 @@ class Study:
 
     def _training(self, job: Job) -> Training:
         rung = job.rung or self.ladder[-1]
-        folder = self.ledger.folder / job.entry.trial / FOLDS
-        return Training(self._name(job.entry), folder, rung.folds, rung.epochs)
+        config = self.survey.catalogue.identity(self._point(job.entry)).config
+        identity = train_identity(config, self.chips.hash_of(config), epochs=rung.epochs)
+        return Training(describe(config), kept_folder(config["cache_dir"], identity), rung.folds)
 
     def _report(self, job: Job) -> None:
         entry = job.entry

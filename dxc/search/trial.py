@@ -25,7 +25,7 @@ from dxc.config.compose import resolved
 from dxc.config.identity import trial_hash
 from dxc.errors import Stopped, TrackingError
 from dxc.masking import masked
-from dxc.search.ledger import ARTIFACTS, FOLDS, host, rungs_from, rungs_to, upload
+from dxc.search.ledger import ARTIFACTS, host, rungs_from, rungs_to, upload
 from dxc.search.states import FAILED, FINISHED, PLANNED, RUNNING, STOPPED, Rung
 from dxc.tracking.patience import disk_full
 from dxc.tracking.record import Record
@@ -124,6 +124,8 @@ def _train(cfg: DictConfig, record: Record, store: Store, job: Mapping[str, Any]
     store.tag(job["run_id"], {"dxc.state": RUNNING, "dxc.host": host()})
     store.status(job["run_id"], "RUNNING")
     record.write(state=RUNNING, uploaded=True, begun=record.content.get("begun", 0) + 1)
+    if "first_begun" not in record.content:
+        record.write(first_begun=time.time())
     (record.folder / "traceback.txt").unlink(missing_ok=True)
     end: dict[str, Any]
     try:
@@ -158,9 +160,9 @@ def _compute(cfg: DictConfig, record: Record, job: Mapping[str, Any]) -> dict[st
 
     rungs = rungs_from(record.content["tags"].get("dxc.rungs", "[]"))
     rung = _rung(job)
-    keep = record.folder / FOLDS
+    begun = record.content["first_begun"]
     if rung is not None:
-        rungs[rung] = train_part(cfg, record, folds=rung.folds, epochs=rung.epochs, keep=keep)
+        rungs[rung] = train_part(cfg, record, folds=rung.folds, epochs=rung.epochs, begun=begun)
         record.tag({"dxc.rungs": rungs_to(rungs)})
         return {"state": STOPPED, "reason": f"trained in part: {rung.folds} fold(s), {rung.epochs} epoch(s)"}
 
@@ -176,7 +178,7 @@ def _compute(cfg: DictConfig, record: Record, job: Mapping[str, Any]) -> dict[st
     shutil.rmtree(record.folder / ARTIFACTS, ignore_errors=True)  # of an attempt that failed or was killed
     (record.folder / ARTIFACTS).mkdir(parents=True)
     try:
-        result = run(cfg, record.folder / ARTIFACTS, record=record, keep=keep, after_fold=after_fold)
+        result = run(cfg, record.folder / ARTIFACTS, record=record, begun=begun, after_fold=after_fold)
     except StoppedEarlyError:
         rungs[Rung(len(seen), epochs)] = seen
         mean = sum(seen) / len(seen)

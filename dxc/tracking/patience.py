@@ -18,7 +18,7 @@ from dxc.untrusted import is_hash, is_run_id
 log = logging.getLogger(__name__)
 
 
-IDENTITIES = ("dxc.trial", "dxc.design", "dxc.search")
+IDENTITIES = ("dxc.trial", "dxc.design", "dxc.base", "dxc.search")
 """Tags that hold 12 hexadecimal digits; anything else in them is no identity, and is not kept as one."""
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import io
+import json
+import logging
+import os
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dxc
 from dxc.config.build import build
 from dxc.errors import ConfigError
 from dxc.files import write_atomically
-from dxc.training.build import build_task
+from dxc.training.build import build_task, is_first_process
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +26,14 @@ if TYPE_CHECKING:
     from dxc.data.datamodule import ChipDataModule
     from dxc.data.folds import Fold
     from dxc.metrics import Point
+
+log = logging.getLogger(__name__)
+
+TAKEN = "DXC_TAKEN_FOLDS"
+"""Environment variable: names of the folds that are not trained, for the processes that Lightning starts for further
+devices. All processes must train the same folds, and the files may change between two looks at them."""
+ROOMS = ("data", "evaluation", "models", "training")
+"""Packages of dxc that the numbers of a fold come from."""
 
 
 @dataclass(frozen=True)
@@ -35,42 +50,135 @@ class TrainedFold:
     """Wall time of the whole fold; train_seconds is its training alone, in which trained_images went through."""
     train_seconds: float
     trained_images: int
+    device: str
+    """What it was trained on, as in the tag device."""
+    trained_at: float
+    """When its training ended, in seconds since 1970."""
 
 
-def trained_fold(
-    config: dict[str, Any], datamodule: ChipDataModule, fold: Fold, number: int, keep: Path | None
-) -> TrainedFold:
-    """One fold, from the folder `keep` where it is there, trained by the same epochs on the same chips.
+def trained_folds(
+    config: dict[str, Any],
+    datamodule: ChipDataModule,
+    kept: Path,
+    *,
+    device: str,
+    count: int | None = None,
+    since: float = 0.0,
+    after_fold: Callable[[list[float]], None] | None = None,
+) -> list[TrainedFold]:
+    """The folds of a datamodule in their order: from the folder `kept` where they are there, else trained.
 
-    A file that does not hold what is kept of a fold today is trained again.
+    A kept fold that cannot be read, or that other code trained, is trained again. In the processes of further devices
+    only the folds that are trained are returned.
+
+    Args:
+        config: resolved, fitted to this machine.
+        datamodule: with its chips read.
+        kept: folder of this configuration's folds on these chips, and of nothing else.
+        device: what folds are trained on here.
+        count: only the first so many; None: all.
+        since: folds that were trained before this time (seconds since 1970) are trained again.
+        after_fold: called with the scores so far after each fold.
     """
-    if keep is None:
-        return train_fold(config, datamodule, fold, number)
+    folds = datamodule.folds[:count]
+    found: dict[str, TrainedFold] = {}
+    if is_first_process():
+        for fold in folds:
+            if (each := _read(kept / f"{fold.name}.pt", config)) is not None and each.trained_at >= since:
+                found[fold.name] = each
+        os.environ[TAKEN] = json.dumps(list(found))
+        if found:
+            log.info("%s", _taken(list(found.values()), len(folds)))
+    taken = set(json.loads(os.environ.get(TAKEN, "[]")))
+
+    trained: list[TrainedFold] = []
+    for number, fold in enumerate(folds):
+        if fold.name in found:
+            trained.append(found[fold.name])
+        elif fold.name not in taken:
+            trained.append(train_fold(config, datamodule, fold, number, device))
+            if is_first_process():
+                _keep(kept / f"{fold.name}.pt", trained[-1])
+        if after_fold is not None:
+            after_fold([each.score for each in trained])
+    return trained
+
+
+def _taken(folds: Sequence[TrainedFold], of: int) -> str:
+    """'2 of 5 folds are taken from the cache, trained 2026-11-26 18:42 on NAME; again=true trains them anew'."""
+    times = [time.strftime("%Y-%m-%d %H:%M", time.localtime(fold.trained_at)) for fold in folds]
+    when = times[0] if min(times) == max(times) else f"{min(times)} to {max(times)}"
+    where = " and ".join(sorted({fold.device for fold in folds}))
+    verb = "is" if len(folds) == 1 else "are"
+    return (
+        f"{len(folds)} of {of} fold{'s' * (of != 1)} {verb} taken from the cache, trained {when} on {where}; "
+        "again=true trains anew"
+    )
+
+
+def _read(path: Path, config: dict[str, Any]) -> TrainedFold | None:
+    """A kept fold; None where none is, or it is not what would be kept of a fold today, which is said."""
     import torch
 
-    chips = datamodule.cache.data_hash if datamodule.cache else ""
-    path = keep / f"{fold.name}-{config['trainer']['max_epochs']}epochs-{chips}.pt"
-    if path.exists():
+    if not path.exists():
+        return None
+    try:
         kept = torch.load(path, weights_only=True)
-        weights, points = kept.pop("weights"), kept.pop("points")
-        if kept.keys() == {each.name for each in fields(TrainedFold)} - {"model", "curves"}:
+        weights, points, code = kept.pop("weights"), kept.pop("points"), kept.pop("code")
+        if code == _code():
             model = build(config["model"], "model")
             model.load_state_dict(weights)
             return TrainedFold(
                 **kept, model=model, curves=[(name, value, step) for name, value, step in points]
             )
-    trained = train_fold(config, datamodule, fold, number)
-    content = {key: value for key, value in vars(trained).items() if key not in ("model", "curves")}
-    content |= {"weights": trained.model.state_dict(), "points": [list(point) for point in trained.curves]}
-    keep.mkdir(parents=True, exist_ok=True)
+        reason = "other code of dxc trained it"
+    except Exception as error:  # what torch raises for a damaged file is of many classes
+        reason = f"it is damaged ({type(error).__name__})"
+    log.warning("%s of the cache is trained again: %s (%s)", path.stem, reason, path)
+    return None
+
+
+def _keep(path: Path, fold: TrainedFold) -> None:
+    """Write a fold where _read finds it. A disk that has no room for it costs no training."""
+    import torch
+
+    own = {each.name for each in fields(TrainedFold)} - {"model", "curves"}
+    content: dict[str, Any] = {name: getattr(fold, name) for name in own}
+    content |= {"weights": fold.model.state_dict(), "points": [list(point) for point in fold.curves]}
+    content["code"] = _code()
     buffer = io.BytesIO()  # torch would hide a full disk behind an error of its own
     torch.save(content, buffer)
-    write_atomically(path, buffer.getvalue())
-    return trained
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, buffer.getvalue())
+    except OSError as error:
+        log.warning("cache_dir: %s cannot be kept and will be trained again: %s", fold.name, error)
 
 
-def train_fold(config: dict[str, Any], datamodule: ChipDataModule, fold: Fold, number: int) -> TrainedFold:
-    """Train a fresh network on one fold. The seed depends on the fold alone: folds may run in any order."""
+@functools.cache
+def _code() -> str:
+    """Digest of the modules that a fold's numbers come from: a network that was edited is trained again."""
+    root = Path(dxc.__file__).parent
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(path for room in ROOMS for path in (root / room).rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def train_fold(
+    config: dict[str, Any], datamodule: ChipDataModule, fold: Fold, number: int, device: str
+) -> TrainedFold:
+    """Train a fresh network on one fold. The seed depends on the fold alone: folds may run in any order.
+
+    Args:
+        config: resolved, fitted to this machine.
+        datamodule: with its chips read.
+        fold: the chips to train and to validate on.
+        number: of the fold, from 0.
+        device: what it is trained on, by name.
+
+    Raises ConfigError where the score is not known of the fold.
+    """
     import pytorch_lightning as pl
 
     started = time.perf_counter()
@@ -100,4 +208,6 @@ def train_fold(config: dict[str, Any], datamodule: ChipDataModule, fold: Fold, n
         seconds=time.perf_counter() - started,
         train_seconds=trainer.train_seconds,
         trained_images=trainer.trained_images,
+        device=device,
+        trained_at=time.time(),
     )

@@ -10,12 +10,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from dxc.config.compose import PROJECT_ROOT
+from dxc.errors import ConfigError
+from dxc.pipeline.kept import kept_folder
 from dxc.pipeline.run import run
 from dxc.tracking.record import Record
 from tests.conftest import ChipMaker
 
 
-def _composed(root: Path) -> DictConfig:
+def _composed(root: Path, *further: str) -> DictConfig:
     overrides = [
         "source=chips", f"source.root={root}", f"cache_dir={root.parent}/cache", "data=5ch", "data.size=20",
         "data.batch_size=8", "data.folds=2", "model.width=4", "trainer.max_epochs=3", "tracking.checkpoints=true",
@@ -23,26 +25,40 @@ def _composed(root: Path) -> DictConfig:
         "+hardware.limits.macs=1",
     ]  # fmt: skip
     with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
-        return compose("train", overrides=overrides)
+        return compose("train", overrides=[*overrides, *further])
 
 
-def test_kept_folds_and_a_second_attempt(make_chips: ChipMaker, tmp_path: Path) -> None:
+def test_kept_folds_and_a_second_attempt(
+    make_chips: ChipMaker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A trial that was killed while its network was costed begins again in the same folder: its folds are not trained
     again, it took as long as they took, and every file is written anew."""
-    cfg, keep, out = _composed(make_chips(per_class=8)), tmp_path / "folds", tmp_path / "artifacts"
-    first = run(cfg, out, record=Record(tmp_path / "trial", run_id="1"), keep=keep)
+    cfg, out = _composed(make_chips(per_class=8)), tmp_path / "artifacts"
+    first = run(cfg, out, record=Record(tmp_path / "trial", run_id="1"))
     files = sorted(path.relative_to(out) for path in out.rglob("*"))
     assert Path("checkpoints/fold2.pt") in files and Path("costs") in files
+    record = Record.read(tmp_path / "trial")
+    assert record is not None
+    tags = record.content["tags"]
+    keep = kept_folder(tmp_path / "cache", tags["dxc.base"])
+    names, identities = zip(*(each.split(":") for each in tags["dxc.stages"].split()), strict=True)
+    assert names == ("train", "export", "cost") and identities[0] == tags["dxc.base"]
+    assert len(set(identities)) == 3 and all(len(each) == 12 for each in identities)
     kept = {path: torch.load(path, weights_only=True) for path in sorted(keep.iterdir())}
-    assert len(kept) == 2
+    assert [path.name for path in kept] == ["fold1.pt", "fold2.pt"]
     seconds = [each["seconds"] for each in kept.values()]
     assert all(each["seconds"] > each["train_seconds"] > 0 for each in kept.values())
+    assert {each["device"] for each in kept.values()} == {tags["device"]}
     assert first.metrics["fit_seconds"] == pytest.approx(sum(seconds), rel=1e-9)
 
     # so that loading cannot be taken for training
+    long = {"seconds": 100.0, "train_seconds": 50.0, "trained_at": 0.0, "device": "another machine"}
     for path, content in kept.items():
-        torch.save(content | {"seconds": 100.0, "train_seconds": 50.0}, path)
-    second = run(cfg, out, record=Record(tmp_path / "trial", run_id="1"), keep=keep)
+        torch.save(content | long, path)
+    with caplog.at_level("INFO"):
+        second = run(cfg, out, record=Record(tmp_path / "trial", run_id="1"))
+    said = "2 of 2 folds are taken from the cache, trained 19"
+    assert said in caplog.text and "on another machine; again=true trains anew" in caplog.text
     assert sorted(path.relative_to(out) for path in out.rglob("*")) == files
     assert second.metrics["fit_seconds"] == 200.0
     # the other fold's eight chips, three times, in each of two folds
@@ -53,11 +69,63 @@ def test_kept_folds_and_a_second_attempt(make_chips: ChipMaker, tmp_path: Path) 
     }
     record = Record.read(tmp_path / "trial")
     assert record is not None and record.content["tags"]["dxc.within_limits"] == "false"  # macs
+    assert record.content["tags"]["device"] == "another machine"  # whose seconds these are
 
-    # one that does not hold what is kept of a fold is trained again
-    path, content = next(iter(kept.items()))
+    # one that does not hold what is kept of a fold is trained again, and so is one of other code
+    (path, content), (other_path, other) = kept.items()
     del content["seconds"]
     torch.save(content, path)
-    third = run(cfg, out, record=Record(tmp_path / "trial", run_id="1"), keep=keep)
-    assert third.metrics["fit_seconds"] == pytest.approx(100 + torch.load(path, weights_only=True)["seconds"])
+    torch.save(other | long | {"code": "0" * 16}, other_path)
+    caplog.clear()
+    third = run(cfg, out, record=Record(tmp_path / "trial", run_id="1"))
+    assert "fold1 of the cache is trained again: it is damaged (TypeError)" in caplog.text
+    assert "fold2 of the cache is trained again: other code of dxc trained it" in caplog.text
+    seconds = [torch.load(path, weights_only=True)["seconds"] for path in kept]
+    assert third.metrics["fit_seconds"] == pytest.approx(sum(seconds)) and sum(seconds) < 100
     assert third.fold_scores == first.fold_scores
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "pickle", "weights"])
+def test_a_damaged_fold_is_trained_again(
+    damage: str, make_chips: ChipMaker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import pickle
+
+    cfg = _composed(make_chips(), "data.split=holdout", "trainer.max_epochs=1")
+    first = run(cfg, tmp_path / "out", record=Record(tmp_path / "trial", run_id="1"))
+    (path,) = (tmp_path / "cache" / "stages").glob("*/holdout.pt")
+    whole = path.read_bytes()
+    if damage == "weights":  # of another network
+        torch.save(torch.load(path, weights_only=True) | {"weights": {"a": torch.zeros(1)}}, path)
+    else:
+        # an object that would make a file, which must not be made
+        evil = pickle.dumps(_Evil(tmp_path / "made"))
+        path.write_bytes(
+            {"empty": b"", "cut": whole[: len(whole) // 2], "text": b"no fold\n", "pickle": evil}[damage]
+        )
+    second = run(cfg, tmp_path / "out", record=Record(tmp_path / "trial", run_id="1"))
+    assert "holdout of the cache is trained again: it is damaged (" in caplog.text
+    assert not (tmp_path / "made").exists()
+    assert second.fold_scores == first.fold_scores
+    assert torch.load(path, weights_only=True).keys() >= {"weights", "seconds", "trained_at"}  # whole again
+
+
+class _Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("kept_gb=-1", "kept_gb must be a number of gigabytes from 0, or null for no limit, not -1"),
+        ("kept_gb=much", "kept_gb must be a number of gigabytes from 0, or null for no limit, not 'much'"),
+        ("again=perhaps", "again must be true or false, not 'perhaps'"),
+    ],
+)
+def test_mistakes(override: str, says: str, make_chips: ChipMaker, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=says):
+        run(_composed(make_chips(), override), tmp_path / "out", record=Record(tmp_path / "trial"))

@@ -108,22 +108,22 @@ def test_a_line_a_trial(clock: Callable[[float], None], capsys: pytest.CaptureFi
 
 
 def test_the_fold_at_work(tmp_path: Path, clock: Callable[[float], None]) -> None:
-    """By the folds that are kept so far; those of fewer epochs were another part."""
+    """By the folds that are kept so far; one that is being written is none."""
     progress = Progress("first", ["accuracy"], "accuracy")
-    work = Training("resnet18 w32", tmp_path, folds=5, epochs=10)
-    (tmp_path / "fold1-4epochs-abc.pt").touch()
+    work = Training("resnet18 w32", tmp_path, folds=5)
+    (tmp_path / ".fold1.pt.0123456789abcdef").touch()
     assert progress.status([work], _standing(0)).startswith(
         "training resnet18 w32: fold 1 of 5; 0 trials trained;"
     )
-    (tmp_path / "fold1-10epochs-abc.pt").touch()
-    other = Training("resnet18 w64", tmp_path / "none", folds=1, epochs=10)
+    (tmp_path / "fold1.pt").touch()
+    other = Training("resnet18 w64", tmp_path / "none", folds=1)
     said = progress.status([work, other], _standing(4.3, finished=3, stopped=2))
     assert said == (
         "training 2 trials: fold 2 of 5, fold 1 of 1; 3 trials trained, 2 in part; 4.3 of 20 trials' worth of "
         "epochs used"
     )
     for fold in range(2, 6):
-        (tmp_path / f"fold{fold}-10epochs-abc.pt").touch()
+        (tmp_path / f"fold{fold}.pt").touch()
     assert work.fold() == "exporting its network"
 
 
@@ -131,7 +131,7 @@ def test_a_terminal_shows_it_below_the_last_line(tmp_path: Path) -> None:
     progress = Progress("first", ["accuracy"], "accuracy")
     screen = io.StringIO()
     progress._console = Console(file=screen, force_terminal=True, width=200)
-    work = Training("resnet18 [w32]", tmp_path, folds=5, epochs=10)
+    work = Training("resnet18 [w32]", tmp_path, folds=5)
     with progress.running([work], lambda: _standing(0)):
         time.sleep(0.8)
         entry = _entry("failed", reason="why")

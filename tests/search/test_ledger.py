@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 from dxc.errors import SearchError
-from dxc.search.ledger import ARTIFACTS, FOLDS, Ledger, rungs_from, rungs_to
+from dxc.search.ledger import ARTIFACTS, Ledger, rungs_from, rungs_to
 from dxc.search.states import FAILED, FINISHED, INFEASIBLE, PLANNED, RUNNING, STOPPED, Rung
 from dxc.tracking.record import Record
 from dxc.tracking.store import Store
@@ -32,7 +32,6 @@ def _result(ledger: Ledger, trial: str, state: str, **content: object) -> Record
     """What the trial's process leaves on disk."""
     folder = ledger.folder / trial
     (folder / ARTIFACTS).mkdir(parents=True)
-    (folder / FOLDS).mkdir()
     (folder / ARTIFACTS / "note.txt").write_text("kept")
     tags = {"dxc.rungs": rungs_to({Rung(1, 1): [0.75]})}
     kept = {"metrics": {"accuracy": 0.75}, "curves": [], "tags": tags, "files": []}
@@ -119,11 +118,10 @@ def test_a_trial_that_is_at_work_is_elsewhere(ledger_of: Callable[[], Ledger]) -
 
 
 @pytest.mark.parametrize(
-    ("state", "status", "folds_stay"),
-    [(FINISHED, "FINISHED", False), (FAILED, "FAILED", False), (STOPPED, "KILLED", True)],
+    ("state", "status"), [(FINISHED, "FINISHED"), (FAILED, "FAILED"), (STOPPED, "KILLED")]
 )
 def test_what_a_trial_left_is_taken_over_and_uploaded(
-    state: str, status: str, folds_stay: bool, ledger_of: Callable[[], Ledger]
+    state: str, status: str, ledger_of: Callable[[], Ledger]
 ) -> None:
     with ledger_of() as one:
         one.open(FIXED, force=False)
@@ -138,7 +136,6 @@ def test_what_a_trial_left_is_taken_over_and_uploaded(
         run = one.store.get(entry.run_id)
         assert (run.status, run.tags["dxc.state"], run.metrics["accuracy"]) == (status, state, 0.75)
         assert (run.tags["dxc.seconds"], run.tags["dxc.attempts"]) == ("12.500", "2")
-        assert (one.folder / FIRST / FOLDS).exists() == folds_stay
         assert not (one.folder / FIRST / ARTIFACTS).exists()
     two = ledger_of()
     two.open(FIXED, force=False)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from dxc.data.folds import Fold
 from dxc.errors import ConfigError, SearchError, TrackingError
 from dxc.search.ledger import Entry, Ledger, rungs_to
 from dxc.search.states import Rung
@@ -50,12 +51,61 @@ def test_the_same_trial_as_train(searching: Searching, tmp_path: Path) -> None:
     trial = searching("search.max_trials=1")[0]
     point = json.loads(trial.tags["dxc.point"])
     fixed = [each for each in searching.common if "," not in each or "[" in each]
-    cfg = composed([*fixed, *point, "study=other"])
+    cfg = composed([*fixed, *point, "study=other", "again=true"])
     result = run(cfg, tmp_path / "out")
     assert result.metrics["accuracy"] == trial.metrics["accuracy"]
     other = MlflowClient(searching.uri).get_run(result.run_id)
-    for tag in ("dxc.trial", "dxc.design", "dxc.data"):
+    for tag in ("dxc.trial", "dxc.design", "dxc.base", "dxc.stages", "dxc.data"):
         assert other.data.tags[tag] == trial.tags[tag]
+    assert result.metrics["fit_seconds"] != trial.metrics["fit_seconds"]  # trained anew
+
+
+def test_train_takes_the_folds_of_a_trial(
+    searching: Searching, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And a trial takes those of train.py: one configuration on the same chips is trained once."""
+    from dxc.pipeline.run import run
+
+    first = searching("search.max_trials=1")[0]
+    fixed = [each for each in searching.common if "," not in each or "[" in each]
+    with caplog.at_level("INFO"):
+        result = run(
+            composed([*fixed, *json.loads(first.tags["dxc.point"]), "study=other"]), tmp_path / "out"
+        )
+    assert "2 of 2 folds are taken from the cache" in caplog.text
+    for name in ("accuracy", "fit_seconds", "images_per_second"):
+        assert result.metrics[name] == first.metrics[name]
+
+    caplog.clear()
+    searching.folder = tmp_path / "multirun" / "second"
+    with caplog.at_level("INFO"):
+        searching("search.max_trials=1", "study=second")
+    (again,) = Store(searching.uri, "second", patience_s=0).runs(dxc__kind="trial")
+    assert again.tags["dxc.trial"] == first.tags["dxc.trial"]
+    assert again.metrics["fit_seconds"] == first.metrics["fit_seconds"]
+
+
+def test_a_search_that_trains_anew(searching: Searching, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With again=true a trial leaves out what was kept before it began, and keeps what it trains itself."""
+    from dxc.training import crossval
+
+    trained: list[tuple[str, int]] = []
+    train_fold = crossval.train_fold
+
+    def counted(config: dict, datamodule: object, fold: Fold, *rest: object) -> crossval.TrainedFold:
+        trained.append((fold.name, config["model"]["width"]))
+        return train_fold(config, datamodule, fold, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(crossval, "train_fold", counted)
+    each_once = [(f"fold{fold}", width) for fold in (1, 2) for width in (4, 8)]
+    searching(*PARETO)
+    assert sorted(trained) == each_once
+    searching.folder = searching.folder.parent / "second"
+    searching(*PARETO, "study=second")
+    assert sorted(trained) == each_once
+    searching.folder = searching.folder.parent / "third"
+    searching(*PARETO, "study=third", "again=true")  # a rung's fold is not trained again for the whole
+    assert sorted(trained) == sorted(2 * each_once)
 
 
 def test_going_on_to_the_same_total(searching: Searching) -> None:

@@ -1,0 +1,245 @@
+"""Today's chain: train -> export -> cost. A further stage is one more function here, and one more line in chain()."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from dxc.config.compose import image_size
+from dxc.config.identity import canonical, trial_hash
+from dxc.files import write_atomically
+from dxc.masking import masked_tree
+from dxc.models import registry
+from dxc.pipeline.stages import TRAIN, Artifact, Stage, train_section
+from dxc.report.run_figures import draw_detections, draw_efficiency
+from dxc.training.build import build_task, is_first_process
+from dxc.training.crossval import TrainedFold, trained_folds
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dxc.data.cache import ChipCache
+    from dxc.data.datamodule import ChipDataModule
+    from dxc.deploy.metadata import Metadata
+    from dxc.hardware.spec import Hardware
+    from dxc.tracking.run import Sink
+    from dxc.training.task import Task
+
+log = logging.getLogger(__name__)
+
+FIGURES = "figures"
+CHECKPOINTS = "checkpoints"
+COSTS = "costs"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the stages of one run have in common."""
+
+    asked: dict[str, Any]
+    """The configuration as it was given. Identities are of this one, on every machine."""
+    config: dict[str, Any]
+    """The same, fitted to this machine."""
+    hardware: Hardware
+    datamodule: ChipDataModule
+    cache: ChipCache
+    tracked: Sink
+    out: Path
+    """The folder for files of the run, which become its artifacts."""
+    since: float = 0.0
+    """Results that were kept before this time (seconds since 1970) are computed anew."""
+    after_fold: Callable[[list[float]], None] | None = None
+    """Called with the scores of the folds so far."""
+
+
+def chain(bench: Bench) -> list[Stage]:
+    """The stages of a run, in their order."""
+    return [
+        Stage(TRAIN, train_section(bench.asked, bench.cache.data_hash), partial(train, bench)),
+        Stage("export", {}, partial(export, bench)),
+        Stage("cost", canonical(bench.asked)["hardware"], partial(cost, bench)),
+    ]
+
+
+def train(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
+    """Train a network a fold, or take it from the folder `kept`; the best one goes on."""
+    from dxc.hardware.spec import device_name
+
+    folds = trained_folds(
+        bench.config,
+        bench.datamodule,
+        kept,
+        device=device_name(bench.config["trainer"]["accelerator"]),
+        since=bench.since,
+        after_fold=bench.after_fold,
+    )
+    if not is_first_process():
+        sys.exit()  # one of several devices: its share is done, the first process goes on
+
+    bench.out.mkdir(parents=True, exist_ok=True)
+    predictions = _out_of_fold(folds, bench.cache)
+    best = max(folds, key=lambda fold: fold.score)
+    metrics = {
+        **_metrics(folds, predictions, bench.cache, build_task(bench.config, best.model)),
+        "fold_score": statistics.mean(fold.score for fold in folds),
+        "fit_seconds": sum(fold.seconds for fold in folds),  # of kept folds too
+        "images_per_second": sum(f.trained_images for f in folds) / sum(f.train_seconds for f in folds),
+    }
+    bench.tracked.log(metrics, [point for fold in folds for point in fold.curves])
+    bench.tracked.tag({"device": " and ".join(sorted({fold.device for fold in folds}))})
+    _write_files(bench, predictions, folds)
+    if bench.cache.has_boxes:
+        draw_detections(bench.config, bench.cache, predictions, bench.out / FIGURES)
+    return replace(
+        artifact,
+        folds=folds,
+        predictions=predictions,
+        network=best.model,
+        fold=best.name,
+        metrics={**artifact.metrics, **metrics},
+    )
+
+
+def export(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
+    """Write the network as ONNX, and bring all files so far to the tracked run."""
+    from dxc.deploy.export import count_macs, count_params, export_any_size, export_onnx
+
+    network: Any = artifact.network
+    onnx = bench.out / "model.onnx"
+    in_channels, size = len(bench.config["data"]["channels"]), image_size(bench.config["data"]["size"])
+    metadata = _metadata(bench)
+    exported = export_onnx(network, onnx, in_channels=in_channels, size=size, metadata=metadata)
+    log.info(
+        "exported %s: %.2f MB, agrees with torch to %.0e",
+        artifact.fold,
+        exported.onnx_mb,
+        exported.max_relative_error,
+    )
+    if bench.config["any_size_file"] and registry.network(bench.config["model"]).any_size:
+        any_size = bench.out / "model_any_size.onnx"
+        export_any_size(network, any_size, in_channels=in_channels, metadata=metadata)
+    metrics = {
+        "onnx_mb": exported.onnx_mb,
+        "params": count_params(network),
+        "macs": count_macs(network, in_channels=in_channels, size=size),
+    }
+    bench.tracked.log(metrics)
+    bench.tracked.tag({"dxc.exported_fold": artifact.fold})
+    bench.tracked.log_files(bench.out)
+    if bench.tracked.stored:
+        shutil.rmtree(bench.out / CHECKPOINTS, ignore_errors=True)  # MLflow has them: kept twice otherwise
+    return replace(artifact, onnx=onnx, metrics={**artifact.metrics, **metrics})
+
+
+def cost(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
+    """Predict, measure and profile the exported file. It comes last: the training is on record, whatever happens."""
+    from dxc.hardware import costs as hardware_costs
+
+    assert artifact.onnx is not None  # the stage before wrote it
+    costs = hardware_costs.cost(
+        artifact.onnx,
+        bench.hardware,
+        bench.out / COSTS,
+        known=artifact.metrics,
+        profile=bench.config["profile"],
+        progress=bench.config["progress"],
+    )
+    if costs.efficiency is not None:
+        draw_efficiency(bench.config, costs, bench.out / COSTS)
+    bench.tracked.log(costs.metrics, costs.curves)
+    bench.tracked.tag(costs.tags)
+    bench.tracked.log_files(bench.out / COSTS, under=COSTS)
+    return replace(
+        artifact,
+        metrics={**artifact.metrics, **costs.metrics},
+        tags={**artifact.tags, **costs.tags},
+        notes=(*artifact.notes, *costs.notes),
+    )
+
+
+def _metadata(bench: Bench) -> Metadata:
+    """What the exported file says: how it is fed, as the chips were, and what it came from."""
+    from dxc.deploy.metadata import Metadata, dxc_version
+    from dxc.tracking.client import git_commit
+
+    recipe = bench.datamodule.recipe
+    return Metadata(
+        channels=recipe.channels,
+        normalise=recipe.normalise,
+        repair=recipe.repair,
+        photo_bands=recipe.photo_bands,
+        pixel_m=bench.cache.pixel_m,
+        trial=trial_hash(bench.asked),
+        data=bench.cache.data_hash,
+        version=dxc_version(),
+        commit=git_commit(),
+    )
+
+
+def _out_of_fold(folds: Sequence[TrainedFold], cache: ChipCache) -> pd.DataFrame:
+    """The validation predictions of all folds in chip order; see Result.predictions."""
+    import pandas as pd
+
+    from dxc.evaluation.average_precision import BOX
+
+    parts = []
+    for fold in folds:
+        index = fold.predictions["index"].numpy()
+        columns = {
+            "region": [cache.regions[i] for i in index],
+            "name": [cache.names[i] for i in index],
+            "label": fold.predictions["label"].numpy(),
+            "fold": fold.name,
+            "probability": fold.predictions["probability"].numpy(),
+        }
+        if "box" in fold.predictions:
+            columns |= dict(zip(BOX, fold.predictions["box"].numpy().T, strict=True))
+        parts.append(pd.DataFrame(columns, index=index))
+    return pd.concat(parts).sort_index()
+
+
+def _metrics(
+    folds: Sequence[TrainedFold], predictions: pd.DataFrame, cache: ChipCache, task: Task
+) -> dict[str, float]:
+    """Mean and sample standard deviation of the accuracy over folds, and the metrics of the pooled predictions."""
+    from dxc.evaluation.average_precision import TrueBoxes
+
+    accuracies = [fold.accuracy for fold in folds]
+    metrics = {"accuracy": statistics.mean(accuracies)}
+    if len(accuracies) > 1:  # one fold has no spread: missing, not 0
+        metrics["accuracy_std"] = statistics.stdev(accuracies)
+    index = predictions.index.to_numpy()
+    truth = TrueBoxes(cache.boxes(index), cache.sizes[index]) if cache.has_boxes else None
+    return metrics | task.pooled_metrics(predictions, truth)
+
+
+def _write_files(bench: Bench, predictions: pd.DataFrame, folds: Sequence[TrainedFold]) -> None:
+    """The run's files beside its network; those of an attempt that was killed are written anew.
+
+    The configuration is the one that the tag dxc.trial is of. Checkpoints are one state_dict a fold;
+    torch.load(path, weights_only=True) reads them.
+    """
+    import pandas as pd
+    import torch
+
+    from dxc.report.tables import comma_separated
+
+    out, cache = bench.out, bench.cache
+    OmegaConf.save(OmegaConf.create(masked_tree(bench.asked)), out / "config.yaml")
+    predictions.to_parquet(out / "predictions.parquet", index=False)
+    if cache.excluded:
+        listing = pd.DataFrame(cache.excluded, columns=["path", "reason"], dtype=object)
+        write_atomically(out / "excluded_chips.csv", comma_separated(listing))
+    if bench.config["tracking"]["checkpoints"]:
+        (out / CHECKPOINTS).mkdir(exist_ok=True)
+        for fold in folds:
+            torch.save(fold.model.state_dict(), out / CHECKPOINTS / f"{fold.name}.pt")

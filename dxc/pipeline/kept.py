@@ -1,0 +1,77 @@
+"""Results of stages that are kept on disk: cache_dir/stages/ID holds what the stage of this identity found.
+
+A folder was used when its files last changed or mark_used was called. Several processes and machines may share it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+from dxc.errors import ConfigError, is_number
+
+log = logging.getLogger(__name__)
+
+STAGES = "stages"
+
+
+def kept_folder(cache_dir: Path | str, identity: str) -> Path:
+    """Where results of a stage are kept; the folder need not be there."""
+    return Path(cache_dir) / STAGES / identity
+
+
+def mark_used(folder: Path) -> None:
+    """Count a folder as used now."""
+    with contextlib.suppress(OSError):  # it is not there, or another user's
+        os.utime(folder)
+
+
+def check_limit(kept_gb: Any) -> None:
+    """Raise ConfigError unless a limit is a number from 0, or None for no limit."""
+    if kept_gb is not None and not (is_number(kept_gb) and kept_gb >= 0):
+        raise ConfigError(
+            f"kept_gb must be a number of gigabytes from 0, or null for no limit, not {kept_gb!r}"
+        )
+
+
+def remove_least_used(cache_dir: Path | str, kept_gb: float | None) -> None:
+    """Remove the least recently used results until the others fit into `kept_gb`, and say so.
+
+    Args:
+        cache_dir: holds the folder stages.
+        kept_gb: limit in 1e9 bytes; None: no limit.
+    """
+    root = Path(cache_dir) / STAGES
+    if kept_gb is None or not root.is_dir():
+        return
+    found: list[tuple[float, int, Path]] = []
+    for folder in root.iterdir():
+        if folder.name.startswith("."):  # left by a removal that was killed
+            shutil.rmtree(folder, ignore_errors=True)
+            continue
+        with contextlib.suppress(OSError):  # removed by another process just now
+            found.append((folder.stat().st_mtime, _bytes_in(folder), folder))
+    total = sum(size for _, size, _ in found)
+    removed = freed = 0
+    for _, size, folder in sorted(found):
+        if total - freed <= kept_gb * 1e9:
+            break
+        gone = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+        with contextlib.suppress(OSError):
+            folder.rename(gone)  # nobody finds half a folder
+            shutil.rmtree(gone, ignore_errors=True)
+            removed, freed = removed + 1, freed + size
+    if removed:
+        log.info(
+            "kept_gb=%g: trained folds of %d %s (%.3g GB) were removed from %s, the least recently used",
+            kept_gb, removed, "design" if removed == 1 else "designs", freed / 1e9, root,
+        )  # fmt: skip
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

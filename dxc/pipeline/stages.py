@@ -1,0 +1,104 @@
+"""A design is a chain of stages: train -> export -> cost.
+
+A stage takes an artifact and gives an artifact. Its identity is the hash of its parent's identity, its name and its
+section of the configuration. Chains that begin alike share the identities of their first stages, and what is kept under
+an identity serves all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dxc.config.identity import canonical, digest
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from dxc.training.crossval import TrainedFold
+
+TRAIN = "train"
+TRAIN_GROUPS = ("model", "task", "data", "source", "optimizer", "scheduler", "trainer", "score", "seed")
+"""What a trained network depends on, beside the chips themselves."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a design is so far: each stage adds to what it was given, or replaces it."""
+
+    folds: Sequence[TrainedFold] = ()
+    predictions: pd.DataFrame | None = None
+    """See Result.predictions."""
+    network: torch.nn.Module | None = None
+    """The network that is exported: that of the fold with the best score."""
+    fold: str = ""
+    """The name of that fold."""
+    onnx: Path | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """All that is known so far, named as in dxc.metrics."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a chain.
+
+    section: what its result depends on, beside its parent's; of a canonical configuration. work: takes the artifact of
+    the stage before and the folder where results of this identity are kept; returns its own artifact, and has recorded
+    it.
+    """
+
+    name: str
+    section: Mapping[str, Any]
+    work: Callable[[Artifact, Path], Artifact]
+
+
+def identity(name: str, section: Mapping[str, Any], parent: str = "") -> str:
+    """12 hexadecimal digits that tell a stage's result from all others.
+
+    Args:
+        name: of the stage.
+        section: what its result depends on.
+        parent: identity of the stage before; '' of the first.
+    """
+    return digest([parent, name, section])
+
+
+def identities(stages: Sequence[Stage]) -> list[str]:
+    """The identity of each stage of a chain, in its order."""
+    found: list[str] = []
+    for stage in stages:
+        found.append(identity(stage.name, stage.section, found[-1] if found else ""))
+    return found
+
+
+def tags(stages: Sequence[Stage]) -> dict[str, str]:
+    """What a run says of its chain: 'train:ID export:ID cost:ID', and the identity of the uncompressed network."""
+    named = list(zip((stage.name for stage in stages), identities(stages), strict=True))
+    return {"dxc.base": dict(named)[TRAIN], "dxc.stages": " ".join(f"{name}:{each}" for name, each in named)}
+
+
+def train_section(config: Mapping[str, Any], chips: str) -> dict[str, Any]:
+    """What trained folds depend on.
+
+    Args:
+        config: resolved, as it was asked for: not fitted to this machine.
+        chips: hash of the chips (tag dxc.data).
+    """
+    described = canonical(dict(config))
+    return {**{group: described[group] for group in TRAIN_GROUPS if group in described}, "chips": chips}
+
+
+def train_identity(config: Mapping[str, Any], chips: str, *, epochs: int | None = None) -> str:
+    """The identity of a configuration's train stage; see train_section.
+
+    Args:
+        epochs: of a search's rung, which trains fewer of them than the configuration says.
+    """
+    if epochs is not None:
+        config = {**config, "trainer": {**config["trainer"], "max_epochs": epochs}}
+    return identity(TRAIN, train_section(config, chips))

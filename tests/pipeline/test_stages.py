@@ -1,0 +1,141 @@
+"""What a stage's identity depends on; what is kept under it, and for how long."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from dxc.config.compose import PROJECT_ROOT, resolved
+from dxc.pipeline.kept import kept_folder, mark_used, remove_least_used
+from dxc.pipeline.stages import Artifact, Stage, identities, identity, tags, train_identity
+
+
+def _by_hand(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def _stages(**sections: dict) -> list[Stage]:
+    return [Stage(name, section, lambda artifact, kept: artifact) for name, section in sections.items()]
+
+
+def test_identities_by_hand() -> None:
+    """Of its parent's identity, its name and its section, as JSON with sorted keys."""
+    train = _by_hand('["", "train", {"chips": "c", "model": {"kernel": 3, "width": 4}}]')
+    export = _by_hand(f'["{train}", "export", {{}}]')
+    cost = _by_hand(f'["{export}", "cost", {{"threads": 1}}]')
+    stages = _stages(train={"model": {"width": 4, "kernel": 3}, "chips": "c"}, export={}, cost={"threads": 1})
+    assert identities(stages) == [train, export, cost]
+    assert tags(stages) == {
+        "dxc.base": train,
+        "dxc.stages": f"train:{train} export:{export} cost:{cost}",
+    }
+    assert identity("export", {}, train) == export != identity("prune", {}, train)
+
+
+def test_a_stage_in_between_leaves_those_before_it_alone() -> None:
+    """The network that two compressions share is trained once."""
+    plain = identities(_stages(train={"seed": 0}, export={}))
+    light = identities(_stages(train={"seed": 0}, prune={"fraction": 0.25}, export={}))
+    heavy = identities(_stages(train={"seed": 0}, prune={"fraction": 0.75}, export={}))
+    assert plain[0] == light[0] == heavy[0]
+    assert len({plain[1], light[1], heavy[1], light[2], heavy[2]}) == 5
+
+
+def _config(*overrides: str) -> dict:
+    with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
+        return resolved(compose("train", overrides=list(overrides)))
+
+
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        ("hardware.threads=4", [True, True, False]),  # the cost alone
+        ("hardware.predictors=[]", [True, True, False]),
+        ("hardware.name=other", [True, True, False]),
+        ("model.width=48", [False, False, False]),
+        ("data.folds=4", [False, False, False]),
+        ("trainer.max_epochs=6", [False, False, False]),
+        ("seed=1", [False, False, False]),
+        ("score=f1", [False, False, False]),
+        ("source.seed=1", [False, False, False]),
+        ("cache_dir=/elsewhere", [True, True, True]),
+        ("again=true", [True, True, True]),
+        ("kept_gb=1", [True, True, True]),
+        ("hardware.measure=false", [True, True, True]),
+        ("any_size_file=false", [True, True, True]),
+    ],
+)
+def test_what_changes_which_stage(override: str, same: list[bool]) -> None:
+    before, after = (identities(_chain(_config(*each))) for each in ([], [override]))
+    assert [one == other for one, other in zip(before, after, strict=True)] == same
+
+
+def _chain(config: dict, chips: str = "chips") -> list[Stage]:
+    from types import SimpleNamespace
+
+    from dxc.pipeline.chain import chain
+
+    return chain(SimpleNamespace(asked=config, cache=SimpleNamespace(data_hash=chips)))  # type: ignore[arg-type]
+
+
+def test_other_chips_are_another_network() -> None:
+    config = _config()
+    assert identities(_chain(config, "a")) != identities(_chain(config, "b"))
+    assert identities(_chain(config, "a"))[0] == train_identity(config, "a")
+
+
+def test_a_rung_of_all_the_epochs_is_the_whole() -> None:
+    config = _config("trainer.max_epochs=5")
+    assert train_identity(config, "a", epochs=5) == train_identity(config, "a")
+    assert train_identity(config, "a", epochs=2) == train_identity(_config("trainer.max_epochs=2"), "a")
+
+
+def test_an_artifact_begins_empty() -> None:
+    assert Artifact() == Artifact((), None, None, "", None, {}, {}, ())
+
+
+def _keep(cache_dir: Path, *names: str, megabytes: int) -> None:
+    """One folder each, used in this order."""
+    for number, name in enumerate(names):
+        folder = kept_folder(cache_dir, name)
+        folder.mkdir(parents=True)
+        (folder / "fold1.pt").write_bytes(bytes(megabytes * 1_000_000))
+        os.utime(folder, (1000 + number, 1000 + number))
+
+
+def _left(cache_dir: Path) -> list[str]:
+    return sorted(path.name for path in (cache_dir / "stages").iterdir())
+
+
+def test_the_least_recently_used_go_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _keep(tmp_path, "a", "b", "c", "d", megabytes=2)
+    with caplog.at_level("INFO"):
+        remove_least_used(tmp_path, None)
+        remove_least_used(tmp_path, 0.008)  # all of them fit
+        assert _left(tmp_path) == ["a", "b", "c", "d"] and not caplog.records
+        mark_used(kept_folder(tmp_path, "a"))
+        mark_used(kept_folder(tmp_path, "never"))
+        remove_least_used(tmp_path, 0.005)
+    assert _left(tmp_path) == ["a", "d"]
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said == (
+        f"kept_gb=0.005: trained folds of 2 designs (0.004 GB) were removed from {tmp_path / 'stages'}, "
+        "the least recently used"
+    )
+    remove_least_used(tmp_path, 0)
+    assert _left(tmp_path) == []
+
+
+def test_what_a_killed_removal_left_goes_too(tmp_path: Path) -> None:
+    _keep(tmp_path, ".a.01234567", "b", megabytes=1)
+    remove_least_used(tmp_path, 10)
+    assert _left(tmp_path) == ["b"]
+
+
+def test_nothing_was_kept_yet(tmp_path: Path) -> None:
+    remove_least_used(tmp_path, 0)
+    assert not (tmp_path / "stages").exists()
