@@ -25,7 +25,7 @@ from dxc.metrics import directions, objective
 from dxc.pareto import non_dominated
 from dxc.report.progress import Progress, Standing, Training
 from dxc.search.costs import NetworkCosts
-from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_numbers
+from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_groups, knob_numbers
 from dxc.search.ledger import FOLDS, Entry, Ledger
 from dxc.search.settings import KNOWN_COSTS, Settings
 from dxc.search.space import Catalogue, Compose, Identity, Point, Space, parse_space
@@ -355,6 +355,7 @@ class Study:
             knob_numbers(rows),
             np.array([[costs[name] for name in names] for costs in known]),
             names,
+            knob_groups(rows),
         )
         return FrontSearch(candidates, self.ladder, seed=self.settings.seed)
 
