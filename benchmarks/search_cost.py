@@ -1,6 +1,8 @@
 """How much training a search saves: a whole grid is recorded once, and every tuner searches the record again.
 
     python benchmarks/search_cost.py             replays the recorded grid, about 25 minutes on 4 cores
+    python benchmarks/search_cost.py --part replay --strategies pareto 'optuna tpe' 'optuna nsga2' 'optuna gp'
+                                                 against Optuna's samplers, which need: pip install optuna
     python benchmarks/search_cost.py --record    records it: 4 processes for 2 hours; interrupted, it goes on
 
 The space is the published one at a quarter of its width, without its middle: 120 networks x 2 channel sets (first
@@ -11,6 +13,8 @@ each epoch.
 A replay gives a tuner the accuracies of one seed. What counts is what it trained in full, judged by the means over
 seeds: the hypervolume (accuracy, latency_ms, onnx_mb; reference: a tenth of the grid's range beyond its worst) as a
 share of the whole grid's, and the share of the true front that is among it. A budget is a share of the grid's epochs.
+Optuna's samplers are told all three objectives. Its and our proposals are timed, in seconds of the process's own time
+(one thread), so that other work on the machine does not count.
 """
 
 from __future__ import annotations
@@ -23,7 +27,8 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from itertools import product
@@ -44,7 +49,7 @@ from dxc.metrics import directions
 from dxc.pareto import hypervolume, non_dominated, reference_point
 from dxc.processes import end_with_parent
 from dxc.search.costs import NetworkCosts
-from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_numbers
+from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_groups, knob_numbers
 from dxc.search.space import Axis, Catalogue, Space, network_hash, parse_space
 from dxc.search.states import Rung
 from dxc.search.strategies import NniTuner
@@ -226,10 +231,12 @@ def costs_of_grid() -> dict[Knobs, dict[str, float]]:
 
 
 class Spent(NamedTuple):
-    """A trial that was trained in full, and the epochs that the search had spent by then."""
+    """A trial that was trained in full, the epochs that the search had spent by then, and the mean processor seconds of
+    its proposals (not a number where they are not timed)."""
 
     epochs: int
     point: int
+    seconds: float = float("nan")
 
 
 class Grid:
@@ -291,6 +298,45 @@ def by_nni(name: str, grid: Grid, seed: int, budget: int) -> Iterator[Spent]:
             yield Spent(len(told) * FOLDS * EPOCHS, point)
 
 
+def by_optuna(name: str, grid: Grid, seed: int, budget: int) -> Iterator[Spent]:
+    """One of Optuna's samplers, on all objectives; a repeated proposal is answered from what is known."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    total = budget // (FOLDS * EPOCHS)
+    samplers: dict[str, Callable[[], Any]] = {
+        "tpe": lambda: optuna.samplers.TPESampler(seed=seed),
+        # its own population of 50 would be most of a budget: as many as NNI's evolution gets
+        "nsga2": lambda: optuna.samplers.NSGAIISampler(
+            population_size=min(32, max(8, total // 4)), seed=seed
+        ),
+        "gp": lambda: optuna.samplers.GPSampler(seed=seed),
+    }
+    study = optuna.create_study(
+        directions=["maximize" if each else "minimize" for each in grid.maximise], sampler=samplers[name]()
+    )
+    number = {knobs: n for n, knobs in enumerate(grid.points)}
+    rng = random.Random(seed)
+    told: dict[int, float] = {}
+    repeats = asked = 0
+    seconds = 0.0
+    while len(told) < total:
+        if repeats > 200:  # as with NNI's tuners
+            point, repeats = rng.choice([n for n in range(len(grid.points)) if n not in told]), 0
+        else:
+            started = time.process_time()
+            trial = study.ask()
+            knobs = tuple(trial.suggest_categorical(key, values) for key, values in AXES.items())
+            seconds, asked = seconds + time.process_time() - started, asked + 1
+            point = number[knobs_of(knobs)]
+            study.tell(trial, [grid.seen(point, seed), *map(float, grid.costs[point])])
+        repeats = repeats + 1 if point in told else 0
+        if point not in told:
+            told[point] = grid.seen(point, seed)
+            yield Spent(len(told) * FOLDS * EPOCHS, point, seconds / asked)
+
+
 def by_local_search(grid: Grid, seed: int, budget: int) -> Iterator[Spent]:
     """Pareto local search (Paquete et al. 2004): from a member of the front so far to a neighbour, which differs in one
     knob; from a random point where the front has no new neighbours."""
@@ -337,17 +383,23 @@ def by_front(rungs: list[tuple[int, float]], grid: Grid, seed: int, budget: int)
             del known["pool_kernel"], known["pool_stride"]
         rows.append(known)
     names = [str(n) for n in range(len(grid.points))]
-    candidates = Candidates(names, knob_numbers(rows), grid.costs, OBJECTIVES[1:])
+    candidates = Candidates(names, knob_numbers(rows), grid.costs, OBJECTIVES[1:], knob_groups(rows))
     search = FrontSearch(candidates, ladder, seed=seed)
     curves = grid.curves[:, grid.seeds[seed % len(grid.seeds)]]
     seen: dict[str, dict[Rung, list[float]]] = {}
-    spent = 0
-    while chosen := search.next(seen, count=1, epochs_left=budget - spent):
+    spent = asked = 0
+    seconds = 0.0
+    while True:
+        started = time.process_time()
+        chosen = search.next(seen, count=1, epochs_left=budget - spent)
+        seconds, asked = seconds + time.process_time() - started, asked + 1
+        if not chosen:
+            break
         ((name, rung),) = chosen
         seen.setdefault(name, {})[rung] = list(curves[int(name), : rung.folds, rung.epochs - 1])
         spent += epochs_of(ladder, ladder.index(rung))
         if rung == ladder[-1]:
-            yield Spent(spent, int(name))
+            yield Spent(spent, int(name), seconds / asked)
 
 
 RUNGS = {
@@ -355,7 +407,9 @@ RUNGS = {
     "pareto, epochs first": [(1, 0.4), (1, 1.0)],
     "pareto, no rungs": [],
 }
+OPTUNA = {"optuna tpe": "tpe", "optuna nsga2": "nsga2", "optuna gp": "gp"}
 STRATEGIES = (*RUNGS, "random", "tpe", "evolution", "local search")
+"""Those that need nothing but what dxc needs; OPTUNA's are replayed where they are named."""
 
 
 def replay(strategy: str, seed: int, budget: float) -> list[Spent]:
@@ -364,6 +418,8 @@ def replay(strategy: str, seed: int, budget: float) -> list[Spent]:
     epochs = int(budget * grid.epochs)
     if strategy in RUNGS:
         proposed = by_front(RUNGS[strategy], grid, seed, epochs)
+    elif strategy in OPTUNA:
+        proposed = by_optuna(OPTUNA[strategy], grid, seed, epochs)
     elif strategy == "local search":
         proposed = by_local_search(grid, seed, epochs)
     else:
@@ -415,6 +471,16 @@ def replays(seeds: int, strategies: Sequence[str]) -> dict[str, Any]:
         own["epochs_to_99_percent"] = _quartiles(
             [_reached(grid, done[strategy, seed, 1.0]) for seed in range(seeds)]
         )
+        own["worst_after_20%"] = round(
+            min(
+                grid.score([each.point for each in done[strategy, seed, BUDGETS[-1]]])[0]
+                for seed in range(seeds)
+            ),
+            4,
+        )
+        times = [done[strategy, seed, BUDGETS[-1]][-1].seconds for seed in range(seeds)]
+        if np.isfinite(times).all():
+            own["seconds_a_proposal"] = round(statistics.median(times), 4)
         figures[strategy] = own
     return figures
 
@@ -452,6 +518,10 @@ def show(figures: dict[str, Any]) -> None:
             cells.append(f"{budget:.0%}: {middle:.3f} ({low:.3f} to {high:.3f}), front {front:.2f}")
         middle, low, high = own["epochs_to_99_percent"]
         print(f"{strategy:22s} {'   '.join(cells)}   99 % after {middle:.1%} ({low:.1%} to {high:.1%})")
+        if "worst_after_20%" in own:
+            print(f"{'':22s} worst replay after 20%: {own['worst_after_20%']:.3f}")
+        if "seconds_a_proposal" in own:
+            print(f"{'':22s} {own['seconds_a_proposal']:.3f} s of the processor a proposal")
     if not {"random", "pareto"} <= set(figures):
         return
     ratio = figures["random"]["epochs_to_99_percent"][0] / figures["pareto"]["epochs_to_99_percent"][0]
@@ -495,7 +565,7 @@ def main() -> None:
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--seeds", type=int, default=20, help="replays of each tuner")
     parser.add_argument(
-        "--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES,
+        "--strategies", nargs="+", choices=(*STRATEGIES, *OPTUNA), default=STRATEGIES,
         help="replay these; the saved figures of the others stay",
     )  # fmt: skip
     parser.add_argument("--part", choices=["space", "replay"], help="one of the two; both if not given")
@@ -519,7 +589,9 @@ def main() -> None:
         if RESULTS.exists():
             saved = json.loads(RESULTS.read_text())
             kept = saved["strategies"] if saved["replays"] == arguments.seeds else {}
-            figures = {name: each for name in STRATEGIES if (each := figures.get(name) or kept.get(name))}
+            figures = {
+                name: each for name in (*STRATEGIES, *OPTUNA) if (each := figures.get(name) or kept.get(name))
+            }
         show(figures)
         if arguments.save:
             save("search_cost", {"replays": arguments.seeds, "strategies": figures})

@@ -3,14 +3,14 @@
 Costs are known of every candidate before training; accuracy is not. A Gaussian process over knobs and costs predicts
 accuracy with its uncertainty from what was trained so far, in full or in part. The next candidate is the one whose
 expected hypervolume improvement (Emmerich et al. 2006, doi 10.1109/TEVC.2005.859463) per epoch still to be trained is
-largest. It climbs one rung (fewer folds and epochs first), is judged again, and reaches the full protocol only if it
-stays the best choice on every rung.
+largest. Costs are known, so that the expectation is a sum of closed forms. The candidate climbs one rung (fewer folds
+and epochs first), is judged again, and reaches the full protocol only if it stays the best choice on every rung.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,27 +20,37 @@ from numpy.typing import NDArray
 from dxc.metrics import directions
 from dxc.pareto import MARGIN, non_dominated
 from dxc.search.states import Rung
+from dxc.search.surrogate import GaussianProcess
 
 Floats = NDArray[np.float64]
 Seen = Mapping[str, Mapping[Rung, Sequence[float]]]
 """{candidate: {rung: accuracy of each of its folds}}"""
 
-FIRST = 10  # candidates on the first rung before the surrogate is asked
+FIRST = 5  # candidates on the first rung before the surrogate is asked
 PRIOR_FOLDS = 4  # weight of the prior beside what was seen of a rung's noise
+PRIOR_PAIRS = 2  # weight of the prior beside what was seen of a fold's effect
 PRIOR_FOLD_STD = 0.03  # accuracy of one fold about the mean of its design
-NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(7)  # quadrature over a normal distribution
-WEIGHTS = WEIGHTS / WEIGHTS.sum()
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """names: (n,) trials. knobs: (n, k) numbers the surrogate learns from. costs: (n, m) of the objectives in
-    cost_names, known of all of them."""
+    """What can be trained, and what is known of it before.
+
+    Args:
+        names: (n,) trials.
+        knobs: (n, k) numbers the surrogate learns from.
+        costs: (n, m) of the objectives in cost_names; m may be 0.
+        cost_names: (m,)
+        maximise: (m,) costs that are better where they are larger; without it, what dxc.metrics says of cost_names.
+        groups: (k,) the knob each column of knobs belongs to (knob_groups); without it, each column is a knob.
+    """
 
     names: Sequence[str]
     knobs: Floats
     costs: Floats
     cost_names: Sequence[str]
+    groups: Sequence[int] | None = None
+    maximise: Sequence[bool] | None = None
 
 
 class FrontSearch:
@@ -55,9 +65,11 @@ class FrontSearch:
         self._ladder = list(ladder)
         self._seed = seed
         self._position = {name: n for n, name in enumerate(candidates.names)}
-        self._features = _standardise(np.column_stack([candidates.knobs, np.log(candidates.costs)]))
-        worse = [not maximise for maximise in directions(candidates.cost_names)]
-        self._losses = candidates.costs * np.where(worse, 1.0, -1.0)
+        self._features, self._groups = _features(candidates)
+        maximise = candidates.maximise
+        if maximise is None:
+            maximise = directions(candidates.cost_names)
+        self._losses = candidates.costs * np.where(maximise, -1.0, 1.0)
 
     def next(
         self,
@@ -128,22 +140,22 @@ class FrontSearch:
         return sum(epochs_of(self._ladder, rung) for rung in range(level + 1, len(self._ladder)))
 
     def _first(self, level: NDArray[Any], open_: NDArray[np.bool_], busy: int) -> list[int]:
-        """The first candidates: one at random out of each of FIRST classes of cost, cheap to dear."""
+        """The first candidates: one at random out of each of FIRST classes of cost, cheap to dear;
+        of any, where nothing is known of costs."""
         missing = FIRST - busy - int((level >= 0).sum())
         if missing <= 0:
             return []
-        order = np.argsort(self._losses[:, 0], kind="stable")
         rng = np.random.default_rng(self._seed)
+        order = np.arange(len(level))
+        if self._losses.shape[1]:
+            order = np.argsort(self._losses[:, 0], kind="stable")
         picked = [int(rng.choice(part)) for part in np.array_split(order, min(FIRST, len(order)))]
         return [n for n in picked if level[n] < 0 and open_[n]][:missing]
 
     def _surrogate(self, seen: Seen, level: NDArray[Any]) -> tuple[Floats, Floats]:
         """Mean and standard deviation of every candidate's accuracy under the full protocol."""
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.gaussian_process import GaussianProcessRegressor
-        from sklearn.gaussian_process.kernels import ConstantKernel, Matern
-
         rows, values, noise = [], [], []
+        seen = self._without_folds(seen)
         offsets, variances = self._rungs(seen)
         for name in sorted(seen, key=lambda name: self._position.get(name, -1)):
             n = self._position.get(name, -1)
@@ -153,19 +165,29 @@ class FrontSearch:
             rows.append(n)
             values.append(float(np.mean(seen[name][rung])) + offsets[rung])
             noise.append(variances[rung])
-        y, x = np.array(values), self._features[rows]
-        centre, scale = y.mean(), max(y.std(), 1e-3)
-        kernel = ConstantKernel(1.0, (0.1, 10.0)) * Matern(
-            np.full(x.shape[1], 2.0), length_scale_bounds=(0.3, 30.0), nu=2.5
-        )
-        model = GaussianProcessRegressor(kernel, alpha=np.array(noise) / scale**2, random_state=self._seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", ConvergenceWarning
-            )  # a length scale at its bound: a knob that does nothing
-            model.fit(x, (y - centre) / scale)
-        mean, std = model.predict(self._features, return_std=True)
-        return mean * scale + centre, std * scale
+        model = GaussianProcess(self._features[rows], self._groups, np.array(values), np.array(noise))
+        return model.predict(self._features)
+
+    def _without_folds(self, seen: Seen) -> Seen:
+        """Accuracies less the effect of their fold: some folds are easier for every candidate, and a candidate that
+        was seen on those alone is no better for it.
+
+        An effect is the fold's mean difference to the mean of its candidate, over candidates on the last rung and
+        PRIOR_PAIRS imagined ones without any difference.
+        """
+        last = self._ladder[-1]
+        complete = np.array([r[last] for r in seen.values() if last in r and len(r[last]) == last.folds])
+        if not len(complete):
+            return seen
+        differences = complete - complete.mean(axis=1, keepdims=True)
+        effect = differences.sum(axis=0) / (len(complete) + PRIOR_PAIRS)
+        return {
+            name: {
+                rung: list(np.asarray(v) - effect[: len(v)]) if len(v) <= last.folds else v
+                for rung, v in rungs.items()
+            }
+            for name, rungs in seen.items()
+        }
 
     def _rungs(self, seen: Seen) -> tuple[dict[Rung, float], dict[Rung, float]]:
         """For each rung, what to add to its accuracy to expect the full protocol's, and the variance about that.
@@ -192,24 +214,61 @@ class FrontSearch:
 
         The reference point is dxc.pareto's, with the range that accuracy may still have.
         """
-        from moocore import Hypervolume
-
         lowest = min(-front[:, 0].max() if len(front) else 1.0, float((mean - 2 * std).min()))
         highest = max(-front[:, 0].min() if len(front) else 0.0, float(mean.max()))
         worst, ranges = self._losses.max(axis=0), np.ptp(self._losses, axis=0)
-        reference = np.array([-lowest + MARGIN * (highest - lowest), *(worst + MARGIN * ranges + 1e-12)])
+        margins = MARGIN * np.where(ranges > 0, ranges, np.maximum(np.abs(worst), 1.0))
+        reference = np.array([-lowest + MARGIN * (highest - lowest), *(worst + margins)])
         if len(front):
             front = front[non_dominated(front, maximise=[False] * front.shape[1])]
-        volume = Hypervolume(ref=reference)
-        before = volume(front) if len(front) else 0.0
-        gains = np.zeros(len(which))
-        for place, n in enumerate(which):
-            for node, weight in zip(NODES, WEIGHTS, strict=True):
-                row = np.array([-(mean[n] + node * std[n]), *self._losses[n]])
-                if len(front) and (front <= row).all(axis=1).any():
-                    continue  # dominated: adds nothing
-                gains[place] += weight * (volume(np.vstack([front, row])) - before)
-        return gains
+        return expected_improvement(front, -mean[which], std[which], self._losses[which], reference)
+
+
+def expected_improvement(
+    front: Floats, mean: Floats, std: Floats, costs: Floats, reference: Floats
+) -> Floats:
+    """Expected growth of the hypervolume if one candidate is added to the front, exactly.
+
+    Only a candidate's first loss is uncertain. Its costs are known, and so is where in the space of costs it counts. At
+    costs c it improves on the best loss t that the front has for c or less, by E max(0, t - X) in the mean. That is
+    constant between two costs of the front, so that the integral over c is a sum over boxes.
+
+    Args:
+        front: (f, 1 + m) losses, the uncertain one first; f and m may be 0.
+        mean: (n,) expected loss of each candidate.
+        std: (n,) its standard deviation, normally distributed.
+        costs: (n, m) known losses.
+        reference: (1 + m,) losses from which nothing counts.
+
+    Returns:
+        (n,) expected improvements.
+    """
+    from scipy.special import ndtr
+
+    std = np.maximum(std, 1e-9)
+    gains: dict[float, Floats] = {}
+
+    def gain(best: float) -> Floats:
+        """E max(0, best - X), (n,)"""
+        if best not in gains:
+            z = (best - mean) / std
+            gains[best] = std * (z * ndtr(z) + np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi))
+        return gains[best]
+
+    def volume(front: Floats) -> Floats:
+        """Over the costs that front still has, its last column in slices."""
+        m = front.shape[1] - 1
+        if m == 0:
+            return gain(float(min(front[:, 0].min(initial=np.inf), reference[0])))
+        edges = np.unique(front[front[:, m] < reference[m], m])
+        total = np.zeros(len(mean))
+        for low, high in zip([-np.inf, *edges], [*edges, reference[m]], strict=True):
+            length = np.maximum(high - np.maximum(low, costs[:, m - 1]), 0.0)
+            if length.any():
+                total += length * volume(front[front[:, m] <= low, :m])
+        return total
+
+    return volume(front.reshape(-1, len(reference)))
 
 
 def epochs_of(ladder: Sequence[Rung], rung: int) -> int:
@@ -220,22 +279,39 @@ def epochs_of(ladder: Sequence[Rung], rung: int) -> int:
     return wanted.epochs * (wanted.folds - (kept if wanted.epochs == full else 0))
 
 
-def _standardise(features: Floats) -> Floats:
-    """Columns of mean 0 and standard deviation 1; constant columns go."""
-    spread = features.std(axis=0)
-    return ((features - features.mean(axis=0)) / np.where(spread > 0, spread, 1.0))[:, spread > 0]
+def _features(candidates: Candidates) -> tuple[Floats, list[int]]:
+    """Knobs and logarithms of costs as columns of mean 0 and standard deviation 1, and the group of each column.
+    Constant columns go."""
+    costs = candidates.costs
+    logs = [np.log(column) if (column > 0).all() else column for column in costs.T]
+    columns = np.column_stack([candidates.knobs, *logs])
+    knobs = candidates.knobs.shape[1]
+    groups = list(range(knobs)) if candidates.groups is None else list(candidates.groups)
+    groups += [max(groups, default=-1) + 1 + n for n in range(costs.shape[1])]
+    spread = columns.std(axis=0)
+    kept = spread > 1e-12 * np.maximum(np.abs(columns).max(axis=0), 1e-300)  # equal but for rounding
+    _, compact = np.unique(np.array(groups, dtype=int)[kept], return_inverse=True)
+    return (columns[:, kept] - columns[:, kept].mean(axis=0)) / spread[kept], compact.tolist()
 
 
 def knob_numbers(rows: Sequence[Mapping[str, Any]]) -> Floats:
     """Knobs of n candidates {key: value} as an array (n, k): numbers as they are, anything else, and knobs that some
     candidates have not, as one column a value."""
-    keys = sorted({key for row in rows for key in row})
-    columns: list[list[float]] = []
-    for key in keys:
+    columns = [column for _, column in _columns(rows)]
+    return np.array(columns, dtype=float).T.reshape(len(rows), -1)
+
+
+def knob_groups(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """For each column of knob_numbers(rows), the number of its knob."""
+    return [knob for knob, _ in _columns(rows)]
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, list[float]]]:
+    """Number of the knob, and values of the candidates, of each column."""
+    for knob, key in enumerate(sorted({key for row in rows for key in row})):
         values = [row.get(key) for row in rows]
         if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-            columns.append([float(value) for value in values])  # type: ignore[arg-type]
+            yield knob, [float(value) for value in values]  # type: ignore[arg-type]
             continue
         for level in sorted({str(value) for value in values}):
-            columns.append([float(str(value) == level) for value in values])
-    return np.array(columns, dtype=float).T.reshape(len(rows), -1)
+            yield knob, [float(str(value) == level) for value in values]

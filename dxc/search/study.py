@@ -27,7 +27,7 @@ from dxc.pipeline.kept import kept_folder
 from dxc.pipeline.stages import train_identity
 from dxc.report.progress import Progress, Standing, Training
 from dxc.search.costs import NetworkCosts
-from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_numbers
+from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_groups, knob_numbers
 from dxc.search.ledger import Entry, Ledger
 from dxc.search.settings import Settings
 from dxc.search.space import Catalogue, Compose, Identity, Point, Space, parse_space
@@ -358,6 +358,7 @@ class Study:
             knob_numbers(rows),
             np.array([[costs[name] for name in names] for costs in known]),
             names,
+            knob_groups(rows),
         )
         return FrontSearch(candidates, self.ladder, seed=self.settings.seed)
 
