@@ -53,7 +53,8 @@ def trained(variant: str, seed: int, arguments: argparse.Namespace, folder: Path
         [
             sys.executable, "train.py", *overrides_of(variant, arguments), f"seed={seed}", "progress=false",
             "hardware.measure=false", "hardware.predictors=[]", "profile=none", "any_size_file=false",
-            "tracking.checkpoints=false", "again=true", f"tracking.uri={store}", f"hydra.run.dir={folder}/{variant}-{seed}",
+            "tracking.checkpoints=false", "again=true", f"tracking.uri={store}",
+            f"hydra.run.dir={folder}/{variant}-{seed}",
         ],
         cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
