@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dxc.data.bands import INDICES, LEAST_RANGE, PHOTO_BANDS, check_channels, needed_photo_bands
 from dxc.data.layout import CLASS_NAMES
 from dxc.errors import ConfigError, ExportError
-from dxc.models import DEFAULT_OUTPUTS
+from dxc.models.registry import DEFAULT_OUTPUTS
 from dxc.untrusted import HASH, load_json
 
 if TYPE_CHECKING:
