@@ -6,6 +6,7 @@ import json
 import re
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mlflow import MlflowClient
 
 from dxc.data.folds import Fold
 from dxc.errors import ConfigError, SearchError, TrackingError
+from dxc.metrics import METRICS
 from dxc.search.ledger import Entry, Ledger, rungs_to
 from dxc.search.states import Rung
 from dxc.tracking.record import Record
@@ -435,6 +437,17 @@ def test_dry_run(searching: Searching, capsys: pytest.CaptureFixture[str]) -> No
     assert shown.count("not trained: onnx_mb") == 6
     assert "training 6 trials: about" in shown and "nothing was trained or recorded" in shown
     assert searching_runs == [] and searching.launched == []
+
+
+def test_a_device_limits_what_the_search_does_not_name(
+    searching: Searching, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cost that conf/search.yaml has no key for: its row is enough."""
+    row = replace(METRICS["latency_ms"], title="energy", unit="mJ")
+    monkeypatch.setitem(METRICS, "energy_mj", row)
+    searching("search.dry_run=true", "+hardware.limits.energy_mj=5")
+    shown = capsys.readouterr().out
+    assert "search.limits.energy_mj=5 is not checked: hardware=cpu does not give energy_mj before" in shown
 
 
 def test_a_store_that_goes_away(searching: Searching) -> None:
