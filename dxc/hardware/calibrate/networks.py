@@ -57,7 +57,7 @@ def module(spec: Spec) -> nn.Module:
         torch.manual_seed(0)
         network = build({"_target_": NETWORKS[spec["family"]].target, **knobs}, "model")
         for each in network.modules():
-            if isinstance(each, nn.BatchNorm2d):
+            if isinstance(each, nn.BatchNorm2d) and each.running_var is not None:
                 nn.init.uniform_(each.running_var, 0.5, 1.5)
         for parameter in network.parameters():
             if parameter.ndim == 1:
@@ -83,7 +83,7 @@ def onnx_model(spec: Spec) -> onnx.ModelProto:
 
 def _number(graph: onnx.GraphProto) -> None:
     """Name nodes n0, n1, ... and their outputs t0, t1, ..., and fix the batch to 1."""
-    names = {}
+    names: dict[str, str] = {}
     for number, node in enumerate(graph.node):
         node.name = f"n{number}"
         names |= dict.fromkeys(node.output, f"t{number}")
