@@ -52,14 +52,9 @@ def trained(variant: str, seed: int, arguments: argparse.Namespace, folder: Path
     done = subprocess.run(
         [
             sys.executable, "train.py", *overrides_of(variant, arguments), f"seed={seed}", "progress=false",
-<<<<<<< HEAD
             "hardware.measure=false", "hardware.predictors=[]", "profile=none", "any_size_file=false",
             "tracking.checkpoints=false", "again=true", f"tracking.uri={store}",
             f"hydra.run.dir={folder}/{variant}-{seed}",
-=======
-            "hardware.measure=false", "hardware.predictors=[]", "profile=none", "any_size_file=false", "again=true",
-            "tracking.checkpoints=false", f"tracking.uri={store}", f"hydra.run.dir={folder}/{variant}-{seed}",
->>>>>>> stages
         ],
         cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
