@@ -16,7 +16,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 define require_python
 	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(SUPPORTED)' 2>/dev/null || \
-	{ echo "dxc needs Python 3.11, 3.12 or 3.13: install one, or name it: make $@ PYTHON=/path/to/python3.11" >&2; exit 2; }
+	{ echo "dxc needs Python 3.11, 3.12 or 3.13: install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
 endef
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
