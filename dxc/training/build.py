@@ -32,7 +32,7 @@ def check_task(config: dict[str, Any], task: Task) -> None:
     if entry.outputs != task.answers:
         raise ConfigError(
             f"task: {type(task).__name__} judges {' and '.join(task.answers)}, and {name} answers with "
-            f"{' and '.join(entry.outputs)}; leave task= out, the model chooses task={entry.task}"
+            f"{' and '.join(entry.outputs)}; leave task= out, the model chooses it (task={entry.task})"
         )
     boxes = "box" in task.answers
     if config["boxes"] != boxes or config["data"]["boxes"] != boxes:
