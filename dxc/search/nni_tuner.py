@@ -170,7 +170,7 @@ class ParetoTuner(Tuner):
             log.warning("ignored the result of %s: it is not in the search space", name)
             return
         reported = value if isinstance(value, Mapping) else {"default": value}
-        result = reported.get("default")
+        result: Any = reported.get("default")
         if not is_number(result) or not math.isfinite(result):
             log.warning("%s failed: its result is %r, no finite number", name, result)
             self._failed.add(name)

@@ -144,7 +144,7 @@ def _squares(features: Floats) -> Floats:
     return ((features[:, None] - features[None]) ** 2).sum(axis=-1)
 
 
-def _solve(factor: Floats, right: Any) -> Floats:
+def _solve(factor: Any, right: Any) -> Floats:
     from scipy.linalg import cho_solve
 
     return cho_solve((factor, True), right, check_finite=False)
