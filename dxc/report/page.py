@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 from dxc.metrics import OBJECTIVES, Objective
 from dxc.report.console import FORMATS
@@ -26,7 +28,7 @@ from dxc.report.figures import (
     tick_number,
     title_of,
 )
-from dxc.text import for_html, for_plotly, for_script, visible
+from dxc.text import for_plotly, for_script, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,52 +61,37 @@ def page(
     scripts = [get_plotlyjs(), (folder / "page.js").read_text()]
     data = _data(designs, objectives, knobs)
     longest = max(len(text) for axis in data["dimensions"] for text in axis.get("ticktext", [""]))
-    width = max(AXIS_PX, 7 * longest) * len(data["dimensions"]) + 160
-    parts = [
-        "<!DOCTYPE html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{_policy(scripts)}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{for_html(title)}</title>",
-        f"<style>{(folder / 'page.css').read_text()}</style>",
-        "</head>",
-        "<body>",
-        f"<h1>{for_html(title)}</h1>",
-        f"<p>{for_html(_summary(designs, objectives))}</p>",
-        *([f"<p>{for_html(note)}</p>"] if note else []),
-        "<noscript><p>The charts need JavaScript; the table of the front does not.</p></noscript>",
-        "<section>",
-        "<h2>Trade-offs</h2>",
-        f"<p>{_directions(objectives)} Bars on the front are one standard deviation. Point at a design "
-        "for its figures.</p>",
-        _selects(objectives),
-        '<div id="scatter" role="group" aria-label="Scatter plot of the designs"></div>',
-        "</section>",
-        "<section>",
-        "<h2>Knobs and objectives</h2>",
-        f"<p>Each line is a design, the darker the better in {for_html(title_of(next(iter(objectives))))}. Drag along "
-        "an axis to keep the lines that pass there; drag a name to move its axis.</p>",
-        '<label><input type="checkbox" id="front-only"> front only</label>',
-        '<div class="scroll" tabindex="0" role="group" aria-label="Parallel coordinates of the designs">',
-        f'<div id="parallel" style="min-width: {width}px"></div>',
-        "</div>",
-        "</section>",
-        "<section>",
-        "<h2>Front</h2>",
-        _table(designs, objectives),
-        "</section>",
-        *(
-            f'<section>\n<h2>{for_html(heading)}</h2>\n<div class="scroll">{html}</div>\n</section>'
-            for heading, html in sections
-        ),
-        f'<script type="application/json" id="data">{for_script(data)}</script>',
-        *(f"<script>{script}</script>" for script in scripts),
-        "</body>",
-        "</html>",
-    ]
-    return "\n".join(parts) + "\n"
+    chosen = _axes(objectives)
+    return _template().render(
+        title=title,
+        policy=_policy(scripts),
+        style=Markup((folder / "page.css").read_text()),
+        summary=_summary(designs, objectives),
+        note=note,
+        directions=_directions(objectives),
+        axes=list(zip("xyz"[: len(chosen)], chosen, strict=True)),
+        options=[(name, title_of(name)) for name in objectives],
+        width=max(AXIS_PX, 7 * longest) * len(data["dimensions"]) + 160,
+        headings=_headings(objectives),
+        rows=_rows(designs, objectives),
+        sections=[(heading, Markup(content)) for heading, content in sections],
+        data=Markup(for_script(data)),
+        scripts=[Markup(script) for script in scripts],
+    )
+
+
+def _template() -> Template:
+    """page.html.j2. It escapes every value that is not Markup, and shows the characters that nobody would see."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else visible(value),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("page.html.j2")
 
 
 def _policy(scripts: Sequence[str]) -> str:
@@ -140,29 +127,13 @@ def _directions(objectives: Mapping[str, Objective]) -> str:
         (word, [title_of(name) for name, objective in objectives.items() if objective.maximise == more])
         for word, more in (("Higher", True), ("Lower", False))
     ]
-    return for_html(" ".join(f"{word} is better: {', '.join(names)}." for word, names in sides if names))
+    return " ".join(f"{word} is better: {', '.join(names)}." for word, names in sides if names)
 
 
 def _axes(objectives: Mapping[str, Objective]) -> list[str]:
     """What the axes x, y and z begin with: three objectives, the first one upright; or two."""
     first, *others = objectives
     return [*others[:2], first]
-
-
-def _selects(objectives: Mapping[str, Objective]) -> str:
-    """A select for each axis. With two objectives there is nothing to choose."""
-    axes = _axes(objectives)
-    if len(axes) == 2:
-        return ""
-    boxes = []
-    for axis, chosen in zip("xyz", axes, strict=True):
-        options = [
-            f'<option value="{for_html(name)}"{" selected" * (name == chosen)}>{for_html(title_of(name))}</option>'
-            for name in objectives
-        ]
-        none = '<option value="">none (flat)</option>' if axis == "y" else ""
-        boxes.append(f'<label>{axis} <select name="{axis}">{"".join(options)}{none}</select></label>')
-    return f'<div id="axes">{"".join(boxes)}</div>'
 
 
 def _data(designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Sequence[str]) -> dict[str, Any]:
@@ -313,53 +284,40 @@ def _range(label: str, values: np.ndarray) -> dict[str, Any]:
     return axis
 
 
-def _table(designs: pd.DataFrame, objectives: Mapping[str, Objective]) -> str:
-    """The front, best first objective first. Cells carry what they are sorted by; an unknown number sorts last."""
+def _headings(objectives: Mapping[str, Objective]) -> list[dict[str, str]]:
+    """The columns of the table: `kind` text or number, `text`, and `sort`, the order that the table comes in."""
     first, best = next(iter(objectives.items()))
-    front = designs[designs["front"]].sort_values(first, ascending=not best.maximise, kind="stable")
-    order = ' aria-sort="descending"' if best.maximise else ' aria-sort="ascending"'
-    headings = [
-        ("text", "design", ""),
+    order = "descending" if best.maximise else "ascending"
+    return [
+        {"kind": "text", "text": "design", "sort": ""},
         *(
-            ("number", label_of(name, objective), order if name == first else "")
+            {"kind": "number", "text": label_of(name, objective), "sort": order if name == first else ""}
             for name, objective in objectives.items()
         ),
-        ("number", "P(on the front)", ""),
-        ("number", "runs", ""),
-        ("text", "run", ""),
+        {"kind": "number", "text": "P(on the front)", "sort": ""},
+        {"kind": "number", "text": "runs", "sort": ""},
+        {"kind": "text", "text": "run", "sort": ""},
     ]
-    head = "".join(
-        f'<th scope="col" data-kind="{kind}"{sort}><button type="button">{for_html(text)}</button></th>'
-        for kind, text, sort in headings
-    )
+
+
+def _rows(designs: pd.DataFrame, objectives: Mapping[str, Objective]) -> list[dict[str, Any]]:
+    """The front, best first objective first: `name`, `numbers` as (text, what it is sorted by), and `run`.
+
+    An unknown number sorts last.
+    """
+    first, best = next(iter(objectives.items()))
+    front = designs[designs["front"]].sort_values(first, ascending=not best.maximise, kind="stable")
     rows = []
     for design in front.to_dict("records"):
         p_front = _share(design["p_front"]) + (" (perhaps luck)" if design["lucky"] else "")
-        cells = [
-            *(_cell(_value(design, name), design[name]) for name in objectives),
-            _cell(p_front, design["p_front"]),
-            _cell(str(design["n"]), design["n"]),
+        numbers = [
+            *((_value(design, name), _sort_key(design[name])) for name in objectives),
+            (p_front, _sort_key(design["p_front"])),
+            (str(design["n"]), _sort_key(design["n"])),
         ]
-        name, run = for_html(design["name"]), for_html(design["run_id"])
-        rows.append(
-            f'<tr><td class="name" data-sort="{name}">{name}</td>{"".join(cells)}'
-            f'<td data-sort="{run}"><code>{run}</code></td></tr>'
-        )
-    return "\n".join(
-        [
-            '<div class="scroll front" tabindex="0" role="group" aria-label="Table of the front">',
-            "<table>",
-            "<caption>Mean ± one standard deviation. Press a heading to sort by it.</caption>",
-            f"<thead><tr>{head}</tr></thead>",
-            "<tbody>",
-            *rows,
-            "</tbody>",
-            "</table>",
-            "</div>",
-        ]
-    )
+        rows.append({"name": design["name"], "numbers": numbers, "run": design["run_id"]})
+    return rows
 
 
-def _cell(text: str, value: float) -> str:
-    sort = repr(float(value)) if math.isfinite(value) else ""
-    return f'<td class="number" data-sort="{sort}">{for_html(text)}</td>'
+def _sort_key(value: float) -> str:
+    return repr(float(value)) if math.isfinite(value) else ""
