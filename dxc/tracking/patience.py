@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_exponential
 
 from dxc.errors import DxcError, TrackingError
 from dxc.tracking.client import PAGE
@@ -105,21 +106,32 @@ class Patient:
         from mlflow.exceptions import MlflowException
         from requests import RequestException
 
-        deadline = time.monotonic() + self._patience_s
-        pause_s = 0.5
-        while True:
-            try:
-                return action()
-            except (MlflowException, RequestException, OSError) as error:
-                if (full := disk_full(error, self.uri)) is not None:
-                    raise full from error
-                if isinstance(error, OSError) and not isinstance(error, RequestException):
-                    raise  # a file that is not there, say: waiting does not bring it
-                if getattr(error, "error_code", "") in PERMANENT or time.monotonic() + pause_s > deadline:
-                    raise TrackingError(store_message(self.uri, error)) from error
-                log.warning("the MLflow store does not answer; trying again in %.1f s", pause_s)
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, 15)
+        def may_pass(error: BaseException) -> bool:
+            return (
+                isinstance(error, MlflowException | RequestException)
+                and getattr(error, "error_code", "") not in PERMANENT
+                and disk_full(error) is None
+            )
+
+        calls = Retrying(
+            retry=retry_if_exception(may_pass),
+            wait=wait_exponential(multiplier=0.5, max=15),
+            stop=stop_before_delay(self._patience_s),
+            before_sleep=_log_pause,
+            reraise=True,
+        )
+        try:
+            return calls(action)
+        except (MlflowException, OSError) as error:
+            if (full := disk_full(error, self.uri)) is not None:
+                raise full from error
+            if isinstance(error, OSError) and not isinstance(error, RequestException):
+                raise  # a file that is not there, say: waiting does not bring it
+            raise TrackingError(store_message(self.uri, error)) from error
+
+
+def _log_pause(state: RetryCallState) -> None:
+    log.warning("the MLflow store does not answer; trying again in %.1f s", state.upcoming_sleep)
 
 
 PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED")
