@@ -14,7 +14,7 @@ import numpy as np
 from dxc.analysis.choice import Choice, choose
 from dxc.analysis.condition import Condition
 from dxc.analysis.designs import Designs, designs_of, parse_objectives, require_comparable
-from dxc.analysis.front_profile import MODES, Inside, look_inside
+from dxc.analysis.front_profile import MODES, FrontProfile, profile_front
 from dxc.analysis.out_of_fold import outcomes_of
 from dxc.analysis.published import SOURCE, published_runs
 from dxc.analysis.reproduce import command_of
@@ -42,7 +42,7 @@ RANKED = 20_000  # designs; ranks beyond the first are left out of larger sets, 
 class Analysis:
     """What was found. designs: see dxc.analysis.designs, with the columns front (bool), rank (1 is the front),
     dominated_by (name of a front member, '' on the front), p_front (probability of being on it, NaN if unknown) and
-    lucky (on the front with a p_front below certainty.lucky_below). commands: of the choice and the runner-up."""
+    unstable (on the front with a p_front below bootstrap.unstable_below). commands: of the choice and the runner-up."""
 
     title: str
     objectives: Mapping[str, Objective]
@@ -55,7 +55,7 @@ class Analysis:
     commands: tuple[str, str]
     comparison: tuple[str, str, Comparison] | None
     baseline: Designs | None
-    inside: Inside | None
+    front_profile: FrontProfile | None
     notes: Sequence[str]
     machines: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """{origin: {machine: number of runs}} of objectives that are predicted or measured; '' where no run says."""
@@ -84,12 +84,12 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
     found = found._replace(frame=_told_apart(found.frame))
     frame, reference, volume = with_front(found, objectives)
     uri, cache_dir = config["tracking"]["uri"], Path(config["cache_dir"])
-    certainty = config["certainty"]
+    bootstrap = config["bootstrap"]
     outcomes: list[list[Outcomes]] = [[] for _ in range(len(frame))]
     if not published:
         outcomes, more = outcomes_of(frame, runs, uri, cache_dir=cache_dir, artifacts=_artifacts(config))
         notes += more
-    frame = with_certainty(frame, objectives, outcomes, **certainty)
+    frame = with_front_probability(frame, objectives, outcomes, **bootstrap)
     notes += _remarks(frame, found, objectives)
     if published:
         notes += [
@@ -100,7 +100,7 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
     choice = choose(frame.join(others, on="run_id"), objectives, **config["choose"])
     comparison = None
     if config["compare"]:
-        draws, seed = certainty["draws"], certainty["seed"]
+        draws, seed = bootstrap["draws"], bootstrap["seed"]
         comparison = compared(frame, outcomes, config["compare"], draws=draws, seed=seed)
     shown = runs[runs["run_id"].isin([run_id for repeats in frame["runs"] for run_id in repeats])]
     baseline = None
@@ -115,10 +115,10 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
     commands = ("", "") if published else _commands(frame, choice, uri, _artifacts(config))
     folder = Path(config["out"]) / re.sub(r"[^\w.+-]|^\.+", "_", title)
     try:
-        inside = None if published else _inside(config, frame, objectives, folder / "profiles")
+        front_profile = None if published else _profiled(config, frame, objectives, folder / "profiles")
     except OSError as error:
         raise AnalysisError(f"out={config['out']}: profiles cannot be written: {error}") from error
-    notes += inside.notes if inside is not None else []
+    notes += front_profile.notes if front_profile is not None else []
     analysis = Analysis(
         title,
         objectives,
@@ -131,7 +131,7 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
         commands,
         comparison,
         baseline,
-        inside,
+        front_profile,
         notes,
         machines_of(shown, objectives),
     )
@@ -147,15 +147,15 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
     return analysis, folder
 
 
-def _inside(
+def _profiled(
     config: Mapping[str, Any], frame: pd.DataFrame, objectives: Mapping[str, Objective], folder: Path
-) -> Inside | None:
-    """A look inside the front's members, best first in the first objective, if asked for."""
+) -> FrontProfile | None:
+    """Profile the members of the front if this was requested, best first in the first objective."""
     if config["profile"] == "none":
         return None
     first, best = next(iter(objectives.items()))
     members = frame[frame["front"]].sort_values(first, ascending=not best.maximise, kind="stable")
-    return look_inside(
+    return profile_front(
         members,
         config["tracking"]["uri"],
         folder,
@@ -185,11 +185,11 @@ def _check(config: Mapping[str, Any]) -> None:
     """Raise ConfigError or AnalysisError for what cannot be asked, before anything is read."""
     require_one_of("source", config["source"], ("mlflow", "published"))
     require_one_of("profile", config["profile"], MODES)
-    require_whole("certainty.draws", config["certainty"]["draws"], at_least=1)
-    require_whole("certainty.seed", config["certainty"]["seed"], at_least=0)
-    share = config["certainty"]["lucky_below"]
+    require_whole("bootstrap.draws", config["bootstrap"]["draws"], at_least=1)
+    require_whole("bootstrap.seed", config["bootstrap"]["seed"], at_least=0)
+    share = config["bootstrap"]["unstable_below"]
     if not is_number(share) or not 0 <= share <= 1:
-        raise ConfigError(f"certainty.lucky_below must be a share from 0 to 1, not {share!r}")
+        raise ConfigError(f"bootstrap.unstable_below must be a share from 0 to 1, not {share!r}")
     weights = config["choose"]["weights"]
     if weights is not None and not (
         isinstance(weights, Mapping) and all(isinstance(each, int | float) for each in weights.values())
@@ -308,7 +308,7 @@ def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: p
             front = "left out" if row is None else str(bool(row["front"])).lower()
             store.tag(run_id, {"dxc.front": front, "dxc.rank": "" if row is None else str(row["rank"])})
     if config["log"]:
-        asked = (
+        requested = (
             "study",
             "where",
             "objectives",
@@ -316,10 +316,10 @@ def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: p
             "baseline",
             "choose",
             "compare",
-            "certainty",
+            "bootstrap",
             "profile",
         )
-        params = {key: config[key] for key in asked}
+        params = {key: config[key] for key in requested}
         numbers = {
             "designs": len(analysis.designs),
             "front": len(analysis.front),
@@ -365,22 +365,22 @@ def with_front(
     rank = ranks(values, maximise=maximise) if len(frame) <= RANKED else np.where(front, 1, 2)
     reference = reference_point(values, maximise=maximise)
     frame = frame.assign(
-        front=front, rank=rank, dominated_by=np.where(by >= 0, names[by], ""), p_front=np.nan, lucky=False
+        front=front, rank=rank, dominated_by=np.where(by >= 0, names[by], ""), p_front=np.nan, unstable=False
     )
     volume = hypervolume(values, reference=reference, maximise=maximise)
     return frame, dict(zip(objectives, map(float, reference), strict=True)), volume
 
 
-def with_certainty(
+def with_front_probability(
     frame: pd.DataFrame,
     objectives: Mapping[str, Objective],
     outcomes: Sequence[Sequence[Outcomes]],
     *,
     draws: int,
     seed: int,
-    lucky_below: float,
+    unstable_below: float,
 ) -> pd.DataFrame:
-    """The designs with p_front and lucky. outcomes: of each design's repeats, none where nothing is known."""
+    """The designs with p_front and unstable. outcomes: of each design's repeats, none where nothing is known."""
     names = list(objectives)
     if "accuracy" not in names or not any(outcomes):
         return frame
@@ -391,7 +391,7 @@ def with_certainty(
         column=names.index("accuracy"),
         maximise=[each.maximise for each in objectives.values()],
     )
-    return frame.assign(p_front=probability, lucky=frame["front"] & (probability < lucky_below))
+    return frame.assign(p_front=probability, unstable=frame["front"] & (probability < unstable_below))
 
 
 def selected(

@@ -33,7 +33,7 @@ SOURCES = ("onnxruntime", "nsight", "torch")
 ABOUT = "about.json"
 
 
-class Inside(NamedTuple):
+class FrontProfile(NamedTuple):
     """summary: one row a network and batch: name, trial (run_id where there is none; names may be shared, this not),
     source, batch, ms (of one execution), ms_per_image, the shares
     of operator time conv, matmul, pooling and other, memory_ms (copies and changes of layout), peak_memory_mb (batch 1,
@@ -44,7 +44,7 @@ class Inside(NamedTuple):
     device: str
 
 
-def look_inside(
+def profile_front(
     front: pd.DataFrame,
     uri: str,
     folder: Path,
@@ -53,7 +53,7 @@ def look_inside(
     hardware: Hardware,
     artifacts: Sequence[str] = (),
     progress: bool = True,
-) -> Inside:
+) -> FrontProfile:
     """Profile the exported file of each member; traces and tables go to FOLDER/TRIAL, and are not made twice.
 
     front: designs with name, trial and run_id. mode: torch | nsight (where that fails, torch, and a note says why).
@@ -95,7 +95,7 @@ def look_inside(
         )
     )
     summary = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
-    return Inside(summary, notes, ", ".join(sorted(devices)))
+    return FrontProfile(summary, notes, ", ".join(sorted(devices)))
 
 
 def _key(member: Mapping[Any, Any]) -> str:
@@ -151,7 +151,7 @@ def _peak_memory_mb(onnx: Path, hardware: Hardware) -> tuple[float | None, str]:
 
 
 def _summary(table: pd.DataFrame, member: Mapping[Any, Any], about: Mapping[str, Any]) -> pd.DataFrame:
-    """One row a batch; see Inside."""
+    """One row a batch; see FrontProfile."""
     import pandas as pd
 
     source = next((each for each in SOURCES if (table["source"] == each).any()), None)

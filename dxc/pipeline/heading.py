@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from dxc.hardware.spec import Hardware
 
 
-def heading(config: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
-    """What a run is recorded under; identity is what was asked for, on every machine."""
+def heading(config: dict[str, Any], requested: dict[str, Any]) -> dict[str, Any]:
+    """What a run is recorded under; identity is what was requested, on every machine."""
     from dxc.hardware.spec import device_name
 
     params, settings = params_and_tags(config)
@@ -31,8 +31,8 @@ def heading(config: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
         "tags": {
             **settings,
             "dxc.study": config["study"],
-            "dxc.trial": trial_hash(asked),
-            "dxc.design": design_hash(asked),
+            "dxc.trial": trial_hash(requested),
+            "dxc.design": design_hash(requested),
             "model": model_name(config["model"]),
             "data": data_name(config["data"]),
             "hardware": config["hardware"]["name"],

@@ -70,12 +70,12 @@ def run(
     config = resolved(cfg)
     hardware = Hardware.of(config["hardware"])
     datamodule = build(config["data"], "data", source=build(config["source"], "source"))
-    asked = config
+    requested = config
     config = fit_to_machine(config)
     check(config, hardware)
 
     with (record.opened if record else tracking.start_run)(
-        config["tracking"]["uri"], **heading(config, asked), enabled=is_first_process()
+        config["tracking"]["uri"], **heading(config, requested), enabled=is_first_process()
     ) as tracked:
         cache = read_chips(datamodule)
         tracked.tag({"dxc.data": cache.data_hash})
@@ -100,7 +100,7 @@ def run(
         }
         tracked.log(metrics, [point for fold in folds for point in fold.curves])
         tracked.tag({"dxc.exported_fold": best.name})
-        _write_files(asked, cache, predictions, folds, out)  # what the tag dxc.trial is of
+        _write_files(requested, cache, predictions, folds, out)  # what the tag dxc.trial is of
         if cache.has_boxes:
             draw_detections(config, cache, predictions, out / FIGURES)
         tracked.log_files(out)

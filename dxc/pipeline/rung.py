@@ -25,12 +25,12 @@ def train_part(cfg: DictConfig, record: Record, *, folds: int, epochs: int, keep
     """
     from dxc.hardware.spec import Hardware
 
-    asked = resolved(cfg)
-    config = fit_to_machine(asked)
+    requested = resolved(cfg)
+    config = fit_to_machine(requested)
     check(config, Hardware.of(config["hardware"]))
     shorter = {**config, "trainer": {**config["trainer"], "max_epochs": epochs}}
     datamodule = build(config["data"], "data", source=build(config["source"], "source"))
-    with record.opened(config["tracking"]["uri"], **heading(config, asked)) as tracked:
+    with record.opened(config["tracking"]["uri"], **heading(config, requested)) as tracked:
         cache = read_chips(datamodule)
         tracked.tag({"dxc.data": cache.data_hash})
         scores: list[float] = []

@@ -1,4 +1,4 @@
-"""What a detector finds, as figures for a paper: sample images, precision against recall, one whole landscape.
+"""What a detector finds, as figures for a paper: sample images, precision against recall, one whole watershed.
 
 Images are (C, H, W) arrays with named channels. Boxes are (n, 4): centre x, centre y, width, height, relative to the
 image (0..1, y down); rows of NaN, as batches are padded with, are no boxes.
@@ -29,7 +29,7 @@ DASHES = (0, (2.2, 1.2))  # in line widths: short ones, for boxes of a few point
 
 COLUMNS = 4
 SAMPLES = 24  # six rows: a page
-SCORED = 40  # boxes of a landscape that get their score printed
+SCORED = 40  # boxes of a watershed that get their score printed
 
 
 def choose_samples(
@@ -182,7 +182,7 @@ def watershed(
     min_iou: float = 0.5,
     title: str = "",
 ) -> Figure:
-    """A landscape (C, H, W), its true boxes (n, 4) and the predicted ones (m, 4) with scores (m,), and a scale bar.
+    """A watershed (C, H, W), its true boxes (n, 4) and the predicted ones (m, 4) with scores (m,), and a scale bar.
 
     Which boxes are found is match()'s answer. Missed crossings and false alarms carry a marker; up to SCORED boxes
     have their score printed.

@@ -1,6 +1,6 @@
 """The front of tracked designs as figures for a paper: trade-offs, one radar a design, main effects of the knobs.
 
-All of them take `designs`, a data frame with one row a design: `name`, `front` and `lucky` (bool), one column an
+All of them take `designs`, a data frame with one row a design: `name`, `front` and `unstable` (bool), one column an
 objective, `spread.<objective>` (one standard deviation, NaN where unknown), and one column a knob. There is at least
 one design.
 """
@@ -206,7 +206,7 @@ def _steps(axes: Axes, front: pd.DataFrame, x: str, y: str, more: bool) -> None:
 
 def _points(axes: Axes, designs: pd.DataFrame, x: str, y: str) -> None:
     """All designs in grey, the front's members over them."""
-    front, lucky = designs["front"].to_numpy(dtype=bool), designs["lucky"].to_numpy(dtype=bool)
+    front, unstable = designs["front"].to_numpy(dtype=bool), designs["unstable"].to_numpy(dtype=bool)
     axes.plot(
         designs[x],
         designs[y],
@@ -220,8 +220,8 @@ def _points(axes: Axes, designs: pd.DataFrame, x: str, y: str) -> None:
         rasterized=len(designs) > 1000,  # thousands of dots make an SVG slow to open
     )
     for which, face, label in (
-        (front & ~lucky, VERMILLION, "front"),
-        (front & lucky, "white", "front, perhaps by luck"),
+        (front & ~unstable, VERMILLION, "front"),
+        (front & unstable, "white", "front, unstable"),
     ):
         members = designs[which]
         if len(members):
@@ -327,7 +327,7 @@ def radar(
     cell = max(ONE_COLUMN_IN, 2.4 * columns) / columns
     width = cell * columns
     ends = [f"{titles[name]} {_ends(designs[name], objectives.get(name))}" for name in spokes]
-    caption = _caption(ends, int(17 * width), dashed=bool(shown["lucky"].any()))
+    caption = _caption(ends, int(17 * width), dashed=bool(shown["unstable"].any()))
     caption += textwrap.wrap(for_figure(note), int(17 * width))
     top, bottom = 0.3, 0.12 * len(caption) + 0.1
     height = top + bottom + 2.2 * rows
@@ -348,7 +348,7 @@ def radar(
             axes = cast("PolarAxes", figure.add_axes(place_in, projection="polar"))
             labels = [f"{_fit(titles[name], 12, 3)}\n{short_number(member[name])}" for name in spokes]
             _spokes(axes, labels, len(objectives))
-            _polygon(axes, scaled[row], hollow=bool(member["lucky"]))
+            _polygon(axes, scaled[row], hollow=bool(member["unstable"]))
             figure.text(
                 middle / width,
                 (base + 1.45) / height,
@@ -364,9 +364,9 @@ def radar(
 def _caption(ends: Sequence[str], width: int, *, dashed: bool) -> list[str]:
     """Lines of so many characters, broken between axes and not within one."""
     whole = ", ".join(for_figure(end).replace(" ", "\N{NO-BREAK SPACE}") for end in ends)
-    luck = "Dashed: perhaps on the front by luck. " if dashed else ""
+    unstable = "Dashed: unstable members of the front. " if dashed else ""
     return textwrap.wrap(
-        f"Black: objectives, outward is better. Blue: knobs. {luck}Centre → rim: {whole}.", width
+        f"Black: objectives, outward is better. Blue: knobs. {unstable}Centre → rim: {whole}.", width
     )
 
 
@@ -521,7 +521,7 @@ def _means(
     return np.array(means), np.array(errors)
 
 
-def inside(summary: pd.DataFrame) -> Figure:
+def front_profile(summary: pd.DataFrame) -> Figure:
     """Profiled networks: time an image against batch size, and where the time of the smallest and largest batch goes.
 
     summary: one row a network and batch, with name, batch, ms_per_image and the shares of OPERATORS (0 to 1), as

@@ -109,15 +109,16 @@ def _policy(scripts: Sequence[str]) -> str:
 
 def _summary(designs: pd.DataFrame, objectives: Mapping[str, Objective]) -> str:
     *names, last = (title_of(name) for name in objectives)
-    front, lucky = int(designs["front"].sum()), int((designs["front"] & designs["lucky"]).sum())
+    front, unstable = int(designs["front"].sum()), int((designs["front"] & designs["unstable"]).sum())
     text = (
         f"{front:,} of {len(designs):,} designs {'is' if front == 1 else 'are'} on the front of {', '.join(names)} and "
         f"{last}: no other is at least as good in all of them and better in one"
     )
+    if not unstable:
+        return f"{text}."
     return (
-        f"{text}; {lucky} of them {'is' if lucky == 1 else 'are'} perhaps there by luck."
-        if lucky
-        else f"{text}."
+        f"{text}; {unstable} of them {'is' if unstable == 1 else 'are'} unstable, on the front in few of the "
+        "bootstrap draws."
     )
 
 
@@ -138,15 +139,15 @@ def _axes(objectives: Mapping[str, Objective]) -> list[str]:
 
 def _data(designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Sequence[str]) -> dict[str, Any]:
     """What page.js draws. Rows are numbered in the order of designs; an unknown value is null."""
-    front, lucky = designs["front"].to_numpy(dtype=bool), designs["lucky"].to_numpy(dtype=bool)
+    front, unstable = designs["front"].to_numpy(dtype=bool), designs["unstable"].to_numpy(dtype=bool)
     groups = [
         (
             "other designs",
             ~front,
             {"symbol": "circle", "size": 4 if len(designs) <= 1000 else 2, "color": GREY, "opacity": 0.6},
         ),
-        ("front", front & ~lucky, {"symbol": "diamond", "size": 7, "color": VERMILLION}),
-        ("front, perhaps by luck", front & lucky, {"symbol": "diamond-open", "size": 7, "color": VERMILLION}),
+        ("front", front & ~unstable, {"symbol": "diamond", "size": 7, "color": VERMILLION}),
+        ("front, unstable", front & unstable, {"symbol": "diamond-open", "size": 7, "color": VERMILLION}),
     ]
     return {
         "axes": [visible(name) for name in _axes(objectives)],  # as the selects have them
@@ -309,7 +310,7 @@ def _rows(designs: pd.DataFrame, objectives: Mapping[str, Objective]) -> list[di
     front = designs[designs["front"]].sort_values(first, ascending=not best.maximise, kind="stable")
     rows = []
     for design in front.to_dict("records"):
-        p_front = _share(design["p_front"]) + (" (perhaps luck)" if design["lucky"] else "")
+        p_front = _share(design["p_front"]) + (" (unstable)" if design["unstable"] else "")
         numbers = [
             *((_value(design, name), _sort_key(design[name])) for name in objectives),
             (p_front, _sort_key(design["p_front"])),

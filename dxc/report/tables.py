@@ -80,7 +80,7 @@ def listing(
     return pd.DataFrame(columns)
 
 
-def inside(summary: pd.DataFrame) -> pd.DataFrame:
+def front_profile(summary: pd.DataFrame) -> pd.DataFrame:
     """Profiled networks, a row a batch: time, memory, and where the time goes (see dxc.analysis.front_profile)."""
     import pandas as pd
 

@@ -63,10 +63,10 @@ class NetworkCosts:
         self, networks: Mapping[str, Mapping[str, Any]], *, jobs: int = 1, progress: bool = False
     ) -> None:
         """Costs of many networks {hash: configuration}, `jobs` at once; interrupted, it goes on where it was."""
-        asked = [name for name in networks if name not in self._known and name not in self.refused]
-        for name in asked:
+        requested = [name for name in networks if name not in self._known and name not in self.refused]
+        for name in requested:
             self._read(name)
-        todo = [name for name in asked if name not in self._known and name not in self.refused]
+        todo = [name for name in requested if name not in self._known and name not in self.refused]
         if not todo:
             return
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,7 @@ def _data_points(catalogue: Catalogue) -> Iterator[Point]:
     return itertools.product(*ranges)
 
 
-class Survey:
+class SpaceSummary:
     """What is known of a space before anything is trained."""
 
     def __init__(self, space: Space, catalogue: Catalogue, settings: Settings, costs: NetworkCosts) -> None:
@@ -156,7 +156,7 @@ class Survey:
             if cost not in KNOWN_COSTS
         ]
 
-    def summary(self) -> dict[str, int]:
+    def counts(self) -> dict[str, int]:
         networks = {self.identity(trial).network for trial in self.trials}
         return {
             "points": self.space.size,

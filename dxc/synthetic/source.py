@@ -1,7 +1,7 @@
 """Synthetic watersheds as files, and the source of chips that are cut from them like from real ones.
 
 Four farmland regions, loosely Nebraska, Illinois, California and North Dakota. How one comes about: the plan
-in landscape.py, the rasters in scenery.py.
+in terrain.py, the rasters in render.py.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class SyntheticSource(Source):
     """Chips of four synthetic regions, built once and kept.
 
     chips: how many in all: a quarter a region, half of them crossings. A multiple of 8.
-    seed: another seed is another landscape, and other chips.
+    seed: another seed gives another watershed and other chips.
     cache_dir: holds synthetic-HASH/{regions,chips}/; HASH covers everything that the chips depend on.
     on_bad_chip: raise | skip, for the reader.
     jobs: regions made at once, one process each; None takes as many as there are cores, at most 4.

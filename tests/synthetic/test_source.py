@@ -351,7 +351,7 @@ def test_boxes_sit_on_the_crossings(boxed: SyntheticSource) -> None:
     assert len(set(offsets)) == 16  # not the same shifts in every region
 
 
-def test_boxes_change_no_landscape(source: SyntheticSource, boxed: SyntheticSource) -> None:
+def test_boxes_change_no_terrain(source: SyntheticSource, boxed: SyntheticSource) -> None:
     for spec in REGIONS:
         a, b = (region_files(s.prepare().parent / "regions" / spec.name) for s in (source, boxed))
         assert a.dem.read_bytes() == b.dem.read_bytes()
