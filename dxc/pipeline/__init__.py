@@ -1,7 +1,7 @@
 """The trunk: one configuration -> one Result.
 
 run        reads from top to bottom like what a run does
-heading    what a run is recorded under, and what is checked before
-rung       a part of the protocol: a search's first look
-result     what came out
+heading    name, params and tags of a run, and the checks before it
+rung       partial training, which a search uses to stop early
+result     what a run returns
 """

@@ -1,4 +1,4 @@
-"""What came out of one configuration."""
+"""The result of one configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of one configuration. Metrics are named as in dxc.metrics.OBJECTIVES."""
+    """The result of one configuration. Metrics are named as in dxc.metrics.OBJECTIVES."""
 
     name: str
     metrics: dict[str, float]

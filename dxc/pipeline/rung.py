@@ -1,4 +1,4 @@
-"""A part of the protocol: a search's first look at a configuration."""
+"""Partial training of a configuration, which a search uses to decide whether to go on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def train_part(cfg: DictConfig, record: Record, *, folds: int, epochs: int, keep: Path) -> list[float]:
     """Scores of the first `folds` folds after `epochs` epochs each: a first look at a configuration.
 
-    Folds are kept in the folder `keep` as run() does; those of all the epochs are not trained again there.
+    Trained folds are kept in the folder `keep`, as in run(). Folds that were trained for all epochs are reused.
     """
     from dxc.hardware.spec import Hardware
 

@@ -1,4 +1,4 @@
-"""One network a fold, trained or taken from where it is kept."""
+"""Cross-validation: one network per fold, trained or loaded from the kept ones."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def trained_fold(
 
 
 def train_fold(config: dict[str, Any], datamodule: ChipDataModule, fold: Fold, number: int) -> TrainedFold:
-    """Train a fresh network on one fold. The seed depends on the fold alone: folds may run in any order."""
+    """Train a new network on one fold. The seed depends on the fold alone, so folds may run in any order."""
     import pytorch_lightning as pl
 
     started = time.perf_counter()
