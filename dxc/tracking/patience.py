@@ -1,4 +1,4 @@
-"""Calls to a store that are tried again, and what comes back from it."""
+"""Repeats calls to a store that does not answer, and checks the runs that it returns."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 
 IDENTITIES = ("dxc.trial", "dxc.design", "dxc.search")
-"""Tags that hold 12 hexadecimal digits; anything else in them is no identity, and is not kept as one."""
+"""Tags that hold an identity of 12 hexadecimal digits. Other values are dropped."""
 
 
 @contextlib.contextmanager
 def full_disk_said(uri: str) -> Iterator[None]:
-    """A full disk, wherever an experiment met it, becomes a TrackingError that names the place."""
+    """Turn the error of a full disk, wherever it occurs, into a TrackingError that names the place."""
     try:
         yield
     except DxcError:
@@ -38,7 +38,7 @@ def full_disk_said(uri: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class StoredRun:
-    """One run as it stands in a store; metrics hold the last value of each curve."""
+    """One run of a store; metrics hold the last value of each curve."""
 
     run_id: str
     status: str
@@ -51,7 +51,7 @@ class StoredRun:
 
     @property
     def is_trial(self) -> bool:
-        """Whether it is a configuration, and not what holds a study together or says what was found out about it."""
+        """Whether it is a trial: neither the parent run of a study nor an analysis."""
         return self.tags.get("dxc.kind") not in ("study", "analysis")
 
 
@@ -59,8 +59,9 @@ T = TypeVar("T")
 
 
 class Patient:
-    """Calls to the store at `uri`. Each is tried again, with growing pauses, for `patience_s` seconds where the store
-    does not answer; then TrackingError."""
+    """Calls the store at `uri`. Where the store does not answer, a call is repeated after growing pauses for
+    `patience_s`
+    seconds; then it raises TrackingError."""
 
     def __init__(self, uri: str, patience_s: float) -> None:
         self.uri = uri
@@ -70,7 +71,7 @@ class Patient:
     def _search(
         self, experiment_id: str, condition: str, *, deleted: bool = False, limit: int | None = None
     ) -> Iterator[StoredRun]:
-        """Runs of an experiment that meet a condition of MLflow's, oldest first."""
+        """Runs of an experiment that meet a filter in MLflow's syntax, oldest first."""
         token = None
         while True:
             page = self._page(experiment_id, condition, limit or PAGE, deleted=deleted, token=token)
@@ -135,13 +136,16 @@ def _log_pause(state: RetryCallState) -> None:
 
 
 PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED")
-"""MLflow's error codes that waiting does not mend."""
+"""MLflow's error codes for which repeating a call is useless."""
 
 
 def disk_full(error: BaseException, uri: str = "") -> TrackingError | None:
-    """The error to show where this one, or one that caused it, is a full disk; None where it is not.
+    """The TrackingError to raise where a full disk caused this error; None where it did not.
 
-    uri: the store that was written to, to be named where a database does not say on which disk it lies.
+    Args:
+        error: an error, whose causes are searched too.
+        uri: the store that was written to. The message names it where a database does not name its file.
+
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -149,7 +153,7 @@ def disk_full(error: BaseException, uri: str = "") -> TrackingError | None:
         if full or "database or disk is full" in str(cause):
             if isinstance(error, DxcError):  # it says where, and what to do
                 return TrackingError(str(error))
-            # of two files, of which one was copied, the second is the one that found no room
+            # where a file was being copied, the second name is the target, which has no space
             where = getattr(cause, "filename2", None) or getattr(cause, "filename", None)
             if where is None and uri.startswith("sqlite:///"):
                 where = uri.removeprefix("sqlite:///")
@@ -162,7 +166,7 @@ def disk_full(error: BaseException, uri: str = "") -> TrackingError | None:
 
 
 def sound_runs(runs: Iterable[Any]) -> Iterator[StoredRun]:
-    """MLflow's runs as they stand in the store, without those whose id is none: ids become names of files."""
+    """Convert MLflow's runs. Runs with an invalid id are skipped with a warning, because ids become file names."""
     for run in runs:
         if is_run_id(run.info.run_id):
             yield stored_run(run)
@@ -171,7 +175,7 @@ def sound_runs(runs: Iterable[Any]) -> Iterator[StoredRun]:
 
 
 def stored_run(run: Any) -> StoredRun:
-    """One run. What its tags say of its identity is checked here, once: it becomes names of folders."""
+    """Convert one run. Identity tags that are invalid are dropped, because they become folder names."""
     tags = dict(run.data.tags)
     for key in IDENTITIES:
         if tags.get(key) and not is_hash(tags[key]):

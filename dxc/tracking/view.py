@@ -1,4 +1,4 @@
-"""The saved view of a study in MLflow's UI."""
+"""Saves a view of a study in MLflow's UI."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ COLUMNS = (
     *(f"params.model.{knob}" for knob in ("kernel", "stride", "padding", "pool", "width")),
     "params.data.batch_size",
 )
-"""Of a saved view: of hundreds of metrics, tags and params those that designs are compared by."""
+"""Columns of the saved view: the few metrics, tags and params, out of hundreds, that designs are compared by."""
 
 
 def view_address(uri: str, experiment_id: str) -> str:
-    """Where MLflow's UI shows the designs of a study side by side: on the server, or what `make ui` serves.
+    """The address at which MLflow's UI compares the designs of a study: on the server, or on the one of `make ui`.
 
-    The bare address of an experiment opens MLflow 3.17's pages about language models.
+    The plain address of an experiment opens the language model pages of MLflow 3.17.
     """
     server = for_link(uri) if uri.startswith("http") else UI
     return (
@@ -35,8 +35,9 @@ def view_address(uri: str, experiment_id: str) -> str:
 def view_tag(
     columns: Sequence[str] = COLUMNS, order_by: str = COLUMNS[0], *, ascending: bool = False
 ) -> dict[str, str]:
-    """The tag of an experiment that holds a saved view of its finished designs, as the UI's `Save as new view` writes
-    it since MLflow 3.15 (mlflow/demo/generators/saved_views.py does it for traces)."""
+    """The experiment tag that holds a saved view of the finished designs, in the format that the UI's `Save as new
+    view`
+    writes since MLflow 3.15 (mlflow/demo/generators/saved_views.py writes it for traces)."""
 
     def quoted(column: str) -> str:
         kind, _, name = column.partition(".")
