@@ -1,4 +1,4 @@
-"""The trunk of an analysis: runs -> designs -> front -> how sure -> choice -> tables, figures, page -> MLflow."""
+"""The trunk of an analysis: runs -> designs -> front -> bootstrap -> choice -> tables, figures, page -> MLflow."""
 
 from __future__ import annotations
 
@@ -34,15 +34,20 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MACHINE_TAGS = {"predicted": "dxc.predicted_for", "measured": "dxc.measured_on"}
-"""By the origin of a metric, the tag that names the machine it tells of."""
-RANKED = 20_000  # designs; ranks beyond the first are left out of larger sets, they cost n^2
+"""Tag that names the machine of a metric, by the origin of the metric."""
+RANKED = 20_000  # designs; larger sets get no ranks beyond the first, which take O(n^2)
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was found. designs: see dxc.analysis.designs, with the columns front (bool), rank (1 is the front),
-    dominated_by (name of a front member, '' on the front), p_front (probability of being on it, NaN if unknown) and
-    unstable (on the front with a p_front below bootstrap.unstable_below). commands: of the choice and the runner-up."""
+    """The result of an analysis.
+
+    Attributes:
+        designs: see dxc.analysis.designs, with more columns: front (bool), rank (1 is the front), dominated_by (name of
+            a front member, '' on the front), p_front (probability of being on the front, NaN if unknown) and unstable
+            (on the front with a p_front below bootstrap.unstable_below).
+        commands: commands that train the chosen design and the runner-up.
+    """
 
     title: str
     objectives: Mapping[str, Objective]
@@ -64,14 +69,19 @@ class Analysis:
 
     @property
     def front(self) -> pd.DataFrame:
-        """Its members, in the order of the designs; tables and figures sort them."""
+        """Members of the front, in the order of the designs. Tables and figures sort them."""
         return self.designs[self.designs["front"]]
 
 
 def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
-    """Answer what conf/analysis/analyze.yaml asks; (the findings, the folder with tables, figures and page).
+    """Run the analysis that conf/analysis/analyze.yaml describes.
 
-    Raises TrackingError for a store or study that is not there, AnalysisError for a question without an answer.
+    Returns:
+        The result, and the folder with tables, figures and page.
+
+    Raises:
+        TrackingError: the store or the study does not exist.
+        AnalysisError: the analysis has no answer.
     """
     import pandas as pd
 
@@ -166,7 +176,7 @@ def _profiled(
 
 
 def _hardware(config: Mapping[str, Any]) -> Hardware:
-    """This machine, which profiles: what the command says of it, and nothing that a run says."""
+    """The hardware of this machine, on which networks are profiled. It comes from the command, never from a run."""
     return Hardware.of({"name": "this machine", **config["hardware"]})
 
 
@@ -175,14 +185,14 @@ def _artifacts(config: Mapping[str, Any]) -> list[str]:
 
 
 def _told_apart(frame: pd.DataFrame) -> pd.DataFrame:
-    """Designs whose names say the same (they differ in a learning rate, say) carry their trial, or their run."""
+    """Add the trial, or the run, to names that several designs share (designs that differ in a learning rate, say)."""
     twice = frame["name"].duplicated(keep=False)
     mark = frame["trial"].where(frame["trial"] != "", frame["run_id"]).str[:12]
     return frame.assign(name=frame["name"].where(~twice, frame["name"] + " [" + mark + "]"))
 
 
 def _check(config: Mapping[str, Any]) -> None:
-    """Raise ConfigError or AnalysisError for what cannot be asked, before anything is read."""
+    """Check the configuration before anything is read. Raises ConfigError or AnalysisError."""
     require_one_of("source", config["source"], ("mlflow", "published"))
     require_one_of("profile", config["profile"], MODES)
     require_whole("bootstrap.draws", config["bootstrap"]["draws"], at_least=1)
@@ -241,13 +251,14 @@ def _tracked(config: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame | No
 
 
 def _listed(value: Any) -> list[str]:
-    """study=first is as good as study=[first], 2026 may be a study's name, and one named twice is one."""
+    """A value or a list of values as a list of distinct texts: study=first means study=[first], and 2026 may be a
+    name."""
     several = value if isinstance(value, list | tuple) else [] if value is None else [value]
     return list(dict.fromkeys(map(str, several)))
 
 
 def machines_of(runs: pd.DataFrame, objectives: Mapping[str, Objective]) -> dict[str, dict[str, int]]:
-    """Analysis.machines of these runs: the machines of most runs first."""
+    """Analysis.machines of these runs. The machine with most runs comes first."""
     found: dict[str, dict[str, int]] = {}
     for origin, tag in MACHINE_TAGS.items():
         if any(each.origin == origin for each in objectives.values()):
@@ -293,7 +304,7 @@ def _commands(frame: pd.DataFrame, choice: Choice, uri: str, artifacts: Sequence
 
 
 def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: pd.DataFrame) -> str:
-    """If asked for, tags on the runs, and the report as a run in MLflow. Returns Analysis.view."""
+    """Write tags to the runs, and the report as a run in MLflow, if requested. Returns Analysis.view."""
     uri, study = config["tracking"]["uri"], str(runs["study"].iloc[0])
     address = ""
     if config["tag"] or config["log"]:
@@ -339,7 +350,7 @@ def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: p
 
 
 def _columns(analysis: Analysis) -> dict[str, Any]:
-    """What designs are compared by in MLflow's table of runs: arguments of Store.save_view."""
+    """Arguments of Store.save_view: the columns that designs are compared by in MLflow's table of runs."""
     first, best = next(iter(analysis.objectives.items()))
     columns = [
         *(f"metrics.{name}" for name in analysis.objectives),
@@ -380,7 +391,16 @@ def with_front_probability(
     seed: int,
     unstable_below: float,
 ) -> pd.DataFrame:
-    """The designs with p_front and unstable. outcomes: of each design's repeats, none where nothing is known."""
+    """Add the columns p_front and unstable.
+
+    Args:
+        frame: the designs.
+        objectives: the objectives of the front.
+        outcomes: outcomes of each design's repeats; an empty list where nothing is known.
+        draws: number of bootstrap draws.
+        seed: seed of the draws.
+        unstable_below: least share of the draws in which a member has to be on the front.
+    """
     names = list(objectives)
     if "accuracy" not in names or not any(outcomes):
         return frame
@@ -397,7 +417,7 @@ def with_front_probability(
 def selected(
     runs: pd.DataFrame, where: str | None, objectives: Sequence[str], mix: Sequence[str]
 ) -> tuple[Designs, dict[str, Objective]]:
-    """The designs that a condition leaves, and their objectives. Raises AnalysisError where none is left."""
+    """The designs that meet a condition, and their objectives. Raises AnalysisError where there is none."""
     if where:
         kept = runs[Condition.parse(where).mask(runs)]
         if kept.empty:
@@ -419,7 +439,8 @@ def selected(
 def compared(
     frame: pd.DataFrame, outcomes: Sequence[Sequence[Outcomes]], pair: str, *, draws: int, seed: int
 ) -> tuple[str, str, Comparison]:
-    """Two designs, named by dxc.trial or a run id, or the beginning of one. Raises AnalysisError."""
+    """Compare two designs. Each is named by its dxc.trial or a run id, or the beginning of one. Raises
+    AnalysisError."""
     names = [each.strip() for each in pair.strip("[] ").split(",")]
     if len(names) != 2:
         raise AnalysisError(

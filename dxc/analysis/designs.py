@@ -1,4 +1,4 @@
-"""Runs -> designs: repeats become one row, what cannot be compared is refused, what is missing is set aside."""
+"""Runs -> designs. Repeats become one row. Runs that cannot be compared are refused; incomplete runs are set aside."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ NO_KNOBS = {
     "trainer.devices",
 }
 SPREADS = {"accuracy": "accuracy_std", "latency_ms": "latency_std_ms"}
-"""Metrics that hold the spread of another within one run: over folds, over predictors."""
+"""The metric that holds the spread of another metric within one run, over folds or predictors."""
 SAME_IN_REPEATS = ("latency_ms",)
-"""Metrics that are predicted from the network alone: repeats say nothing of how sure they are."""
+"""Metrics that are predicted from the network alone. Repeats do not show their uncertainty."""
 FACTS = {
     "dxc.data": "chips",
     "data.split": "how chips were split into training and validation",
@@ -46,14 +46,19 @@ FACTS = {
     "dxc.measured_on": "the machine they were measured on",
     "device": "the machine they were trained on",
 }
-"""In words, what Objective.comparable_by names."""
+"""Words for the columns in Objective.comparable_by."""
 UNDECLARED = ("hardware", "dxc.data")  # what a metric that dxc does not know is compared by
 LARGEST = 1e300  # MLflow stores infinity as the largest float
 
 
 class Designs(NamedTuple):
-    """frame: one row a design; see `designs_of`. knobs: columns that differ between designs. aside: runs that are
-    not in it, with columns run_id, name, reason."""
+    """Designs and the runs that gave none.
+
+    Attributes:
+        frame: one row per design; see `designs_of`.
+        knobs: columns that differ between designs.
+        aside: the runs that are not in the frame, with columns run_id, name, reason.
+    """
 
     frame: pd.DataFrame
     knobs: list[str]
@@ -63,7 +68,7 @@ class Designs(NamedTuple):
 def parse_objectives(names: Sequence[str], runs: pd.DataFrame) -> dict[str, Objective]:
     """['accuracy', 'flops:min'] -> declared objectives, or undeclared ones with their direction.
 
-    Raises AnalysisError for one that no run logged, or whose direction is not known.
+    Raises AnalysisError for an objective that no run logged, or whose direction is not known.
     """
     from pandas.api.types import is_numeric_dtype
 
@@ -95,14 +100,19 @@ def parse_objectives(names: Sequence[str], runs: pd.DataFrame) -> dict[str, Obje
 
 
 def comparable_by(objectives: Mapping[str, Objective]) -> list[str]:
-    """Columns in which runs must be equal for all of these objectives to be compared, each once."""
+    """Columns in which runs must be equal, so that all of these objectives can be compared; each once."""
     return list(dict.fromkeys(column for each in objectives.values() for column in each.comparable_by))
 
 
 def require_comparable(runs: pd.DataFrame, objectives: Mapping[str, Objective], mix: Sequence[str]) -> None:
-    """Raise AnalysisError where runs differ in what makes the figures of an objective another thing (its comparable_by:
-    the chips they were judged by, the machine they were measured on), unless `mix` names it. Runs without the tag
-    differ from those that have it; runs that lack an objective are set aside anyway and do not count."""
+    """Check that the objectives of the runs can be compared.
+
+    Runs must be equal in the columns of Objective.comparable_by (chips, machine), unless `mix` names the column. A run
+    without the tag differs from one with it. Runs that lack an objective are set aside anyway and are not checked.
+
+    Raises:
+        AnalysisError: runs differ in such a column.
+    """
     import pandas as pd
 
     runs = runs[runs[list(objectives)].notna().all(axis=1)]
@@ -130,13 +140,16 @@ def require_comparable(runs: pd.DataFrame, objectives: Mapping[str, Objective], 
 
 
 def designs_of(runs: pd.DataFrame, objectives: Mapping[str, Objective]) -> Designs:
-    """One row a design: means over its repeats (equal but for the seed, or trained twice), as far as they can be
-    compared: by other chips, or on another machine, it is another row.
+    """Average repeats into one row per design. Repeats differ in the seed only, or were trained twice.
+
+    Repeats with other chips, or from another machine, cannot be compared and make another row. Runs are set aside where
+    an objective is missing or not finite.
 
     Columns: name, trial, run_id (of the newest repeat), runs (list of run ids, oldest first), n, the objectives,
-    spread.OBJECTIVE (sample standard deviation over repeats; of a single run over its folds, NaN where that is unknown;
-    of latency_ms always over its predictors, mean over repeats: each repeat has the same network) and the knobs. Runs
-    are set aside that lack an objective, or in which one is not finite.
+    spread.OBJECTIVE and the knobs. The spread is the sample standard deviation over repeats; for a single run the one
+    over its folds, NaN where it is unknown. For latency_ms it is the one over predictors, averaged over repeats,
+    because repeats share the network.
+
     """
     import pandas as pd
 
@@ -188,7 +201,8 @@ def _text(column: pd.Series) -> pd.Series:
 
 
 def _knobs(runs: pd.DataFrame) -> pd.DataFrame:
-    """What was chosen and differs between these runs: knobs without a meaning (a pool's without a pool) are missing."""
+    """The knobs that differ between these runs. Knobs without an effect (pool knobs without a pool) are missing
+    values."""
     import pandas as pd
 
     named = [tag for tag in ("model", "data", "hardware") if tag in runs]

@@ -90,8 +90,7 @@ def new_client(uri: str) -> Any:
 
 def server_address(uri: str) -> str:
     """The address that MLflow is given. The login of a server is moved to the environment variables that MLflow reads,
-    so
-    that no message, redirect or artifact address of MLflow repeats it."""
+    so that no message, redirect or artifact address of MLflow repeats it."""
     login = login_of(uri) if uri.startswith(("http://", "https://")) else None
     if login is None:
         return uri

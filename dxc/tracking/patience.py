@@ -60,8 +60,7 @@ T = TypeVar("T")
 
 class Patient:
     """Calls the store at `uri`. Where the store does not answer, a call is repeated after growing pauses for
-    `patience_s`
-    seconds; then it raises TrackingError."""
+    `patience_s` seconds; then it raises TrackingError."""
 
     def __init__(self, uri: str, patience_s: float) -> None:
         self.uri = uri

@@ -24,8 +24,7 @@ class Record:
     """The record of a trial on disk: a Sink that writes record.json at every step. It is uploaded later.
 
     content: name, params, tags, metrics, curves, time_ms, and what its owner adds (dxc.search.trial). An existing
-        record
-    is continued.
+        record is continued.
     """
 
     stored = False  # the files stay where they are until they are uploaded

@@ -54,8 +54,7 @@ class Run:
         """Log metrics and curves (name, value, step) in as few calls as MLflow allows.
 
         A value that is not finite counts as missing and is not logged. Raises KeyError for a metric that is not
-        declared
-        in dxc.metrics, because it has no unit and no direction.
+        declared in dxc.metrics, because it has no unit and no direction.
         """
         for name in metrics:
             objective(name)

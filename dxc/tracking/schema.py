@@ -13,8 +13,7 @@ def require_tables(uri: str) -> None:
     """Raise TrackingError unless a database is there and has the tables of this MLflow.
 
     MLflow itself would create a missing SQLite file, and migrate the tables of an older MLflow without asking.
-    Addresses
-    that are not databases are not checked.
+    Addresses that are not databases are not checked.
     """
     from alembic.runtime.migration import MigrationContext
     from mlflow.store.db.db_types import DATABASE_ENGINES

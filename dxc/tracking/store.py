@@ -89,12 +89,10 @@ class Store(Patient):
 
     def upload(self, run_id: str, record: Record, *, files: Path, tags: Mapping[str, str]) -> None:
         """Upload the files of a folder, if it exists, then the content of a record and further tags. Repeating it
-        changes
-        nothing.
+        changes nothing.
 
         A trial may be resumed on another GPU, or without one, and MLflow refuses a param that changes. So the first
-        params
-        stay, and the tag dxc.went_on_with holds the different ones (JSON).
+        params stay, and the tag dxc.went_on_with holds the different ones (JSON).
         """
         content = record.content
         points = [(name, value, 0) for name, value in content["metrics"].items()]

@@ -36,8 +36,7 @@ def view_tag(
     columns: Sequence[str] = COLUMNS, order_by: str = COLUMNS[0], *, ascending: bool = False
 ) -> dict[str, str]:
     """The experiment tag that holds a saved view of the finished designs, in the format that the UI's `Save as new
-    view`
-    writes since MLflow 3.15 (mlflow/demo/generators/saved_views.py writes it for traces)."""
+    view` writes since MLflow 3.15 (mlflow/demo/generators/saved_views.py writes it for traces)."""
 
     def quoted(column: str) -> str:
         kind, _, name = column.partition(".")
