@@ -10,11 +10,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dxc.errors import ConfigError
+from dxc.geo.bands import PHOTO_BANDS
 
 Array = np.ndarray
-
-PHOTO_BANDS = ("red", "green", "blue", "nir")
-"""Bands of a USGS NAIP photo in file order."""
 
 INDICES = {
     # Normalised differences (a - b) / (a + b) of raw bands, each in [-1, 1].

@@ -38,7 +38,6 @@ import numpy as np
 
 from dxc.data.bands import (
     NORMALISATIONS,
-    PHOTO_BANDS,
     REPAIRS,
     check_channels,
     needed_photo_bands,
@@ -47,6 +46,7 @@ from dxc.data.bands import (
 from dxc.data.layout import CLASSES, Chip, Manifest, scan
 from dxc.errors import BadChip, BadChipsError, ConfigError, DataError, require_whole
 from dxc.files import sync_to_disk
+from dxc.geo.bands import PHOTO_BANDS
 from dxc.geo.limits import MAX_SIZE
 from dxc.geo.overlaps import Outline, outline_of, overlap_groups
 from dxc.geo.rasterfiles import block_trouble

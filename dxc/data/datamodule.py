@@ -20,11 +20,11 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from dxc.data.bands import PHOTO_BANDS
 from dxc.data.cache import ANY_SIZE, ChipCache, Recipe, open_cache
 from dxc.data.folds import Fold, make_folds
 from dxc.data.source import Source
 from dxc.errors import ConfigError, require_whole
+from dxc.geo.bands import PHOTO_BANDS
 
 log = logging.getLogger(__name__)
 

@@ -9,5 +9,6 @@ chips        a region is cut: where chips lie, what is left out
 windows      one chip: pixels of both rasters, written as GeoTIFFs
 overlaps     chips that share ground
 voc          boxes in Pascal VOC files
+bands        names of a photo's bands
 rasterfiles, guarded_xml, limits    what a file may ask for
 """

@@ -38,10 +38,11 @@ import shapely
 
 from dxc.errors import ConfigError, DataError
 from dxc.files import sync_everything, sync_to_disk, write_atomically
+from dxc.geo.bands import PHOTO_BANDS
 from dxc.geo.elevation import elevation_unit
 from dxc.geo.formats import GDAL_OPTIONS, raster_file
 from dxc.geo.limits import MAX_SIZE
-from dxc.geo.photobands import KNOWN_BANDS, PhotoBands, choose_bands
+from dxc.geo.photobands import PhotoBands, choose_bands
 from dxc.geo.rasters import (
     Points,
     Raster,
@@ -119,7 +120,7 @@ def cut_region(
     near: Sequence[Path] = (),
     near_share: float = 0.5,
     crs: str | None = None,
-    photo_bands: Sequence[str] = KNOWN_BANDS,
+    photo_bands: Sequence[str] = PHOTO_BANDS,
     dem_units: str | None = None,
     vrt_anywhere: bool = False,
     seed: int = 0,
@@ -165,8 +166,7 @@ def cut_region(
         "photo_bands": list(photo_bands), "dem_units": dem_units, "seed": seed, "max_positives": max_positives,
     }  # fmt: skip
     edges = boxes if isinstance(boxes, list | tuple) else [boxes, boxes]
-    if boxes is not None:  # other cuts keep their identity
-        job["boxes"] = list(edges)
+    job["boxes"] = None if boxes is None else list(edges)
     _check_arguments(job, workers)
     final = out / region
     _check_free(final, overwrite)
@@ -250,7 +250,7 @@ def _check_arguments(job: dict[str, Any], workers: int) -> None:
             f"jitter_m={job['jitter_m']:g} would shift a crossing out of its chip: stay below half of "
             f"size_m={size_m}."
         )
-    edges = job.get("boxes", ["", ""])
+    edges = ["", ""] if job["boxes"] is None else job["boxes"]
     if len(edges) != 2 or not all(isinstance(edge, str) or _is_length(edge, size_m) for edge in edges):
         texts = [str(edge) for edge in edges]
         given = texts[0] if len(texts) == 2 and len(set(texts)) == 1 else f"[{','.join(texts)}]"
@@ -258,10 +258,10 @@ def _check_arguments(job: dict[str, Any], workers: int) -> None:
             f"boxes={given} cannot work: it has to be metres, more than 0 and at most size_m={size_m}, or the name of "
             "a column of the crossings, or two of these for width and height, e.g. boxes=[width_m,height_m]."
         )
-    if not bands or len(set(bands)) < len(bands) or set(bands) - set(KNOWN_BANDS):
+    if not bands or len(set(bands)) < len(bands) or set(bands) - set(PHOTO_BANDS):
         raise ConfigError(
             f"photo_bands=[{','.join(bands)}] has to name each band of the photo once, in its order, out of "
-            f"{', '.join(KNOWN_BANDS)}."
+            f"{', '.join(PHOTO_BANDS)}."
         )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dxc.evaluation.average_precision import precision_recall_curve
 from dxc.evaluation.match import KINDS, Floats, Sample, are_known, iou, kind, known_boxes, match
 from dxc.report.figures import BLUE, GREY, ONE_COLUMN_IN, STYLE, TWO_COLUMNS_IN, VERMILLION
 from dxc.text import for_figure
@@ -124,7 +125,7 @@ def precision_recall(probability: ArrayLike, label: ArrayLike, *, min_precision:
     """
     import matplotlib
     from matplotlib.figure import Figure
-    from sklearn.metrics import average_precision_score, precision_recall_curve
+    from sklearn.metrics import average_precision_score
 
     p, positive = np.asarray(probability, dtype=float), np.asarray(label) == 1
     share = float(positive.mean()) if len(p) else 0.0
@@ -132,13 +133,17 @@ def precision_recall(probability: ArrayLike, label: ArrayLike, *, min_precision:
         figure = Figure(figsize=(ONE_COLUMN_IN, ONE_COLUMN_IN), layout="constrained")
         axes = figure.add_subplot()
         if positive.any():
-            precision, recall, threshold = precision_recall_curve(positive, p)
+            precision, recall, threshold = precision_recall_curve(p, positive)
             ap = average_precision_score(positive, p)
             axes.plot(
-                recall, precision, drawstyle="steps-post", color=BLUE, clip_on=False, label=f"AP {ap:.3f}"
+                [*recall, 0],  # the steps end at recall 0 and precision 1, a point that no threshold gives
+                [*precision, 1],
+                drawstyle="steps-post",
+                color=BLUE,
+                clip_on=False,
+                label=f"AP {ap:.3f}",
             )
-            # the curve's last point, recall 0 at precision 1, has no threshold
-            enough = np.flatnonzero(precision[:-1] >= min_precision)
+            enough = np.flatnonzero(precision >= min_precision)
             if len(enough):
                 best = enough[np.argmax(recall[enough])]
                 axes.plot(

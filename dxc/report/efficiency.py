@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dxc.hardware.measure.batches import optimum
 from dxc.report.figures import (
     ONE_COLUMN_IN,
     SERIES,
@@ -95,9 +96,10 @@ def efficiency(curves: Mapping[str, pd.DataFrame], *, title: str = "") -> Figure
 
 
 def _optimum(table: pd.DataFrame) -> dict[str, Any] | None:
-    """The valid row with the least time an image, of at least two; the smallest batch of equal ones."""
-    valid = table[table["valid"].to_numpy(dtype=bool)].sort_values(["ms_per_image", "batch"])
-    return valid.iloc[0].to_dict() if len(valid) > 1 else None
+    """The valid row of the optimum batch size; None where there is none."""
+    valid = table[table["valid"].to_numpy(dtype=bool)].set_index("batch", drop=False)
+    batch = optimum(valid["ms_per_image"].to_dict())
+    return None if batch is None else valid.loc[batch].to_dict()
 
 
 def _curve(axes: Axes, table: pd.DataFrame, **style: Any) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dxc.errors import is_number
 from dxc.files import write_atomically
 from dxc.metrics import OBJECTIVES, Objective
 from dxc.text import for_figure
@@ -132,11 +133,6 @@ def levels(column: pd.Series) -> tuple[NDArray[np.int_], list[str]]:
     place = {value: code for code, value in enumerate(order)}
     labels = [f"{value:g}" if isinstance(value, float) else str(value) for value in order]
     return np.array([place[value] for value in values], dtype=int), labels
-
-
-def is_number(value: object) -> bool:
-    """A number, Python's or NumPy's, and no truth value."""
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
 def short_number(value: float) -> str:

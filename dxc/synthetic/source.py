@@ -28,6 +28,7 @@ from dxc.data.cache import usable_cores
 from dxc.data.source import Source
 from dxc.errors import ConfigError, DataError, require_whole
 from dxc.files import sync_everything, sync_to_disk
+from dxc.geo.bands import PHOTO_BANDS
 from dxc.processes import end_with_parent
 from dxc.synthetic.render import Region, simulate_region, structure_box_m
 from dxc.synthetic.terrain import EDGE_M, Floats, RegionSpec
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 
 GENERATOR_VERSION = 2  # names the cached folder: raise it when a pixel changes, here or in the cutter
 NODATA = -9999.0
-BANDS = ("red", "green", "blue", "nir")
 CHIP_M = 100  # edge of the published chips
 LEAST_CHIP_M, LARGEST_CHIP_M = 16, 400  # there is no room for larger ones without a crossing
 
@@ -130,7 +130,7 @@ def make_region(
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         write_raster(part / "dem.tif", region.dem[None], NODATA, ("elevation",))
-        write_raster(part / "photo.tif", region.photo, None, BANDS)
+        write_raster(part / "photo.tif", region.photo, None, PHOTO_BANDS)
         at = to_world(np.array([[c.x, c.y] for c in region.crossings]))
         columns: dict[str, list[Any]] = {
             "kind": ["culvert" if c.culvert else "bridge" for c in region.crossings]
@@ -215,7 +215,7 @@ class SyntheticSource(Source):
         self.chips, self.seed, self.near_share, self.jitter_m = chips, seed, near_share, jitter_m
         self.boxes, self.size_m = boxes, size_m
         self.cache_dir, self.on_bad_chip = Path(cache_dir), on_bad_chip
-        self.photo_bands: Sequence[str] = BANDS  # this and the next: what a reader asks of every source
+        self.photo_bands: Sequence[str] = PHOTO_BANDS  # this and the next: what a reader asks of every source
         self.check_georeference = True
         self.jobs = jobs or min(len(REGIONS), usable_cores())
 
@@ -224,12 +224,9 @@ class SyntheticSource(Source):
         """cache_dir/synthetic-HASH."""
         what: dict[str, Any] = {
             "version": GENERATOR_VERSION, "regions": [asdict(spec) for spec in REGIONS], "chips": self.chips,
-            "seed": self.seed, "near_share": self.near_share, "jitter_m": self.jitter_m,
+            "seed": self.seed, "near_share": self.near_share, "jitter_m": self.jitter_m, "boxes": self.boxes,
+            "size_m": self.size_m,
         }  # fmt: skip
-        if self.boxes:  # as this and the next came later, what was built without them keeps its name
-            what["boxes"] = True
-        if self.size_m != CHIP_M:
-            what["size_m"] = self.size_m
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
         return self.cache_dir / f"synthetic-{digest[:12]}"
 

@@ -9,7 +9,7 @@ images one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,8 +48,7 @@ class Efficiency:
     @property
     def optimum_batch(self) -> int | None:
         """Batch size with the least e(n), the smallest of equal ones; None where there is nothing to compare."""
-        per_image = self.ms_per_image
-        return min(per_image, key=lambda batch: (per_image[batch], batch)) if per_image else None
+        return optimum(self.ms_per_image)
 
     def metrics(self) -> dict[str, float]:
         """efficiency_ms (the least), efficiency_ms/batchN and optimum_batch of the objective table, or nothing."""
@@ -72,6 +71,17 @@ class Efficiency:
             for m in self.measurements
         ]
         return pd.DataFrame(rows, columns=["batch", "ms_per_image", "q25_ms", "q75_ms", "valid"])
+
+
+def optimum(ms_per_image: Mapping[int, float]) -> int | None:
+    """The batch size with the least time per image, the smallest of equal ones. None for fewer than two sizes.
+
+    Args:
+        ms_per_image: time per image in ms by batch size, of valid measurements.
+    """
+    if len(ms_per_image) < 2:
+        return None
+    return min(ms_per_image, key=lambda batch: (ms_per_image[batch], batch))
 
 
 def measure_batches(
