@@ -1,7 +1,7 @@
 """The front of tracked designs as figures for a paper: trade-offs, one radar a design, main effects of the knobs.
 
-All of them take `designs`, a data frame with one row a design: `name`, `front` and `unstable` (bool), one column an
-objective, `spread.<objective>` (one standard deviation, NaN where unknown), and one column a knob. There is at least
+All take `designs`, a data frame with one row per design: `name`, `front` and `unstable` (bool), one column per
+objective, `spread.<objective>` (one standard deviation, NaN where unknown), and one column per knob. There is at least
 one design.
 """
 
@@ -61,7 +61,8 @@ TITLES = {
 }
 UNITS = {"1e6 bytes": "MB", "count": ""}
 STATED = ("predicted", "measured")
-"""Origins that a title names: such a figure belongs to one machine, and the two kinds are never mixed."""
+"""Origins that a title names. Such a figure belongs to one machine, and predicted and measured values are never
+mixed."""
 
 ONE_COLUMN_IN, TWO_COLUMNS_IN = 3.5, 7.2  # inches; text is set in points of the printed page
 LOG_FROM = 30  # an objective that spans more than this factor gets a logarithmic axis
@@ -90,10 +91,8 @@ STYLE: dict[Any, Any] = {
 
 
 def title_of(metric: str) -> str:
-    """What an objective is called for people: 'predicted latency' of latency_ms, 'predicted latency PREDICTOR' of
-    latency_ms/PREDICTOR, 'accuracy'.
-
-    An undeclared one keeps the name its run has.
+    """The title of an objective: 'predicted latency' for latency_ms, 'predicted latency PREDICTOR' for
+    latency_ms/PREDICTOR. An undeclared objective keeps its name.
     """
     name, _, part = metric.partition("/")
     title = TITLES.get(name, name.replace("_", " ") if name in OBJECTIVES else name)
@@ -109,7 +108,7 @@ def label_of(metric: str, objective: Objective) -> str:
 
 
 def short_names(knobs: Sequence[str]) -> dict[str, str]:
-    """Knob -> its last part ('kernel' of 'model.kernel'), or all of it where two knobs end alike."""
+    """Short names of knobs: the last part ('kernel' for 'model.kernel'), or the whole key where two knobs end alike."""
     ends = [knob.rsplit(".", 1)[-1] for knob in knobs]
     return {knob: end if ends.count(end) == 1 else knob for knob, end in zip(knobs, ends, strict=True)}
 
@@ -122,7 +121,7 @@ def is_log(values: ArrayLike) -> bool:
 
 
 def levels(column: pd.Series) -> tuple[NDArray[np.int_], list[str]]:
-    """Codes (one a row) and labels of a knob's distinct values: numbers, then text, then missing ones."""
+    """Codes (one per row) and labels of a knob's distinct values: numbers, then text, then missing values."""
     import pandas as pd
 
     values = [MISSING if pd.isna(value) else value for value in column]
@@ -154,11 +153,19 @@ def tick_number(value: float) -> str:
 
 
 def pairs(designs: pd.DataFrame, objectives: Mapping[str, Objective], *, note: str = "") -> Figure:
-    """Every two objectives against each other: m (m - 1) / 2 panels, the front over all designs.
+    """Plot each pair of objectives: m (m - 1) / 2 panels, with the front drawn over all designs.
 
-    The first objective is upright in the last row. Error bars of the front are one standard deviation. A step line
-    joins the front where there are two objectives only: with more, a member may look dominated in one panel. note:
-    small print under the panels. Raises ValueError for fewer than two objectives.
+    The first objective is on the vertical axis of the last row. Error bars of the front are one standard deviation.
+    With two objectives a step line joins the front; with more, a member may look dominated in a panel.
+
+    Args:
+        designs: see the head of this module.
+        objectives: the objectives, two or more.
+        note: small print under the panels.
+
+    Raises:
+        ValueError: fewer than two objectives.
+
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -195,13 +202,13 @@ def pairs(designs: pd.DataFrame, objectives: Mapping[str, Objective], *, note: s
 
 
 def _steps(axes: Axes, front: pd.DataFrame, x: str, y: str, more: bool) -> None:
-    """The border of what is dominated; more: whether more of x is better."""
+    """Draw the border of the dominated region. more: whether more of x is better."""
     front = front.sort_values([x, y])
     axes.step(front[x], front[y], where="pre" if more else "post", color=VERMILLION, linewidth=0.8)
 
 
 def _points(axes: Axes, designs: pd.DataFrame, x: str, y: str) -> None:
-    """All designs in grey, the front's members over them."""
+    """Draw all designs in grey and the members of the front over them."""
     front, unstable = designs["front"].to_numpy(dtype=bool), designs["unstable"].to_numpy(dtype=bool)
     axes.plot(
         designs[x],
@@ -240,7 +247,7 @@ def _points(axes: Axes, designs: pd.DataFrame, x: str, y: str) -> None:
 
 
 def _bars(designs: pd.DataFrame, name: str) -> NDArray[np.float64]:
-    """Lengths of error bars; unknown ones are 0, which draws none."""
+    """Lengths of error bars. Unknown ones are 0, which draws no bar."""
     return np.nan_to_num(designs[f"spread.{name}"].to_numpy(dtype=float))
 
 
@@ -286,7 +293,7 @@ def _few_ticks() -> MaxNLocator:
 
 
 def _fit(text: str, width: int, lines: int) -> str:
-    """At most so many lines of so many characters, cut with an ellipsis."""
+    """Wrap a text to at most `lines` lines of `width` characters, cut with an ellipsis."""
     return "\n".join(textwrap.wrap(for_figure(text), width, max_lines=lines, placeholder=" …"))
 
 
@@ -300,11 +307,12 @@ def _note(figure: Figure, text: str, width: float) -> None:
 def radar(
     designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Sequence[str], *, note: str = ""
 ) -> Figure:
-    """A small polar plot for each of the front's members, at most RADARS, best first objective first.
+    """A small polar plot for each member of the front, at most RADARS, ordered by the first objective.
 
-    Axes are the objectives, outward is better, then the knobs that are numbers, outward is more; each is scaled from
-    the least to the most of all designs (a column of one value is drawn half way, a missing value at the centre).
-    A member's own values are printed at the axes' ends, what centre and rim stand for under the plots, and the note.
+    The axes are the objectives (outward is better), then the numeric knobs (outward is more). Each is scaled to the
+    range of all designs. A column with one value is drawn half way, a missing value at the centre. The values of a
+    member are printed at the ends of its axes. The values of centre and rim are printed under the plots, with the note.
+
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -367,7 +375,7 @@ def _caption(ends: Sequence[str], width: int, *, dashed: bool) -> list[str]:
 
 
 def _scaled(values: pd.DataFrame, objectives: Mapping[str, Objective]) -> NDArray[np.float64]:
-    """Columns from 0 to 1 over all rows, those of objectives to be minimised turned round; NaN is 0."""
+    """Scale columns to 0..1 over all rows. Objectives to minimise are reversed; NaN becomes 0."""
     raw = values.to_numpy(dtype=float)
     low, high = (getattr(values, end)().to_numpy(dtype=float) for end in ("min", "max"))
     scaled = np.where(high > low, (raw - low) / np.where(high > low, high - low, 1), 0.5)
@@ -389,7 +397,7 @@ def _angles(count: int) -> NDArray[np.float64]:
 
 
 def _spokes(axes: PolarAxes, labels: Sequence[str], objectives: int) -> None:
-    """An empty radar with a label at the end of each axis; those of the first, the objectives, are black."""
+    """Draw an empty radar with a label at the end of each axis. Labels of objectives are black."""
     axes.set_theta_zero_location("N")
     axes.set_theta_direction(-1)
     axes.set_ylim(0, 1)
@@ -424,9 +432,18 @@ def main_effects(
 ) -> Figure:
     """Mean of each objective (rows) over the designs with each value of each knob (columns), with its standard error.
 
-    The standard error is the sample standard deviation over the square root of n; n is under each value. A knob of
-    more than LEVELS values is shown in groups. The vertical axis is shared by the row. note: small print under the
-    panels. Raises ValueError without a knob.
+    The standard error is the sample standard deviation over the square root of n; n is printed under each value. A knob
+    with more than LEVELS values is shown in groups. Panels of a row share the vertical axis.
+
+    Args:
+        designs: see the head of this module.
+        objectives: the objectives, one row each.
+        knobs: the knobs, one column each.
+        note: small print under the panels.
+
+    Raises:
+        ValueError: there is no knob.
+
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -486,7 +503,7 @@ def main_effects(
 
 
 def _grouped(column: pd.Series) -> tuple[NDArray[np.int_], list[str]]:
-    """levels(), of which more than LEVELS are joined: four ranges of a number, or what is rare among words."""
+    """levels(), joined where there are more than LEVELS: numbers into four ranges, rare words into one group."""
     codes, labels = levels(column)
     if len(labels) <= LEVELS:
         return codes, labels
@@ -518,9 +535,10 @@ def _means(
 
 
 def front_profile(summary: pd.DataFrame) -> Figure:
-    """Profiled networks: time an image against batch size, and where the time of the smallest and largest batch goes.
+    """Profiled networks: time per image against batch size, and the shares of operator time at the smallest and largest
+    batch.
 
-    summary: one row a network and batch, with name, batch, ms_per_image and the shares of OPERATORS (0 to 1), as
+    summary: one row per network and batch size, with name, batch, ms_per_image and the shares of OPERATORS (0 to 1), as
     dxc.analysis.front_profile makes it. Raises ValueError for no row.
     """
     import matplotlib

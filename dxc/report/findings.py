@@ -1,4 +1,4 @@
-"""An analysis in the terminal, and as files: tables, figures, one page."""
+"""Prints an analysis in the terminal, and writes its tables, figures and page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PAGE = "index.html"
 
 
 def print_findings(analysis: Analysis, folder: Path) -> None:
-    """The front, how sure it is, the choice and its command, and where the files are."""
+    """Print the front, its certainty, the choice with its command, and where the files are."""
     console = Console()
 
     def line(text: str) -> None:
@@ -53,8 +53,8 @@ def print_findings(analysis: Analysis, folder: Path) -> None:
 
 
 def answer(analysis: Analysis) -> list[str]:
-    """What was found, in lines fit for a terminal: the front, what to know about it, the comparison, the choice and how
-    to reproduce it."""
+    """The results in lines for a terminal: the front, notes, the comparison, the choice and the command that reproduces
+    it."""
     front, designs, choice = analysis.front, analysis.designs, analysis.choice
     lines = [
         f"{len(designs)} designs of {analysis.title}, {len(front)} on the front of "
@@ -82,15 +82,15 @@ def answer(analysis: Analysis) -> list[str]:
 
 
 def _lines(label: str, text: str) -> list[str]:
-    """A text of several lines; those after the first are indented, so that none passes for another label."""
+    """A label and a text of several lines. Further lines are indented, so that none looks like another label."""
     first, *rest = text.split("\n")
     return [f"{label}{first}", *(f"{' ' * len(label)}{line}" for line in rest)]
 
 
 def machines_in_words(analysis: Analysis) -> list[str]:
-    """'predicted: latency_ms for NAME (onnxruntime 1.31.1, 1 thread, Intel Xeon)', a line an origin.
+    """One line per origin: 'predicted: latency_ms for NAME (onnxruntime 1.31.1, 1 thread, Intel Xeon)'.
 
-    Of several machines each with its number of runs.
+    Several machines are listed with their numbers of runs.
     """
     lines = []
     for origin, machines in analysis.machines.items():
@@ -127,7 +127,7 @@ def dominated_table(analysis: Analysis) -> pd.DataFrame:
 
 
 def front_profile_in_short(profile: FrontProfile) -> pd.DataFrame:
-    """A row a network: its smallest batch, and the batch at which an image takes least."""
+    """One row per network: its smallest batch, and the batch size with the least time per image."""
     import pandas as pd
 
     rows = []
@@ -163,9 +163,9 @@ def compared_in_words(analysis: Analysis) -> str:
 
 
 def write_report(analysis: Analysis, folder: Path) -> Path:
-    """Tables (Markdown, LaTeX, CSV), figures (PNG, SVG) and index.html into a folder; those that were there go.
+    """Write tables (Markdown, LaTeX, CSV), figures (PNG, SVG) and index.html to a folder, and remove the previous ones.
 
-    The front of one objective is no trade-off: it has tables only.
+    With one objective there is no trade-off to draw: there are tables only.
     """
     for stem in (*TABLES, *FIGURES, "answer", PAGE.split(".")[0]):
         for old in folder.glob(f"{stem}.*"):

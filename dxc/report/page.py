@@ -1,4 +1,4 @@
-"""The front of tracked designs as one HTML file: it opens without a network and holds all it shows."""
+"""The front of tracked designs as one self-contained HTML file, which opens without a network connection."""
 
 from __future__ import annotations
 
@@ -48,10 +48,19 @@ def page(
 ) -> str:
     """The page: a scatter plot of the objectives, parallel coordinates, a table of the front, then the sections.
 
-    designs: as for dxc.report.figures, with `run_id`, `n` and `p_front` (0 to 1, NaN where unknown) as well.
-    sections: headings and their HTML, which is trusted; a script or a file from elsewhere would not load, images are
-    data: URLs. All other text is escaped. note: which machines the figures belong to. Raises ValueError for fewer than
-    two objectives.
+    Args:
+        designs: as for dxc.report.figures, with `run_id`, `n` and `p_front` (0 to 1, NaN where unknown) as well.
+        objectives: two objectives or more.
+        knobs: columns of the knobs to show.
+        title: title of the page.
+        sections: headings and their HTML, which is trusted. Its images are data: URLs; scripts and other files do not
+            load.
+            All other text is escaped.
+        note: which machines the figures belong to.
+
+    Raises:
+        ValueError: fewer than two objectives.
+
     """
     from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
@@ -81,7 +90,7 @@ def page(
 
 
 def _template() -> Template:
-    """page.html.j2. It escapes every value that is not Markup, and shows the characters that nobody would see."""
+    """The template page.html.j2. It escapes every value that is not Markup, and makes invisible characters visible."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -95,7 +104,7 @@ def _template() -> Template:
 
 
 def _policy(scripts: Sequence[str]) -> str:
-    """Lets the browser run these scripts and no other, and load nothing from anywhere.
+    """The content security policy: the browser runs only these scripts and loads nothing.
 
     'unsafe-eval': plotly's WebGL layer compiles its draw commands.
     """
@@ -132,13 +141,13 @@ def _directions(objectives: Mapping[str, Objective]) -> str:
 
 
 def _axes(objectives: Mapping[str, Objective]) -> list[str]:
-    """What the axes x, y and z begin with: three objectives, the first one upright; or two."""
+    """The objectives first shown on the axes x, y and z (the first objective is vertical), or on two axes."""
     first, *others = objectives
     return [*others[:2], first]
 
 
 def _data(designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Sequence[str]) -> dict[str, Any]:
-    """What page.js draws. Rows are numbered in the order of designs; an unknown value is null."""
+    """The data that page.js draws. Rows are numbered in the order of designs; an unknown value is null."""
     front, unstable = designs["front"].to_numpy(dtype=bool), designs["unstable"].to_numpy(dtype=bool)
     groups = [
         (
@@ -183,7 +192,7 @@ def _numbers(values: Iterable[float]) -> list[float | None]:
 
 
 def _hover(designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Sequence[str]) -> list[str]:
-    """Plotly's text: <br> breaks a line, and what looks like a tag must be escaped."""
+    """Texts of the hover boxes. Plotly reads <br> and other tags in them, so all names are escaped."""
     names = short_names(knobs)
     settings = [levels(designs[knob]) for knob in knobs]
     texts = []
@@ -227,7 +236,8 @@ def _share(value: float) -> str:
 def _dimensions(
     designs: pd.DataFrame, objectives: Mapping[str, Objective], knobs: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The parallel axes: knobs of words or few values with a tick a value, others as numbers, then objectives."""
+    """The parallel axes: knobs of words or few values with a tick per value, other knobs as numbers, then
+    objectives."""
     from pandas.api.types import is_numeric_dtype
 
     names = short_names(knobs)
@@ -256,7 +266,7 @@ def _dimensions(
 
 
 def _label(text: str) -> str:
-    """Plotly takes these as markup; longer ones would leave the picture."""
+    """A label for plotly: escaped, because plotly reads markup in it, and cut to fit the picture."""
     return for_plotly(_cut(visible(text), 24))
 
 
@@ -265,7 +275,8 @@ def _cut(text: str, width: int) -> str:
 
 
 def _range(label: str, values: np.ndarray) -> dict[str, Any]:
-    """An axis of numbers over all designs; plotly has no logarithmic one here, so logarithms get ticks of their own."""
+    """An axis of numbers over all designs. Plotly has no logarithmic axis here, so logarithms get ticks of their
+    own."""
     log = is_log(values)
     shown = np.log10(values) if log else values
     known = shown[np.isfinite(shown)]

@@ -23,11 +23,11 @@ DIGITS = {
     "params": 0,
     "macs": 0,
 }
-"""After the point; other metrics have four significant digits."""
+"""Digits after the decimal point. Other metrics get four significant digits."""
 
 
 def number(name: str, value: float, spread: float = float("nan")) -> str:
-    """A value of a metric as text, with ± its spread where there is one; '-' where it is missing."""
+    """A metric's value as text, with ± its spread if there is one; '-' where the value is missing."""
     if value != value:
         return "-"
     digits = DIGITS.get(name.split("/")[0])
@@ -36,7 +36,7 @@ def number(name: str, value: float, spread: float = float("nan")) -> str:
 
 
 def ranges(designs: pd.DataFrame, objectives: Mapping[str, Objective]) -> pd.DataFrame:
-    """Least and most of each objective (published table 3)."""
+    """Smallest and largest value of each objective (published table 3)."""
     import pandas as pd
 
     rows = [
@@ -61,7 +61,12 @@ def listing(
 ) -> pd.DataFrame:
     """Designs with their objectives ± spread and knobs, best first in the first objective (published tables 4 and 5).
 
-    more: further columns, printed as they are.
+    Args:
+        designs: one row per design.
+        objectives: objectives to show, with their spread.
+        knobs: knobs to show.
+        more: further columns, printed as they are.
+
     """
     import pandas as pd
 
@@ -81,7 +86,8 @@ def listing(
 
 
 def front_profile(summary: pd.DataFrame) -> pd.DataFrame:
-    """Profiled networks, a row a batch: time, memory, and where the time goes (see dxc.analysis.front_profile)."""
+    """Profiled networks, one row per batch size: time, memory, shares of operator time (see
+    dxc.analysis.front_profile)."""
     import pandas as pd
 
     columns: dict[str, list[str]] = {
