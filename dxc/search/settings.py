@@ -1,4 +1,4 @@
-"""What the keys of conf/search.yaml may hold."""
+"""Checks the keys of conf/search.yaml."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULT_TRIALS = 20
 
 @dataclass(frozen=True)
 class Settings:
-    """The section `search` of conf/search.yaml, checked; see there for what each key means."""
+    """The checked section `search` of conf/search.yaml, which explains each key."""
 
     tuner: str
     max_trials: int | None
@@ -36,11 +36,11 @@ class Settings:
     force: bool
     dry_run: bool
     score: str
-    """The metric that folds are judged by, not known before training: the key `score` of the configuration."""
+    """The metric that scores a fold: the key `score` of the configuration. It is not known before training."""
 
     @classmethod
     def of(cls, section: Mapping[str, Any], score: str) -> Settings:
-        """From a resolved configuration. Raises ConfigError for a key or value that cannot work."""
+        """Check the section of a resolved configuration. Raises ConfigError for a key or value that cannot work."""
         known = {each.name for each in fields(cls)} - {"score"}
         section = {key: value for key, value in section.items() if key != "job"}
         if unknown := sorted(set(section) - known):
@@ -86,11 +86,11 @@ class Settings:
 
 
 KNOWN_COSTS = ("latency_ms", "onnx_mb", "params", "macs")
-"""Metrics of hardware.COSTS that need no device: known of every network before it is trained."""
+"""Metrics of hardware.COSTS that need no device. They are known for every network before training."""
 
 
 def _limits(limits: Any) -> dict[str, float]:
-    """Those that are set: null is no limit."""
+    """The limits that are set; null means no limit."""
     if not isinstance(limits, Mapping):
         raise ConfigError(f"search.limits must name costs: search.limits.onnx_mb=12, not {limits!r}")
     limits = {name: limit for name, limit in limits.items() if limit is not None}

@@ -1,6 +1,6 @@
 """Axes in Hydra's sweep syntax -> points, and the identity of a point.
 
-A point is a tuple of positions, one an axis: (0, 2) is the first value of the first axis and the third of the
+A point is a tuple of positions, one per axis: (0, 2) is the first value of the first axis and the third of the
 second. Two points that describe the same trial (a pool's knobs without a pool) have the same hash.
 """
 
@@ -62,7 +62,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Space:
-    """axes: what is searched. fixed: the other overrides of the command line."""
+    """A search space. axes: the knobs that are searched. fixed: the other overrides of the command line."""
 
     axes: tuple[Axis, ...]
     fixed: tuple[str, ...]
@@ -78,7 +78,7 @@ class Space:
         return [axis.override(position) for axis, position in zip(self.axes, point, strict=True)]
 
     def point_of(self, overrides: Sequence[str]) -> Point | None:
-        """The point that these overrides describe; None where it is not one of this space."""
+        """The point that these overrides describe; None where it is not in this space."""
         given = dict(each.partition("=")[::2] for each in overrides)
         if set(given) != {axis.key for axis in self.axes}:
             return None
@@ -91,8 +91,13 @@ class Space:
 def parse_space(params: Mapping[str, Any] | None, arguments: Sequence[str]) -> Space:
     """The space of a model (conf/space) as the command line changes it.
 
-    params: {key: values in Hydra's sweep syntax}. arguments: overrides; one with several values is an axis, one
-    with one value pins its axis. Raises ConfigError for what cannot be searched.
+    Args:
+        params: {key: values in Hydra's sweep syntax}.
+        arguments: overrides. One with several values is an axis; one with a single value pins its axis.
+
+    Raises:
+        ConfigError: an override that cannot be searched.
+
     """
     own = _parse([f"{key}={_text(value)}" for key, value in (params or {}).items()], "conf/space")
     given = _parse(arguments, "the command line")
@@ -157,8 +162,14 @@ def _values(override: Override) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Identity:
-    """What a point is. trial and design are the tags dxc.trial and dxc.design; network names what its costs
-    depend on; config is its whole configuration."""
+    """The identity of a point.
+
+    Attributes:
+        trial: the tag dxc.trial.
+        design: the tag dxc.design.
+        network: hash of what the costs depend on.
+        config: the whole configuration.
+    """
 
     trial: str
     design: str
@@ -186,7 +197,7 @@ class Catalogue:
         return self.identity((0,) * len(self.space.axes)).config
 
     def identity(self, point: Point) -> Identity:
-        """Raises ConfigError for a key that the configuration has not."""
+        """The identity of a point. Raises ConfigError for a key that the configuration does not have."""
         if point not in self._identities:
             config = self._config(point)
             self._identities[point] = Identity(
@@ -273,5 +284,5 @@ def _value(axis: Axis, position: int) -> Any:
 
 
 def network_hash(config: dict[str, Any]) -> str:
-    """What the costs of a network depend on: the model and the size of its input."""
+    """Hash of what the costs of a network depend on: the model and the size of its input."""
     return trial_hash({"model": config["model"], "data": {"size": image_size(config["data"]["size"])}})

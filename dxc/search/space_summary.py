@@ -1,6 +1,4 @@
-"""What is known of a space before anything is trained: its distinct trials, what they cost, which limits rule them out,
-how long they would take.
-"""
+"""Summary of a space before training: its distinct trials, their costs, which limits rule them out, the expected time."""
 
 from __future__ import annotations
 
@@ -22,13 +20,14 @@ from dxc.search.costs import Known, NetworkCosts, over_limits
 from dxc.search.settings import DEFAULT_TRIALS, KNOWN_COSTS, Settings
 from dxc.search.space import Catalogue, Identity, Point, Space
 
-WHOLE_SPACE = 20_000  # points; of a larger space costs are computed as points are proposed
+WHOLE_SPACE = 20_000  # points; in a larger space, costs are computed when points are proposed
 SAMPLE = 2_000  # candidates that tuner=pareto considers of a larger space
 
 
 @dataclass(frozen=True)
 class Chips:
-    """What the trials are trained on. hashes: dxc.data of each data section. folds and images are per trial."""
+    """The chips that the trials are trained on. hashes: dxc.data of each data section. folds and images are per
+    trial."""
 
     hashes: Sequence[str]
     folds: int
@@ -37,7 +36,7 @@ class Chips:
 
 
 def prepare_chips(catalogue: Catalogue) -> Chips:
-    """Read the chips of every data variant once, before trials beside each other would."""
+    """Read the chips of every data variant once, before parallel trials need them."""
     hashes: dict[str, None] = {}
     sections: dict[str, dict[str, Any]] = {}
     for point in _data_points(catalogue):
@@ -55,7 +54,7 @@ def prepare_chips(catalogue: Catalogue) -> Chips:
 
 
 def _data_points(catalogue: Catalogue) -> Iterator[Point]:
-    """Points that differ in the axes of data and source only."""
+    """Points that differ only in the axes of data and source."""
     axes = catalogue.space.axes
     ranges = [
         range(len(a.values)) if a.path.split(".")[0].split("@")[0] in ("data", "source") else (0,)
@@ -65,7 +64,7 @@ def _data_points(catalogue: Catalogue) -> Iterator[Point]:
 
 
 class SpaceSummary:
-    """What is known of a space before anything is trained."""
+    """Summary of a space before anything is trained."""
 
     def __init__(self, space: Space, catalogue: Catalogue, settings: Settings, costs: NetworkCosts) -> None:
         self.space = space
@@ -76,7 +75,7 @@ class SpaceSummary:
 
     @cached_property
     def trials(self) -> dict[str, Point]:
-        """The distinct trials of the space, or of a sample of it where it is too large."""
+        """The distinct trials of the space, or of a sample of a space that is too large."""
         if self.whole:
             trials = self.catalogue.distinct()
         else:
@@ -94,7 +93,7 @@ class SpaceSummary:
         return self.costs.of(identity.network, identity.config)
 
     def against(self, identity: Identity) -> str:
-        """Why a trial is not trained; '' where it is."""
+        """The reason why a trial is not trained; '' if it is."""
         known = self.known(identity)
         if reason := self.costs.refused.get(identity.network):
             return reason
@@ -105,14 +104,15 @@ class SpaceSummary:
         return [trial for trial in self.trials if not self.against(self.identity(trial))]
 
     def wanted(self) -> int:
-        """How many trials the study is to have."""
+        """The number of trials that the study should have."""
         if not self.whole:
             return self.settings.max_trials or DEFAULT_TRIALS
         default = len(self.feasible) if self.settings.tuner == "grid" else DEFAULT_TRIALS
         return min(self.settings.max_trials or default, len(self.feasible))
 
     def require_feasible(self) -> None:
-        """Raise SearchError where no trial is feasible: which limit rules out how many, and the nearest one."""
+        """Raise SearchError where no trial is feasible. It says how many each limit rules out, and which trial is
+        nearest."""
         if self.feasible:
             return
         counts: dict[str, int] = {}
@@ -141,7 +141,7 @@ class SpaceSummary:
         )
 
     def unchecked_limits(self, hardware: Mapping[str, Any]) -> list[str]:
-        """A line for each limit that rules out no trial because its cost is not known before training."""
+        """A line for each limit that cannot rule out trials, because its cost is not known before training."""
         name = hardware["name"]
         known = {cost for trial in self.trials for cost in self.known(self.identity(trial))}
         lines = [
@@ -166,7 +166,7 @@ class SpaceSummary:
         }
 
     def table(self) -> list[tuple[str, Known, str]]:
-        """(description, known costs, why not) of every distinct trial."""
+        """(description, known costs, reason if it is not trained) of every distinct trial."""
         rows = []
         for trial in self.trials:
             identity = self.identity(trial)
@@ -174,8 +174,11 @@ class SpaceSummary:
         return rows
 
     def estimate(self, chips: Chips) -> float:
-        """Seconds of training that all feasible trials take, one after the other: steps of four networks are timed,
-        from the least to the most multiply-accumulates, and the others lie between them."""
+        """Estimated seconds to train all feasible trials one after the other.
+
+        Training steps of four networks are timed, from the fewest to the most multiply-accumulates. The others are
+        interpolated.
+        """
         from dxc.training.speed import seconds_per_image
 
         by_macs = sorted(self.feasible, key=lambda trial: self.known(self.identity(trial))["macs"])
@@ -197,7 +200,7 @@ class SpaceSummary:
 
 
 def _line(x: Any, y: Any, at: float) -> float:
-    """Value at `at` between the nearest measured points, or on the line through the nearest two."""
+    """Linear interpolation at `at` between the nearest points, or extrapolation from the nearest two."""
     order = np.argsort(x)
     x, y = x[order], y[order]
     if at <= x[-1] or len(x) < 2:
