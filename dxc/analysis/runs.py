@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # raise it when the meaning of a cache changes: old ones are then not found any more
+FORMAT = 2  # increase it when the content of a cache changes its meaning
 MAX_ABOUT_BYTES = 100_000_000  # of a cache: ids of deleted runs
 MARGIN_MS = 24 * 3600 * 1000
 """A new run may have ended so long before the newest known one: clocks of hosts differ, and writes arrive late."""

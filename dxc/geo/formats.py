@@ -1,4 +1,4 @@
-"""Which files GDAL is let near, and by which driver: told by their bytes, before GDAL looks at them.
+"""Decides by their bytes which files GDAL may open, and with which driver, before GDAL sees them.
 
 GDAL opens by content. Left to itself it takes a file named dem.tif for a virtual raster (VRT) that reads any other
 file or address, and a file named roads.gpkg or roads.geojson for a virtual layer or a pipeline. Here
@@ -84,11 +84,11 @@ _VRT_ATTRIBUTES = {
 
 
 class _Refused(Exception):
-    """Why a raster is not opened."""
+    """A raster is not opened; the message is the reason."""
 
 
 class _Seen:
-    """What was looked at: files with their drivers, and folders, each listed once for all tiles of a mosaic."""
+    """The files that were checked, with their drivers, and listings of folders, which all tiles of a mosaic share."""
 
     def __init__(self) -> None:
         self.files: dict[Path, str] = {}
@@ -108,7 +108,7 @@ class _Seen:
 
 @dataclass(frozen=True)
 class RasterFile:
-    """A raster that was looked at and may be opened, by each thread for itself."""
+    """A raster that was checked and may be opened. Each thread opens it for itself."""
 
     path: Path
     driver: str  # GTiff, HFA or VRT
@@ -122,7 +122,7 @@ class RasterFile:
 
 
 def raster_file(what: str, path: Path, *, vrt_anywhere: bool = False) -> RasterFile:
-    """Look at a raster and all that it is read from, or raise a DataError that says what keeps it from being opened.
+    """Check a raster and all files that it is read from. Raises a DataError that says why it cannot be opened.
 
     Args:
         what: DEM or photo, for messages.

@@ -12,7 +12,7 @@ MAX_DEPTH = 32  # elements in elements; what dxc reads has a handful
 
 
 class UnusableXml(Exception):
-    """XML that is not read; the message is the reason, in one line."""
+    """XML that cannot be used; the message is the reason, in one line."""
 
 
 class _Builder(ElementTree.TreeBuilder):
@@ -32,10 +32,19 @@ class _Builder(ElementTree.TreeBuilder):
 
 
 def parse_xml(path: Path, *, max_bytes: int, noun: str) -> ElementTree.Element:
-    """Read a file of XML, its root element. `noun` is what it should be, for messages: annotation, mosaic.
+    """Read an XML file.
 
-    Raises UnusableXml for a file that cannot be read, is larger than max_bytes, has a DOCTYPE, is nested deeply, or is
-    not well-formed.
+    Args:
+        path: the file.
+        max_bytes: larger files are refused.
+        noun: the kind of file, for messages: annotation, mosaic.
+
+    Returns:
+        The root element.
+
+    Raises:
+        UnusableXml: the file cannot be read, is too large, has a DOCTYPE, is nested too deeply, or is not well-formed.
+
     """
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for without end

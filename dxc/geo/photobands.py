@@ -1,4 +1,4 @@
-"""Which bands of a photo are which: colours, near infrared, or an alpha band that masks transparent pixels."""
+"""Identifies the bands of a photo: colours, near infrared, and an alpha band that masks transparent pixels."""
 
 from __future__ import annotations
 

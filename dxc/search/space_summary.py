@@ -1,4 +1,4 @@
-"""Summary of a space before training: its distinct trials, their costs, which limits rule them out, the expected time."""
+"""Summary of a space before training: its distinct trials, their costs, what limits rule out, the expected time."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Synthetic watersheds as files, and the source of chips that are cut from them like from real ones.
 
-Four farmland regions, loosely Nebraska, Illinois, California and North Dakota. How one comes about: the plan
-in terrain.py, the rasters in render.py.
+Four farmland regions, loosely Nebraska, Illinois, California and North Dakota. terrain.py makes the plan of a region,
+render.py its rasters.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ from dxc.synthetic.terrain import EDGE_M, Floats, RegionSpec
 
 log = logging.getLogger(__name__)
 
-GENERATOR_VERSION = 2  # names the cached folder: raise it when a pixel changes, here or in the cutter
+GENERATOR_VERSION = (
+    2  # part of the cached folder's name: increase it when a pixel changes, here or in the cutter
+)
 NODATA = -9999.0
 CHIP_M = 100  # edge of the published chips
 LEAST_CHIP_M, LARGEST_CHIP_M = 16, 400  # there is no room for larger ones without a crossing
@@ -215,7 +217,9 @@ class SyntheticSource(Source):
         self.chips, self.seed, self.near_share, self.jitter_m = chips, seed, near_share, jitter_m
         self.boxes, self.size_m = boxes, size_m
         self.cache_dir, self.on_bad_chip = Path(cache_dir), on_bad_chip
-        self.photo_bands: Sequence[str] = PHOTO_BANDS  # this and the next: what a reader asks of every source
+        self.photo_bands: Sequence[str] = (
+            PHOTO_BANDS  # this and the next attribute are part of the interface Source
+        )
         self.check_georeference = True
         self.jobs = jobs or min(len(REGIONS), usable_cores())
 
@@ -231,10 +235,10 @@ class SyntheticSource(Source):
         return self.cache_dir / f"synthetic-{digest[:12]}"
 
     def prepare(self) -> Path:
-        """Build regions and chips unless they are there; the chips' root, in the published layout.
+        """Build regions and chips if needed. Returns the root of the chips, in the published layout.
 
-        The folder appears at once when all of it is done. A second process that wants the same waits.
-        Errors: DataError when the regions yield another number of chips than asked for.
+        The folder appears when all of it is done. A second process that needs the same folder waits.
+        Raises DataError where the regions yield another number of chips than requested.
         """
         root = self.folder / "chips"
         if root.is_dir():
