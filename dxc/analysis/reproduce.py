@@ -93,7 +93,7 @@ def _overrides(config: Mapping[str, Any]) -> list[str]:
     keys = _differences(config, chosen, *GROUPS, "score", "seed")
     for key, value in keys.items():
         if not KEY.fullmatch(key):
-            raise ValueError(f"{key!r} is no key of a configuration")
+            raise ValueError(f"{key!r} is not a key of a configuration")
         if not _is_printable(value):
             raise ValueError(f"{key} has characters that cannot be shown: {value!r}")
     return chosen + [f"{key}={_quoted(value)}" for key, value in keys.items()]

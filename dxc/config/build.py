@@ -144,10 +144,10 @@ def _class_of(target: str, kind: str) -> type:
     try:
         found = _attribute(target)
     except Exception as error:  # whatever a module raises that cannot be imported
-        raise ConfigError(f"_target_: {target} is no class that can be loaded: {error}") from error
+        raise ConfigError(f"_target_: {target} is not a class that can be loaded: {error}") from error
     # by the class itself, not by the name: a module holds names of what it imports too
     if not inspect.isclass(found) or _attribute(allowed.base) not in inspect.getmro(found):
-        raise ConfigError(f"_target_: {target} is no {allowed.base}, which {kind} must be")
+        raise ConfigError(f"_target_: {target} is not a {allowed.base}, which {kind} must be")
     if target not in allowed.classes and not _within(found.__module__, allowed.packages):
         raise ConfigError(
             f"_target_: {target} is {found.__module__}.{found.__qualname__}, which is not allowed; it must be a "

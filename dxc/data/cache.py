@@ -173,7 +173,7 @@ class ChipCache:
                 self._images[height, width] = np.load(path, mmap_mode="r")
             except (OSError, ValueError, EOFError) as error:
                 raise DataError(
-                    f"cache_dir: {path} is gone or damaged ({error}); the same command builds it anew"
+                    f"cache_dir: {path} is gone or damaged ({error}); the same command builds it again"
                 ) from error
         return self._images[height, width][self._rows[indices]]
 
@@ -239,7 +239,7 @@ def open_cache(
         except BrokenExecutor as error:
             raise DataError(
                 f"a process that reads the chips under {root} was ended, by a lack of memory or by a file that no "
-                f"reader survives ({error}); the same command begins anew"
+                f"reader survives ({error}); the same command begins again"
             ) from error
     if cache.excluded and on_bad_chip == "raise":
         raise BadChipsError(cache.excluded, root=manifest.root)
@@ -269,7 +269,7 @@ def _load_or_build(
         return _load(folder, recipe)
     except _NoCache as reason:
         if folder.exists():
-            log.warning("cache_dir: %s is damaged (%s): it is built anew", folder, reason)
+            log.warning("cache_dir: %s is damaged (%s): it is built again", folder, reason)
             shutil.rmtree(folder)
     _build(folder, manifest.chips, manifest.bad, recipe, workers, progress)
     try:

@@ -305,7 +305,7 @@ def _check_free(final: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise DataError(
-            f"{final} exists already. Cut it anew with overwrite=true, or give another out= or region=."
+            f"{final} exists already. Replace it with overwrite=true, or give another out= or region=."
         )
     if not (final / "chips.csv").is_file():  # never remove what this module did not write
         raise DataError(

@@ -42,14 +42,14 @@ def elevation_unit(path: Path, dem: Any, wanted: str | None) -> str:
     Where neither names a unit, elevations are taken as metres.
 
     Raises:
-        ConfigError: `wanted` is no known unit.
+        ConfigError: `wanted` is not a known unit.
         DataError: the file has another unit, or names two different ones.
     """
     if wanted is not None:
         unit = known_unit(wanted)
         if unit is None:
             raise ConfigError(
-                f"dem_units={wanted} is no known unit: give m, ft or us-ft, or null to ask the DEM."
+                f"dem_units={wanted} is not a known unit: give m, ft or us-ft, or null to ask the DEM."
             )
         log.info("The DEM's elevations are in %s, says dem_units; the chips are in metres.", PLURAL[unit])
         return unit

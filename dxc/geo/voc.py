@@ -51,7 +51,7 @@ def read_voc(path: Path, *, width: int, height: int, labels: Sequence[str] = (LA
     root = _parse(path)
     if root.tag != "annotation":
         raise UnusableAnnotation(
-            f"is no Pascal VOC annotation: its root is <{root.tag[:40]}>, not <annotation>"
+            f"is not a Pascal VOC annotation: its root is <{root.tag[:40]}>, not <annotation>"
         )
     size = root.find("size")
     if size is not None:

@@ -165,7 +165,7 @@ class Ledger:
                 entry = _entry(run)
             except (KeyError, ValueError, TypeError) as error:  # not written by a search, or changed since
                 log.warning(
-                    "run %s is set aside, it is no trial: %s %s", run.run_id, type(error).__name__, error
+                    "run %s is set aside, it is not a trial: %s %s", run.run_id, type(error).__name__, error
                 )
                 continue
             held = self.entries.get(entry.trial)

@@ -148,7 +148,7 @@ def _text(value: Any) -> str:
 def _values(override: Override) -> tuple[str, ...]:
     key = override.key_or_group
     if reason := NO_AXES.get(key.split("@")[0]) or NO_AXES.get(f"{key.split('.')[0]}."):
-        raise ConfigError(f"{override.input_line}: {key} is no axis of a search: {reason}")
+        raise ConfigError(f"{override.input_line}: {key} is not an axis of a search: {reason}")
     if override.is_delete() or not (override.is_choice_sweep() or override.is_range_sweep()):
         raise ConfigError(
             f"{override.input_line}: axes have values that can be counted: {key}=3,5 or {key}=range(1,4) or "

@@ -129,7 +129,9 @@ def _notes(efficiency: Efficiency) -> list[str]:
     notes = []
     unsteady = [str(m.batch) for m in efficiency.measurements if not m.valid]
     if unsteady:
-        notes.append(f"batch {', '.join(unsteady)}: an invalid measurement is no candidate for optimum_batch")
+        notes.append(
+            f"batch {', '.join(unsteady)}: an invalid measurement is not a candidate for optimum_batch"
+        )
     best = efficiency.optimum_batch
     if best is None:
         return [*notes, "no efficiency_ms: fewer than two batch sizes have a valid measurement"]

@@ -92,7 +92,7 @@ def test_invalid_measurements_are_no_candidates(unchecked: list[int]) -> None:
     found = measure_batches(Path("x.onnx"), [1, 2, 4], by_median({1: 4, 2: 6, 4: 4}, of4=0.5))
     assert found.ms_per_image == {1: 4.0, 2: 3.0}
     assert found.optimum_batch == 2
-    assert found.notes == ("batch 4: an invalid measurement is no candidate for optimum_batch",)
+    assert found.notes == ("batch 4: an invalid measurement is not a candidate for optimum_batch",)
     assert [m.batch for m in found.measurements] == [1, 2, 4]
 
 
