@@ -138,7 +138,7 @@ def read(way: str, uri: str, cache: Path) -> tuple[float, float, int]:
 
 def analyse(uri: str, cache: Path) -> tuple[float, float, int]:
     """(seconds, peak MB, runs) of `python analyze.py`."""
-    asked = [
+    requested = [
         f"study={STUDY}",
         f"tracking.uri={uri}",
         f"cache_dir={cache}",
@@ -152,7 +152,7 @@ def analyse(uri: str, cache: Path) -> tuple[float, float, int]:
         "peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024; "
         "print(took, peak, done.stdout.split()[0])"
     )
-    command = [sys.executable, "-c", script, sys.executable, str(ROOT / "analyze.py"), *asked]
+    command = [sys.executable, "-c", script, sys.executable, str(ROOT / "analyze.py"), *requested]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
     took, peak, designs = done.stdout.split()
     return float(took), float(peak), int(designs)

@@ -29,9 +29,10 @@ from dxc.config.build import build
 from dxc.config.compose import resolved
 from dxc.data.bands import stack_channels
 from dxc.evaluation.match import match
+from dxc.geo.bands import PHOTO_BANDS
 from dxc.report.detections import watershed
 from dxc.report.figures import save as save_figure
-from dxc.synthetic.source import BANDS, region_files
+from dxc.synthetic.source import region_files
 from dxc.training.crossval import train_fold
 
 WINDOW, STEP = 100, 25
@@ -56,7 +57,7 @@ def windows(dem: np.ndarray, photo: np.ndarray, config: dict[str, Any]) -> tuple
     images = []
     for c, r in corners:
         part = np.s_[r : r + WINDOW, c : c + WINDOW]
-        bands = {name: band[part] for name, band in zip(BANDS, photo, strict=True)}
+        bands = {name: band[part] for name, band in zip(PHOTO_BANDS, photo, strict=True)}
         images.append(stack_channels(dem[part], bands, config["data"]["channels"]))
     return np.array(corners), torch.from_numpy(np.stack(images))
 
@@ -127,7 +128,7 @@ def main() -> None:
         f"{arguments.region}: {len(images)} windows, {len(boxes)} boxes, {found} of {len(true)} crossings found, "
         f"{len(boxes) - found} boxes at none"
     )
-    whole = dict(zip(BANDS, photo, strict=True))
+    whole = dict(zip(PHOTO_BANDS, photo, strict=True))
     picture = stack_channels(dem, whole, ["red", "green", "blue"])
     figure = watershed(picture, ["red", "green", "blue"], true, boxes, scores, min_iou=FOUND_IOU)
     with tempfile.TemporaryDirectory() as folder:

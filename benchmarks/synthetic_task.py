@@ -68,9 +68,9 @@ def network_accuracies(datamodule: ChipDataModule, *, only_first: bool) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--chips", type=int, default=1200)
-    parser.add_argument("--seed", type=int, default=0, help="of the landscape")
+    parser.add_argument("--seed", type=int, default=0, help="of the watershed")
     parser.add_argument("--channels", type=int, choices=(5, 7), default=7, help="5: without the indices")
-    parser.add_argument("--jobs", type=int, default=2, help="processes that make the landscapes")
+    parser.add_argument("--jobs", type=int, default=2, help="processes that make the watersheds")
     parser.add_argument("--quick", action="store_true", help="one fold and one region only")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/synthetic_task.json")
     parser.add_argument("--threads", type=int, default=usable_cores(), help="of torch")

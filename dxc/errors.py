@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Real
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -73,8 +74,8 @@ def require_whole(name: str, value: object, *, at_least: int) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Whether a configured value is a number; true and false, whole numbers to Python, are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether a value is a real number, Python's or NumPy's. True and false are not numbers here."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def require_folder_name(key: str, name: object) -> None:

@@ -1,8 +1,4 @@
-"""Objectives: every metric a run can carry, declared once with its unit and direction; and the front of several.
-
-Tracking, tables and figures take names, units and directions from here. The rest are pure functions on arrays whose
-columns are objectives.
-"""
+"""Pareto fronts: pure functions on arrays whose columns are objectives."""
 
 from __future__ import annotations
 
@@ -11,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-DIGITS = 12  # in which values must differ to be in an order
+DIGITS = 12  # values that differ only beyond these are equal
 MARGIN = 0.1  # of the range, from the worst value to a reference point
 
 
 def non_dominated(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.bool_]:
-    """Which rows (n, objectives) no other row dominates; rows that tie in everything are all kept.
+    """The rows (n, objectives) that no other row dominates. Rows that are equal in all objectives are all kept.
 
     A row dominates another if it is at least as good in every objective and better in one. O(n log n) for two and
     three objectives (Kung et al. 1975, doi 10.1145/321906.321910; moocore). Raises ValueError for NaN and infinity: a
@@ -51,8 +47,8 @@ def ranks(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.int64]:
 def dominators(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.int64]:
     """For each row (n, objectives) the position of a non-dominated row that dominates it, -1 where none does.
 
-    Of several, the nearest: with the least sum of normalised differences. O(n x front). Raises ValueError for NaN and
-    infinity.
+    If several rows dominate it, the nearest one is taken: the one with the least sum of normalised differences.
+    O(n x front). Raises ValueError for NaN and infinity.
     """
     points = _checked(values, maximise)
     found = np.full(len(points), -1, dtype=np.int64)
@@ -71,7 +67,7 @@ def dominators(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.int
 
 
 def normalised_losses(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.float64]:
-    """Rows (n, objectives) scaled to 0 (best of the rows) .. 1 (worst); an objective in which all are equal is 0."""
+    """Scale each objective of the rows (n, objectives) to 0 (best) .. 1 (worst). It is 0 where all rows are equal."""
     points = _checked(values, maximise) * np.where(list(maximise), -1.0, 1.0)
     if not len(points):
         return points
@@ -80,9 +76,10 @@ def normalised_losses(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray
 
 
 def knee_distances(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.float64]:
-    """How far each row lies before the plane through the extremes of the normalised front; the knee is the farthest.
+    """Distance of each row in front of the plane through the extremes of the normalised front. The knee has the
+    greatest.
 
-    With losses scaled to 0..1 the plane is where they add up to 1 (Das 1999, doi 10.1007/s001580050111; for two
+    The plane is where the normalised losses add up to 1 (Das 1999, doi 10.1007/s001580050111; for two
     objectives, the line between the two ends). Negative beyond the plane.
     """
     losses = normalised_losses(values, maximise=maximise)
@@ -90,8 +87,10 @@ def knee_distances(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np
 
 
 def reference_point(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.float64]:
-    """A reference for the hypervolume of rows (n, objectives), at least one: MARGIN of the range beyond the worst of
-    them, or of 1 where all are equal. At the worst itself the ends of a front would count for nothing (Ishibuchi et al.
+    """The reference point for the hypervolume of rows (n, objectives); there must be at least one row.
+
+    It lies beyond the worst values by MARGIN of the range, or by MARGIN where all rows are equal. At the worst values
+    themselves the ends of a front would add nothing (Ishibuchi et al.
     2018, doi 10.1162/evco_a_00226)."""
     points = _checked(values, maximise)
     worst = np.where(maximise, points.min(axis=0), points.max(axis=0))
@@ -115,8 +114,9 @@ def hypervolume(values: ArrayLike, *, reference: ArrayLike, maximise: Sequence[b
 
 
 def _checked(values: ArrayLike, maximise: Sequence[bool]) -> NDArray[np.float64]:
-    """A copy as (n, objectives), so that nothing the caller holds is changed, to DIGITS significant digits: values that
-    differ by the rounding of a mean are equal. Raises ValueError for what is not finite: moocore crashes at it."""
+    """A copy as (n, objectives), rounded to DIGITS significant digits, so that rounding errors of a mean do not count.
+
+    Raises ValueError for values that are not finite, because moocore crashes on them."""
     points = np.array(values, dtype=float).reshape(-1, len(maximise))
     if not np.isfinite(points).all():
         raise ValueError("an objective is NaN or infinite: set rows with such values aside first")

@@ -46,7 +46,7 @@ def below(folder: Path, name: str) -> Path:
     """The folder of a trial or run below another. Raises ValueError where `name` is not its identity: an absolute path
     or '..' would lead elsewhere."""
     if not (is_hash(name) or is_run_id(name)):
-        raise ValueError(f"{name!r} is no id of a trial or run")
+        raise ValueError(f"{name!r} is not an id of a trial or run")
     return folder / name
 
 

@@ -99,7 +99,7 @@ def test_errors_are_one_message_without_a_trace(folder: Path) -> None:
         ((*FILES, "region=NE", "size_m=wide"), "size_m=wide cannot work"),
         ((*FILES, "region=NE", "overwrite=perhaps"), "overwrite=perhaps cannot work"),
         ((*FILES, "region=NE", "photo_bands=[red,green,blue]", "photo=dem.tif"), "is float32"),
-        ((*FILES, "region=NE", "dem_units=yards"), "dem_units=yards is no known unit"),
+        ((*FILES, "region=NE", "dem_units=yards"), "dem_units=yards is not a known unit"),
         ((*FILES, "region=NE", "boxes=wide"), "has no column wide; it has width_m, height_m"),
         ((*FILES, "region=NE", "boxes=-5"), "boxes=-5 cannot work"),
         ((*FILES, "region=NE", "near=roads.gpkg"), "near roads.gpkg: no such file"),

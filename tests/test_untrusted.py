@@ -28,7 +28,7 @@ def test_identities() -> None:
         assert not is_hash(odd) and not is_run_id(odd)
     assert below(Path("a"), "0123456789ab") == Path("a/0123456789ab")
     for odd in ("/etc", "../x", "", ".", "b/0123456789ab"):
-        with pytest.raises(ValueError, match="is no id of a trial or run"):
+        with pytest.raises(ValueError, match="is not an id of a trial or run"):
             below(Path("a"), odd)
 
 
@@ -93,7 +93,7 @@ def test_odd_json(tmp_path: Path, text: str, why: str) -> None:
         with pytest.raises(ValueError, match=why):
             load_json(source)
         assert time.perf_counter() - started < 2
-    with pytest.raises(HardwareError, match=f"is no file of fusion rules: .*{why}"):
+    with pytest.raises(HardwareError, match=f"is not a file of fusion rules: .*{why}"):
         check_rules(tmp_path / "rules.json")
 
 

@@ -1,1 +1,1 @@
-"""Which of the tracked designs are worth having; reads runs, never trains."""
+"""Finds the best of the tracked designs. It reads runs and never trains."""

@@ -1,4 +1,4 @@
-"""The trunk of an analysis: runs -> designs -> front -> how sure -> choice -> tables, figures, page -> MLflow."""
+"""The trunk of an analysis: runs -> designs -> front -> bootstrap -> choice -> tables, figures, page -> MLflow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from dxc.analysis.choice import Choice, choose
 from dxc.analysis.condition import Condition
 from dxc.analysis.designs import Designs, designs_of, parse_objectives, require_comparable
-from dxc.analysis.front_profile import MODES, Inside, look_inside
+from dxc.analysis.front_profile import MODES, FrontProfile, profile_front
 from dxc.analysis.out_of_fold import outcomes_of
 from dxc.analysis.published import SOURCE, published_runs
 from dxc.analysis.reproduce import command_of
@@ -34,15 +34,20 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MACHINE_TAGS = {"predicted": "dxc.predicted_for", "measured": "dxc.measured_on"}
-"""By the origin of a metric, the tag that names the machine it tells of."""
-RANKED = 20_000  # designs; ranks beyond the first are left out of larger sets, they cost n^2
+"""Tag that names the machine of a metric, by the origin of the metric."""
+RANKED = 20_000  # designs; larger sets get no ranks beyond the first, which take O(n^2)
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was found. designs: see dxc.analysis.designs, with the columns front (bool), rank (1 is the front),
-    dominated_by (name of a front member, '' on the front), p_front (probability of being on it, NaN if unknown) and
-    lucky (on the front with a p_front below certainty.lucky_below). commands: of the choice and the runner-up."""
+    """The result of an analysis.
+
+    Attributes:
+        designs: see dxc.analysis.designs, with more columns: front (bool), rank (1 is the front), dominated_by (name of
+            a front member, '' on the front), p_front (probability of being on the front, NaN if unknown) and unstable
+            (on the front with a p_front below bootstrap.unstable_below).
+        commands: commands that train the chosen design and the runner-up.
+    """
 
     title: str
     objectives: Mapping[str, Metric]
@@ -55,7 +60,7 @@ class Analysis:
     commands: tuple[str, str]
     comparison: tuple[str, str, Comparison] | None
     baseline: Designs | None
-    inside: Inside | None
+    front_profile: FrontProfile | None
     notes: Sequence[str]
     machines: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """{origin: {machine: number of runs}} of objectives that are predicted or measured; '' where no run says."""
@@ -64,14 +69,19 @@ class Analysis:
 
     @property
     def front(self) -> pd.DataFrame:
-        """Its members, in the order of the designs; tables and figures sort them."""
+        """Members of the front, in the order of the designs. Tables and figures sort them."""
         return self.designs[self.designs["front"]]
 
 
 def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
-    """Answer what conf/analysis/analyze.yaml asks; (the findings, the folder with tables, figures and page).
+    """Run the analysis that conf/analysis/analyze.yaml describes.
 
-    Raises TrackingError for a store or study that is not there, AnalysisError for a question without an answer.
+    Returns:
+        The result, and the folder with tables, figures and page.
+
+    Raises:
+        TrackingError: the store or the study does not exist.
+        AnalysisError: the analysis has no answer.
     """
     import pandas as pd
 
@@ -84,12 +94,12 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
     found = found._replace(frame=_told_apart(found.frame))
     frame, reference, volume = with_front(found, objectives)
     uri, cache_dir = config["tracking"]["uri"], Path(config["cache_dir"])
-    certainty = config["certainty"]
+    bootstrap = config["bootstrap"]
     outcomes: list[list[Outcomes]] = [[] for _ in range(len(frame))]
     if not published:
         outcomes, more = outcomes_of(frame, runs, uri, cache_dir=cache_dir, artifacts=_artifacts(config))
         notes += more
-    frame = with_certainty(frame, objectives, outcomes, **certainty)
+    frame = with_front_probability(frame, objectives, outcomes, **bootstrap)
     notes += _remarks(frame, found, objectives)
     if published:
         notes += [
@@ -100,7 +110,7 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
     choice = choose(frame.join(others, on="run_id"), objectives, **config["choose"])
     comparison = None
     if config["compare"]:
-        draws, seed = certainty["draws"], certainty["seed"]
+        draws, seed = bootstrap["draws"], bootstrap["seed"]
         comparison = compared(frame, outcomes, config["compare"], draws=draws, seed=seed)
     shown = runs[runs["run_id"].isin([run_id for repeats in frame["runs"] for run_id in repeats])]
     baseline = None
@@ -115,10 +125,10 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
     commands = ("", "") if published else _commands(frame, choice, uri, _artifacts(config))
     folder = Path(config["out"]) / re.sub(r"[^\w.+-]|^\.+", "_", title)
     try:
-        inside = None if published else _inside(config, frame, objectives, folder / "profiles")
+        front_profile = None if published else _profiled(config, frame, objectives, folder / "profiles")
     except OSError as error:
         raise AnalysisError(f"out={config['out']}: profiles cannot be written: {error}") from error
-    notes += inside.notes if inside is not None else []
+    notes += front_profile.notes if front_profile is not None else []
     analysis = Analysis(
         title,
         objectives,
@@ -131,7 +141,7 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
         commands,
         comparison,
         baseline,
-        inside,
+        front_profile,
         notes,
         machines_of(shown, objectives),
     )
@@ -155,7 +165,7 @@ def _inside(
         return None
     first, best = next(iter(objectives.items()))
     members = frame[frame["front"]].sort_values(first, ascending=not best.maximise, kind="stable")
-    return look_inside(
+    return profile_front(
         members,
         config["tracking"]["uri"],
         folder,
@@ -166,7 +176,7 @@ def _inside(
 
 
 def _hardware(config: Mapping[str, Any]) -> Hardware:
-    """This machine, which profiles: what the command says of it, and nothing that a run says."""
+    """The hardware of this machine, on which networks are profiled. It comes from the command, never from a run."""
     return Hardware.of({"name": "this machine", **config["hardware"]})
 
 
@@ -175,21 +185,21 @@ def _artifacts(config: Mapping[str, Any]) -> list[str]:
 
 
 def _told_apart(frame: pd.DataFrame) -> pd.DataFrame:
-    """Designs whose names say the same (they differ in a learning rate, say) carry their trial, or their run."""
+    """Add the trial, or the run, to names that several designs share (designs that differ in a learning rate, say)."""
     twice = frame["name"].duplicated(keep=False)
     mark = frame["trial"].where(frame["trial"] != "", frame["run_id"]).str[:12]
     return frame.assign(name=frame["name"].where(~twice, frame["name"] + " [" + mark + "]"))
 
 
 def _check(config: Mapping[str, Any]) -> None:
-    """Raise ConfigError or AnalysisError for what cannot be asked, before anything is read."""
+    """Check the configuration before anything is read. Raises ConfigError or AnalysisError."""
     require_one_of("source", config["source"], ("mlflow", "published"))
     require_one_of("profile", config["profile"], MODES)
-    require_whole("certainty.draws", config["certainty"]["draws"], at_least=1)
-    require_whole("certainty.seed", config["certainty"]["seed"], at_least=0)
-    share = config["certainty"]["lucky_below"]
+    require_whole("bootstrap.draws", config["bootstrap"]["draws"], at_least=1)
+    require_whole("bootstrap.seed", config["bootstrap"]["seed"], at_least=0)
+    share = config["bootstrap"]["unstable_below"]
     if not is_number(share) or not 0 <= share <= 1:
-        raise ConfigError(f"certainty.lucky_below must be a share from 0 to 1, not {share!r}")
+        raise ConfigError(f"bootstrap.unstable_below must be a share from 0 to 1, not {share!r}")
     weights = config["choose"]["weights"]
     if weights is not None and not (
         isinstance(weights, Mapping) and all(isinstance(each, int | float) for each in weights.values())
@@ -241,7 +251,8 @@ def _tracked(config: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame | No
 
 
 def _listed(value: Any) -> list[str]:
-    """study=first is as good as study=[first], 2026 may be a study's name, and one named twice is one."""
+    """A value or a list of values as a list of distinct texts: study=first means study=[first], and 2026 may be a
+    name."""
     several = value if isinstance(value, list | tuple) else [] if value is None else [value]
     return list(dict.fromkeys(map(str, several)))
 
@@ -293,7 +304,7 @@ def _commands(frame: pd.DataFrame, choice: Choice, uri: str, artifacts: Sequence
 
 
 def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: pd.DataFrame) -> str:
-    """If asked for, tags on the runs, and the report as a run in MLflow. Returns Analysis.view."""
+    """Write tags to the runs, and the report as a run in MLflow, if requested. Returns Analysis.view."""
     uri, study = config["tracking"]["uri"], str(runs["study"].iloc[0])
     address = ""
     if config["tag"] or config["log"]:
@@ -308,7 +319,7 @@ def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: p
             front = "left out" if row is None else str(bool(row["front"])).lower()
             store.tag(run_id, {"dxc.front": front, "dxc.rank": "" if row is None else str(row["rank"])})
     if config["log"]:
-        asked = (
+        requested = (
             "study",
             "where",
             "objectives",
@@ -316,10 +327,10 @@ def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: p
             "baseline",
             "choose",
             "compare",
-            "certainty",
+            "bootstrap",
             "profile",
         )
-        params = {key: config[key] for key in asked}
+        params = {key: config[key] for key in requested}
         numbers = {
             "designs": len(analysis.designs),
             "front": len(analysis.front),
@@ -365,22 +376,31 @@ def with_front(
     rank = ranks(values, maximise=maximise) if len(frame) <= RANKED else np.where(front, 1, 2)
     reference = reference_point(values, maximise=maximise)
     frame = frame.assign(
-        front=front, rank=rank, dominated_by=np.where(by >= 0, names[by], ""), p_front=np.nan, lucky=False
+        front=front, rank=rank, dominated_by=np.where(by >= 0, names[by], ""), p_front=np.nan, unstable=False
     )
     volume = hypervolume(values, reference=reference, maximise=maximise)
     return frame, dict(zip(objectives, map(float, reference), strict=True)), volume
 
 
-def with_certainty(
+def with_front_probability(
     frame: pd.DataFrame,
     objectives: Mapping[str, Metric],
     outcomes: Sequence[Sequence[Outcomes]],
     *,
     draws: int,
     seed: int,
-    lucky_below: float,
+    unstable_below: float,
 ) -> pd.DataFrame:
-    """The designs with p_front and lucky. outcomes: of each design's repeats, none where nothing is known."""
+    """Add the columns p_front and unstable.
+
+    Args:
+        frame: the designs.
+        objectives: the objectives of the front.
+        outcomes: outcomes of each design's repeats; an empty list where nothing is known.
+        draws: number of bootstrap draws.
+        seed: seed of the draws.
+        unstable_below: least share of the draws in which a member has to be on the front.
+    """
     names = list(objectives)
     if "accuracy" not in names or not any(outcomes):
         return frame
@@ -391,7 +411,7 @@ def with_certainty(
         column=names.index("accuracy"),
         maximise=[each.maximise for each in objectives.values()],
     )
-    return frame.assign(p_front=probability, lucky=frame["front"] & (probability < lucky_below))
+    return frame.assign(p_front=probability, unstable=frame["front"] & (probability < unstable_below))
 
 
 def selected(
@@ -419,7 +439,8 @@ def selected(
 def compared(
     frame: pd.DataFrame, outcomes: Sequence[Sequence[Outcomes]], pair: str, *, draws: int, seed: int
 ) -> tuple[str, str, Comparison]:
-    """Two designs, named by dxc.trial or a run id, or the beginning of one. Raises AnalysisError."""
+    """Compare two designs. Each is named by its dxc.trial or a run id, or the beginning of one. Raises
+    AnalysisError."""
     names = [each.strip() for each in pair.strip("[] ").split(",")]
     if len(names) != 2:
         raise AnalysisError(

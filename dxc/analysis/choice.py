@@ -1,4 +1,4 @@
-"""Which design to deploy: constraints first, then one objective, the knee of the front, or weights."""
+"""Chooses the design to deploy: constraints first, then one objective, the knee of the front, or weights."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 
 class Choice(NamedTuple):
-    """Index labels of the chosen design and of the next one, and the rule in words. The next one is second by the rule
-    on the front, or first without the chosen one where that is the front alone; None where there is no other."""
+    """Index labels of the chosen design and the runner-up, and the rule in words.
+
+    The runner-up is second on the front by the rule. Where the front has one member only, it is the best design without
+    that member. It is None where there is no other design.
+    """
 
     design: int
     runner_up: int | None
@@ -33,10 +36,18 @@ def choose(
     where: str | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> Choice:
-    """The best design by a rule, among those that meet `where` and that no other of them dominates.
+    """Choose the best design by a rule, on the front of the designs that meet a condition.
 
-    by: 'knee', 'weights' (of normalised objectives, larger counts more) or the name of an objective. Raises
-    AnalysisError where none meets the condition, and for a rule that does not exist.
+    Args:
+        designs: one row per design.
+        objectives: the objectives of the front.
+        by: 'knee', 'weights' (of normalised objectives; a larger weight counts more) or the name of an objective.
+        where: a condition (see dxc.analysis.condition); None for all designs.
+        weights: {objective: weight} for by='weights'.
+
+    Raises:
+        AnalysisError: no design meets the condition, or there is no such rule.
+
     """
     feasible = designs
     if where:

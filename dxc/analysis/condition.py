@@ -36,9 +36,10 @@ SHOWN = 80  # characters of a condition that is too long
 class Condition:
     """A parsed condition, such as `accuracy > 0.9 and data == '7ch' and model.kernel in [3, 5]`.
 
-    Comparisons (chained too), in, and, or, not, + - * /, numbers and quoted text. A name is a column, or its end where
-    that is clear (kernel for model.kernel). What is missing is neither equal nor unequal to anything; `x == None`
-    asks for it.
+    It may use comparisons (also chained), in, and, or, not, + - * /, numbers and quoted text. A name is a column, or
+    the end of one column only (kernel for model.kernel). A missing value is neither equal nor unequal to anything;
+    `x == None` finds it.
+
     """
 
     text: str
@@ -46,7 +47,7 @@ class Condition:
 
     @classmethod
     def parse(cls, text: str) -> Condition:
-        """Raises AnalysisError that points at the place."""
+        """Parse a condition. Raises AnalysisError that points at the wrong part."""
         try:
             tree = ast.parse(text, mode="eval").body
         except (RecursionError, MemoryError):
@@ -69,7 +70,7 @@ class Condition:
             raise _too_long(self.text) from None
 
     def columns(self, available: Iterable[str]) -> list[str]:
-        """The columns it asks for. Raises AnalysisError for a name that is none of `available`."""
+        """The columns that the condition uses. Raises AnalysisError for a name that is not in `available`."""
         names = list(available)
         found: dict[str, None] = {}
 
@@ -149,8 +150,10 @@ class _Reader:
         return found if inside else ~found
 
     def _numeric(self, left: ast.expr, right: ast.expr, *, ordered: bool) -> bool:
-        """Whether two sides are compared as numbers: text only where one of them is quoted, or no number. Where they
-        are ordered, a quoted number is one: '10' is less than '9' as text, which nobody means."""
+        """Whether two sides are compared as numbers. They are compared as text where one is quoted or not a number.
+
+        With < and > a quoted number is a number too: as text '10' would be less than '9', which nobody means.
+        """
         for side in (left, right):
             if isinstance(side, ast.Constant) and isinstance(side.value, str | bool):
                 if ordered and _as_number(side.value) is not None:
@@ -189,7 +192,7 @@ class _Reader:
 
 
 def _column(node: ast.expr, columns: Iterable[str]) -> str | None:
-    """The name that a node spells: x, model.kernel, or latency_ms/predictor where that is a column."""
+    """The column name that a node spells (x, model.kernel, or latency_ms/predictor if it is a column), else None."""
     if isinstance(node, ast.BinOp):
         text = ast.unparse(node).replace(" / ", "/")
         return text if isinstance(node.op, ast.Div) and text in set(columns) else None
@@ -200,7 +203,8 @@ def _column(node: ast.expr, columns: Iterable[str]) -> str | None:
 
 
 def resolve(name: str, columns: Iterable[str], text: str = "", place: int | ast.expr = 0) -> str:
-    """The column that a name means: itself, or the one column that ends in it after a dot. Raises AnalysisError."""
+    """The column of a name: the one of that name, or the only one that ends in a dot and the name. Raises
+    AnalysisError."""
     names = [str(column) for column in columns]
     if name in names:
         return name
@@ -218,7 +222,7 @@ def resolve(name: str, columns: Iterable[str], text: str = "", place: int | ast.
 
 
 def _as_number(value: object) -> float | None:
-    """The number that a quoted text spells; None where it spells none."""
+    """The number in a quoted text; None where it is not a number."""
     try:
         return float(value) if isinstance(value, str) else None
     except ValueError:
@@ -242,7 +246,7 @@ def _texts(column: pd.Series) -> pd.Series:
 
 
 def _at(text: str, place: int | ast.expr, what: str) -> AnalysisError:
-    """An error with the condition and a mark under the place: a position in the text, or where a part of it begins."""
+    """An error that shows the condition with a mark under a position, or under the beginning of a node."""
     if isinstance(place, ast.expr):  # it counts bytes
         place = len(text.encode()[: place.col_offset].decode(errors="ignore"))
     return AnalysisError(f"{what}\n  {text}\n  {' ' * place}^")

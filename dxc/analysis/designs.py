@@ -1,4 +1,4 @@
-"""Runs -> designs: repeats become one row, what cannot be compared is refused, what is missing is set aside."""
+"""Runs -> designs. Repeats become one row. Runs that cannot be compared are refused; incomplete runs are set aside."""
 
 from __future__ import annotations
 
@@ -35,8 +35,13 @@ LARGEST = 1e300  # MLflow stores infinity as the largest float
 
 
 class Designs(NamedTuple):
-    """frame: one row a design; see `designs_of`. knobs: columns that differ between designs. aside: runs that are
-    not in it, with columns run_id, name, reason."""
+    """Designs and the runs that gave none.
+
+    Attributes:
+        frame: one row per design; see `designs_of`.
+        knobs: columns that differ between designs.
+        aside: the runs that are not in the frame, with columns run_id, name, reason.
+    """
 
     frame: pd.DataFrame
     knobs: list[str]
@@ -46,7 +51,7 @@ class Designs(NamedTuple):
 def parse_objectives(names: Sequence[str], runs: pd.DataFrame) -> dict[str, Metric]:
     """['accuracy', 'flops:min'] -> declared objectives, or undeclared ones with their direction.
 
-    Raises AnalysisError for one that no run logged, or whose direction is not known.
+    Raises AnalysisError for an objective that no run logged, or whose direction is not known.
     """
     from pandas.api.types import is_numeric_dtype
 
@@ -117,9 +122,10 @@ def designs_of(runs: pd.DataFrame, objectives: Mapping[str, Metric]) -> Designs:
     compared: by other chips, or on another machine, it is another row.
 
     Columns: name, trial, run_id (of the newest repeat), runs (list of run ids, oldest first), n, the objectives,
-    spread.OBJECTIVE (sample standard deviation over repeats; of a single run over its folds, NaN where that is unknown;
-    of latency_ms always over its predictors, mean over repeats: each repeat has the same network) and the knobs. Runs
-    are set aside that lack an objective, or in which one is not finite.
+    spread.OBJECTIVE and the knobs. The spread is the sample standard deviation over repeats; for a single run the one
+    over its folds, NaN where it is unknown. For latency_ms it is the one over predictors, averaged over repeats,
+    because repeats share the network.
+
     """
     import pandas as pd
 
@@ -172,7 +178,8 @@ def _text(column: pd.Series) -> pd.Series:
 
 
 def _knobs(runs: pd.DataFrame) -> pd.DataFrame:
-    """What was chosen and differs between these runs: knobs without a meaning (a pool's without a pool) are missing."""
+    """The knobs that differ between these runs. Knobs without an effect (pool knobs without a pool) are missing
+    values."""
     import pandas as pd
 
     named = [tag for tag in ("model", "data", "hardware") if tag in runs]

@@ -1,7 +1,7 @@
-"""What goes on inside the front's networks: their exported files profiled on this machine, one after the other.
+"""Profiles the exported networks of the front on this machine, one after the other.
 
-Third stage of hardware-aware design: few are chosen by figures that are cheap, these few are looked at closely. The
-profiler is dxc.hardware.profiling.torch_profile, the memory dxc.hardware.measure.latency's.
+This is the third stage of hardware-aware design: cheap figures select a few designs, and these are profiled. The
+profiler is dxc.hardware.profiling.torch_profile; memory is measured by dxc.hardware.measure.latency.
 """
 
 from __future__ import annotations
@@ -29,22 +29,27 @@ log = logging.getLogger(__name__)
 
 MODES = ("none", "torch", "nsight")
 SOURCES = ("onnxruntime", "nsight", "torch")
-"""Of the profiler's tables, the first that is there: what deploys the file before what trained it."""
+"""Sources of the profile in order of preference: the runtime of the deployed file before the training framework."""
 ABOUT = "about.json"
 
 
-class Inside(NamedTuple):
-    """summary: one row a network and batch: name, trial (run_id where there is none; names may be shared, this not),
-    source, batch, ms (of one execution), ms_per_image, the shares
-    of operator time conv, matmul, pooling and other, memory_ms (copies and changes of layout), peak_memory_mb (batch 1,
-    NaN where it was not measured). notes: what could not be had. device: where it was profiled."""
+class FrontProfile(NamedTuple):
+    """Profiles of the front.
+
+    Attributes:
+        summary: one row per network and batch size: name, trial (or run_id, unique where names are not), source, batch,
+            ms (one execution), ms_per_image, the shares of operator time conv, matmul, pooling and other, memory_ms
+            (copies and changes of layout), peak_memory_mb (batch 1, NaN where it was not measured).
+        notes: what could not be profiled or measured, and why.
+        device: where it was profiled.
+    """
 
     summary: pd.DataFrame
     notes: list[str]
     device: str
 
 
-def look_inside(
+def profile_front(
     front: pd.DataFrame,
     uri: str,
     folder: Path,
@@ -53,12 +58,24 @@ def look_inside(
     hardware: Hardware,
     artifacts: Sequence[str] = (),
     progress: bool = True,
-) -> Inside:
-    """Profile the exported file of each member; traces and tables go to FOLDER/TRIAL, and are not made twice.
+) -> FrontProfile:
+    """Profile the exported file of each member of the front.
 
-    front: designs with name, trial and run_id. mode: torch | nsight (where that fails, torch, and a note says why).
-    hardware: this machine, as the analyst says, who trusts no run about it. artifacts: see Reader.
-    Raises ConfigError for another mode. A member that cannot be profiled has a note and no row.
+    Traces and tables go to FOLDER/TRIAL; existing ones are reused. A member that cannot be profiled gets a note and no
+    row.
+
+    Args:
+        front: designs with name, trial and run_id.
+        uri: address of the MLflow store.
+        folder: where traces and tables go.
+        mode: torch | nsight. Where nsight fails, torch is used and a note says why.
+        hardware: this machine, as the command describes it. What runs say is not used.
+        artifacts: see Reader.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ConfigError: an unknown mode.
+
     """
     import pandas as pd
     from tqdm import tqdm
@@ -95,18 +112,19 @@ def look_inside(
         )
     )
     summary = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
-    return Inside(summary, notes, ", ".join(sorted(devices)))
+    return FrontProfile(summary, notes, ", ".join(sorted(devices)))
 
 
 def _key(member: Mapping[Any, Any]) -> str:
-    """What tells a member from the others; two designs may share a name."""
+    """The unique key of a member. Two designs may share a name."""
     return str(member["trial"] or member["run_id"])
 
 
 def _member(
     reader: Reader, member: Mapping[Any, Any], folder: Path, mode: str, hardware: Hardware
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """(the profiler's table, what is known beside it), from the folder where the same file was profiled before."""
+    """The profiler's table and what is known besides. It is read from the folder if the same file was profiled
+    before."""
     import pandas as pd
     import torch
 
@@ -141,7 +159,7 @@ def _member(
 
 
 def _peak_memory_mb(onnx: Path, hardware: Hardware) -> tuple[float | None, str]:
-    """Of a fresh process on the hardware's device, or why not."""
+    """Peak memory of a fresh process on the device of `hardware`, or the reason why it was not measured."""
     from dxc.hardware.costs import measure_on
 
     hardware = replace(hardware, measure=True)  # a search leaves it off
@@ -151,7 +169,7 @@ def _peak_memory_mb(onnx: Path, hardware: Hardware) -> tuple[float | None, str]:
 
 
 def _summary(table: pd.DataFrame, member: Mapping[Any, Any], about: Mapping[str, Any]) -> pd.DataFrame:
-    """One row a batch; see Inside."""
+    """One row per batch size; see FrontProfile."""
     import pandas as pd
 
     source = next((each for each in SOURCES if (table["source"] == each).any()), None)

@@ -1,4 +1,4 @@
-"""What each run got right, from its predictions in MLflow; read once, then from a local cache."""
+"""Which chips each run classified correctly, from its out-of-fold predictions in MLflow. They are cached locally."""
 
 from __future__ import annotations
 
@@ -26,14 +26,20 @@ log = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions.parquet"
 JUDGED_BY = ("dxc.data", "data.split", "data.folds", "data.fold_seed", "source.check_georeference")
-"""Runs that are equal in these were judged by the same chips in the same folds."""
+"""Runs that are equal in these were evaluated on the same chips in the same folds."""
 
 
 def outcomes_of(
     designs: pd.DataFrame, runs: pd.DataFrame, uri: str, *, cache_dir: Path, artifacts: Sequence[str] = ()
 ) -> tuple[list[list[Outcomes]], list[str]]:
-    """(the outcomes of each design's repeats, notes). Runs without predictions are known by their folds' accuracies
-    (metrics foldN/val_accuracy); those without either are left out."""
+    """Read the outcomes of each design's repeats.
+
+    Where a run has no predictions, the accuracies of its folds (metrics foldN/val_accuracy) are used. Runs without
+    either are left out.
+
+    Returns:
+        The outcomes by design, and notes.
+    """
     from tqdm import tqdm
 
     by_id: Mapping[str, Mapping[str, Any]] = {str(row["run_id"]): row for row in runs.to_dict("records")}
@@ -112,7 +118,7 @@ def _load(path: Path) -> Outcomes | None:
 
 
 def _save(path: Path, outcomes: Outcomes) -> bool:
-    """False, with a warning, where the cache cannot be written: it saves time and nothing else."""
+    """Write the cache. Returns False, after a warning, where that fails: the cache only saves time."""
     content = io.BytesIO()
     np.savez_compressed(
         content,

@@ -32,8 +32,15 @@ COMMIT = "use the commit in the run's tag mlflow.source.git.commit"
 def command(config: Mapping[str, Any], *, trial: str | None = None) -> str:
     """`python train.py ...` for a resolved configuration (config.yaml of a run), as short as it gets.
 
-    Nothing in it is resolved, here or by the command: ${...} is a text.
-    trial: its dxc.trial. Raises AnalysisError where today's conf/ cannot describe that configuration any more.
+    Interpolations are not resolved, neither here nor by the command: ${...} is a text.
+
+    Args:
+        config: the resolved configuration.
+        trial: its dxc.trial.
+
+    Raises:
+        AnalysisError: the present conf/ cannot describe that configuration.
+
     """
     try:
         overrides = _overrides(config)
@@ -61,7 +68,7 @@ def command(config: Mapping[str, Any], *, trial: str | None = None) -> str:
 
 
 def command_of(path: Path, trial: str | None) -> str:
-    """command() for a file config.yaml. Raises AnalysisError where it holds no configuration too."""
+    """command() for a file config.yaml. It also raises AnalysisError where the file holds no configuration."""
     try:
         config = load_yaml(path)
     except (OSError, ValueError) as error:
@@ -86,7 +93,7 @@ def _overrides(config: Mapping[str, Any]) -> list[str]:
     keys = _differences(config, chosen, *GROUPS, "score", "seed")
     for key, value in keys.items():
         if not KEY.fullmatch(key):
-            raise ValueError(f"{key!r} is no key of a configuration")
+            raise ValueError(f"{key!r} is not a key of a configuration")
         if not _is_printable(value):
             raise ValueError(f"{key} has characters that cannot be shown: {value!r}")
     return chosen + [f"{key}={_quoted(value)}" for key, value in keys.items()]

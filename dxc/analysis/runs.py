@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # raise it when the meaning of a cache changes: old ones are then not found any more
+FORMAT = 2  # increase it when the content of a cache changes its meaning
 MAX_ABOUT_BYTES = 100_000_000  # of a cache: ids of deleted runs
 MARGIN_MS = 24 * 3600 * 1000
-"""How long before the newest known end a new run may have ended: clocks of hosts differ, and writes come late."""
+"""A new run may have ended so long before the newest known one: clocks of hosts differ, and writes arrive late."""
 CURVE = re.compile(r"fold\d+/(?!val_accuracy$)")
 """Metrics of learning curves that are left out. The accuracy that a fold ended with is kept."""
 KINDS: Mapping[str, Callable[[StoredRun], Mapping[str, Any]]] = {
@@ -46,13 +46,13 @@ KINDS: Mapping[str, Callable[[StoredRun], Mapping[str, Any]]] = {
     "tag": lambda run: {name: value for name, value in run.tags.items() if not name.startswith("mlflow.")},
     "param": lambda run: run.params,
 }
-"""What a finished run holds under names of its own. Where names collide, the first kind wins."""
+"""The named values of a finished run, by kind. Where names collide, the first kind wins."""
 FIXED = ("run_id", "name", "study", "experiment_id", "start_time", "end_time", "artifact_uri")
 
 
 @dataclass(frozen=True)
 class Runs:
-    """What read_runs found.
+    """The result of read_runs.
 
     frame: one row a finished run, oldest first, RangeIndex. Columns: run_id, name, artifact_uri (str), study,
     experiment_id (category of str), start_time, end_time (UTC); every metric under its name (float64; of learning

@@ -1,4 +1,4 @@
-"""Sections that name a class -> objects. All instantiation goes through here."""
+"""Builds objects from sections that name a class. Nothing else in dxc instantiates a class by name."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from dxc.errors import ConfigError
 
 
 class Kind(NamedTuple):
-    """What one kind of section may build. base: the class it must be of, as module.Class. packages: where that class,
-    and every module that is imported to find it, must lie: modules, or packages with all below them. classes: the only
-    ones of other packages. partial: its _partial_ must be true, what is missing comes from the task. nested: keys that
-    hold a list of sections, each with its kind."""
+    """What one kind of section may build.
+
+    Attributes:
+        base: the required base class, as module.Class.
+        packages: modules, or packages with all their modules, that may be imported to find the class.
+        classes: the only classes that may come from other packages.
+        partial: whether the section needs _partial_: true, because the task supplies the missing arguments.
+        nested: keys that hold a list of sections, each with its kind.
+    """
 
     base: str
     packages: tuple[str, ...]
@@ -53,19 +58,20 @@ come from anywhere, and a _target_ is a name of code to run: a package of your o
 
 
 def build(section: Mapping[str, Any] | None, kind: str, **arguments: Any) -> Any:
-    """Make what a section names in _target_, with its other keys as arguments; all instantiation in dxc goes through
-    here.
+    """Build the object of the class in _target_. The other keys of the section are its arguments.
 
     Args:
-        section: of a resolved configuration, plain containers.
-        kind: what it is for, a key of KINDS.
-        arguments: go before the section's own of the same name.
+        section: a section of a resolved configuration, in plain containers.
+        kind: a key of KINDS.
+        arguments: more arguments. They take precedence over those of the section.
 
     Returns:
-        The object; of a kind that is partial (optimizer, scheduler) a function that makes it from what is missing.
+        The object. For a partial kind (optimizer, scheduler) a function that takes the missing arguments.
 
-    Raises ConfigError for a class that such a section may not build, and for arguments that the class refuses. Names
-    are checked in the whole section before anything is imported, and classes before anything is made.
+    Raises:
+        ConfigError: a class that such a section may not build, or arguments that the class refuses.
+
+    All names in the section are checked before anything is imported, and all classes before anything is built.
     """
     _check_names(section, kind, kind)
     assert section is not None  # _check_names lets nothing but a mapping through
@@ -77,7 +83,7 @@ def build(section: Mapping[str, Any] | None, kind: str, **arguments: Any) -> Any
 
 
 def _check_names(section: Any, kind: str, place: str) -> None:
-    """Raise ConfigError for a section that names what its kind may not build. Imports nothing."""
+    """Raise ConfigError for a name that this kind of section may not use. Imports nothing."""
     allowed = KINDS[kind]
     target = section.get("_target_") if isinstance(section, Mapping) else None
     if target is None:
@@ -104,7 +110,7 @@ def _check_names(section: Any, kind: str, place: str) -> None:
 
 
 def _check_plain(value: Any, place: str) -> None:
-    """Raise ConfigError where an argument that is no section holds one."""
+    """Raise ConfigError where a plain argument contains a section."""
     if isinstance(value, Mapping):
         if "_target_" in value:
             raise ConfigError(f"{place}._target_: {_shown(value['_target_'])} is not allowed in this place")
@@ -116,7 +122,7 @@ def _check_plain(value: Any, place: str) -> None:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message: a stranger's text may be long, or hold what a terminal obeys."""
+    """A value for a message: cut to a limit, with control characters shown."""
     return value if isinstance(value, str) and value.isprintable() and len(value) < 200 else f"{value!r:.200}"
 
 
@@ -125,7 +131,7 @@ def _within(module: str, packages: Sequence[str]) -> bool:
 
 
 def _prepared(section: Mapping[str, Any], kind: str) -> partial[Any]:
-    """The class of a section whose names were checked, with its arguments; of nested sections too."""
+    """The class and the arguments of a checked section and its nested sections."""
     options = {key: copy.deepcopy(value) for key, value in section.items() if not key.startswith("_")}
     for key, inner in KINDS[kind].nested.items():
         options[key] = [_prepared(each, inner) for each in section.get(key) or ()]
@@ -133,15 +139,15 @@ def _prepared(section: Mapping[str, Any], kind: str) -> partial[Any]:
 
 
 def _class_of(target: str, kind: str) -> type:
-    """The class that an allowed name means. Raises ConfigError for what is no class of this kind."""
+    """Import the class of an allowed name. Raises ConfigError where it is not a class of this kind."""
     allowed = KINDS[kind]
     try:
         found = _attribute(target)
     except Exception as error:  # whatever a module raises that cannot be imported
-        raise ConfigError(f"_target_: {target} is no class that can be loaded: {error}") from error
+        raise ConfigError(f"_target_: {target} is not a class that can be loaded: {error}") from error
     # by the class itself, not by the name: a module holds names of what it imports too
     if not inspect.isclass(found) or _attribute(allowed.base) not in inspect.getmro(found):
-        raise ConfigError(f"_target_: {target} is no {allowed.base}, which {kind} must be")
+        raise ConfigError(f"_target_: {target} is not a {allowed.base}, which {kind} must be")
     if target not in allowed.classes and not _within(found.__module__, allowed.packages):
         raise ConfigError(
             f"_target_: {target} is {found.__module__}.{found.__qualname__}, which is not allowed; it must be a "
@@ -151,13 +157,13 @@ def _class_of(target: str, kind: str) -> type:
 
 
 def _attribute(name: str) -> Any:
-    """What a module holds under a name; no attribute of an attribute."""
+    """The attribute of a module; attributes of attributes are not followed."""
     module, _, last = name.rpartition(".")
     return getattr(importlib.import_module(module), last)
 
 
 def _called(made: partial[Any]) -> Any:
-    """The object. Raises ConfigError where its class refuses the arguments."""
+    """Call the class. Raises ConfigError where it refuses the arguments."""
     try:
         return made()
     except Exception as error:

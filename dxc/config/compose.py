@@ -17,7 +17,8 @@ TYPICAL_SIZE = 100  # pixels; what networks are costed for where chips may have 
 
 
 def image_size(size: int | str) -> int:
-    """Edge in pixels of the image that costs are for, from data.size: TYPICAL_SIZE where chips may have any size."""
+    """Edge in pixels of the image that costs are computed for: data.size, or TYPICAL_SIZE where chips may have any
+    size."""
     return TYPICAL_SIZE if isinstance(size, str) else size
 
 
@@ -32,7 +33,7 @@ OmegaConf.register_new_resolver(
 def resolved(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as plain containers with every interpolation filled in.
 
-    Raises ConfigError for a mandatory value that was not given or an interpolation that leads nowhere.
+    Raises ConfigError for a mandatory value that is missing, or an interpolation of a key that does not exist.
     """
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         examples = " ".join(f"{key}=..." for key in missing)

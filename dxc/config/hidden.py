@@ -1,7 +1,8 @@
-"""Secrets of a command line or a configuration file, kept out of the files that Hydra writes.
+"""Keeps secrets of a command line or a configuration file out of the files that Hydra writes.
 
-Hydra copies its configuration and overrides to .hydra/ and multirun.yaml, and launchers pickle them. So a secret moves
-into the environment, which child processes and jobs of a cluster inherit, and an interpolation takes its place.
+Hydra copies its configuration and overrides to .hydra/ and multirun.yaml, and launchers pickle them. So a secret is
+moved into an environment variable, which child processes and cluster jobs inherit. An interpolation of that variable
+takes its place.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from dxc.masking import masked
 
 
 def hide_arguments(arguments: Sequence[str]) -> list[str]:
-    """Arguments of a command line; where the value of one has a secret, it is in the environment from now on.
+    """Return the arguments of a command line with their secrets moved into environment variables.
 
     tracking.uri=postgresql://u:p@h/runs becomes tracking.uri=${oc.env:DXC_TRACKING_URI}.
-    Raises ConfigError where one has several values (a sweep): a command has one store.
+    Raises ConfigError where such an argument has several values (a sweep), because a command has one store.
     """
     return [_hidden(each) for each in arguments]
 
 
 def hide_command_line() -> None:
-    """hide_arguments for this process's own; ends it with a message where that cannot be done."""
+    """Apply hide_arguments to this process. Ends it with a message where that is not possible."""
     try:
         sys.argv[1:] = hide_arguments(sys.argv[1:])
     except ConfigError as error:
@@ -62,7 +63,7 @@ def _hide(key: str, value: str) -> str:
 
 
 class KeepSecrets(Callback):
-    """Hydra calls it before it writes anything: secrets that stand in a configuration file are hidden too."""
+    """A Hydra callback. It hides secrets of configuration files before Hydra writes anything."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         self._hide_all(config)

@@ -1,4 +1,4 @@
-"""The identity of what a configuration describes."""
+"""Identities: hashes of the parts of a configuration that results depend on."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ NOT_IDENTITY = {
         "host",
         "python",
         "remote",
-        # whether it is measured, not what comes out
+        # whether it is measured; the result is the same
         "measure",
         # where packages of predictors lie. Their names are identity; what was found there is in the tag dxc.packages
         "packages_dir",
         "packages_url",
-        # a judgement of the result
+        # limits judge a result and do not change it
         "limits",
     },
 }
@@ -47,16 +47,16 @@ NOT_IDENTITY = {
 
 
 def is_identity(key: str) -> bool:
-    """Whether a number of a run can depend on a flat key, such as hardware.threads."""
+    """Whether a result can depend on a flat key, such as hardware.threads."""
     group, *rest = key.split(".")
     return group in IDENTITY_GROUPS and not (rest and rest[0] in NOT_IDENTITY.get(group, ()))
 
 
 def canonical(cfg: dict[str, Any]) -> dict[str, Any]:
-    """What a resolved configuration describes: two that would give the same result come out equal.
+    """The canonical form of a resolved configuration. Configurations that give the same result have equal forms.
 
-    Keys that no result depends on are removed, so are knobs without a meaning (pool knobs without a pool, folds without
-    k-fold), and a number has one spelling (8 and 8.0).
+    Keys that no result depends on are removed. So are knobs without an effect (pool knobs without a pool, folds without
+    k-fold). Equal numbers are spelled alike (8 and 8.0).
     """
     kept = {
         group: (
@@ -70,7 +70,7 @@ def canonical(cfg: dict[str, Any]) -> dict[str, Any]:
     if "model" in kept:
         kept["model"] = canonical_knobs(kept["model"])
     if isinstance(predictors := kept.get("hardware", {}).get("predictors"), list):
-        kept["hardware"]["predictors"] = sorted(map(str, predictors))  # their mean knows no order
+        kept["hardware"]["predictors"] = sorted(map(str, predictors))  # the mean has no order
     if isinstance(devices := kept.get("trainer", {}).get("devices"), list):
         kept["trainer"]["devices"] = len(devices)  # how many of them, not which
     data = kept.get("data", {})
@@ -107,10 +107,10 @@ def _one_spelling(node: Any) -> Any:
 
 
 def params_and_tags(cfg: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A resolved configuration, flat, as a run carries it: what was chosen, and in the second part the settings that
-    are no part of the identity. The second may differ when a trial goes on, and MLflow never changes a param.
+    """Split a resolved configuration into MLflow params and tags, both with flat keys.
 
-    Left out is what says where the run itself is recorded.
+    Params are the keys of the identity. Tags are the other settings: they may differ when a trial is resumed, and
+    MLflow never changes a param. The keys that say where the run is recorded are left out.
     """
     params: dict[str, Any] = {}
     tags: dict[str, Any] = {}

@@ -9,8 +9,13 @@ from dxc.models.registry import short_label
 
 
 def quote_texts(arguments: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """Arguments of a command line with the values of some keys quoted for Hydra, which would read a condition such as
-    `accuracy > 0.9` as its own grammar."""
+    """Quote the values of some keys in a command line. Hydra would read a condition such as `accuracy > 0.9` as its own
+    grammar.
+
+    Args:
+        arguments: the command line.
+        keys: keys whose values are quoted.
+    """
     quoted = []
     for argument in arguments:
         key, equals, value = argument.partition("=")

@@ -1,6 +1,6 @@
 """Raw bands of one chip -> its channels, by name.
 
-In: an elevation band and the photo's bands, each (H, W). Out: float32 (C, H, W) in the order asked for.
+Input: an elevation band and the photo's bands, each (H, W). Output: float32 (C, H, W) in the requested order.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dxc.errors import ConfigError
+from dxc.geo.bands import PHOTO_BANDS
 
 Array = np.ndarray
-
-PHOTO_BANDS = ("red", "green", "blue", "nir")
-"""Bands of a USGS NAIP photo in file order."""
 
 INDICES = {
     # Normalised differences (a - b) / (a + b) of raw bands, each in [-1, 1].
@@ -38,7 +36,7 @@ def needed_photo_bands(channels: Sequence[str]) -> list[str]:
 
 
 def check_channels(channels: Sequence[str], photo_bands: Sequence[str] = PHOTO_BANDS) -> None:
-    """Raise ConfigError unless every channel is known, named once and can be made of the bands at hand."""
+    """Raise ConfigError unless every channel is known, named once and can be made from the available bands."""
     known = ("dem", *PHOTO_BANDS, *INDICES)
     if not channels:
         raise ConfigError(f"data.channels is empty; choose from {', '.join(known)}")
@@ -66,7 +64,7 @@ def stack_channels(
     """The channels of one chip, float32 (C, H, W).
 
     dem: (H, W) elevations in metres; photo: band name -> (H, W) digital numbers. Elevation and photo bands
-    are normalised as asked, indices never: they come from the raw bands and lie in [-1, 1] by themselves.
+    are normalised as requested. Indices are not: they are computed from the raw bands and lie in [-1, 1] anyway.
     """
     rescale = {"per_chip": scale_per_chip, "per_column": scale_per_column, "none": _as_float32}[normalise]
     mend = {"mean": repair_mean, "reference": repair_reference}[repair]
@@ -110,7 +108,7 @@ def scale_per_column(band: Array) -> Array:
 
 
 def repair_mean(index: Array) -> Array:
-    """NaN (0/0) pixels become the mean of their valid 4-neighbours, 0 where there is none. (H, W) both."""
+    """Replace NaN (0/0) pixels of an index (H, W) by the mean of their valid 4-neighbours, or by 0 if there is none."""
     hole = np.isnan(index)
     if not hole.any():
         return index

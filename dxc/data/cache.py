@@ -1,16 +1,16 @@
 """Manifest + channels -> one memory-mapped array on disk, built once.
 
-A cache is a folder named by everything that its numbers depend on (files, channels, normalisation, repair,
-size, bands), so it is never stale: other chips or other settings make another folder. It is built beside its
-place and renamed into it, under a lock: two processes that need the same cache build it once, and a killed
-build leaves nothing that could be taken for a cache.
+A cache is a folder whose name is a hash of everything that its numbers depend on (files, channels, normalisation,
+repair, size, bands). So it is never stale: other chips or settings make another folder. It is built under a lock in a
+temporary folder, which is then renamed. So two processes that need the same cache build it once, and a killed build
+leaves no half cache.
 
     images.npy    float32 (rows, C, H, W), one row for each chip of the manifest, in its order;
                   with size=any one such file for each size that occurs: images-HxW.npy
     cache.json    chips that are good (row, region, name, label; which overlap; what a pixel measures on the ground;
                   their sizes and boxes where a recipe asks for them), chips that are not (and why), digests
 
-A cache that lost something since, or is damaged, is built anew.
+A cache that is incomplete or damaged is built again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ import numpy as np
 
 from dxc.data.bands import (
     NORMALISATIONS,
-    PHOTO_BANDS,
     REPAIRS,
     check_channels,
     needed_photo_bands,
@@ -47,6 +46,7 @@ from dxc.data.bands import (
 from dxc.data.layout import CLASSES, Chip, Manifest, scan
 from dxc.errors import BadChip, BadChipsError, ConfigError, DataError, require_whole
 from dxc.files import sync_to_disk
+from dxc.geo.bands import PHOTO_BANDS
 from dxc.geo.limits import MAX_SIZE
 from dxc.geo.overlaps import Outline, outline_of, overlap_groups, pixel_m
 from dxc.geo.rasterfiles import block_trouble
@@ -77,7 +77,7 @@ MAX_SHIFT_PIXELS = 2.0  # elevation and photo of one chip may be cut on grids th
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a chip becomes an array; together with the files it is the identity of a cache."""
+    """How a chip becomes an array. A recipe and the files are the identity of a cache."""
 
     channels: tuple[str, ...]
     normalise: str = "per_chip"
@@ -90,7 +90,7 @@ class Recipe:
     """Whether chips come with the boxes of their crossings, and are labelled by them."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a value that no chip could be read with."""
+        """Raise ConfigError for a value that cannot work."""
         for band in self.photo_bands:
             if band not in PHOTO_BANDS:
                 raise ConfigError(
@@ -112,7 +112,7 @@ class Recipe:
 
 
 class Note(NamedTuple):
-    """Something about a usable file that its owner will want to know."""
+    """A remark on a usable file that its owner should know."""
 
     path: Path
     text: str
@@ -131,7 +131,7 @@ class ChipCache:
     """int64 (n, 2): height and width in pixels."""
     excluded: tuple[BadChip, ...]
     notes: tuple[Note, ...]
-    """What was mended in chips that are used: boxes clipped to their image."""
+    """What was corrected in the chips: boxes clipped to their image."""
     groups: np.ndarray
     """int64 (n,): chips of one number show the same ground, wholly or in part (dxc.geo.overlaps)."""
     unplaced: int
@@ -175,7 +175,7 @@ class ChipCache:
                 self._images[height, width] = np.load(path, mmap_mode="r")
             except (OSError, ValueError, EOFError) as error:
                 raise DataError(
-                    f"cache_dir: {path} is gone or damaged ({error}); the same command builds it anew"
+                    f"cache_dir: {path} is gone or damaged ({error}); the same command builds it again"
                 ) from error
         return self._images[height, width][self._rows[indices]]
 
@@ -206,10 +206,20 @@ def open_cache(
     workers: int | None = None,
     progress: bool = True,
 ) -> ChipCache:
-    """The cache of the chips under `root`, built first if it is not there. Thread-safe and process-safe.
+    """Open the cache of the chips under `root`, and build it if needed. Thread-safe and process-safe.
 
-    Raises BadChipsError with every bad chip if there is one and on_bad_chip is 'raise'; with 'skip' they are
-    left out and listed in `excluded`. Raises DataError where no chip is left or the disk is full.
+    Args:
+        root: folder that holds the regions.
+        recipe: how a chip becomes an array.
+        cache_dir: folder of the caches.
+        on_bad_chip: 'raise', or 'skip' to leave bad chips out and list them in `excluded`.
+        workers: processes that read chips; None for one per core.
+        progress: whether to show progress bars.
+
+    Raises:
+        BadChipsError: there are bad chips, all of which it lists, and on_bad_chip is 'raise'.
+        DataError: no chip is left, or the disk is full.
+
     """
     from filelock import FileLock
 
@@ -231,7 +241,7 @@ def open_cache(
         except BrokenExecutor as error:
             raise DataError(
                 f"a process that reads the chips under {root} was ended, by a lack of memory or by a file that no "
-                f"reader survives ({error}); the same command begins anew"
+                f"reader survives ({error}); the same command begins again"
             ) from error
     if cache.excluded and on_bad_chip == "raise":
         raise BadChipsError(cache.excluded, root=manifest.root)
@@ -256,12 +266,12 @@ _DAMAGES = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError
 def _load_or_build(
     folder: Path, manifest: Manifest, recipe: Recipe, workers: int | None, progress: bool
 ) -> ChipCache:
-    """Under the lock: the cache that another process has built meanwhile, else one that is built now."""
+    """Load the cache that another process has built meanwhile, else build it. The lock must be held."""
     try:
         return _load(folder, recipe)
     except _NoCache as reason:
         if folder.exists():
-            log.warning("cache_dir: %s is damaged (%s): it is built anew", folder, reason)
+            log.warning("cache_dir: %s is damaged (%s): it is built again", folder, reason)
             shutil.rmtree(folder)
     _build(folder, manifest.chips, manifest.bad, recipe, workers, progress)
     try:
@@ -291,7 +301,7 @@ def _load(folder: Path, recipe: Recipe) -> ChipCache:
 
 
 def _from_record(folder: Path, record: Any, recipe: Recipe) -> ChipCache:
-    """A cache as its cache.json describes it; raises one of many errors where it is no such description."""
+    """The cache that cache.json describes. Raises one of many errors where the file is damaged."""
     rows, regions, names, labels = zip(*record["chips"], strict=True) if record["chips"] else ((),) * 4
     one_size = recipe.size != ANY_SIZE
     sizes = np.full((len(names), 2), recipe.size) if one_size else np.array(record["sizes"])
@@ -407,7 +417,7 @@ class _Outcome(NamedTuple):
     """What reading one chip gave: digests of its files, and the reason if it is unusable."""
 
     digests: tuple[str, ...]
-    """Of elevation and photo; with boxes also of the annotation, empty where there is none."""
+    """Digests of elevation and photo; with boxes also of the annotation, empty where there is none."""
     bad: BadChip | None
     boxes: tuple[tuple[float, ...], ...] = ()
     """As in ChipCache.boxes."""
@@ -496,7 +506,8 @@ def _read_chunk(recipe: Recipe, chips: Sequence[Chip], slots: Sequence[_Slot | N
 
 
 def _read_chip(chip: Chip, recipe: Recipe, size: _Size | None) -> tuple[np.ndarray | None, _Outcome]:
-    """All files of a chip -> (float32 (C, H, W) or None, outcome). size: what it has to be, or None: no chip's."""
+    """All files of a chip -> (float32 (C, H, W) or None, outcome). size: the required size; None where it has no usable
+    one."""
     digests: list[str] = []
     boxes: tuple[tuple[float, ...], ...] = ()
     notes: tuple[Note, ...] = ()
@@ -608,7 +619,7 @@ def _read_raster(
 
 
 def _check_file(path: Path) -> None:
-    """Raise _Unusable for what cannot be read whole: folders, pipes, files without content or of too much."""
+    """Raise _Unusable for folders, pipes, and files that are empty or too large."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise _Unusable("is not a file")
@@ -650,7 +661,7 @@ def _check_same_place(dem: _Place, photo: _Place) -> None:
 
 
 def usable_cores() -> int:
-    """Cores this process may use: a Slurm job or a container has fewer than the machine."""
+    """Number of cores that this process may use. A Slurm job or a container has fewer than the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -20,11 +20,11 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from dxc.data.bands import PHOTO_BANDS
 from dxc.data.cache import ANY_SIZE, ChipCache, Recipe, open_cache
 from dxc.data.folds import Fold, make_folds
 from dxc.data.source import Source
 from dxc.errors import ConfigError, require_whole
+from dxc.geo.bands import PHOTO_BANDS
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ Batch = dict[str, torch.Tensor]
 
 
 class FolderSource(Source):
-    """Chips that lie in a folder already (source=chips)."""
+    """Chips in an existing folder (source=chips)."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class FolderSource(Source):
 
 
 class ChipDataset(Dataset):
-    """Chips of one cache by number; whole batches are read with one look-up."""
+    """Chips of one cache by number. A whole batch is read with one look-up."""
 
     def __init__(self, cache: ChipCache, indices: np.ndarray) -> None:
         self.cache = cache
@@ -196,7 +196,7 @@ class ChipDataModule(pl.LightningDataModule):
         self.prepare_data()
 
     def select(self, fold: Fold, *, seed: int) -> None:
-        """Serve this fold from now on; `seed` fixes the order in which it is shuffled."""
+        """Use this fold from now on. `seed` determines the order of its chips."""
         self._fold, self._seed = fold, seed
 
     def train_dataloader(self) -> DataLoader:
@@ -235,7 +235,7 @@ class ChipDataModule(pl.LightningDataModule):
 
 
 def _say_overlaps(cache: ChipCache) -> None:
-    """One line on what keeps chips together in a split, one on what is not known about it."""
+    """Log how many chips stay together in a split, and for how many this is not known."""
     counts = np.bincount(cache.groups)
     if together := int(counts[counts > 1].sum()):
         log.info(

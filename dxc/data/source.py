@@ -1,4 +1,4 @@
-"""What every source of chips is. Free of torch, so that the processes that make chips start quickly."""
+"""The interface of a source of chips. Free of torch, so that the processes that make chips start quickly."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Protocol
 
 
 class Source(Protocol):
-    """Where chips come from. conf/source/*.yaml each name a subclass: a section `source` builds nothing else."""
+    """A source of chips. conf/source/*.yaml name its subclasses; a section `source` builds nothing else."""
 
     on_bad_chip: str
     photo_bands: Sequence[str]
     check_georeference: bool
 
     def prepare(self) -> Path:
-        """Make the chips if need be; returns the folder that holds the regions."""
+        """Make the chips if needed. Returns the folder that holds the regions."""

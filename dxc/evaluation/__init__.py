@@ -1,1 +1,1 @@
-"""How good predictions are: boxes, average precision, matching, bootstrap. Arrays in, numbers out."""
+"""Evaluates predictions: boxes, average precision, matching, bootstrap. It takes arrays and gives numbers."""

@@ -1,7 +1,7 @@
-"""How good the pooled predictions of a detector are, over all images, with and without a crossing.
+"""Metrics of the pooled predictions of a detector, over all images with and without a crossing.
 
 Box metrics follow the rules of COCO (Lin et al. 2014, doi 10.1007/978-3-319-10602-1_48) as faster-coco-eval computes
-them. There is one predicted box an image, whose score is the probability of a crossing. In order of score, a box is a
+them. There is one predicted box per image, whose score is the probability of a crossing. In order of score, a box is a
 true positive where its IoU with a true box of its image reaches a threshold, else a false positive; in images without
 a crossing every box is one. With p(r) the precision at recall r,
 
@@ -38,14 +38,19 @@ class PrecisionRecall(NamedTuple):
     precision: NDArray[np.float64]
     recall: NDArray[np.float64]
     threshold: NDArray[np.float64]
-    """Of the probability: at or above it an image is said to hold a crossing."""
+    """Thresholds of the probability. At or above it an image is predicted to hold a crossing."""
 
 
 def precision_recall_curve(probability: ArrayLike, label: ArrayLike) -> PrecisionRecall:
     """Precision and recall of presence at every probability that occurs.
 
-    probability: (n,) of a crossing; label: (n,) 1 = crossing. Raises ValueError without a single crossing, where
-    recall has no meaning.
+    Args:
+        probability: (n,) of a crossing.
+        label: (n,) 1 = crossing.
+
+    Raises:
+        ValueError: there is no crossing, so recall is undefined.
+
     """
     from sklearn.metrics import precision_recall_curve as curve
 
@@ -61,7 +66,7 @@ def recall_at_precision(
 ) -> dict[str, float]:
     """recall_at_precision: the largest recall of presence at which precision is at least `min_precision`.
 
-    Arguments as in precision_recall_curve. Empty without a crossing, and where no threshold is that precise.
+    Empty without a crossing, and where no threshold reaches that precision. Arguments as in precision_recall_curve.
     """
     if not np.any(label):
         return {}
@@ -77,8 +82,14 @@ def box_metrics(probability: ArrayLike, boxes: ArrayLike, truth: TrueBoxes) -> d
     overlaps most; it looks at no probability. Empty where no image has a box. Predictions of equal probability rank
     in their order.
 
-    probability: (n,) of a crossing; boxes: (n, 4) predicted, cx, cy, w, h relative to the image. Raises ValueError
-    where lengths differ.
+    Args:
+        probability: (n,) of a crossing.
+        boxes: (n, 4) predicted boxes, cx, cy, w, h relative to the image.
+        truth: the true boxes and sizes of the images.
+
+    Raises:
+        ValueError: lengths differ.
+
     """
     import torch
 

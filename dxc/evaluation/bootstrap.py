@@ -1,7 +1,8 @@
-"""How sure is an accuracy? Bootstrap over the chips a design was judged by, or over its folds; paired comparisons.
+"""Uncertainty of accuracies: bootstrap over the validation chips of a design, or over its folds, and paired
+comparisons.
 
-Designs that were judged by the same chips in the same folds are drawn together: what makes one of them lucky in a draw
-makes the others lucky too, and differences between them are surer than each by itself.
+Designs that were evaluated on the same chips in the same folds are drawn together. A draw that favours one of them
+favours the others too, so the difference between two is more certain than each accuracy.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 FOLDS = "folds:"
-"""Begins Outcomes.chips where only the accuracies of the folds are known."""
+"""Prefix of Outcomes.chips where only the accuracies of the folds are known."""
 DECIMALS = (
     9  # of a drawn accuracy: equal ones tie in whatever order they were summed; a chip counts for far more
 )
@@ -32,9 +33,16 @@ AT_ONCE = 1024  # runs that are drawn in one product of matrices
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """What one run got right. right: (chips,) bool, out of fold; fold: (chips,) position of each chip's fold.
-    chips: hash of which chips they are and how they fell into folds. Without predictions it is FOLDS and what is known
-    of the chips, right holds the accuracy of each fold, and fold its position."""
+    """Which chips one run classified correctly.
+
+    Without predictions only the accuracy of each fold is known. Then `right` holds the accuracies, `fold` the positions
+    of the folds, and `chips` begins with FOLDS.
+
+    Attributes:
+        right: (chips,) bool, out of fold.
+        fold: (chips,) position of each chip's fold.
+        chips: hash of the chips and of their folds.
+    """
 
     right: NDArray[np.bool_] | Floats
     fold: NDArray[np.int64]
@@ -62,16 +70,21 @@ class Outcomes:
 
     @property
     def accuracy(self) -> float:
-        """Mean over folds of the share that is right."""
+        """Mean over folds of the share of correct chips."""
         return float(np.mean([self.right[self.fold == each].mean() for each in np.unique(self.fold)]))
 
 
 def accuracy_draws(designs: Sequence[Sequence[Outcomes]], *, draws: int, seed: int) -> Floats:
-    """Accuracies (designs, draws) as they could have come out with other chips of the same kind.
+    """Bootstrap draws of accuracies, (designs, draws). Efron and Tibshirani 1993, doi 10.1201/9780429246593.
 
-    designs: the outcomes of each design's repeats. Chips are drawn with replacement within their fold, the same for all
-    runs that were judged by the same chips; without predictions, folds are drawn. Of a design with several repeats,
-    repeats are drawn too. A design without outcomes is NaN. Efron and Tibshirani 1993, doi 10.1201/9780429246593.
+    Chips are drawn with replacement within their fold, the same for all runs with the same chips. Without predictions,
+    folds are drawn. Repeats of a design are drawn too. A design without outcomes is NaN.
+
+    Args:
+        designs: the outcomes of each design's repeats.
+        draws: number of draws.
+        seed: seed of the draws.
+
     """
     rng = np.random.default_rng(seed)
     shared: dict[tuple[str, int], list[tuple[int, int]]] = {}
@@ -115,7 +128,12 @@ def probability_non_dominated(
 ) -> Floats:
     """For each row (n, objectives), the share of draws in which no other row dominates it.
 
-    accuracy: (n, draws) in place of values[:, column]; a row without draws keeps its value and is NaN in the answer.
+    Args:
+        values: (n, objectives).
+        accuracy: (n, draws), which replace values[:, column]. A row without draws keeps its value; its result is NaN.
+        column: the column of the accuracy.
+        maximise: for each objective, whether more is better.
+
     """
     known = ~np.isnan(accuracy).any(axis=1)
     current = np.array(values, dtype=float)
@@ -127,9 +145,15 @@ def probability_non_dominated(
 
 
 class Comparison(NamedTuple):
-    """Two designs on the same chips. difference: of accuracy, first less second, with its 95 % bootstrap interval.
-    only_first, only_second: chips that one alone got right. p_value: McNemar's exact test (Edwards 1948,
-    doi 10.1007/BF02289261) that both err alike; NaN without predictions."""
+    """Comparison of two designs on the same chips.
+
+    Attributes:
+        difference: accuracy of the first less that of the second; `low` and `high` are its 95 % bootstrap interval.
+        only_first: number of chips that only the first classified correctly.
+        only_second: number of chips that only the second classified correctly.
+        p_value: McNemar's exact test (Edwards 1948, doi 10.1007/BF02289261) that both err equally often; NaN without
+            predictions.
+    """
 
     difference: float
     low: float
@@ -140,7 +164,7 @@ class Comparison(NamedTuple):
 
 
 def compare(first: Outcomes, second: Outcomes, *, draws: int, seed: int) -> Comparison:
-    """Raises AnalysisError where the two were not judged by the same chips in the same folds."""
+    """Compare two designs. Raises AnalysisError unless they were evaluated on the same chips in the same folds."""
     if first.chips != second.chips or len(first.right) != len(second.right):
         raise AnalysisError(
             "the two designs were not judged by the same chips in the same folds: compare runs of one dxc.data "

@@ -1,4 +1,4 @@
-"""Predicted boxes against true ones: intersection over union, matching, and what kind of answer a chip got."""
+"""Compares predicted boxes with true ones: intersection over union, matching, and TP, FN, FP or TN of an image."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ KINDS = {"TP": "rightly reported", "FN": "missed", "FP": "false alarm", "TN": "r
 
 
 class Sample(NamedTuple):
-    """One image and what a detector says of it. It is positive where it has a true box.
+    """One image and the prediction of a detector. The image is positive if it has a true box.
 
-    image: (C, H, W); boxes: true ones (n, 4); box: the predicted one (4,); probability: that a crossing is there.
+    Attributes:
+        image: (C, H, W).
+        boxes: true boxes (n, 4).
+        box: the predicted box (4,).
+        probability: of a crossing.
+
     """
 
     image: Floats
@@ -31,7 +36,7 @@ class Sample(NamedTuple):
 
 
 def kind(sample: Sample, threshold: float = 0.5) -> str:
-    """TP | FN | FP | TN of an image as a whole; where the box lies does not count."""
+    """TP | FN | FP | TN of an image as a whole. The position of the box does not count."""
     positive = len(known_boxes(sample.boxes)) > 0
     if sample.probability >= threshold:
         return "TP" if positive else "FP"
@@ -41,10 +46,10 @@ def kind(sample: Sample, threshold: float = 0.5) -> str:
 def match(
     boxes: ArrayLike, predicted: ArrayLike, scores: ArrayLike, *, min_iou: float = 0.5
 ) -> NDArray[np.int_]:
-    """For each predicted box (m, 4) the place of the true box (n, 4) that it finds, -1 for a false alarm.
+    """For each predicted box (m, 4) the index of the true box (n, 4) that it matches, -1 for a false alarm.
 
-    As in COCO's evaluation: from the highest score on, each takes the true box with the greatest IoU of at least
-    `min_iou` that no one has taken.
+    As in COCO's evaluation, boxes are matched from the highest score on. Each takes the free true box with the greatest
+    IoU of at least `min_iou`.
     """
     overlap = iou(boxes, predicted)
     found = np.full(overlap.shape[1], -1)

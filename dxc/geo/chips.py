@@ -38,10 +38,11 @@ import shapely
 
 from dxc.errors import ConfigError, DataError
 from dxc.files import sync_everything, sync_to_disk, write_atomically
+from dxc.geo.bands import PHOTO_BANDS
 from dxc.geo.elevation import elevation_unit
 from dxc.geo.formats import GDAL_OPTIONS, raster_file
 from dxc.geo.limits import MAX_SIZE
-from dxc.geo.photobands import KNOWN_BANDS, PhotoBands, choose_bands
+from dxc.geo.photobands import PhotoBands, choose_bands
 from dxc.geo.rasters import (
     Points,
     Raster,
@@ -58,11 +59,11 @@ from dxc.geo.windows import Cutter
 log = logging.getLogger(__name__)
 
 BLOCK_CACHE_MB = 64  # GDAL's default is 5 % of the machine's memory
-CUTS_PER_NEGATIVE = 20  # so many places may turn out to be without data for one that is not
+CUTS_PER_NEGATIVE = 20  # so many sites may lack data for each one that has data
 
 
 class LeftOut(NamedTuple):
-    """A point that gave no chip; x and y in `crs`, the CRS of the points' own file (nan: no geometry)."""
+    """A point without a chip. x and y are in `crs`, the CRS of the points' file (nan: no geometry)."""
 
     id: int
     x: float
@@ -73,7 +74,7 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True)
 class CutReport:
-    """What `cut_region` made."""
+    """The result of `cut_region`."""
 
     folder: Path
     region: str
@@ -82,7 +83,7 @@ class CutReport:
     negatives: int
     left_out: tuple[LeftOut, ...]
     boxes: int | None = None
-    """Boxes in all chips together; None where none were asked for."""
+    """Number of boxes in all chips; None where none were requested."""
 
     def describe(self) -> str:
         """Several lines for people: counts, CRS, folder, boxes, left-out points by reason."""
@@ -119,7 +120,7 @@ def cut_region(
     near: Sequence[Path] = (),
     near_share: float = 0.5,
     crs: str | None = None,
-    photo_bands: Sequence[str] = KNOWN_BANDS,
+    photo_bands: Sequence[str] = PHOTO_BANDS,
     dem_units: str | None = None,
     vrt_anywhere: bool = False,
     seed: int = 0,
@@ -128,32 +129,32 @@ def cut_region(
     workers: int = 2,
     progress: bool = True,
 ) -> CutReport:
-    """Cut one region's chips, as many without a crossing as with one; `workers` does not change the result.
+    """Cut the chips of one region, as many without a crossing as with one.
 
     A chip with a crossing shows its point in pixel (size // 2, size // 2), shifted by up to `jitter_m` whole
     pixels along each axis. A chip without one has its centre at least `min_distance_m` from every crossing of
-    the file. Of these `near_share` are centred on the lines of the files `near`, the others anywhere.
+    the file. A share `near_share` of them are centred on the lines of the files `near`, the others lie anywhere.
 
     With `boxes` every chip with a crossing has an annotation with the box of each crossing of the file that is in the
     chip: the crossing itself lies there, or a quarter or more of its box does. Boxes are centred on the points, lie
     along the axes of the chips' CRS and are clipped to the chip. A chip without a crossing shows no part of a box.
 
-    Chips are collected in a hidden folder beside the final one, named by the hash of all that shapes the
-    result; an interrupted call, repeated, finds its chips there and goes on. At the end it gets its name.
+    Chips are collected in a hidden folder beside the final one, whose name is a hash of all inputs. If an interrupted
+    call is repeated, it finds its chips there and continues. At the end the folder is renamed.
 
     Args:
         size_m: edge of a chip in metres and pixels.
         boxes: edge of the crossings' boxes in metres, or the column of `crossings` with each one's own; two for
             width (east-west) and height (north-south). None: no annotations. A crossing without a positive number in
-            the column has no chip, neither has another whose chip would show it.
+            the column has no chip, and neither has a crossing whose chip would show it.
         crs: projected CRS in metres; default the DEM's own, or its UTM zone if that is not in metres.
         photo_bands: names of the photo's bands, in order; an alpha band that is a mask does not count. Fewer names
             choose bands by the names and colours in the file, else of four as red, green, blue, nir.
-        dem_units: of the elevations: m, ft or us-ft; default what the DEM's CRS or band says, else metres. The
-            elevations of the chips are in metres.
+        dem_units: unit of the elevations: m, ft or us-ft. By default the unit of the DEM's CRS or band, else metres.
+            Elevations of the chips are in metres.
         vrt_anywhere: whether a .vrt mosaic may have sources that do not lie below its own folder.
         max_positives: stop after so many chips with a crossing, in the order of the file.
-        workers: threads.
+        workers: threads. Their number does not change the result.
 
     Raises:
         ConfigError: an argument that cannot work.
@@ -165,8 +166,7 @@ def cut_region(
         "photo_bands": list(photo_bands), "dem_units": dem_units, "seed": seed, "max_positives": max_positives,
     }  # fmt: skip
     edges = boxes if isinstance(boxes, list | tuple) else [boxes, boxes]
-    if boxes is not None:  # other cuts keep their identity
-        job["boxes"] = list(edges)
+    job["boxes"] = None if boxes is None else list(edges)
     _check_arguments(job, workers)
     final = out / region
     _check_free(final, overwrite)
@@ -250,7 +250,7 @@ def _check_arguments(job: dict[str, Any], workers: int) -> None:
             f"jitter_m={job['jitter_m']:g} would shift a crossing out of its chip: stay below half of "
             f"size_m={size_m}."
         )
-    edges = job.get("boxes", ["", ""])
+    edges = ["", ""] if job["boxes"] is None else job["boxes"]
     if len(edges) != 2 or not all(isinstance(edge, str) or _is_length(edge, size_m) for edge in edges):
         texts = [str(edge) for edge in edges]
         given = texts[0] if len(texts) == 2 and len(set(texts)) == 1 else f"[{','.join(texts)}]"
@@ -258,10 +258,10 @@ def _check_arguments(job: dict[str, Any], workers: int) -> None:
             f"boxes={given} cannot work: it has to be metres, more than 0 and at most size_m={size_m}, or the name of "
             "a column of the crossings, or two of these for width and height, e.g. boxes=[width_m,height_m]."
         )
-    if not bands or len(set(bands)) < len(bands) or set(bands) - set(KNOWN_BANDS):
+    if not bands or len(set(bands)) < len(bands) or set(bands) - set(PHOTO_BANDS):
         raise ConfigError(
             f"photo_bands=[{','.join(bands)}] has to name each band of the photo once, in its order, out of "
-            f"{', '.join(KNOWN_BANDS)}."
+            f"{', '.join(PHOTO_BANDS)}."
         )
 
 
@@ -270,7 +270,7 @@ def _is_length(value: Any, limit: float) -> bool:
 
 
 def _warn_of_neighbours(min_distance_m: float, size_m: int, boxes: CrossingBoxes | None) -> None:
-    """Say what a distance means that does not keep whole chips off the crossings."""
+    """Warn where min_distance_m allows chips without a crossing to reach one."""
     half = size_m / math.sqrt(2)
     if boxes is None:
         if min_distance_m < half:
@@ -288,7 +288,7 @@ def _warn_of_neighbours(min_distance_m: float, size_m: int, boxes: CrossingBoxes
 
 
 def _say_overlaps(positives: Sequence[Spot], area: Area) -> None:
-    """Say how many crossings lie closer together than a chip: their chips show the same ground."""
+    """Log how many crossings lie so close together that their chips show the same ground."""
     outlines = area.outlines(*np.array([(chip.left, chip.top) for chip in positives]).T)
     # outlines that only touch share no ground; those of whole metres that overlap do so by more
     tree = shapely.STRtree(shapely.buffer(outlines, -0.25, join_style="mitre"))
@@ -305,7 +305,7 @@ def _check_free(final: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise DataError(
-            f"{final} exists already. Cut it anew with overwrite=true, or give another out= or region=."
+            f"{final} exists already. Replace it with overwrite=true, or give another out= or region=."
         )
     if not (final / "chips.csv").is_file():  # never remove what this module did not write
         raise DataError(
@@ -330,11 +330,11 @@ def _common(dem: Raster, photo: Raster) -> shapely.Geometry:
 
 
 def _tolerant(outline: shapely.Geometry) -> shapely.Geometry:
-    """A millimetre larger: a chip that ends exactly at the raster's edge is inside, whatever was rounded."""
+    """Enlarge an outline by a millimetre, so that a chip that ends at the raster's edge is inside despite rounding."""
     return shapely.buffer(outline, 1e-3, join_style="mitre")
 
 
-# ------------------------------------------------------------------------------------------ places
+# ------------------------------------------------------------------------------------------ sites
 
 
 def _crossing_boxes(path: Path, points: Points, edges: Sequence[Any], size_m: int) -> CrossingBoxes:
@@ -359,7 +359,7 @@ def _crossing_boxes(path: Path, points: Points, edges: Sequence[Any], size_m: in
 
 
 def _sized(points: Points) -> np.ndarray:
-    """Which points have a positive number in every column that was asked for, bool (n,)."""
+    """Which points have a positive number in every requested column, bool (n,)."""
     good = [np.isfinite(values) & (values > 0) for values in points.columns.values()]
     return np.all([np.full(len(points.ids), True), *good], axis=0)
 
@@ -377,7 +377,7 @@ def _cut_positives(
     max_positives: int | None,
     progress: bool,
 ) -> tuple[list[Spot], list[LeftOut]]:
-    """Cut the chips with a crossing, in the file's order; say of each other point why it has none."""
+    """Cut the chips with a crossing, in the order of the file. Points without a chip are returned with the reason."""
     reasons = _misplaced(cutter.rasters, area, points)
     reach = math.floor(jitter_m)
     shift = np.random.default_rng((seed, 0)).integers(-reach, reach + 1, (len(points.ids), 2))
@@ -413,7 +413,7 @@ def _cut_positives(
 
 
 def _misplaced(rasters: tuple[Raster, Raster], area: Area, points: Points) -> list[str | None]:
-    """Why a point can have no chip, as far as it shows without reading pixels."""
+    """The reason why a point cannot have a chip, as far as it is known without reading pixels."""
     known = np.isfinite(points.own).all(axis=1)
     projected = np.isfinite(points.xy).all(axis=1)
     left, top = area.corner(*np.where(projected[:, None], points.xy, 0).T)
@@ -511,7 +511,7 @@ def _csv_bytes(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
 
 
 def _move_into_place(folder: Path, final: Path) -> None:
-    """Give the finished folder its name; an older one goes only then."""
+    """Rename the finished folder. A previous folder is removed only then."""
     for draft in folder.glob("**/.*"):  # of a killed process
         draft.unlink()
     sync_everything()  # the chips; else a power cut could leave the name and empty files
@@ -526,7 +526,7 @@ def _move_into_place(folder: Path, final: Path) -> None:
 
 @contextmanager
 def _disk_trouble(out: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a DataError."""
+    """Turn an error of the disk into a DataError."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The unit of a DEM's elevations: metres, feet or US survey feet, by its CRS, by its band, or as the user says."""
+"""Finds the unit of a DEM's elevations (metres, feet or US survey feet) from its CRS, its band or the configuration."""
 
 from __future__ import annotations
 
@@ -29,26 +29,27 @@ _FEET = ("foot", "US survey foot")
 
 
 def known_unit(text: str) -> str | None:
-    """The unit that a text names, a key of METRES: us-ft, Foot_US, metres ...; None where it is another."""
+    """The unit (a key of METRES) that a text such as us-ft, Foot_US or metres names; None for any other text."""
     return _UNIT_OF.get(re.sub(r"[^a-z]", "", text.lower()))
 
 
 def elevation_unit(path: Path, dem: Any, wanted: str | None) -> str:
-    """The unit of an open DEM's elevations, a key of METRES; the log says which and why where it is not plain.
+    """The unit of an open DEM's elevations, a key of METRES. Where it is not obvious, the log says which it is and why.
 
-    What the user says (`wanted`, the key dem_units) overrides the file. In the file, the vertical part of the CRS and
-    the unit of the band have to agree; of the two kinds of feet the CRS decides, because bands often say just feet.
-    Where neither says anything, elevations are taken for metres.
+    The unit in the configuration (`wanted`, the key dem_units) overrides the file. In the file, the vertical part of
+    the CRS and the unit of the band have to agree; of the two kinds of feet the CRS decides, because bands often say
+    just feet.
+    Where neither names a unit, elevations are taken as metres.
 
     Raises:
-        ConfigError: `wanted` is no known unit.
-        DataError: the file has another unit, or says two things.
+        ConfigError: `wanted` is not a known unit.
+        DataError: the file has another unit, or names two different ones.
     """
     if wanted is not None:
         unit = known_unit(wanted)
         if unit is None:
             raise ConfigError(
-                f"dem_units={wanted} is no known unit: give m, ft or us-ft, or null to ask the DEM."
+                f"dem_units={wanted} is not a known unit: give m, ft or us-ft, or null to ask the DEM."
             )
         log.info("The DEM's elevations are in %s, says dem_units; the chips are in metres.", PLURAL[unit])
         return unit
@@ -80,7 +81,7 @@ def elevation_unit(path: Path, dem: Any, wanted: str | None) -> str:
 
 
 def _warn_of_feet(crs: CRS) -> None:
-    """Say that metres are assumed where the map units make feet as likely."""
+    """Warn that metres are assumed although the map units suggest feet."""
     across = _length_unit(crs.linear_units_factor[1]) if crs.is_projected else None
     if across in _FEET:
         log.warning(
@@ -103,5 +104,6 @@ def _vertical_unit(crs: CRS) -> str:
 
 
 def _length_unit(metres: float) -> str | None:
-    """By its size: names are spelt in many ways. The two feet differ by 2e-6, what files round by less."""
+    """The unit of a length in metres. It is found by size, because names vary. The two feet differ by 2e-6, more than
+    files round."""
     return next((unit for unit, exact in METRES.items() if math.isclose(metres, exact, rel_tol=5e-7)), None)

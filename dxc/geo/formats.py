@@ -1,4 +1,4 @@
-"""Which files GDAL is let near, and by which driver: told by their bytes, before GDAL looks at them.
+"""Decides by their bytes which files GDAL may open, and with which driver, before GDAL sees them.
 
 GDAL opens by content. Left to itself it takes a file named dem.tif for a virtual raster (VRT) that reads any other
 file or address, and a file named roads.gpkg or roads.geojson for a virtual layer or a pipeline. Here
@@ -6,7 +6,7 @@ file or address, and a file named roads.gpkg or roads.geojson for a virtual laye
 - rasters are GeoTIFF (cloud-optimised too) and ERDAS Imagine .img, and mosaics of these whose name ends in .vrt. What
   lies beside a raster and belongs to it (.msk, .ovr, .aux) is looked at the same way; what a raster names elsewhere
   is refused.
-- a .vrt is parsed here and written anew from what may be in it; GDAL sees only that. It has no masks or overviews of
+- a .vrt is parsed here and written again from what may be in it; GDAL sees only that. It has no masks or overviews of
   its own, no computed bands, and sources that lie below its folder.
 - vectors are GeoPackage, GeoJSON, shapefile and file geodatabase (.gdb).
 - files are local: no addresses, no /vsi... paths, no archives, no names of layers or bands inside a file.
@@ -84,11 +84,11 @@ _VRT_ATTRIBUTES = {
 
 
 class _Refused(Exception):
-    """Why a raster is not opened."""
+    """A raster is not opened; the message is the reason."""
 
 
 class _Seen:
-    """What was looked at: files with their drivers, and folders, each listed once for all tiles of a mosaic."""
+    """The files that were checked, with their drivers, and listings of folders, which all tiles of a mosaic share."""
 
     def __init__(self) -> None:
         self.files: dict[Path, str] = {}
@@ -108,7 +108,7 @@ class _Seen:
 
 @dataclass(frozen=True)
 class RasterFile:
-    """A raster that was looked at and may be opened, by each thread for itself."""
+    """A raster that was checked and may be opened. Each thread opens it for itself."""
 
     path: Path
     driver: str  # GTiff, HFA or VRT
@@ -122,7 +122,7 @@ class RasterFile:
 
 
 def raster_file(what: str, path: Path, *, vrt_anywhere: bool = False) -> RasterFile:
-    """Look at a raster and all that it is read from, or raise a DataError that says what keeps it from being opened.
+    """Check a raster and all files that it is read from. Raises a DataError that says why it cannot be opened.
 
     Args:
         what: DEM or photo, for messages.
@@ -165,7 +165,7 @@ def unreadable(what: str, path: Path, window: Any, error: Exception) -> DataErro
 
 def _header(path: Path, size: int) -> bytes:
     if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
-        raise _Refused(f"{path} is no regular file")
+        raise _Refused(f"{path} is not a regular file")
     with path.open("rb") as file:
         return file.read(size)
 
@@ -196,7 +196,7 @@ def _look(path: Path, folders: set[Path], seen: _Seen) -> None:
         # asked before its files are listed: for that, GDAL would open them
         if source.get_tag_item("OVERVIEW_FILE", "OVERVIEWS"):
             raise _Refused(
-                f"{path.name} names a file of overviews elsewhere (OVERVIEW_FILE). Write it anew without: "
+                f"{path.name} names a file of overviews elsewhere (OVERVIEW_FILE). Write it again without: "
                 "gdal_translate FILE NEW.tif"
             )
         for name in source.files:
@@ -215,20 +215,20 @@ def _require_below(path: Path, folders: set[Path]) -> None:
 
 
 def _mosaic(path: Path, anywhere: bool) -> tuple[str, list[Path]]:
-    """The XML of a mosaic, written anew from what may be in it, and the files that it is read from."""
+    """The XML of a mosaic, written again from what may be in it, and the files that it is read from."""
     try:
         root = parse_xml(path, max_bytes=MAX_VRT_BYTES, noun="mosaic")
     except UnusableXml as error:
         raise _Refused(str(error)) from error
     if root.tag != "VRTDataset":
-        raise _Refused(f"is no mosaic that dxc reads: its root is <{root.tag[:40]}>, not <VRTDataset>")
+        raise _Refused(f"is not a mosaic that dxc reads: its root is <{root.tag[:40]}>, not <VRTDataset>")
     folder = path.resolve().parent  # of the file itself where `path` is a link, as GDAL has it
     seen = _Seen()
     if masks := [other.name for other in seen.beside(path) if other.suffix.lower() == ".msk"]:
         raise _Refused(f"has a mask beside it, {masks[0]}, which is not read. {_WRITE_IT_OUT}")
     tiles: dict[Path, str] = {}
     clean = _clean(root, folder, tiles)
-    # nor does GDAL list the folder anew for each tile
+    # nor does GDAL list the folder again for each tile
     with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE", **GDAL_OPTIONS):
         for tile, text in tiles.items():
             if not tile.is_file():
@@ -297,7 +297,7 @@ def vector_name(what: str, path: Path) -> str:
     try:
         head = _header(path, 1024)
     except _Refused as reason:
-        raise DataError(f"{what} {path}: is no regular file. Give {VECTOR_FORMATS}.") from reason
+        raise DataError(f"{what} {path}: is not a regular file. Give {VECTOR_FORMATS}.") from reason
     except OSError as error:
         raise DataError(f"{what} {path}: cannot be read ({error.strerror or error}).") from error
     if suffix == ".gpkg" and head.startswith(b"SQLite format 3\0"):

@@ -1,25 +1,24 @@
-"""XML that a stranger may have written: its size and depth are limited, and nothing in it is expanded or fetched."""
+"""Reads XML from untrusted sources. defusedxml refuses entities; this module limits the size and the depth as well."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from xml.etree import ElementTree
 
+from defusedxml.common import DTDForbidden
+from defusedxml.ElementTree import DefusedXMLParser
+
 MAX_DEPTH = 32  # elements in elements; what dxc reads has a handful
 
 
 class UnusableXml(Exception):
-    """XML that is not read; the message is the reason, in one line."""
+    """XML that cannot be used; the message is the reason, in one line."""
 
 
 class _Builder(ElementTree.TreeBuilder):
     def __init__(self, noun: str) -> None:
         super().__init__()
         self._noun, self._depth = noun, 0
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        """Entities are declared in a DOCTYPE: they can grow a small file into gigabytes or name files to read."""
-        raise UnusableXml(f"has a DOCTYPE, which no {self._noun} needs; remove it")
 
     def start(self, tag: str, attrs: dict[str, str], /) -> ElementTree.Element:
         self._depth += 1
@@ -33,10 +32,19 @@ class _Builder(ElementTree.TreeBuilder):
 
 
 def parse_xml(path: Path, *, max_bytes: int, noun: str) -> ElementTree.Element:
-    """Read a file of XML, its root element. `noun` is what it should be, for messages: annotation, mosaic.
+    """Read an XML file.
 
-    Raises UnusableXml for a file that cannot be read, is larger than max_bytes, has a DOCTYPE, is nested deeply, or is
-    not well-formed.
+    Args:
+        path: the file.
+        max_bytes: larger files are refused.
+        noun: the kind of file, for messages: annotation, mosaic.
+
+    Returns:
+        The root element.
+
+    Raises:
+        UnusableXml: the file cannot be read, is too large, has a DOCTYPE, is nested too deeply, or is not well-formed.
+
     """
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for without end
@@ -48,6 +56,10 @@ def parse_xml(path: Path, *, max_bytes: int, noun: str) -> ElementTree.Element:
     if len(content) > max_bytes:
         raise UnusableXml(f"has more than {max_bytes / 1e6:g} MB, too much for one {noun}")
     try:
-        return ElementTree.fromstring(content, ElementTree.XMLParser(target=_Builder(noun)))
+        parser = DefusedXMLParser(target=_Builder(noun), forbid_dtd=True)
+        parser.feed(content)
+        return parser.close()
+    except DTDForbidden as error:  # entities are declared there
+        raise UnusableXml(f"has a DOCTYPE, which no {noun} needs; remove it") from error
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: unknown encodings
         raise UnusableXml(f"is not well-formed XML: {' '.join(str(error).split())}") from error

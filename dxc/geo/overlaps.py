@@ -1,8 +1,8 @@
-"""Which chips show the same ground, by what their files say about where they lie.
+"""Finds chips that show the same ground, from the georeference of their files.
 
-Two chips that overlap are near copies in part: one of them in training and the other in validation would let a
-network recite what it should recognise. Chips that are linked by overlaps, over however many others, make one group,
-and a group stays on one side of every split (dxc.data.folds).
+Parts of two overlapping chips are almost the same. With one of them in training and the other in validation, a network
+could memorise instead of recognise. Chips that are linked by overlaps, directly or through others, make a group. A
+group stays on one side of every split (dxc.data.folds).
 
 Any shared ground counts, not only a large share of a chip: two chips of one road that share a corner can show the same
 crossing in it. What does not count is a seam: chips that touch, or overlap by less than half a pixel of rounding.
@@ -29,7 +29,7 @@ class Outline(NamedTuple):
 def outline_of(crs: Any, transform: Any, height: int, width: int) -> Outline | None:
     """The outline of a raster of height x width pixels by its georeference (rasterio's CRS and transform).
 
-    None where it has none, or one that makes no sense: no CRS, the identity, pixels without area, no numbers.
+    None where the georeference is missing or makes no sense: no CRS, the identity, pixels without area, not numbers.
     """
     if not crs or transform.is_identity:
         return None

@@ -1,4 +1,4 @@
-"""Which bands of a photo are which: colours, near infrared, or an alpha band that masks transparent pixels."""
+"""Identifies the bands of a photo: colours, near infrared, and an alpha band that masks transparent pixels."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from dxc.errors import DataError
+from dxc.geo.bands import PHOTO_BANDS
 from dxc.geo.formats import unreadable
 
 log = logging.getLogger(__name__)
 
-KNOWN_BANDS = ("red", "green", "blue", "nir")
 SAMPLES, SAMPLE_EDGE = 8, 64  # windows a side, and their pixels
 READ_WHOLE = 1_000_000  # pixels; a smaller photo is not sampled
 OPAQUE_SHARE = 0.99  # of what is not 0; the rest are half transparent pixels along edges
@@ -81,12 +81,12 @@ def _by_name(photo: Any, bands: Sequence[int], names: Sequence[str]) -> tuple[in
     for band in bands:
         said = (photo.descriptions[band - 1] or "").strip().lower()
         name = {"near infrared": "nir", "near-infrared": "nir"}.get(said, said)
-        if name not in KNOWN_BANDS:
+        if name not in PHOTO_BANDS:
             name = photo.colorinterp[band - 1].name
-        if name in KNOWN_BANDS:
+        if name in PHOTO_BANDS:
             given.setdefault(name, band)
-    if not given and len(bands) == len(KNOWN_BANDS):
-        given = dict(zip(KNOWN_BANDS, bands, strict=True))
+    if not given and len(bands) == len(PHOTO_BANDS):
+        given = dict(zip(PHOTO_BANDS, bands, strict=True))
     unnamed = [band for band in bands if band not in given.values() and not photo.descriptions[band - 1]]
     if "nir" not in given and len(unnamed) == 1 and {"red", "green", "blue"} <= set(given):
         given["nir"] = unnamed[0]

@@ -22,7 +22,7 @@ def block_trouble(raster: Any, *, max_bytes: int = MAX_BLOCK_BYTES) -> str | Non
         if needed > max_bytes:
             return (
                 f"its blocks of {width} x {height} pixels take {needed / 1e6:,.0f} MB each, more than "
-                f"{max_bytes / 1e6:,.0f} MB; write it anew in smaller ones: gdal_translate -co TILED=YES IN OUT"
+                f"{max_bytes / 1e6:,.0f} MB; write it again in smaller ones: gdal_translate -co TILED=YES IN OUT"
             )
     return None
 

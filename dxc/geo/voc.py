@@ -29,13 +29,13 @@ class UnusableAnnotation(Exception):
 
 
 class Annotation(NamedTuple):
-    """What an annotation says about one image of W x H pixels."""
+    """The content of an annotation of an image of W x H pixels."""
 
     boxes: np.ndarray
     """float64 (n, 4): xmin, ymin, xmax, ymax in pixel edges from the upper left corner, y down; 0 <= xmin < xmax <= W.
     The box of the whole image is 0 0 W H."""
     notes: tuple[str, ...]
-    """What was mended: boxes that were clipped to the image."""
+    """What was corrected: boxes that were clipped to the image."""
 
 
 def read_voc(path: Path, *, width: int, height: int, labels: Sequence[str] = (LABEL,)) -> Annotation:
@@ -51,7 +51,7 @@ def read_voc(path: Path, *, width: int, height: int, labels: Sequence[str] = (LA
     root = _parse(path)
     if root.tag != "annotation":
         raise UnusableAnnotation(
-            f"is no Pascal VOC annotation: its root is <{root.tag[:40]}>, not <annotation>"
+            f"is not a Pascal VOC annotation: its root is <{root.tag[:40]}>, not <annotation>"
         )
     size = root.find("size")
     if size is not None:

@@ -22,7 +22,7 @@ from rasterio.transform import from_origin
 from tqdm import tqdm
 
 from dxc.files import write_atomically
-from dxc.geo.photobands import KNOWN_BANDS
+from dxc.geo.bands import PHOTO_BANDS
 from dxc.geo.rasters import Raster, open_raster
 from dxc.geo.sites import CrossingBoxes, Spot
 from dxc.geo.voc import write_voc
@@ -145,7 +145,7 @@ def _geotiff(pixels: np.ndarray, place: rasterio.Affine, crs: CRS, names: Sequen
         profile["nodata"] = CHIP_NODATA
     else:
         # left to itself, GDAL declares the fourth of four uint8 bands to be transparency
-        profile["photometric"] = "rgb" if names[:3] == KNOWN_BANDS[:3] else "minisblack"
+        profile["photometric"] = "rgb" if names[:3] == PHOTO_BANDS[:3] else "minisblack"
     with MemoryFile() as memory:
         with memory.open(driver="GTiff", crs=crs, transform=place, **profile) as file:
             file.write(pixels)

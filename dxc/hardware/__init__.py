@@ -1,12 +1,12 @@
-"""What a model costs on a device: predicted (nn-Meter), measured, profiled.
+"""Costs of a network on a device: predicted (nn-Meter), measured, profiled.
 
-spec         what hardware is: the facts of conf/hardware/NAME.yaml
+spec         description of a device: conf/hardware/NAME.yaml
 onnx_file    an ONNX file with the weights beside it
 network      a file's operators, shapes and multiply-accumulates
-graph        a file as a torch module, so that torch can profile it
+graph        an ONNX file as a torch module, which torch can profile
 predict/     kernels of a file -> latency, by a package of predictors
-calibrate/   a package for this machine
-measure/     latency and memory in a fresh process, here or over SSH
-profiling/   traces, reduced to tables
-costs        all of it for one file: what a training run calls
+calibrate/   makes a package of predictors for this machine
+measure/     measures latency and memory in a fresh process, here or over SSH
+profiling/   reduces traces to tables
+costs        all costs of one file, for a training run
 """

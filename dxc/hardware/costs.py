@@ -1,6 +1,6 @@
-"""Everything that one exported file costs on one piece of hardware: predicted, measured, profiled.
+"""All costs of one exported file on one device: predicted, measured, profiled.
 
-The three parts do not depend on each other: one that cannot be done says why in a line, and the rest goes on.
+The three parts do not depend on each other. A part that fails gives a line with the reason, and the others go on.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Costs:
     tags: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     efficiency: Efficiency | None = None
-    """What was measured, where more than one batch size was."""
+    """The measurements, where there is more than one batch size."""
 
 
 def cost(
@@ -117,12 +117,12 @@ def _packages_hash(predictions: Sequence[Prediction]) -> str:
 
 
 def find_packages(hardware: Hardware, notes: list[str], *, progress: bool = True) -> list[Package]:
-    """The hardware's packages that can be had; the others add a line to `notes`."""
+    """The available packages of the hardware. Each missing one adds a line to `notes`."""
     from dxc.hardware.predict.packages import UnreachableError, available, find_package
 
     packages = []
     folder = Path(hardware.packages_dir)
-    unreached: list[str] = []  # one attempt says it for all
+    unreached: list[str] = []  # one failed attempt is enough
     for name in hardware.predictors:
         if unreached and name not in available(folder):
             unreached.append(name)
@@ -142,7 +142,7 @@ def find_packages(hardware: Hardware, notes: list[str], *, progress: bool = True
 
 
 def predict_all(onnx: Path | Network, packages: Sequence[Package]) -> list[Prediction]:
-    """One prediction a package; the file is read once, if it is not read already."""
+    """One prediction per package. The file is read once, unless it is read already."""
     from dxc.hardware.predict.kernels import graph_of_network, read_graph
     from dxc.hardware.predict.predict import predict
 
@@ -167,7 +167,7 @@ def predicted_for(packages: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def described_machine(prediction: Prediction) -> str | None:
-    """What to do where the machine that a calibrated package describes is not this one."""
+    """A hint where a calibrated package describes another machine than this one."""
     from dxc.hardware.spec import device_name
 
     about = prediction.about
@@ -214,7 +214,7 @@ def _measure(onnx: Path, hardware: Hardware, out: Path, costs: Costs) -> None:
 
 
 def measure_on(onnx: Path, hardware: Hardware, batch: int = 1) -> Measurement:
-    """Measure one file as the hardware's facts say."""
+    """Measure one file as the hardware section describes."""
     from dxc.hardware.measure.latency import measure
 
     return measure(
@@ -229,7 +229,7 @@ def measure_on(onnx: Path, hardware: Hardware, batch: int = 1) -> Measurement:
 
 
 def describe_batch(measurement: Measurement) -> str:
-    """What the time of a file means that is fixed to a batch of several images."""
+    """A note on the time of a file with a fixed batch of several images."""
     batch, ms = measurement.batch, measurement.median_ms
     took = f" (a batch took {ms:.2f} ms, {ms / batch:.2f} ms an image)" if measurement.valid else ""
     return (
@@ -288,8 +288,8 @@ def compare(
 
     Columns: file, latency_ms (mean over packages), latency_ms/NAME each, measured_latency_ms,
     measured_latency_p95_ms, measured (valid, invalid, not measured, or
-    at batch N), error (predicted / measured - 1,
-    where both are there), peak_memory_mb, onnx_mb, macs. What is missing is NaN, and a note says why.
+    at batch N), error (predicted / measured - 1, where both are there), peak_memory_mb, onnx_mb, macs. What is missing
+    is NaN, and a note says why.
     """
     import pandas as pd
 

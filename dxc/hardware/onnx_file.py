@@ -79,7 +79,7 @@ def data_files(path: Path, model: onnx.ModelProto | None = None) -> list[Path]:
             end = -1
         if not 0 <= end <= files[location].stat().st_size:
             raise HardwareError(
-                f"{path}: {location!r} beside it does not hold all of its weights ('{tensor.name}'); copy both anew"
+                f"{path}: {location!r} beside it does not hold all of its weights ('{tensor.name}'); copy both again"
             )
     return list(files.values())
 
@@ -121,7 +121,7 @@ def inputs(model: onnx.ModelProto, source: str) -> list[onnx.ValueInfoProto]:
     for each in fed:
         if each.type.WhichOneof("value") != "tensor_type":
             raise HardwareError(
-                f"{source}: input '{each.name}' is no tensor; a network of images takes tensors"
+                f"{source}: input '{each.name}' is not a tensor; a network of images takes tensors"
             )
     return fed
 

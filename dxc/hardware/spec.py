@@ -1,4 +1,4 @@
-"""What hardware is: the facts of conf/hardware/NAME.yaml. Imports nothing heavy."""
+"""Description of a device: conf/hardware/NAME.yaml. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ from dxc.metrics import limitable
 
 @dataclass(frozen=True)
 class Hardware:
-    """The facts of conf/hardware/NAME.yaml: what a network is trained on, and the device it is meant for.
+    """The device that trains a network and the device that it is meant for.
+
+    Attributes:
+        accelerator, precision: for the trainer.
+        runtime, provider: run the exported file; provider is cpu | cuda.
+        host: the device over SSH (user@name). Without a host, a `remote` device is only predicted.
+        python: interpreter with onnxruntime on the host.
+        batches: batch sizes to measure, ascending from 1. More than one give efficiency_ms.
+        measure: False predicts only.
+        predictors: names of nn-Meter packages, looked up in packages_dir, among those of dxc, and at packages_url.
+        limits: largest value by metric of COSTS.
 
     accelerator and precision are the trainer's. runtime and provider (cpu | cuda) run the exported file. host: the
     device over SSH (user@name), and python its interpreter with onnxruntime; without a host, a `remote` device is
@@ -45,7 +55,7 @@ class Hardware:
 
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> Hardware:
-        """From a resolved configuration. Raises ConfigError for a key or value that cannot work."""
+        """Check the section of a resolved configuration. Raises ConfigError for a key or value that cannot work."""
         known = {each.name for each in fields(cls)}
         if unknown := sorted(set(section) - known):
             raise ConfigError(f"hardware has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
@@ -73,7 +83,7 @@ class Hardware:
         return hardware
 
     def absent(self) -> str:
-        """Why this hardware cannot be measured from here; '' where it can."""
+        """The reason why this hardware cannot be measured from here; '' if it can."""
         if not self.measure:
             return "hardware.measure=false"
         if self.remote and not self.host:
@@ -90,7 +100,8 @@ class Hardware:
 
 
 def device_name(accelerator: str = "cpu") -> str:
-    """What a run computes on, as its maker names it: 'NVIDIA A100-SXM4-40GB', 'AMD EPYC 7763, 4 cores'."""
+    """Name of the device that a run computes on, as its maker gives it: 'NVIDIA A100-SXM4-40GB', 'AMD EPYC 7763, 4
+    cores'."""
     if accelerator in ("auto", "gpu", "cuda"):
         import torch
 

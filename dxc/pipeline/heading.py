@@ -1,4 +1,4 @@
-"""What a run is recorded under, and what is checked before it begins."""
+"""Name, params and tags of a run, and the checks before it begins."""
 
 from __future__ import annotations
 
@@ -19,8 +19,14 @@ if TYPE_CHECKING:
     from dxc.hardware.spec import Hardware
 
 
-def heading(config: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
-    """What a run is recorded under; identity is what was asked for, on every machine."""
+def heading(config: dict[str, Any], requested: dict[str, Any]) -> dict[str, Any]:
+    """Name, params and tags of a run.
+
+    Args:
+        config: the resolved configuration, fitted to this machine.
+        requested: the resolved configuration as requested. The identity comes from it, so that it is the same on every
+            machine.
+    """
     from dxc.hardware.spec import device_name
 
     params, settings = params_and_tags(config)
@@ -32,8 +38,8 @@ def heading(config: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
         "tags": {
             **settings,
             "dxc.study": config["study"],
-            "dxc.trial": trial_hash(asked),
-            "dxc.design": design_hash(asked),
+            "dxc.trial": trial_hash(requested),
+            "dxc.design": design_hash(requested),
             "model": model_name(config["model"]),
             "data": data_name(config["data"]),
             "hardware": config["hardware"]["name"],
@@ -43,7 +49,12 @@ def heading(config: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def check(config: dict[str, Any], hardware: Hardware) -> None:
-    """Raise ConfigError or HardwareError for what cannot work, before any data is read or run recorded."""
+    """Check the configuration before data is read or a run is recorded.
+
+    Raises:
+        ConfigError: values that cannot work together.
+        HardwareError: hardware that is not available.
+    """
     import torch
 
     from dxc.hardware.predict.packages import check_name

@@ -1,4 +1,4 @@
-"""What came out of one configuration."""
+"""The result of one configuration."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def run(
     since = (begun or time.time()) if config["again"] else 0.0
 
     with (record.opened if record else tracking.start_run)(
-        config["tracking"]["uri"], **heading(config, asked), enabled=is_first_process()
+        config["tracking"]["uri"], **heading(config, requested), enabled=is_first_process()
     ) as tracked:
         cache = read_chips(datamodule)
         stages = chain(Bench(asked, config, hardware, datamodule, cache, tracked, out, since, after_fold))

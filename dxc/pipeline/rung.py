@@ -1,4 +1,4 @@
-"""A part of the protocol: a search's first look at a configuration."""
+"""Partial training of a configuration, which a search uses to decide whether to go on."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def train_part(
     """
     from dxc.hardware.spec import Hardware, device_name
 
-    asked = resolved(cfg)
-    config = fit_to_machine(asked)
+    requested = resolved(cfg)
+    config = fit_to_machine(requested)
     check(config, Hardware.of(config["hardware"]))
     datamodule = build(config["data"], "data", source=build(config["source"], "source"))
-    with record.opened(config["tracking"]["uri"], **heading(config, asked)) as tracked:
+    with record.opened(config["tracking"]["uri"], **heading(config, requested)) as tracked:
         cache = read_chips(datamodule)
         tracked.tag({"dxc.data": cache.data_hash, "dxc.base": train_identity(asked, cache.data_hash)})
         trained = trained_folds(

@@ -1,1 +1,1 @@
-"""Tables and figures of results."""
+"""Tables, figures and pages of results."""

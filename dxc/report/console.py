@@ -1,4 +1,4 @@
-"""One result as a table in the terminal."""
+"""Prints results as tables in the terminal."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 
 def new_table(title: str = "") -> Table:
-    """An empty table in the style of all of them."""
+    """An empty table in the common style."""
     heading = for_rich(title, style="table.title") if title else None
     return Table(title=heading, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
 
 
 def print_line(console: Console, text: str) -> None:
-    """A line, or a message of several, as it is: not cut, coloured or read as markup."""
+    """Print one or several lines as they are: not cut, coloured or read as markup."""
     for line in text.split("\n"):
         console.print(for_rich(line), soft_wrap=True)
 
 
 def print_result(result: Result) -> None:
-    """Metrics with unit and meaning, the folds, and where to look next."""
+    """Print the metrics with unit and meaning, the folds, and where to look next."""
     table = new_table(result.name)
     for heading, justify in (
         ("metric", "left"),
@@ -76,14 +76,14 @@ def print_result(result: Result) -> None:
 
 
 def print_whole(console: Console, table: Table) -> None:
-    """A table that is never cut: a terminal that is too narrow wraps its lines."""
+    """Print a table without cutting it: a narrow terminal wraps its lines."""
     # a terminal without escape sequences (TERM=dumb) is 80 wide to rich, unless it is told the height too
     wide = Console(width=1000, height=console.height).measure(table).maximum
     Console(width=max(console.width, wide), height=console.height).print(table)
 
 
 def print_package(folder: Path) -> None:
-    """What a calibrated package describes, its held-out errors, and how to use it."""
+    """Print what a calibrated package describes, its held-out errors, and how to use it."""
     about = json.loads((folder / "package.json").read_text())
     table = new_table(f"{folder.name}: errors on networks and kernels held out of the fit")
     table.add_column("what")

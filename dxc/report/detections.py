@@ -1,4 +1,4 @@
-"""What a detector finds, as figures for a paper: sample images, precision against recall, one whole landscape.
+"""Figures of a detector's predictions for a paper: sample images, precision against recall, a whole watershed.
 
 Images are (C, H, W) arrays with named channels. Boxes are (n, 4): centre x, centre y, width, height, relative to the
 image (0..1, y down); rows of NaN, as batches are padded with, are no boxes.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dxc.evaluation.average_precision import precision_recall_curve
 from dxc.evaluation.match import KINDS, Floats, Sample, are_known, iou, kind, known_boxes, match
 from dxc.report.figures import BLUE, GREY, ONE_COLUMN_IN, STYLE, TWO_COLUMNS_IN, VERMILLION
 from dxc.text import for_figure
@@ -29,17 +30,24 @@ DASHES = (0, (2.2, 1.2))  # in line widths: short ones, for boxes of a few point
 
 COLUMNS = 4
 SAMPLES = 24  # six rows: a page
-SCORED = 40  # boxes of a landscape that get their score printed
+SCORED = 40  # boxes of a watershed that get their score printed
 
 
 def choose_samples(
     probability: ArrayLike, label: ArrayLike, count: int = 12, *, threshold: float = 0.5
 ) -> list[int]:
-    """Places of `count` images to show of (n,) probabilities and labels (0 | 1), grouped by KINDS.
+    """Indices of `count` images to show, grouped by KINDS.
 
-    A third each are hits (the most certain ones), missed crossings (the least certain ones) and false alarms (the most
-    certain ones). What one group lacks, the others give, and negatives that come closest to an alarm last. The same
-    arrays give the same choice.
+    A third each are hits (the most certain), missed crossings (the least certain) and false alarms (the most certain).
+    Where a group has too few, the others fill up, and at last the negatives closest to an alarm. The choice is
+    deterministic.
+
+    Args:
+        probability: (n,) of a crossing.
+        label: (n,) 1 = crossing, 0 = none.
+        count: number of images.
+        threshold: an image of at least this probability is predicted to hold a crossing.
+
     """
     p, positive = np.asarray(probability, dtype=float), np.asarray(label) == 1
     alarm = p >= threshold
@@ -60,10 +68,10 @@ def choose_samples(
 
 
 def samples(chips: Sequence[Sample], channels: Sequence[str], *, threshold: float = 0.5) -> Figure:
-    """Images of any sizes in a grid with true and predicted boxes, TP, FN, FP or TN, probability and best IoU each.
+    """A grid of images with true and predicted boxes, and for each TP, FN, FP or TN, probability and best IoU.
 
-    The first SAMPLES are drawn, in the order given. The box of an image that is below `threshold` would not be
-    reported: it is dotted. Raises ValueError for no image.
+    Images may have any size. The first SAMPLES are drawn, in the given order. A predicted box is dotted where the
+    probability lies below `threshold`, because it would not be reported. Raises ValueError for no image.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -119,12 +127,12 @@ def precision_recall(probability: ArrayLike, label: ArrayLike, *, min_precision:
     """Precision against recall of (n,) probabilities and labels (0 | 1) over all thresholds, with average precision.
 
     AP = sum over thresholds of (R_n - R_n-1) P_n, not interpolated (scikit-learn's): the area under the steps drawn. A
-    ring marks the greatest recall at a precision of at least `min_precision`, and the threshold that gives it. The
-    dashed line is the precision of calling every image a crossing. Without a positive there is no curve.
+    ring marks the greatest recall with a precision of at least `min_precision`, and its threshold. The dashed line is
+    the precision of calling every image a crossing. Without a positive image there is no curve.
     """
     import matplotlib
     from matplotlib.figure import Figure
-    from sklearn.metrics import average_precision_score, precision_recall_curve
+    from sklearn.metrics import average_precision_score
 
     p, positive = np.asarray(probability, dtype=float), np.asarray(label) == 1
     share = float(positive.mean()) if len(p) else 0.0
@@ -132,13 +140,17 @@ def precision_recall(probability: ArrayLike, label: ArrayLike, *, min_precision:
         figure = Figure(figsize=(ONE_COLUMN_IN, ONE_COLUMN_IN), layout="constrained")
         axes = figure.add_subplot()
         if positive.any():
-            precision, recall, threshold = precision_recall_curve(positive, p)
+            precision, recall, threshold = precision_recall_curve(p, positive)
             ap = average_precision_score(positive, p)
             axes.plot(
-                recall, precision, drawstyle="steps-post", color=BLUE, clip_on=False, label=f"AP {ap:.3f}"
+                [*recall, 0],  # the steps end at recall 0 and precision 1, a point that no threshold gives
+                [*precision, 1],
+                drawstyle="steps-post",
+                color=BLUE,
+                clip_on=False,
+                label=f"AP {ap:.3f}",
             )
-            # the curve's last point, recall 0 at precision 1, has no threshold
-            enough = np.flatnonzero(precision[:-1] >= min_precision)
+            enough = np.flatnonzero(precision >= min_precision)
             if len(enough):
                 best = enough[np.argmax(recall[enough])]
                 axes.plot(
@@ -182,10 +194,10 @@ def watershed(
     min_iou: float = 0.5,
     title: str = "",
 ) -> Figure:
-    """A landscape (C, H, W), its true boxes (n, 4) and the predicted ones (m, 4) with scores (m,), and a scale bar.
+    """A watershed (C, H, W) with its true boxes (n, 4), the predicted ones (m, 4) with scores (m,), and a scale bar.
 
-    Which boxes are found is match()'s answer. Missed crossings and false alarms carry a marker; up to SCORED boxes
-    have their score printed.
+    match() decides which boxes are found. Missed crossings and false alarms carry a marker. Scores are printed for up
+    to SCORED boxes.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -241,9 +253,9 @@ def watershed(
 
 
 def picture(image: Floats, channels: Sequence[str]) -> Floats:
-    """An image (C, H, W) as a person sees it, 0..1: colours (H, W, 3), else shaded relief or a grey band (H, W).
+    """Turn an image (C, H, W) into a picture with values 0..1: colours (H, W, 3), shaded relief or a grey band (H, W).
 
-    Colours where there are red, green and blue; else the elevation (dem), lit from the north-west; else the first
+    It shows red, green and blue if the image has them, else the elevation (dem) lit from the north-west, else the first
     channel. Grey values and colours run from the 1st to the 99th percentile, of all three colours together.
     """
     place = {name: number for number, name in enumerate(channels)}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dxc.hardware.measure.batches import optimum
 from dxc.report.figures import (
     ONE_COLUMN_IN,
     SERIES,
@@ -27,12 +28,18 @@ if TYPE_CHECKING:
 
 
 def efficiency(curves: Mapping[str, pd.DataFrame], *, title: str = "") -> Figure:
-    """Measured time an image against batch size, the batch size with the least of it marked.
+    """Plot measured time per image against batch size, and mark the optimum batch size.
 
-    curves: name -> Efficiency.table() of dxc.hardware.measure.batches: a row a batch size with batch, ms_per_image,
-    q25_ms and q75_ms (drawn as a bar; NaN, unknown, draws none) and valid. Rows that are not valid are drawn
-    hollow, off the line, and are no candidates; one valid row alone is no optimum. title: what was measured and where.
-    Raises ValueError for no curve, or more than SERIES has colours for.
+    Invalid rows are drawn as hollow marks beside the line and cannot be the optimum. One valid row alone is no optimum.
+
+    Args:
+        curves: name -> Efficiency.table() of dxc.hardware.measure.batches: one row per batch size with batch,
+            ms_per_image, q25_ms and q75_ms (drawn as a bar; NaN draws none) and valid.
+        title: what was measured and where.
+
+    Raises:
+        ValueError: no curve, or more than SERIES has colours for.
+
     """
     import matplotlib
     from matplotlib.container import ErrorbarContainer
@@ -95,13 +102,14 @@ def efficiency(curves: Mapping[str, pd.DataFrame], *, title: str = "") -> Figure
 
 
 def _optimum(table: pd.DataFrame) -> dict[str, Any] | None:
-    """The valid row with the least time an image, of at least two; the smallest batch of equal ones."""
-    valid = table[table["valid"].to_numpy(dtype=bool)].sort_values(["ms_per_image", "batch"])
-    return valid.iloc[0].to_dict() if len(valid) > 1 else None
+    """The valid row of the optimum batch size; None where there is none."""
+    valid = table[table["valid"].to_numpy(dtype=bool)].set_index("batch", drop=False)
+    batch = optimum(valid["ms_per_image"].to_dict())
+    return None if batch is None else valid.loc[batch].to_dict()
 
 
 def _curve(axes: Axes, table: pd.DataFrame, **style: Any) -> None:
-    """The valid rows joined by a line, with bars from quartile to quartile."""
+    """Draw the valid rows as a line, with bars from quartile to quartile."""
     table = table[table["valid"].to_numpy(dtype=bool)]
     median = table["ms_per_image"].to_numpy(dtype=float)
     low, high = (table[name].to_numpy(dtype=float) for name in ("q25_ms", "q75_ms"))
@@ -110,7 +118,8 @@ def _curve(axes: Axes, table: pd.DataFrame, **style: Any) -> None:
 
 
 def _scale(axes: Axes, curves: Mapping[str, pd.DataFrame]) -> None:
-    """Ticks at the batch sizes; time from 0, so that a curve that is flat looks flat, if it does not span too much."""
+    """Put ticks at the batch sizes. Time starts at 0, so that a flat curve looks flat, unless the values span too
+    much."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     columns = ("ms_per_image", "q25_ms", "q75_ms")

@@ -1,7 +1,7 @@
 """The front of tracked designs as figures for a paper: trade-offs, one radar a design, main effects of the knobs.
 
-All of them take `designs`, a data frame with one row a design: `name`, `front` and `lucky` (bool), one column an
-objective, `spread.<objective>` (one standard deviation, NaN where unknown), and one column a knob. There is at least
+All take `designs`, a data frame with one row per design: `name`, `front` and `unstable` (bool), one column per
+objective, `spread.<objective>` (one standard deviation, NaN where unknown), and one column per knob. There is at least
 one design.
 """
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dxc.errors import is_number
 from dxc.files import write_atomically
 from dxc.metrics import Metric, label_of, title_of
 from dxc.text import for_figure
@@ -63,7 +64,7 @@ STYLE: dict[Any, Any] = {
 
 
 def short_names(knobs: Sequence[str]) -> dict[str, str]:
-    """Knob -> its last part ('kernel' of 'model.kernel'), or all of it where two knobs end alike."""
+    """Short names of knobs: the last part ('kernel' for 'model.kernel'), or the whole key where two knobs end alike."""
     ends = [knob.rsplit(".", 1)[-1] for knob in knobs]
     return {knob: end if ends.count(end) == 1 else knob for knob, end in zip(knobs, ends, strict=True)}
 
@@ -76,7 +77,7 @@ def is_log(values: ArrayLike) -> bool:
 
 
 def levels(column: pd.Series) -> tuple[NDArray[np.int_], list[str]]:
-    """Codes (one a row) and labels of a knob's distinct values: numbers, then text, then missing ones."""
+    """Codes (one per row) and labels of a knob's distinct values: numbers, then text, then missing values."""
     import pandas as pd
 
     values = [MISSING if pd.isna(value) else value for value in column]
@@ -87,11 +88,6 @@ def levels(column: pd.Series) -> tuple[NDArray[np.int_], list[str]]:
     place = {value: code for code, value in enumerate(order)}
     labels = [f"{value:g}" if isinstance(value, float) else str(value) for value in order]
     return np.array([place[value] for value in values], dtype=int), labels
-
-
-def is_number(value: object) -> bool:
-    """A number, Python's or NumPy's, and no truth value."""
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
 def short_number(value: float) -> str:
@@ -115,9 +111,6 @@ def tick_number(value: float) -> str:
 def pairs(designs: pd.DataFrame, objectives: Mapping[str, Metric], *, note: str = "") -> Figure:
     """Every two objectives against each other: m (m - 1) / 2 panels, the front over all designs.
 
-    The first objective is upright in the last row. Error bars of the front are one standard deviation. A step line
-    joins the front where there are two objectives only: with more, a member may look dominated in one panel. note:
-    small print under the panels. Raises ValueError for fewer than two objectives.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -154,14 +147,14 @@ def pairs(designs: pd.DataFrame, objectives: Mapping[str, Metric], *, note: str 
 
 
 def _steps(axes: Axes, front: pd.DataFrame, x: str, y: str, more: bool) -> None:
-    """The border of what is dominated; more: whether more of x is better."""
+    """Draw the border of the dominated region. more: whether more of x is better."""
     front = front.sort_values([x, y])
     axes.step(front[x], front[y], where="pre" if more else "post", color=VERMILLION, linewidth=0.8)
 
 
 def _points(axes: Axes, designs: pd.DataFrame, x: str, y: str) -> None:
-    """All designs in grey, the front's members over them."""
-    front, lucky = designs["front"].to_numpy(dtype=bool), designs["lucky"].to_numpy(dtype=bool)
+    """Draw all designs in grey and the members of the front over them."""
+    front, unstable = designs["front"].to_numpy(dtype=bool), designs["unstable"].to_numpy(dtype=bool)
     axes.plot(
         designs[x],
         designs[y],
@@ -175,8 +168,8 @@ def _points(axes: Axes, designs: pd.DataFrame, x: str, y: str) -> None:
         rasterized=len(designs) > 1000,  # thousands of dots make an SVG slow to open
     )
     for which, face, label in (
-        (front & ~lucky, VERMILLION, "front"),
-        (front & lucky, "white", "front, perhaps by luck"),
+        (front & ~unstable, VERMILLION, "front"),
+        (front & unstable, "white", "front, unstable"),
     ):
         members = designs[which]
         if len(members):
@@ -199,7 +192,7 @@ def _points(axes: Axes, designs: pd.DataFrame, x: str, y: str) -> None:
 
 
 def _bars(designs: pd.DataFrame, name: str) -> NDArray[np.float64]:
-    """Lengths of error bars; unknown ones are 0, which draws none."""
+    """Lengths of error bars. Unknown ones are 0, which draws no bar."""
     return np.nan_to_num(designs[f"spread.{name}"].to_numpy(dtype=float))
 
 
@@ -245,7 +238,7 @@ def _few_ticks() -> MaxNLocator:
 
 
 def _fit(text: str, width: int, lines: int) -> str:
-    """At most so many lines of so many characters, cut with an ellipsis."""
+    """Wrap a text to at most `lines` lines of `width` characters, cut with an ellipsis."""
     return "\n".join(textwrap.wrap(for_figure(text), width, max_lines=lines, placeholder=" …"))
 
 
@@ -259,11 +252,12 @@ def _note(figure: Figure, text: str, width: float) -> None:
 def radar(
     designs: pd.DataFrame, objectives: Mapping[str, Metric], knobs: Sequence[str], *, note: str = ""
 ) -> Figure:
-    """A small polar plot for each of the front's members, at most RADARS, best first objective first.
+    """A small polar plot for each member of the front, at most RADARS, ordered by the first objective.
 
-    Axes are the objectives, outward is better, then the knobs that are numbers, outward is more; each is scaled from
-    the least to the most of all designs (a column of one value is drawn half way, a missing value at the centre).
-    A member's own values are printed at the axes' ends, what centre and rim stand for under the plots, and the note.
+    The axes are the objectives (outward is better), then the numeric knobs (outward is more). Each is scaled to the
+    range of all designs. A column with one value is drawn half way, a missing value at the centre. The values of a
+    member are printed at the ends of its axes. The values of centre and rim are printed under the plots, with the note.
+
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -282,7 +276,7 @@ def radar(
     cell = max(ONE_COLUMN_IN, 2.4 * columns) / columns
     width = cell * columns
     ends = [f"{titles[name]} {_ends(designs[name], objectives.get(name))}" for name in spokes]
-    caption = _caption(ends, int(17 * width), dashed=bool(shown["lucky"].any()))
+    caption = _caption(ends, int(17 * width), dashed=bool(shown["unstable"].any()))
     caption += textwrap.wrap(for_figure(note), int(17 * width))
     top, bottom = 0.3, 0.12 * len(caption) + 0.1
     height = top + bottom + 2.2 * rows
@@ -303,7 +297,7 @@ def radar(
             axes = cast("PolarAxes", figure.add_axes(place_in, projection="polar"))
             labels = [f"{_fit(titles[name], 12, 3)}\n{short_number(member[name])}" for name in spokes]
             _spokes(axes, labels, len(objectives))
-            _polygon(axes, scaled[row], hollow=bool(member["lucky"]))
+            _polygon(axes, scaled[row], hollow=bool(member["unstable"]))
             figure.text(
                 middle / width,
                 (base + 1.45) / height,
@@ -319,9 +313,9 @@ def radar(
 def _caption(ends: Sequence[str], width: int, *, dashed: bool) -> list[str]:
     """Lines of so many characters, broken between axes and not within one."""
     whole = ", ".join(for_figure(end).replace(" ", "\N{NO-BREAK SPACE}") for end in ends)
-    luck = "Dashed: perhaps on the front by luck. " if dashed else ""
+    unstable = "Dashed: unstable members of the front. " if dashed else ""
     return textwrap.wrap(
-        f"Black: objectives, outward is better. Blue: knobs. {luck}Centre → rim: {whole}.", width
+        f"Black: objectives, outward is better. Blue: knobs. {unstable}Centre → rim: {whole}.", width
     )
 
 
@@ -347,7 +341,7 @@ def _angles(count: int) -> NDArray[np.float64]:
 
 
 def _spokes(axes: PolarAxes, labels: Sequence[str], objectives: int) -> None:
-    """An empty radar with a label at the end of each axis; those of the first, the objectives, are black."""
+    """Draw an empty radar with a label at the end of each axis. Labels of objectives are black."""
     axes.set_theta_zero_location("N")
     axes.set_theta_direction(-1)
     axes.set_ylim(0, 1)
@@ -382,9 +376,18 @@ def main_effects(
 ) -> Figure:
     """Mean of each objective (rows) over the designs with each value of each knob (columns), with its standard error.
 
-    The standard error is the sample standard deviation over the square root of n; n is under each value. A knob of
-    more than LEVELS values is shown in groups. The vertical axis is shared by the row. note: small print under the
-    panels. Raises ValueError without a knob.
+    The standard error is the sample standard deviation over the square root of n; n is printed under each value. A knob
+    with more than LEVELS values is shown in groups. Panels of a row share the vertical axis.
+
+    Args:
+        designs: see the head of this module.
+        objectives: the objectives, one row each.
+        knobs: the knobs, one column each.
+        note: small print under the panels.
+
+    Raises:
+        ValueError: there is no knob.
+
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -444,7 +447,7 @@ def main_effects(
 
 
 def _grouped(column: pd.Series) -> tuple[NDArray[np.int_], list[str]]:
-    """levels(), of which more than LEVELS are joined: four ranges of a number, or what is rare among words."""
+    """levels(), joined where there are more than LEVELS: numbers into four ranges, rare words into one group."""
     codes, labels = levels(column)
     if len(labels) <= LEVELS:
         return codes, labels
@@ -475,10 +478,11 @@ def _means(
     return np.array(means), np.array(errors)
 
 
-def inside(summary: pd.DataFrame) -> Figure:
-    """Profiled networks: time an image against batch size, and where the time of the smallest and largest batch goes.
+def front_profile(summary: pd.DataFrame) -> Figure:
+    """Profiled networks: time per image against batch size, and the shares of operator time at the smallest and largest
+    batch.
 
-    summary: one row a network and batch, with name, batch, ms_per_image and the shares of OPERATORS (0 to 1), as
+    summary: one row per network and batch size, with name, batch, ms_per_image and the shares of OPERATORS (0 to 1), as
     dxc.analysis.front_profile makes it. Raises ValueError for no row.
     """
     import matplotlib

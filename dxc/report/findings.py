@@ -1,4 +1,4 @@
-"""An analysis in the terminal, and as files: tables, figures, one page."""
+"""Prints an analysis in the terminal, and writes its tables, figures and page."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
     from dxc.analysis.analyze import Analysis
     from dxc.analysis.designs import Designs
-    from dxc.analysis.front_profile import Inside
+    from dxc.analysis.front_profile import FrontProfile
 
 
-TABLES = ("ranges", "front", "dominated", "baseline", "inside", "set_aside")
-FIGURES = ("pairs", "radar", "main_effects", "inside")
+TABLES = ("ranges", "front", "dominated", "baseline", "front_profile", "set_aside")
+FIGURES = ("pairs", "radar", "main_effects", "front_profile")
 PAGE = "index.html"
 
 
 def print_findings(analysis: Analysis, folder: Path) -> None:
-    """The front, how sure it is, the choice and its command, and where the files are."""
+    """Print the front, its certainty, the choice with its command, and where the files are."""
     console = Console()
 
     def line(text: str) -> None:
@@ -40,8 +40,9 @@ def print_findings(analysis: Analysis, folder: Path) -> None:
     _print(console, front_table(analysis), "front")
     if analysis.baseline is not None:
         _print(console, baseline_table(analysis.baseline, analysis), "baseline")
-    if analysis.inside is not None and len(analysis.inside.summary):
-        _print(console, inside_in_short(analysis.inside), f"inside, on {analysis.inside.device}")
+    profile = analysis.front_profile
+    if profile is not None and len(profile.summary):
+        _print(console, front_profile_in_short(profile), f"front profile, on {profile.device}")
     for text in rest:
         line(text)
     if analysis.view:
@@ -52,8 +53,8 @@ def print_findings(analysis: Analysis, folder: Path) -> None:
 
 
 def answer(analysis: Analysis) -> list[str]:
-    """What was found, in lines fit for a terminal: the front, what to know about it, the comparison, the choice and how
-    to rebuild it."""
+    """The results in lines for a terminal: the front, notes, the comparison, the choice and the command that reproduces
+    it."""
     front, designs, choice = analysis.front, analysis.designs, analysis.choice
     lines = [
         f"{len(designs)} designs of {analysis.title}, {len(front)} on the front of "
@@ -62,32 +63,34 @@ def answer(analysis: Analysis) -> list[str]:
         *machines_in_words(analysis),
         *(line for note in analysis.notes for line in _lines("note:      ", note)),
     ]
-    if front["lucky"].any():
-        lines.append(
-            f"by luck?   on the front in few of the draws (p_front): {'; '.join(front.loc[front['lucky'], 'name'])}"
-        )
+    if front["unstable"].any():
+        names = "; ".join(front.loc[front["unstable"], "name"])
+        lines.append(f"unstable:  on the front in few of the bootstrap draws (p_front): {names}")
     if analysis.comparison is not None:
         lines.append(compared_in_words(analysis))
     lines.append(f"choice:    {designs.loc[choice.design, 'name']}: {choice.rule}")
-    if designs.loc[choice.design, "lucky"]:
-        lines.append("           it is on the front in few of the draws: compare= it with the next one")
-    lines += _lines("  rebuild: ", analysis.commands[0]) if analysis.commands[0] else []
+    if designs.loc[choice.design, "unstable"]:
+        lines.append(
+            "           it is on the front in few of the bootstrap draws: "
+            "use compare= to test it against the next one"
+        )
+    lines += _lines("reproduce: ", analysis.commands[0]) if analysis.commands[0] else []
     if choice.runner_up is not None:
         lines.append(f"next:      {designs.loc[choice.runner_up, 'name']}")
-        lines += _lines("  rebuild: ", analysis.commands[1]) if analysis.commands[1] else []
+        lines += _lines("reproduce: ", analysis.commands[1]) if analysis.commands[1] else []
     return [for_terminal(line) for line in lines]
 
 
 def _lines(label: str, text: str) -> list[str]:
-    """A text of several lines; those after the first are indented, so that none passes for another label."""
+    """A label and a text of several lines. Further lines are indented, so that none looks like another label."""
     first, *rest = text.split("\n")
     return [f"{label}{first}", *(f"{' ' * len(label)}{line}" for line in rest)]
 
 
 def machines_in_words(analysis: Analysis) -> list[str]:
-    """'predicted: latency_ms for NAME (onnxruntime 1.31.1, 1 thread, Intel Xeon)', a line an origin.
+    """One line per origin: 'predicted: latency_ms for NAME (onnxruntime 1.31.1, 1 thread, Intel Xeon)'.
 
-    Of several machines each with its number of runs.
+    Several machines are listed with their numbers of runs.
     """
     lines = []
     for origin, machines in analysis.machines.items():
@@ -109,8 +112,8 @@ def baseline_table(baseline: Designs, analysis: Analysis) -> pd.DataFrame:
 def front_table(analysis: Analysis) -> pd.DataFrame:
     front = analysis.front.assign(
         p_front=[
-            "-" if p != p else f"{p:.2f}{', by luck?' * bool(lucky)}"
-            for p, lucky in zip(analysis.front["p_front"], analysis.front["lucky"], strict=True)
+            "-" if p != p else f"{p:.2f}{', unstable' * bool(unstable)}"
+            for p, unstable in zip(analysis.front["p_front"], analysis.front["unstable"], strict=True)
         ],
     )
     more = [name for name in ("n", "p_front", "trial") if name != "trial" or front["trial"].any()]
@@ -123,12 +126,12 @@ def dominated_table(analysis: Analysis) -> pd.DataFrame:
     return tables.listing(others, analysis.objectives, [], more=["rank", "dominated_by"])
 
 
-def inside_in_short(inside: Inside) -> pd.DataFrame:
-    """A row a network: its smallest batch, and the batch at which an image takes least."""
+def front_profile_in_short(profile: FrontProfile) -> pd.DataFrame:
+    """One row per network: its smallest batch, and the batch size with the least time per image."""
     import pandas as pd
 
     rows = []
-    for name, part in inside.summary.groupby("name", sort=False):
+    for name, part in profile.summary.groupby("name", sort=False):
         first, best = part.loc[part["batch"].idxmin()], part.loc[part["ms_per_image"].idxmin()]
         largest = max(figures.OPERATORS, key=lambda kind: first[kind])
         rows.append(
@@ -160,9 +163,9 @@ def compared_in_words(analysis: Analysis) -> str:
 
 
 def write_report(analysis: Analysis, folder: Path) -> Path:
-    """Tables (Markdown, LaTeX, CSV), figures (PNG, SVG) and index.html into a folder; those that were there go.
+    """Write tables (Markdown, LaTeX, CSV), figures (PNG, SVG) and index.html to a folder, and remove the previous ones.
 
-    The front of one objective is no trade-off: it has tables only.
+    With one objective there is no trade-off to draw: there are tables only.
     """
     for stem in (*TABLES, *FIGURES, "answer", PAGE.split(".")[0]):
         for old in folder.glob(f"{stem}.*"):
@@ -175,11 +178,11 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
     if analysis.baseline is not None:
         contents["baseline"] = baseline_table(analysis.baseline, analysis)
     note = ". ".join(" ".join(line.split()) for line in machines_in_words(analysis))
-    inside, where = analysis.inside, ""
-    if inside is not None and len(inside.summary):
-        where = f" on {inside.device}"
-        contents["inside"] = tables.inside(inside.summary)
-        figures.save(figures.inside(inside.summary), folder, "inside")
+    profile, where = analysis.front_profile, ""
+    if profile is not None and len(profile.summary):
+        where = f" on {profile.device}"
+        contents["front_profile"] = tables.front_profile(profile.summary)
+        figures.save(figures.front_profile(profile.summary), folder, "front_profile")
     if len(analysis.aside):
         contents["set_aside"] = analysis.aside
     for stem, table in contents.items():
@@ -197,7 +200,7 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
             (heading, tables.html(contents[stem]))
             for stem, heading in (
                 ("ranges", "Ranges"), ("dominated", "Dominated designs"), ("baseline", "Baseline"),
-                ("inside", f"Inside the front, one profiled execution each{where}"),
+                ("front_profile", f"Profile of the front, one execution of each network{where}"),
                 ("set_aside", "Set aside"),
             )
             if stem in contents and len(contents[stem])

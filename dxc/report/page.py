@@ -1,4 +1,4 @@
-"""The front of tracked designs as one HTML file: it opens without a network and holds all it shows."""
+"""The front of tracked designs as one self-contained HTML file, which opens without a network connection."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 from dxc.metrics import Metric, label_of, title_of
 from dxc.report.figures import (
@@ -22,7 +24,7 @@ from dxc.report.figures import (
     short_names,
     tick_number,
 )
-from dxc.text import for_html, for_plotly, for_script, visible
+from dxc.text import for_plotly, for_script, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,10 +44,19 @@ def page(
 ) -> str:
     """The page: a scatter plot of the objectives, parallel coordinates, a table of the front, then the sections.
 
-    designs: as for dxc.report.figures, with `run_id`, `n` and `p_front` (0 to 1, NaN where unknown) as well.
-    sections: headings and their HTML, which is trusted; a script or a file from elsewhere would not load, images are
-    data: URLs. All other text is escaped. note: which machines the figures belong to. Raises ValueError for fewer than
-    two objectives.
+    Args:
+        designs: as for dxc.report.figures, with `run_id`, `n` and `p_front` (0 to 1, NaN where unknown) as well.
+        objectives: two objectives or more.
+        knobs: columns of the knobs to show.
+        title: title of the page.
+        sections: headings and their HTML, which is trusted. Its images are data: URLs; scripts and other files do not
+            load.
+            All other text is escaped.
+        note: which machines the figures belong to.
+
+    Raises:
+        ValueError: fewer than two objectives.
+
     """
     from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
@@ -55,56 +66,41 @@ def page(
     scripts = [get_plotlyjs(), (folder / "page.js").read_text()]
     data = _data(designs, objectives, knobs)
     longest = max(len(text) for axis in data["dimensions"] for text in axis.get("ticktext", [""]))
-    width = max(AXIS_PX, 7 * longest) * len(data["dimensions"]) + 160
-    parts = [
-        "<!DOCTYPE html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{_policy(scripts)}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{for_html(title)}</title>",
-        f"<style>{(folder / 'page.css').read_text()}</style>",
-        "</head>",
-        "<body>",
-        f"<h1>{for_html(title)}</h1>",
-        f"<p>{for_html(_summary(designs, objectives))}</p>",
-        *([f"<p>{for_html(note)}</p>"] if note else []),
-        "<noscript><p>The charts need JavaScript; the table of the front does not.</p></noscript>",
-        "<section>",
-        "<h2>Trade-offs</h2>",
-        f"<p>{_directions(objectives)} Bars on the front are one standard deviation. Point at a design "
-        "for its figures.</p>",
-        _selects(objectives),
-        '<div id="scatter" role="group" aria-label="Scatter plot of the designs"></div>',
-        "</section>",
-        "<section>",
-        "<h2>Knobs and objectives</h2>",
-        f"<p>Each line is a design, the darker the better in {for_html(title_of(next(iter(objectives))))}. Drag along "
-        "an axis to keep the lines that pass there; drag a name to move its axis.</p>",
-        '<label><input type="checkbox" id="front-only"> front only</label>',
-        '<div class="scroll" tabindex="0" role="group" aria-label="Parallel coordinates of the designs">',
-        f'<div id="parallel" style="min-width: {width}px"></div>',
-        "</div>",
-        "</section>",
-        "<section>",
-        "<h2>Front</h2>",
-        _table(designs, objectives),
-        "</section>",
-        *(
-            f'<section>\n<h2>{for_html(heading)}</h2>\n<div class="scroll">{html}</div>\n</section>'
-            for heading, html in sections
-        ),
-        f'<script type="application/json" id="data">{for_script(data)}</script>',
-        *(f"<script>{script}</script>" for script in scripts),
-        "</body>",
-        "</html>",
-    ]
-    return "\n".join(parts) + "\n"
+    chosen = _axes(objectives)
+    return _template().render(
+        title=title,
+        policy=_policy(scripts),
+        style=Markup((folder / "page.css").read_text()),
+        summary=_summary(designs, objectives),
+        note=note,
+        directions=_directions(objectives),
+        axes=list(zip("xyz"[: len(chosen)], chosen, strict=True)),
+        options=[(name, title_of(name)) for name in objectives],
+        width=max(AXIS_PX, 7 * longest) * len(data["dimensions"]) + 160,
+        headings=_headings(objectives),
+        rows=_rows(designs, objectives),
+        sections=[(heading, Markup(content)) for heading, content in sections],
+        data=Markup(for_script(data)),
+        scripts=[Markup(script) for script in scripts],
+    )
+
+
+def _template() -> Template:
+    """The template page.html.j2. It escapes every value that is not Markup, and makes invisible characters visible."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else visible(value),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("page.html.j2")
 
 
 def _policy(scripts: Sequence[str]) -> str:
-    """Lets the browser run these scripts and no other, and load nothing from anywhere.
+    """The content security policy: the browser runs only these scripts and loads nothing.
 
     'unsafe-eval': plotly's WebGL layer compiles its draw commands.
     """
@@ -118,15 +114,16 @@ def _policy(scripts: Sequence[str]) -> str:
 
 def _summary(designs: pd.DataFrame, objectives: Mapping[str, Metric]) -> str:
     *names, last = (title_of(name) for name in objectives)
-    front, lucky = int(designs["front"].sum()), int((designs["front"] & designs["lucky"]).sum())
+    front, unstable = int(designs["front"].sum()), int((designs["front"] & designs["unstable"]).sum())
     text = (
         f"{front:,} of {len(designs):,} designs {'is' if front == 1 else 'are'} on the front of {', '.join(names)} and "
         f"{last}: no other is at least as good in all of them and better in one"
     )
+    if not unstable:
+        return f"{text}."
     return (
-        f"{text}; {lucky} of them {'is' if lucky == 1 else 'are'} perhaps there by luck."
-        if lucky
-        else f"{text}."
+        f"{text}; {unstable} of them {'is' if unstable == 1 else 'are'} unstable, on the front in few of the "
+        "bootstrap draws."
     )
 
 
@@ -136,7 +133,7 @@ def _directions(objectives: Mapping[str, Metric]) -> str:
         (word, [title_of(name) for name, objective in objectives.items() if objective.maximise == more])
         for word, more in (("Higher", True), ("Lower", False))
     ]
-    return for_html(" ".join(f"{word} is better: {', '.join(names)}." for word, names in sides if names))
+    return " ".join(f"{word} is better: {', '.join(names)}." for word, names in sides if names)
 
 
 def _axes(objectives: Mapping[str, Metric]) -> list[str]:
@@ -170,8 +167,8 @@ def _data(designs: pd.DataFrame, objectives: Mapping[str, Metric], knobs: Sequen
             ~front,
             {"symbol": "circle", "size": 4 if len(designs) <= 1000 else 2, "color": GREY, "opacity": 0.6},
         ),
-        ("front", front & ~lucky, {"symbol": "diamond", "size": 7, "color": VERMILLION}),
-        ("front, perhaps by luck", front & lucky, {"symbol": "diamond-open", "size": 7, "color": VERMILLION}),
+        ("front", front & ~unstable, {"symbol": "diamond", "size": 7, "color": VERMILLION}),
+        ("front, unstable", front & unstable, {"symbol": "diamond-open", "size": 7, "color": VERMILLION}),
     ]
     return {
         "axes": [visible(name) for name in _axes(objectives)],  # as the selects have them
@@ -252,7 +249,8 @@ def _share(value: float) -> str:
 def _dimensions(
     designs: pd.DataFrame, objectives: Mapping[str, Metric], knobs: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The parallel axes: knobs of words or few values with a tick a value, others as numbers, then objectives."""
+    """The parallel axes: knobs of words or few values with a tick per value, other knobs as numbers, then
+    objectives."""
     from pandas.api.types import is_numeric_dtype
 
     names = short_names(knobs)
@@ -281,7 +279,7 @@ def _dimensions(
 
 
 def _label(text: str) -> str:
-    """Plotly takes these as markup; longer ones would leave the picture."""
+    """A label for plotly: escaped, because plotly reads markup in it, and cut to fit the picture."""
     return for_plotly(_cut(visible(text), 24))
 
 
@@ -290,7 +288,8 @@ def _cut(text: str, width: int) -> str:
 
 
 def _range(label: str, values: np.ndarray) -> dict[str, Any]:
-    """An axis of numbers over all designs; plotly has no logarithmic one here, so logarithms get ticks of their own."""
+    """An axis of numbers over all designs. Plotly has no logarithmic axis here, so logarithms get ticks of their
+    own."""
     log = is_log(values)
     shown = np.log10(values) if log else values
     known = shown[np.isfinite(shown)]
@@ -313,22 +312,26 @@ def _range(label: str, values: np.ndarray) -> dict[str, Any]:
 def _table(designs: pd.DataFrame, objectives: Mapping[str, Metric]) -> str:
     """The front, best first objective first. Cells carry what they are sorted by; an unknown number sorts last."""
     first, best = next(iter(objectives.items()))
-    front = designs[designs["front"]].sort_values(first, ascending=not best.maximise, kind="stable")
-    order = ' aria-sort="descending"' if best.maximise else ' aria-sort="ascending"'
-    headings = [
-        ("text", "design", ""),
+    order = "descending" if best.maximise else "ascending"
+    return [
+        {"kind": "text", "text": "design", "sort": ""},
         *(
-            ("number", label_of(name, objective), order if name == first else "")
+            {"kind": "number", "text": label_of(name, objective), "sort": order if name == first else ""}
             for name, objective in objectives.items()
         ),
-        ("number", "P(on the front)", ""),
-        ("number", "runs", ""),
-        ("text", "run", ""),
+        {"kind": "number", "text": "P(on the front)", "sort": ""},
+        {"kind": "number", "text": "runs", "sort": ""},
+        {"kind": "text", "text": "run", "sort": ""},
     ]
-    head = "".join(
-        f'<th scope="col" data-kind="{kind}"{sort}><button type="button">{for_html(text)}</button></th>'
-        for kind, text, sort in headings
-    )
+
+
+def _rows(designs: pd.DataFrame, objectives: Mapping[str, Objective]) -> list[dict[str, Any]]:
+    """The front, best first objective first: `name`, `numbers` as (text, what it is sorted by), and `run`.
+
+    An unknown number sorts last.
+    """
+    first, best = next(iter(objectives.items()))
+    front = designs[designs["front"]].sort_values(first, ascending=not best.maximise, kind="stable")
     rows = []
     for design in front.to_dict("records"):
         p_front = _share(design["p_front"]) + (" (perhaps luck)" if design["lucky"] else "")
@@ -337,26 +340,9 @@ def _table(designs: pd.DataFrame, objectives: Mapping[str, Metric]) -> str:
             _cell(p_front, design["p_front"]),
             _cell(str(design["n"]), design["n"]),
         ]
-        name, run = for_html(design["name"]), for_html(design["run_id"])
-        rows.append(
-            f'<tr><td class="name" data-sort="{name}">{name}</td>{"".join(cells)}'
-            f'<td data-sort="{run}"><code>{run}</code></td></tr>'
-        )
-    return "\n".join(
-        [
-            '<div class="scroll front" tabindex="0" role="group" aria-label="Table of the front">',
-            "<table>",
-            "<caption>Mean ± one standard deviation. Press a heading to sort by it.</caption>",
-            f"<thead><tr>{head}</tr></thead>",
-            "<tbody>",
-            *rows,
-            "</tbody>",
-            "</table>",
-            "</div>",
-        ]
-    )
+        rows.append({"name": design["name"], "numbers": numbers, "run": design["run_id"]})
+    return rows
 
 
-def _cell(text: str, value: float) -> str:
-    sort = repr(float(value)) if math.isfinite(value) else ""
-    return f'<td class="number" data-sort="{sort}">{for_html(text)}</td>'
+def _sort_key(value: float) -> str:
+    return repr(float(value)) if math.isfinite(value) else ""

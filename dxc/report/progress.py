@@ -1,4 +1,4 @@
-"""A search in the terminal: one line a trial, and a table of the front at the end."""
+"""Prints the progress of a search: one line per trial, and a table of the front at the end."""
 
 from __future__ import annotations
 
@@ -30,8 +30,12 @@ LISTED = 20  # infeasible trials in a dry run
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a study is. done: trials' worth of training so far, of `total` that it is to have; in_parts: a trial is
-    trained in parts (tuner=pareto), and `done` counts the epochs of all of them."""
+    """The progress of a study.
+
+    Attributes:
+        done: training so far, in full trials, out of `total`.
+        in_parts: whether trials are trained in parts (tuner=pareto). `done` then counts the epochs of all of them.
+    """
 
     finished: int
     stopped: int
@@ -71,7 +75,7 @@ class Training:
 
 
 class Progress:
-    """Prints what a search does. Its clock starts with the first trial that is launched."""
+    """Prints the progress of a search. Its clock starts when the first trial is launched."""
 
     def __init__(self, study: str, objectives: Sequence[str], score: str) -> None:
         self._console = Console()
@@ -93,7 +97,7 @@ class Progress:
             self._line(f"note: {note}")
 
     def budget(self, total: int, ladder: Sequence[Rung]) -> None:
-        """How much the study is to train, before it does. ladder: see Settings.ladder."""
+        """Print how much the study will train. ladder: see Settings.ladder."""
         first, whole = ladder[0], ladder[-1]
         line = f"budget: {total} {_trials(total)} of {_protocol(whole)} each"
         if len(ladder) > 1:
@@ -108,7 +112,7 @@ class Progress:
 
     @contextlib.contextmanager
     def running(self, work: Sequence[Training], standing: Callable[[], Standing]) -> Iterator[None]:
-        """While these trials are trained. A terminal shows below the last line how far they are."""
+        """A context in which these trials are trained. A terminal shows their progress below the last line."""
         if self._started is None:
             self._started, self._done_before = time.monotonic(), standing().done
             self._done = self._done_before
@@ -138,7 +142,7 @@ class Progress:
         on_front: bool,
         standing: Standing,
     ) -> None:
-        """One line for one trial (or a part of one) that has ended, in a log also how far the study is."""
+        """Print a line for a trial, or a part of one, that has ended. A log also gets the progress of the study."""
         self._width = max(self._width, len(name))
         if entry.state == "failed":
             text = f"FAILED: {entry.reason}"
@@ -195,10 +199,14 @@ class Progress:
         trials: int,
         parallel: int,
     ) -> None:
-        """What the space costs from the least to the most, what is not trained and why, and how long it would take.
+        """Print the costs in the space in ascending order, what is not trained and why, and the expected time.
 
-        rows: (description, known costs, why not) of every distinct trial. seconds: of training `trials` of them, one
-        after the other.
+        Args:
+            rows: (description, known costs, why not) of every distinct trial.
+            seconds: time to train `trials` trials one after the other.
+            trials: number of trials.
+            parallel: trials at once.
+
         """
         names = [name for name in known_costs() if any(name in known for _, known, _ in rows)]
         table = new_table("known without training")
@@ -232,7 +240,7 @@ class Progress:
         complete: bool,
         folder: Path,
     ) -> None:
-        """The front as a table, where everything is, and, of a search that was stopped, how to go on."""
+        """Print the front, where the results are, and how to continue a stopped search."""
         if front:
             title = f"front of study '{self._study}': no other finished trial is as good in {', '.join(objectives)}"
             table = new_table(title)
@@ -265,7 +273,7 @@ class Progress:
 
 
 class _Live:
-    """A line that rich asks for anew at every refresh."""
+    """A line that rich renders anew at every refresh."""
 
     def __init__(self, text: Callable[[], str]) -> None:
         self._text = text

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def draw_detections(config: dict[str, Any], cache: ChipCache, predictions: pd.DataFrame, out: Path) -> None:
-    """Chips with true and predicted boxes, and the precision-recall curve."""
+    """Draw chips with true and predicted boxes, and the precision-recall curve."""
     import numpy as np
 
     from dxc.evaluation.average_precision import BOX
@@ -39,7 +39,7 @@ def draw_detections(config: dict[str, Any], cache: ChipCache, predictions: pd.Da
 
 
 def draw_efficiency(config: dict[str, Any], costs: Costs, out: Path) -> None:
-    """Measured time an image against batch size."""
+    """Plot measured time per image against batch size."""
     from dxc.report.efficiency import efficiency
     from dxc.report.figures import save
 

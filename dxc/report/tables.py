@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def number(name: str, value: float, spread: float = float("nan")) -> str:
-    """A value of a metric as text, with ± its spread where there is one; '-' where it is missing."""
+    """A metric's value as text, with ± its spread if there is one; '-' where the value is missing."""
     if value != value:
         return "-"
     form = metric_of(name).table_format if is_declared(name) else ".4g"
@@ -49,7 +49,12 @@ def listing(
 ) -> pd.DataFrame:
     """Designs with their objectives ± spread and knobs, best first in the first objective (published tables 4 and 5).
 
-    more: further columns, printed as they are.
+    Args:
+        designs: one row per design.
+        objectives: objectives to show, with their spread.
+        knobs: knobs to show.
+        more: further columns, printed as they are.
+
     """
     import pandas as pd
 
@@ -68,8 +73,9 @@ def listing(
     return pd.DataFrame(columns)
 
 
-def inside(summary: pd.DataFrame) -> pd.DataFrame:
-    """Profiled networks, a row a batch: time, memory, and where the time goes (see dxc.analysis.front_profile)."""
+def front_profile(summary: pd.DataFrame) -> pd.DataFrame:
+    """Profiled networks, one row per batch size: time, memory, shares of operator time (see
+    dxc.analysis.front_profile)."""
     import pandas as pd
 
     columns: dict[str, list[str]] = {

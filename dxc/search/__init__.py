@@ -1,15 +1,15 @@
 """Searching a space of networks.
 
-    settings       what the keys of conf/search.yaml may hold
-    states         where a trial is, and how far it was trained
+    settings       checks the keys of conf/search.yaml
+    states         states of a trial, and rungs of training
     space          axes in Hydra's sweep syntax -> points; the identity of a point
-    costs          what is known of a network without training it
-    space_summary  what a space holds, what limits rule out, how long it takes
-    strategies     which point next: NNI's tuners behind one interface
-    front          which point next: the front of several objectives (search.tuner=pareto)
-    ledger         a study's state in MLflow, and who works on what
-    trial          one trial, in whichever process a launcher starts
-    launching      what launchers need: GPUs in turn, jobs that are over
+    costs          costs of a network that are known before training
+    space_summary  distinct trials of a space, what limits rule out, expected time
+    strategies     proposes the next point: NNI's tuners behind one interface
+    front          proposes the next point for a front of objectives (search.tuner=pareto)
+    ledger         state of a study in MLflow, and locks on its trials
+    trial          one trial, in a process that a launcher starts
+    launching      Hydra's launchers: assigns GPUs, watches jobs
     study          the loop: propose, check, launch, record
 
 The Hydra plugin (hydra_plugins/nni_sweeper) is a thin shell over study.

@@ -1,7 +1,8 @@
-"""What is known of a network without training it: file size, parameters, multiply-accumulates, predicted latency.
+"""Costs of a network that are known before training: file size, parameters, multiply-accumulates, predicted latency.
 
-Each network is exported once, untrained, and predicted; the figures are kept in cache_dir/costs, one small file a
-network and device. What depends on trained weights (accuracy) or on the device itself (measured latency) is not here.
+Each network is exported once, untrained, and its latency is predicted. The figures are kept in cache_dir/costs, one
+small file per network and device. Figures that need trained weights (accuracy) or the device (measured latency) are
+not here.
 """
 
 from __future__ import annotations
@@ -38,8 +39,11 @@ Known = dict[str, float]
 class NetworkCosts:
     """Costs of networks by their hash (dxc.search.space.Identity.network), on one device.
 
-    refused: {hash: why} for configurations that no network can be built from. notes: what cannot be predicted.
-    predicted_for: the machines of what can, '' of none.
+    Attributes:
+        refused: {hash: reason} for configurations that no network can be built from.
+        notes: what cannot be predicted, and why.
+        predicted_for: the machines that are predicted; '' where there is none.
+
     """
 
     def __init__(self, hardware: Hardware, cache_dir: Path) -> None:
@@ -54,7 +58,7 @@ class NetworkCosts:
         self.refused: dict[str, str] = {}
 
     def of(self, network: str, config: Mapping[str, Any]) -> Known:
-        """Costs of one network; computed if they are not known. {} where it is refused."""
+        """Costs of one network, computed if needed. {} where the network is refused."""
         if network not in self._known and network not in self.refused:
             self.compute({network: config})
         return self._known.get(network, {})
@@ -62,11 +66,11 @@ class NetworkCosts:
     def compute(
         self, networks: Mapping[str, Mapping[str, Any]], *, jobs: int = 1, progress: bool = False
     ) -> None:
-        """Costs of many networks {hash: configuration}, `jobs` at once; interrupted, it goes on where it was."""
-        asked = [name for name in networks if name not in self._known and name not in self.refused]
-        for name in asked:
+        """Compute the costs of networks {hash: configuration}, `jobs` at once. An interrupted call can be continued."""
+        requested = [name for name in networks if name not in self._known and name not in self.refused]
+        for name in requested:
             self._read(name)
-        todo = [name for name in asked if name not in self._known and name not in self.refused]
+        todo = [name for name in requested if name not in self._known and name not in self.refused]
         if not todo:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +115,7 @@ class NetworkCosts:
 
 
 def over_limits(known: Mapping[str, float], limits: Mapping[str, float]) -> list[str]:
-    """What of these costs is over its limit, a sentence each; a cost that is not known breaks no limit."""
+    """A sentence for each cost that exceeds its limit. An unknown cost exceeds no limit."""
     return [
         f"{name} {known[name]:.4g} is over the limit of {limit:g} (search.limits.{name})"
         for name, limit in limits.items()
@@ -120,7 +124,7 @@ def over_limits(known: Mapping[str, float], limits: Mapping[str, float]) -> list
 
 
 def _fingerprint(packages: list[Package]) -> str:
-    """Names what the figures depend on beside the network: the predictors and how dxc reads them."""
+    """A hash of what the figures depend on besides the network: the predictors and how dxc reads them."""
     about = [(each.name, json.dumps(each.about, sort_keys=True, default=str)) for each in packages]
     return hashlib.blake2b(json.dumps([COSTS_VERSION, about]).encode(), digest_size=4).hexdigest()
 
@@ -133,7 +137,7 @@ def _packages_of_process(hardware: str) -> list[Package]:
 
 
 def _begin() -> None:
-    """What each process of the pool does first."""
+    """Initialise a process of the pool."""
     end_with_parent()
     import torch
 
@@ -178,7 +182,7 @@ def _cost(config: Mapping[str, Any], packages: list[Package]) -> dict[str, Any]:
 
 
 def _as_if_trained(model: Any) -> None:
-    """Give every layer biases of its own: the exporter shares equal ones, which makes another file."""
+    """Give every layer different biases. The exporter would share equal ones, which changes the file."""
     import torch
 
     generator = torch.Generator().manual_seed(0)

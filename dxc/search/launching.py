@@ -1,4 +1,4 @@
-"""Hydra's launchers as a search needs them: many trials at once, some of which may die."""
+"""Runs trials with Hydra's launchers: many at once, and some of them may die."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SLURM_PARALLEL = 8  # a tuner that learns needs results between its proposals; s
 
 
 def runner_for(config: DictConfig, context: HydraContext, launcher: Launcher) -> Runner:
-    """What a search needs of Hydra, from what Hydra gives a sweeper."""
+    """Make the Runner of a search from what Hydra gives a sweeper."""
     loader = context.config_loader
 
     def compose(overrides: Sequence[str]) -> DictConfig:
@@ -72,9 +72,9 @@ def runner_for(config: DictConfig, context: HydraContext, launcher: Launcher) ->
 def _launch_watched(
     launcher: Launcher, batch: Sequence[Sequence[str]], first: int, watch: Callable[[], bool]
 ) -> None:
-    """Launch in threads, so that trials are reported as they end and Ctrl-C is heard at once.
+    """Launch in threads, so that trials are reported as they end and Ctrl-C works at once.
 
-    A launcher that still waits when `watch` says that nothing is left is left behind.
+    Where `watch` says that nothing is left, a launcher that still waits is abandoned.
     """
     is_submitit = _is_submitit(launcher)
     if is_submitit:
@@ -130,8 +130,11 @@ def _leave_own_job() -> None:
 
 @functools.cache
 def _watch_queue() -> None:
-    """Have submitit ask squeue how its jobs are, where it would ask sacct: a cluster without accounting has no answer
-    to that, and a job that was killed or cancelled would be waited for without end."""
+    """Make submitit ask squeue for the state of its jobs instead of sacct.
+
+    On a cluster without accounting sacct has no answer, and submitit would wait for ever for a job that was killed or
+    cancelled.
+    """
     from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
     class QueueWatcher(SlurmInfoWatcher):
@@ -183,7 +186,7 @@ def _end_with_search(launcher: Launcher) -> None:
 
 
 def _parallel(config: DictConfig) -> int:
-    """How many trials the chosen launcher runs at once."""
+    """The number of trials that the chosen launcher runs at once."""
     launcher = config.hydra.launcher
     if "n_jobs" in launcher:  # joblib
         n_jobs = launcher.n_jobs

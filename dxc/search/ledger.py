@@ -1,8 +1,8 @@
-"""A study's state: a parent run in MLflow with one child run a trial, and locks in multirun/STUDY for who is at work.
+"""State of a study: a parent run in MLflow with one child run per trial, and locks in multirun/STUDY.
 
-A lock is held by the operating system for its process and falls with it, whatever ended it: a trial that says
-`running` while nobody holds its lock is dead. Searches of one study must share the folder multirun/STUDY (a cluster's
-home directory); the store may be anywhere.
+The operating system releases a lock when its process ends for any reason. So a trial with the state `running` whose
+lock nobody holds is dead. Searches of one study must share the folder multirun/STUDY (in a cluster's home directory);
+the store may be anywhere.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ARTIFACTS = "artifacts"  # in a trial's directory until they are uploaded
 SEARCHES = "searches"  # one file for each search of the study, locked while it lives
 
 OVER = (FINISHED, FAILED, INFEASIBLE)
-"""States that nothing follows. A stopped trial may be climbed further by tuner=pareto."""
+"""Final states. tuner=pareto may train a stopped trial further."""
 STATUS = {
     PLANNED: "SCHEDULED",
     RUNNING: "RUNNING",
@@ -91,7 +91,7 @@ class Ledger:
         self._alive_lock.release()  # its file stays: others see that somebody was here
 
     def lock(self) -> FileLock:
-        """While it is held, no other search of this study plans a trial."""
+        """A lock. While it is held, no other search of this study plans a trial."""
         return self._study_lock
 
     def open(self, fixed: Mapping[str, Any], *, force: bool) -> None:
@@ -164,7 +164,7 @@ class Ledger:
                 entry = _entry(run)
             except (KeyError, ValueError, TypeError) as error:  # not written by a search, or changed since
                 log.warning(
-                    "run %s is set aside, it is no trial: %s %s", run.run_id, type(error).__name__, error
+                    "run %s is set aside, it is not a trial: %s %s", run.run_id, type(error).__name__, error
                 )
                 continue
             held = self.entries.get(entry.trial)
@@ -176,7 +176,7 @@ class Ledger:
                 self.collect(entry)
 
     def plan(self, trial: str, *, name: str, overrides: Sequence[str], tags: Mapping[str, str]) -> Entry:
-        """A new trial, planned by this search."""
+        """Add a trial that this search plans."""
         entry = Entry(trial, "", PLANNED, list(overrides), len(self.entries), owner=self.search_id)
         entry.run_id = self._create(entry, name, tags, None)
         self.store.status(entry.run_id, STATUS[PLANNED])
@@ -220,7 +220,7 @@ class Ledger:
         return self.store.create(name, {**tags, **own}, params=parameters, parent=self.parent)
 
     def take_over(self, entry: Entry) -> None:
-        """Make a trial of a search that is gone this search's own."""
+        """Take over a trial whose search has ended."""
         entry.owner = self.search_id
         entry.state = PLANNED
         self.store.tag(entry.run_id, {"dxc.search": self.search_id, "dxc.state": PLANNED})
@@ -252,7 +252,7 @@ class Ledger:
         return True
 
     def fail(self, entry: Entry, reason: str) -> None:
-        """Record that a trial's process ended without a word."""
+        """Record that a trial's process ended without a result."""
         entry.state, entry.reason = FAILED, reason
         self.store.tag(entry.run_id, {"dxc.state": FAILED, "dxc.reason": reason})
         self.store.status(entry.run_id, STATUS[FAILED])
@@ -271,7 +271,7 @@ class Ledger:
         return entry.owner not in ("", self.search_id) and _held(self.folder / SEARCHES / entry.owner)
 
     def wait_for(self, entry: Entry, *, every_s: float = 1.0) -> None:
-        """Until a trial that is elsewhere is over, or whoever worked on it is gone."""
+        """Wait until another process has finished a trial, or has ended."""
         while self.elsewhere(entry):
             time.sleep(every_s)
             self.entries[entry.trial] = entry = _entry(self.store.get(entry.run_id))

@@ -1,4 +1,4 @@
-"""What the keys of conf/search.yaml may hold."""
+"""Checks the keys of conf/search.yaml."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULT_TRIALS = 20
 
 @dataclass(frozen=True)
 class Settings:
-    """The section `search` of conf/search.yaml, checked; see there for what each key means."""
+    """The checked section `search` of conf/search.yaml, which explains each key."""
 
     tuner: str
     max_trials: int | None
@@ -35,7 +35,7 @@ class Settings:
     force: bool
     dry_run: bool
     score: str
-    """The metric that folds are judged by, not known before training: the key `score` of the configuration."""
+    """The metric that scores a fold: the key `score` of the configuration. It is not known before training."""
 
     @classmethod
     def of(

@@ -1,6 +1,6 @@
 """Axes in Hydra's sweep syntax -> points, and the identity of a point.
 
-A point is a tuple of positions, one an axis: (0, 2) is the first value of the first axis and the third of the
+A point is a tuple of positions, one per axis: (0, 2) is the first value of the first axis and the third of the
 second. Two points that describe the same trial (a pool's knobs without a pool) have the same hash.
 """
 
@@ -64,7 +64,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Space:
-    """axes: what is searched. fixed: the other overrides of the command line."""
+    """A search space. axes: the knobs that are searched. fixed: the other overrides of the command line."""
 
     axes: tuple[Axis, ...]
     fixed: tuple[str, ...]
@@ -80,7 +80,7 @@ class Space:
         return [axis.override(position) for axis, position in zip(self.axes, point, strict=True)]
 
     def point_of(self, overrides: Sequence[str]) -> Point | None:
-        """The point that these overrides describe; None where it is not one of this space."""
+        """The point that these overrides describe; None where it is not in this space."""
         given = dict(each.partition("=")[::2] for each in overrides)
         if set(given) != {axis.key for axis in self.axes}:
             return None
@@ -93,8 +93,13 @@ class Space:
 def parse_space(params: Mapping[str, Any] | None, arguments: Sequence[str]) -> Space:
     """The space of a model (conf/space) as the command line changes it.
 
-    params: {key: values in Hydra's sweep syntax}. arguments: overrides; one with several values is an axis, one
-    with one value pins its axis. Raises ConfigError for what cannot be searched.
+    Args:
+        params: {key: values in Hydra's sweep syntax}.
+        arguments: overrides. One with several values is an axis; one with a single value pins its axis.
+
+    Raises:
+        ConfigError: an override that cannot be searched.
+
     """
     own = _parse([f"{key}={_text(value)}" for key, value in (params or {}).items()], "conf/space")
     given = _parse(arguments, "the command line")
@@ -145,7 +150,7 @@ def _text(value: Any) -> str:
 def _values(override: Override) -> tuple[str, ...]:
     key = override.key_or_group
     if reason := NO_AXES.get(key.split("@")[0]) or NO_AXES.get(f"{key.split('.')[0]}."):
-        raise ConfigError(f"{override.input_line}: {key} is no axis of a search: {reason}")
+        raise ConfigError(f"{override.input_line}: {key} is not an axis of a search: {reason}")
     if override.is_delete() or not (override.is_choice_sweep() or override.is_range_sweep()):
         raise ConfigError(
             f"{override.input_line}: axes have values that can be counted: {key}=3,5 or {key}=range(1,4) or "
@@ -159,8 +164,14 @@ def _values(override: Override) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Identity:
-    """What a point is. trial and design are the tags dxc.trial and dxc.design; network names what its costs
-    depend on; config is its whole configuration."""
+    """The identity of a point.
+
+    Attributes:
+        trial: the tag dxc.trial.
+        design: the tag dxc.design.
+        network: hash of what the costs depend on.
+        config: the whole configuration.
+    """
 
     trial: str
     design: str
@@ -188,7 +199,7 @@ class Catalogue:
         return self.identity((0,) * len(self.space.axes)).config
 
     def identity(self, point: Point) -> Identity:
-        """Raises ConfigError for a key that the configuration has not."""
+        """The identity of a point. Raises ConfigError for a key that the configuration does not have."""
         if point not in self._identities:
             config = self._config(point)
             self._identities[point] = Identity(
@@ -275,5 +286,5 @@ def _value(axis: Axis, position: int) -> Any:
 
 
 def network_hash(config: dict[str, Any]) -> str:
-    """What the costs of a network depend on: the model and the size of its input."""
+    """Hash of what the costs of a network depend on: the model and the size of its input."""
     return trial_hash({"model": config["model"], "data": {"size": image_size(config["data"]["size"])}})

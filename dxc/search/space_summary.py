@@ -1,6 +1,4 @@
-"""What is known of a space before anything is trained: its distinct trials, what they cost, which limits rule them out,
-how long they would take.
-"""
+"""Summary of a space before training: its distinct trials, their costs, what limits rule out, the expected time."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from dxc.search.costs import Known, NetworkCosts, over_limits
 from dxc.search.settings import DEFAULT_TRIALS, Settings
 from dxc.search.space import Catalogue, Identity, Point, Space
 
-WHOLE_SPACE = 20_000  # points; of a larger space costs are computed as points are proposed
+WHOLE_SPACE = 20_000  # points; in a larger space, costs are computed when points are proposed
 SAMPLE = 2_000  # candidates that tuner=pareto considers of a larger space
 
 
@@ -71,7 +69,7 @@ def prepare_chips(catalogue: Catalogue) -> Chips:
 
 
 def _data_points(catalogue: Catalogue) -> Iterator[Point]:
-    """Points that differ in the axes of data and source only."""
+    """Points that differ only in the axes of data and source."""
     axes = catalogue.space.axes
     ranges = [
         range(len(a.values)) if a.path.split(".")[0].split("@")[0] in ("data", "source") else (0,)
@@ -80,8 +78,8 @@ def _data_points(catalogue: Catalogue) -> Iterator[Point]:
     return itertools.product(*ranges)
 
 
-class Survey:
-    """What is known of a space before anything is trained."""
+class SpaceSummary:
+    """Summary of a space before anything is trained."""
 
     def __init__(self, space: Space, catalogue: Catalogue, settings: Settings, costs: NetworkCosts) -> None:
         self.space = space
@@ -92,7 +90,7 @@ class Survey:
 
     @cached_property
     def trials(self) -> dict[str, Point]:
-        """The distinct trials of the space, or of a sample of it where it is too large."""
+        """The distinct trials of the space, or of a sample of a space that is too large."""
         if self.whole:
             trials = self.catalogue.distinct()
         else:
@@ -110,7 +108,7 @@ class Survey:
         return self.costs.of(identity.network, identity.config)
 
     def against(self, identity: Identity) -> str:
-        """Why a trial is not trained; '' where it is."""
+        """The reason why a trial is not trained; '' if it is."""
         known = self.known(identity)
         if reason := self.costs.refused.get(identity.network):
             return reason
@@ -121,14 +119,15 @@ class Survey:
         return [trial for trial in self.trials if not self.against(self.identity(trial))]
 
     def wanted(self) -> int:
-        """How many trials the study is to have."""
+        """The number of trials that the study should have."""
         if not self.whole:
             return self.settings.max_trials or DEFAULT_TRIALS
         default = len(self.feasible) if self.settings.tuner == "grid" else DEFAULT_TRIALS
         return min(self.settings.max_trials or default, len(self.feasible))
 
     def require_feasible(self) -> None:
-        """Raise SearchError where no trial is feasible: which limit rules out how many, and the nearest one."""
+        """Raise SearchError where no trial is feasible. It says how many each limit rules out, and which trial is
+        nearest."""
         if self.feasible:
             return
         counts: dict[str, int] = {}
@@ -157,7 +156,7 @@ class Survey:
         )
 
     def unchecked_limits(self, hardware: Mapping[str, Any]) -> list[str]:
-        """A line for each limit that rules out no trial because its cost is not known before training."""
+        """A line for each limit that cannot rule out trials, because its cost is not known before training."""
         name = hardware["name"]
         known = {cost for trial in self.trials for cost in self.known(self.identity(trial))}
         lines = [
@@ -172,7 +171,7 @@ class Survey:
             if cost not in known_costs()
         ]
 
-    def summary(self) -> dict[str, int]:
+    def counts(self) -> dict[str, int]:
         networks = {self.identity(trial).network for trial in self.trials}
         return {
             "points": self.space.size,
@@ -182,7 +181,7 @@ class Survey:
         }
 
     def table(self) -> list[tuple[str, Known, str]]:
-        """(description, known costs, why not) of every distinct trial."""
+        """(description, known costs, reason if it is not trained) of every distinct trial."""
         rows = []
         for trial in self.trials:
             identity = self.identity(trial)
@@ -190,8 +189,11 @@ class Survey:
         return rows
 
     def estimate(self, chips: Chips) -> float:
-        """Seconds of training that all feasible trials take, one after the other: steps of four networks are timed,
-        from the least to the most multiply-accumulates, and the others lie between them."""
+        """Estimated seconds to train all feasible trials one after the other.
+
+        Training steps of four networks are timed, from the fewest to the most multiply-accumulates. The others are
+        interpolated.
+        """
         from dxc.training.speed import seconds_per_image
 
         by_macs = sorted(self.feasible, key=lambda trial: self.known(self.identity(trial))["macs"])
@@ -213,7 +215,7 @@ class Survey:
 
 
 def _line(x: Any, y: Any, at: float) -> float:
-    """Value at `at` between the nearest measured points, or on the line through the nearest two."""
+    """Linear interpolation at `at` between the nearest points, or extrapolation from the nearest two."""
     order = np.argsort(x)
     x, y = x[order], y[order]
     if at <= x[-1] or len(x) < 2:

@@ -60,7 +60,7 @@ class NniTuner:
 
     @property
     def full(self) -> bool:
-        """Whether results have to be told before more is asked: evolution has a population of so many."""
+        """Whether results must be reported before the next proposal: evolution has a population of limited size."""
         return self._untold >= self._room
 
     def ask(self) -> Proposal | None:

@@ -31,7 +31,7 @@ from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_groups, kn
 from dxc.search.ledger import Entry, Ledger
 from dxc.search.settings import Settings
 from dxc.search.space import Catalogue, Compose, Identity, Point, Space, parse_space
-from dxc.search.space_summary import Chips, Survey, prepare_chips
+from dxc.search.space_summary import Chips, SpaceSummary, prepare_chips
 from dxc.search.states import FAILED, FINISHED, INFEASIBLE, PLANNED, STOPPED, Rung
 from dxc.search.strategies import NniTuner, Proposal
 from dxc.tracking.store import Store
@@ -86,18 +86,18 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
     settings = Settings.of(base["search"], base["score"], base["hardware"].get("limits"))
     progress = Progress(base["study"], settings.objectives, settings.score)
     costs = NetworkCosts(Hardware.of(base["hardware"]), Path(base["cache_dir"]))
-    survey = Survey(space, catalogue, settings, costs)
+    summary = SpaceSummary(space, catalogue, settings, costs)
     chips = prepare_chips(catalogue)
     machines = [f"latency is predicted for {costs.predicted_for}"] if costs.predicted_for else []
-    notes = [*machines, *costs.notes, *survey.unchecked_limits(base["hardware"])]
-    progress.begin(survey.summary(), settings, notes)
-    survey.require_feasible()
-    progress.budget(survey.wanted(), settings.ladder(chips.folds, base["trainer"]["max_epochs"]))
+    notes = [*machines, *costs.notes, *summary.unchecked_limits(base["hardware"])]
+    progress.begin(summary.counts(), settings, notes)
+    summary.require_feasible()
+    progress.budget(summary.wanted(), settings.ladder(chips.folds, base["trainer"]["max_epochs"]))
     if settings.dry_run:
-        trials = survey.wanted()
+        trials = summary.wanted()
         progress.dry_run(
-            survey.table(),
-            seconds=survey.estimate(chips) * trials / len(survey.feasible),
+            summary.table(),
+            seconds=summary.estimate(chips) * trials / len(summary.feasible),
             trials=trials,
             parallel=settings.parallel or runner.parallel,
         )
@@ -111,7 +111,7 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
     )
     with Ledger(store, runner.folder) as ledger:
         ledger.open(_fixed(space, base, settings, chips), force=settings.force)
-        study = Study(survey, ledger, runner, chips, progress)
+        study = Study(summary, ledger, runner, chips, progress)
         status = "KILLED"
         try:
             with signals_raise():
@@ -148,19 +148,19 @@ class Study:
     """One search at work on a study."""
 
     def __init__(
-        self, survey: Survey, ledger: Ledger, runner: Runner, chips: Chips, progress: Progress
+        self, summary: SpaceSummary, ledger: Ledger, runner: Runner, chips: Chips, progress: Progress
     ) -> None:
-        self.survey = survey
-        self.settings = survey.settings
+        self.summary = summary
+        self.settings = summary.settings
         self.ledger = ledger
         self.runner = runner
         self.progress = progress
         self.chips = chips
         self.folds = chips.folds
-        self.epochs = survey.catalogue.base["trainer"]["max_epochs"]
+        self.epochs = summary.catalogue.base["trainer"]["max_epochs"]
         self.ladder = self.settings.ladder(self.folds, self.epochs)
         self.parallel = self.settings.parallel or runner.parallel
-        self.total = survey.wanted()
+        self.total = summary.wanted()
         self._told: set[str] = set()
         self._failures_before = self._count(FAILED)
         self._reported: set[tuple[str, Rung | None, int]] = set()
@@ -202,7 +202,7 @@ class Study:
     def _run_nni(self) -> None:
         tuner = NniTuner(
             self.settings.tuner,
-            self.survey.space,
+            self.summary.space,
             seed=self.settings.seed,
             trials=self.total,
             parallel=self.parallel,
@@ -241,7 +241,7 @@ class Study:
             proposal = tuner.ask() if repeats < REPEATS else self._any_new()
             if proposal is None:
                 return members, repeated, True
-            identity = self.survey.catalogue.identity(proposal.point)
+            identity = self.summary.catalogue.identity(proposal.point)
             entry = self.ledger.entries.get(identity.trial)
             if identity.trial in self._told and entry is not None:
                 repeats += 1
@@ -255,7 +255,7 @@ class Study:
                 entry = self._enter(identity, proposal.point)
                 new += entry.state == PLANNED
             elif not self._is_own(entry):  # a tag of the store says otherwise, and would be launched
-                entry.overrides = self.survey.space.overrides(proposal.point)
+                entry.overrides = self.summary.space.overrides(proposal.point)
             repeats = 0
             if entry.state == INFEASIBLE:
                 self._tell(tuner, proposal, entry)
@@ -265,11 +265,11 @@ class Study:
 
     def _any_new(self) -> Proposal | None:
         """A point at random that is not in the study yet: the tuner goes round in circles."""
-        rest = [trial for trial in self.survey.feasible if trial not in self.ledger.entries]
+        rest = [trial for trial in self.summary.feasible if trial not in self.ledger.entries]
         if not rest:
             return None
         trial = random.Random(self.settings.seed + len(self.ledger.entries)).choice(rest)
-        return Proposal(0, self.survey.trials[trial])
+        return Proposal(0, self.summary.trials[trial])
 
     def _tell(self, tuner: NniTuner, proposal: Proposal, entry: Entry) -> None:
         value = self._value(entry)
@@ -325,10 +325,10 @@ class Study:
                 )
                 jobs = []
                 for trial, rung in chosen:
-                    point = self.survey.trials[trial]
-                    entry = self.ledger.entries.get(trial) or self._enter(self.survey.identity(trial), point)
+                    point = self.summary.trials[trial]
+                    entry = self.ledger.entries.get(trial) or self._enter(self.summary.identity(trial), point)
                     if not self._is_own(entry):  # a tag of the store says otherwise, and would be launched
-                        entry.overrides = self.survey.space.overrides(point)
+                        entry.overrides = self.summary.space.overrides(point)
                     if entry.owner != self.ledger.search_id:
                         self.ledger.take_over(entry)
                     entry.attempts = 0  # of this rung
@@ -341,20 +341,20 @@ class Study:
 
     def _front_search(self) -> FrontSearch:
         names = [name for name in self.settings.objectives if name != self.settings.score]
-        identities = [self.survey.identity(trial) for trial in self.survey.feasible]
-        known = [self.survey.known(identity) for identity in identities]
+        identities = [self.summary.identity(trial) for trial in self.summary.feasible]
+        known = [self.summary.known(identity) for identity in identities]
         if missing := [name for name in names if any(name not in costs for costs in known)]:
             raise SearchError(
                 f"search.tuner=pareto needs {', '.join(missing)} of every network, which hardware="
-                f"{self.survey.catalogue.base['hardware']['name']} does not give: "
-                f"{'; '.join(self.survey.costs.notes)}. Leave it out "
+                f"{self.summary.catalogue.base['hardware']['name']} does not give: "
+                f"{'; '.join(self.summary.costs.notes)}. Leave it out "
                 f"(search.objectives=[{self.settings.score},onnx_mb]) or choose another tuner"
             )
         flat = [flatten(canonical(identity.config)) for identity in identities]
         keys = {key for row in flat for key in row if len({str(other.get(key)) for other in flat}) > 1}
         rows = [{key: row[key] for key in keys & row.keys()} for row in flat]
         candidates = Candidates(
-            self.survey.feasible,
+            self.summary.feasible,
             knob_numbers(rows),
             np.array([[costs[name] for name in names] for costs in known]),
             names,
@@ -378,7 +378,7 @@ class Study:
         parameters, settings = params_and_tags(identity.config)
         heading: dict[str, Any] = {
             "name": describe(identity.config),
-            "overrides": self.survey.space.overrides(point),
+            "overrides": self.summary.space.overrides(point),
             "tags": {**settings, "dxc.design": identity.design},
         }
         if reason := self.survey.against(identity):
@@ -521,7 +521,7 @@ class Study:
             "stop_below": "[" + ",".join(f"{value:.6f}" for value in job.stop_below) + "]",
         }
         listing = ",".join(f"{key}:{value}" for key, value in fields.items())
-        return [*self.survey.space.fixed, *entry.overrides, f"search.job={{{listing}}}"]
+        return [*self.summary.space.fixed, *entry.overrides, f"search.job={{{listing}}}"]
 
     def _check_failures(self) -> None:
         failures = self._count(FAILED) - self._failures_before
@@ -533,7 +533,7 @@ class Study:
             )
 
     def _name(self, entry: Entry) -> str:
-        return describe(self.survey.catalogue.identity(self._point(entry)).config)
+        return describe(self.summary.catalogue.identity(self._point(entry)).config)
 
     def _training(self, job: Job) -> Training:
         rung = job.rung or self.ladder[-1]
@@ -571,11 +571,11 @@ class Study:
 
     def _is_own(self, entry: Entry) -> bool:
         """Whether an entry's overrides are a point of the space, and its hash is that point's."""
-        point = self.survey.space.point_of(entry.overrides)
-        return point is not None and self.survey.catalogue.identity(point).trial == entry.trial
+        point = self.summary.space.point_of(entry.overrides)
+        return point is not None and self.summary.catalogue.identity(point).trial == entry.trial
 
     def _point(self, entry: Entry) -> Point:
-        point = self.survey.space.point_of(entry.overrides)
+        point = self.summary.space.point_of(entry.overrides)
         if point is None:
             raise SearchError(f"trial {entry.trial} is not in the space: {entry.overrides}")
         return point
@@ -618,9 +618,11 @@ class Study:
     def _front_rows(self) -> list[tuple[str, Entry]]:
         rows = []
         for entry in self._front().values():
-            point = self.survey.space.point_of(entry.overrides)
+            point = self.summary.space.point_of(entry.overrides)
             name = (
-                describe(self.survey.catalogue.identity(point).config) if point else " ".join(entry.overrides)
+                describe(self.summary.catalogue.identity(point).config)
+                if point
+                else " ".join(entry.overrides)
             )
             rows.append((name, entry))
         return rows

@@ -1,7 +1,7 @@
-"""One trial, in whichever process a launcher starts: what search.py's main does with a composed configuration.
+"""One trial, in a process that a launcher starts: what search.py's main does with a composed configuration.
 
-The trial's lock is held throughout. What it finds is written to multirun/STUDY/TRIAL/record.json first and uploaded
-last, so that a server that is away, or a kill at any moment, loses no more than the fold in work.
+The process holds the trial's lock. Results are written to multirun/STUDY/TRIAL/record.json first and uploaded last. So
+an unavailable server, or a kill at any moment, loses no more than the fold in training.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class StoppedEarlyError(Exception):
-    """Median stopping: the trial is worse than half of those before it."""
+    """Raised by median stopping: the trial is worse than half of the previous ones."""
 
 
 def run_trial(cfg: DictConfig, folder: Path) -> str:
@@ -61,7 +61,7 @@ def run_trial(cfg: DictConfig, folder: Path) -> str:
 
 @contextlib.contextmanager
 def _time_limit_stops() -> Iterator[None]:
-    """A cluster's job that nears its time limit is stopped, and its trial has not failed.
+    """Treat a cluster job that nears its time limit as stopped: its trial has not failed.
 
     submitit hears of the limit by SIGUSR2. It has the job queued again, or raises what would look like an error here.
     """
@@ -105,7 +105,7 @@ def _run_locked(cfg: DictConfig, config: Mapping[str, Any], folder: Path) -> str
 
 
 def _done(record: Record, job: Mapping[str, Any]) -> bool:
-    """Whether another process has done this already (a job of an earlier search that was still in a queue)."""
+    """Whether another process has done this already (a job of a previous search that was still queued)."""
     state = record.content.get("state")
     if state == FINISHED or (state == FAILED and record.content["attempts"] >= job["attempt"]):
         return True
@@ -154,7 +154,7 @@ def _train(cfg: DictConfig, record: Record, store: Store, job: Mapping[str, Any]
 
 
 def _compute(cfg: DictConfig, record: Record, job: Mapping[str, Any]) -> dict[str, Any]:
-    """Climb the rung, or the full protocol; returns what to write: the state and, where it stopped, why."""
+    """Train the rung, or the full protocol. Returns the state to write and, for a stopped trial, the reason."""
     from dxc.pipeline.run import run
     from dxc.pipeline.rung import train_part
 
@@ -196,7 +196,7 @@ def _compute(cfg: DictConfig, record: Record, job: Mapping[str, Any]) -> dict[st
 
 
 def _on_device(cfg: DictConfig, device: int | None) -> None:
-    """Train on one of several GPUs; where there is none, the number means nothing."""
+    """Train on one of several GPUs. Without a GPU the number is ignored."""
     if device is None or cfg.trainer.accelerator not in ("auto", "gpu", "cuda") or cfg.trainer.devices != 1:
         return
     import torch
@@ -212,7 +212,7 @@ def _reason(error: Exception) -> str:
 
 
 def _free_memory() -> None:
-    """After an out-of-memory error the next trial in this process finds the GPU empty."""
+    """Free memory of the GPU, so that the next trial in this process can use it after an out-of-memory error."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""The rasters of a synthetic watershed: 1 m elevation and aerial photo, drawn from the plan in landscape.py.
+"""The rasters of a synthetic watershed: 1 m elevation and aerial photo, drawn from the plan in terrain.py.
 
 Channels are carved into the ground and embankments laid over the channels, so that the elevation model shows
 a road running over a channel and not the pipe under it (the "digital dam", which is why crossings have to be

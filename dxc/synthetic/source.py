@@ -1,7 +1,7 @@
 """Synthetic watersheds as files, and the source of chips that are cut from them like from real ones.
 
-Four farmland regions, loosely Nebraska, Illinois, California and North Dakota. How one comes about: the plan
-in landscape.py, the rasters in scenery.py.
+Four farmland regions, loosely Nebraska, Illinois, California and North Dakota. terrain.py makes the plan of a region,
+render.py its rasters.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ from dxc.data.cache import usable_cores
 from dxc.data.source import Source
 from dxc.errors import ConfigError, DataError, require_whole
 from dxc.files import sync_everything, sync_to_disk
+from dxc.geo.bands import PHOTO_BANDS
 from dxc.processes import end_with_parent
 from dxc.synthetic.render import Region, simulate_region, structure_box_m
 from dxc.synthetic.terrain import EDGE_M, Floats, RegionSpec
 
 log = logging.getLogger(__name__)
 
-GENERATOR_VERSION = 2  # names the cached folder: raise it when a pixel changes, here or in the cutter
+GENERATOR_VERSION = (
+    2  # part of the cached folder's name: increase it when a pixel changes, here or in the cutter
+)
 NODATA = -9999.0
-BANDS = ("red", "green", "blue", "nir")
 CHIP_M = 100  # edge of the published chips
 LEAST_CHIP_M, LARGEST_CHIP_M = 16, 400  # there is no room for larger ones without a crossing
 
@@ -130,7 +132,7 @@ def make_region(
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         write_raster(part / "dem.tif", region.dem[None], NODATA, ("elevation",))
-        write_raster(part / "photo.tif", region.photo, None, BANDS)
+        write_raster(part / "photo.tif", region.photo, None, PHOTO_BANDS)
         at = to_world(np.array([[c.x, c.y] for c in region.crossings]))
         columns: dict[str, list[Any]] = {
             "kind": ["culvert" if c.culvert else "bridge" for c in region.crossings]
@@ -178,7 +180,7 @@ class SyntheticSource(Source):
     """Chips of four synthetic regions, built once and kept.
 
     chips: how many in all: a quarter a region, half of them crossings. A multiple of 8.
-    seed: another seed is another landscape, and other chips.
+    seed: another seed gives another watershed and other chips.
     cache_dir: holds synthetic-HASH/{regions,chips}/; HASH covers everything that the chips depend on.
     on_bad_chip: raise | skip, for the reader.
     jobs: regions made at once, one process each; None takes as many as there are cores, at most 4.
@@ -215,7 +217,9 @@ class SyntheticSource(Source):
         self.chips, self.seed, self.near_share, self.jitter_m = chips, seed, near_share, jitter_m
         self.boxes, self.size_m = boxes, size_m
         self.cache_dir, self.on_bad_chip = Path(cache_dir), on_bad_chip
-        self.photo_bands: Sequence[str] = BANDS  # this and the next: what a reader asks of every source
+        self.photo_bands: Sequence[str] = (
+            PHOTO_BANDS  # this and the next attribute are part of the interface Source
+        )
         self.check_georeference = True
         self.jobs = jobs or min(len(REGIONS), usable_cores())
 
@@ -224,20 +228,17 @@ class SyntheticSource(Source):
         """cache_dir/synthetic-HASH."""
         what: dict[str, Any] = {
             "version": GENERATOR_VERSION, "regions": [asdict(spec) for spec in REGIONS], "chips": self.chips,
-            "seed": self.seed, "near_share": self.near_share, "jitter_m": self.jitter_m,
+            "seed": self.seed, "near_share": self.near_share, "jitter_m": self.jitter_m, "boxes": self.boxes,
+            "size_m": self.size_m,
         }  # fmt: skip
-        if self.boxes:  # as this and the next came later, what was built without them keeps its name
-            what["boxes"] = True
-        if self.size_m != CHIP_M:
-            what["size_m"] = self.size_m
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
         return self.cache_dir / f"synthetic-{digest[:12]}"
 
     def prepare(self) -> Path:
-        """Build regions and chips unless they are there; the chips' root, in the published layout.
+        """Build regions and chips if needed. Returns the root of the chips, in the published layout.
 
-        The folder appears at once when all of it is done. A second process that wants the same waits.
-        Errors: DataError when the regions yield another number of chips than asked for.
+        The folder appears when all of it is done. A second process that needs the same folder waits.
+        Raises DataError where the regions yield another number of chips than requested.
         """
         root = self.folder / "chips"
         if root.is_dir():

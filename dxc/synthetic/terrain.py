@@ -1,7 +1,7 @@
 """The plan of a synthetic watershed: ground, streams and roads as lines, and where they cross.
 
-In the order in which a landscape comes about: fractal ground, flow and streams, roads. scenery.py turns the
-plan into rasters, synthetic.py into files.
+In the order in which the terrain is made: fractal ground, flow and streams, roads. render.py turns the plan into
+rasters, source.py into files.
 
 Local coordinates are metres: x to the east, y to the south, (0, 0) the upper left corner of the raster, so
 pixel (row, column) of a 1 m raster has its centre at (column + 0.5, row + 0.5).

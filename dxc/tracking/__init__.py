@@ -1,14 +1,14 @@
-"""Runs in MLflow. The only room that imports mlflow.
+"""Tracking of runs in MLflow. No other room imports mlflow.
 
     run        a run that is written while it is computed
-    record     what one trial says, on disk first: a server that is away loses nothing
-    store      one study in a store, written with patience
-    reader     what others have written; reading changes nothing
-    patience   calls that are tried again, and the runs that come back
-    places     where a store keeps files: addresses outside of it are refused
-    schema     whether a database is one of this MLflow's, and what to do if not
+    record     a run on disk, uploaded later, so that nothing is lost while the server is away
+    store      one study in a store, for writing; calls are repeated
+    reader     reads a store without changing it
+    patience   repeats calls to a store that does not answer
+    places     where a store keeps its files; other addresses are refused
+    schema     checks that a database fits the installed MLflow
     view       the saved view of a study in MLflow's UI
-    client     MLflow's client: opening a store, logging in few calls
+    client     opens a store, and logs in few calls
 
 One run = one configuration; experiment = study.
 """

@@ -1,4 +1,4 @@
-"""MLflow's client: opening a store, one batch of logging, messages."""
+"""MLflow's client: opens a store, logs in batches, words error messages."""
 
 from __future__ import annotations
 
@@ -76,21 +76,21 @@ def open_store(uri: str, study: str) -> tuple[Any, str]:
 
 
 def new_client(uri: str) -> Any:
-    """MLflow's client; one of a database makes the tables that are not there."""
+    """MLflow's client for an address. For a database it creates missing tables."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its default waits for minutes
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # two bars a file
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines per run
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # two bars per file
     from mlflow import MlflowClient
 
     for logger in ("alembic", "mlflow"):
         logging.getLogger(logger).setLevel(logging.WARNING)  # dozens of lines about database migrations
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # a line for each time it tries again
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # a line per attempt
     return MlflowClient(tracking_uri=server_address(uri))
 
 
 def server_address(uri: str) -> str:
-    """The store's address as MLflow is to use it: a server's without its login, which goes where MLflow looks for one.
-    So no message of MLflow, no redirect and no artifact's address repeats it."""
+    """The address that MLflow is given. The login of a server is moved to the environment variables that MLflow reads,
+    so that no message, redirect or artifact address of MLflow repeats it."""
     login = login_of(uri) if uri.startswith(("http://", "https://")) else None
     if login is None:
         return uri
@@ -128,7 +128,7 @@ def _experiment_id(client: Any, study: str, *, artifacts: str | None) -> str:
 
 
 def standard_tags() -> dict[str, str]:
-    """The tags that MLflow's own UI shows as user, source and version."""
+    """The tags that MLflow's UI shows as user, source and version."""
     tags = {
         "mlflow.user": _user(),
         "mlflow.source.name": Path(sys.argv[0]).name,

@@ -1,14 +1,15 @@
-"""Calls to a store that are tried again, and what comes back from it."""
+"""Repeats calls to a store that does not answer, and checks the runs that it returns."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_exponential
 
 from dxc.errors import DxcError, TrackingError
 from dxc.tracking.client import PAGE
@@ -24,7 +25,7 @@ IDENTITIES = ("dxc.trial", "dxc.design", "dxc.base", "dxc.search")
 
 @contextlib.contextmanager
 def full_disk_said(uri: str) -> Iterator[None]:
-    """A full disk, wherever an experiment met it, becomes a TrackingError that names the place."""
+    """Turn the error of a full disk, wherever it occurs, into a TrackingError that names the place."""
     try:
         yield
     except DxcError:
@@ -37,7 +38,7 @@ def full_disk_said(uri: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class StoredRun:
-    """One run as it stands in a store; metrics hold the last value of each curve."""
+    """One run of a store; metrics hold the last value of each curve."""
 
     run_id: str
     status: str
@@ -50,7 +51,7 @@ class StoredRun:
 
     @property
     def is_trial(self) -> bool:
-        """Whether it is a configuration, and not what holds a study together or says what was found out about it."""
+        """Whether it is a trial: neither the parent run of a study nor an analysis."""
         return self.tags.get("dxc.kind") not in ("study", "analysis")
 
 
@@ -58,8 +59,8 @@ T = TypeVar("T")
 
 
 class Patient:
-    """Calls to the store at `uri`. Each is tried again, with growing pauses, for `patience_s` seconds where the store
-    does not answer; then TrackingError."""
+    """Calls the store at `uri`. Where the store does not answer, a call is repeated after growing pauses for
+    `patience_s` seconds; then it raises TrackingError."""
 
     def __init__(self, uri: str, patience_s: float) -> None:
         self.uri = uri
@@ -69,7 +70,7 @@ class Patient:
     def _search(
         self, experiment_id: str, condition: str, *, deleted: bool = False, limit: int | None = None
     ) -> Iterator[StoredRun]:
-        """Runs of an experiment that meet a condition of MLflow's, oldest first."""
+        """Runs of an experiment that meet a filter in MLflow's syntax, oldest first."""
         token = None
         while True:
             page = self._page(experiment_id, condition, limit or PAGE, deleted=deleted, token=token)
@@ -105,31 +106,45 @@ class Patient:
         from mlflow.exceptions import MlflowException
         from requests import RequestException
 
-        deadline = time.monotonic() + self._patience_s
-        pause_s = 0.5
-        while True:
-            try:
-                return action()
-            except (MlflowException, RequestException, OSError) as error:
-                if (full := disk_full(error, self.uri)) is not None:
-                    raise full from error
-                if isinstance(error, OSError) and not isinstance(error, RequestException):
-                    raise  # a file that is not there, say: waiting does not bring it
-                if getattr(error, "error_code", "") in PERMANENT or time.monotonic() + pause_s > deadline:
-                    raise TrackingError(store_message(self.uri, error)) from error
-                log.warning("the MLflow store does not answer; trying again in %.1f s", pause_s)
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, 15)
+        def may_pass(error: BaseException) -> bool:
+            return (
+                isinstance(error, MlflowException | RequestException)
+                and getattr(error, "error_code", "") not in PERMANENT
+                and disk_full(error) is None
+            )
+
+        calls = Retrying(
+            retry=retry_if_exception(may_pass),
+            wait=wait_exponential(multiplier=0.5, max=15),
+            stop=stop_before_delay(self._patience_s),
+            before_sleep=_log_pause,
+            reraise=True,
+        )
+        try:
+            return calls(action)
+        except (MlflowException, OSError) as error:
+            if (full := disk_full(error, self.uri)) is not None:
+                raise full from error
+            if isinstance(error, OSError) and not isinstance(error, RequestException):
+                raise  # a file that is not there, say: waiting does not bring it
+            raise TrackingError(store_message(self.uri, error)) from error
+
+
+def _log_pause(state: RetryCallState) -> None:
+    log.warning("the MLflow store does not answer; trying again in %.1f s", state.upcoming_sleep)
 
 
 PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED")
-"""MLflow's error codes that waiting does not mend."""
+"""MLflow's error codes for which repeating a call is useless."""
 
 
 def disk_full(error: BaseException, uri: str = "") -> TrackingError | None:
-    """The error to show where this one, or one that caused it, is a full disk; None where it is not.
+    """The TrackingError to raise where a full disk caused this error; None where it did not.
 
-    uri: the store that was written to, to be named where a database does not say on which disk it lies.
+    Args:
+        error: an error, whose causes are searched too.
+        uri: the store that was written to. The message names it where a database does not name its file.
+
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -137,7 +152,7 @@ def disk_full(error: BaseException, uri: str = "") -> TrackingError | None:
         if full or "database or disk is full" in str(cause):
             if isinstance(error, DxcError):  # it says where, and what to do
                 return TrackingError(str(error))
-            # of two files, of which one was copied, the second is the one that found no room
+            # where a file was being copied, the second name is the target, which has no space
             where = getattr(cause, "filename2", None) or getattr(cause, "filename", None)
             if where is None and uri.startswith("sqlite:///"):
                 where = uri.removeprefix("sqlite:///")
@@ -150,7 +165,7 @@ def disk_full(error: BaseException, uri: str = "") -> TrackingError | None:
 
 
 def sound_runs(runs: Iterable[Any]) -> Iterator[StoredRun]:
-    """MLflow's runs as they stand in the store, without those whose id is none: ids become names of files."""
+    """Convert MLflow's runs. Runs with an invalid id are skipped with a warning, because ids become file names."""
     for run in runs:
         if is_run_id(run.info.run_id):
             yield stored_run(run)
@@ -159,7 +174,7 @@ def sound_runs(runs: Iterable[Any]) -> Iterator[StoredRun]:
 
 
 def stored_run(run: Any) -> StoredRun:
-    """One run. What its tags say of its identity is checked here, once: it becomes names of folders."""
+    """Convert one run. Identity tags that are invalid are dropped, because they become folder names."""
     tags = dict(run.data.tags)
     for key in IDENTITIES:
         if tags.get(key) and not is_hash(tags[key]):

@@ -1,4 +1,4 @@
-"""Where a store keeps files: addresses outside of it are refused."""
+"""Where a store keeps its files. Other addresses are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dxc.masking import for_link, masked
 
 
 class OutsideError(TrackingError):
-    """The files of a run are said to lie where the store keeps none."""
+    """The artifact address of a run lies outside the places of its store."""
 
     def __init__(self, run_id: str, address: str) -> None:
         super().__init__(
@@ -24,10 +24,10 @@ class OutsideError(TrackingError):
 
 @dataclass(frozen=True)
 class Places:
-    """Where files of runs may lie: whoever writes to a store can make a run say anything of where its own are.
+    """Where files of runs may lie. The address in a run is not trusted: anyone who writes to the store can change it.
 
-    A SQLite file has the folders mlartifacts and mlruns beside it, a server what it hands out itself
-    (mlflow-artifacts:). Everything else has to be named by who reads: folders, addresses.
+    For a SQLite file the places are the folders mlartifacts and mlruns beside it; for a server, the addresses that it
+    serves itself (mlflow-artifacts:). The reader has to name all other folders and addresses.
     """
 
     folders: Sequence[Path]
@@ -62,7 +62,7 @@ class Places:
         raise OutsideError(run_id, address)
 
     def file(self, run_id: str, path: Path) -> Path | None:
-        """A file where it is there; a link that leads out of the places raises OutsideError."""
+        """The path of a file. Raises OutsideError where a link leads out of the places."""
         self._require_below(run_id, str(path), path)
         return path if path.is_file() else None
 

@@ -1,4 +1,4 @@
-"""What an MLflow store holds; reading creates nothing."""
+"""Reads an MLflow store without changing it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_LISTED = 2000  # run ids in one condition: databases and MLflow's parser lim
 
 @dataclass(frozen=True)
 class Study:
-    """An experiment of a store; created_ms tells it from one of the same id in another database."""
+    """An experiment of a store. created_ms tells it apart from one with the same id in another database."""
 
     name: str
     experiment_id: str
@@ -34,10 +34,16 @@ class Study:
 
 
 class Reader(Patient):
-    """What an MLflow store holds. Reading creates nothing: no file, no table, no experiment.
+    """Reads an MLflow store. It creates nothing: no file, no table, no experiment.
 
-    Raises TrackingError where there is no store, where it cannot be used, or where its tables are of another MLflow.
-    artifacts: folders or addresses (s3://bucket/runs) where files of runs may lie, beside the store's own; see Places.
+    Args:
+        uri: address of the store.
+        artifacts: folders or addresses (s3://bucket/runs) where files of runs may lie besides the store's own; see
+            Places.
+
+    Raises:
+        TrackingError: there is no store, it cannot be used, or its tables are of another version of MLflow.
+
     """
 
     def __init__(self, uri: str, *, artifacts: Sequence[str] = ()) -> None:
@@ -63,7 +69,7 @@ class Reader(Patient):
                 return [_study(each) for each in found]
 
     def study(self, name: str) -> Study:
-        """Raises TrackingError where there is none of this name, with those that there are."""
+        """The study of this name. Raises TrackingError that lists the existing ones where there is none."""
         found = self._patiently(lambda: self._client.get_experiment_by_name(name))
         if found is None:
             raise TrackingError(self._no_study(name))
@@ -72,7 +78,7 @@ class Reader(Patient):
         return _study(found)
 
     def _no_study(self, name: str, listed: int = 12, counted: int = 100) -> str:
-        """The message; runs are counted up to `counted`, because MLflow can only count what it reads."""
+        """The error message. Runs are counted up to `counted`, because MLflow reads all runs that it counts."""
         studies = {each.name: each for each in self.studies()}
         close = difflib.get_close_matches(name, studies, n=3)
         lines = []
@@ -90,11 +96,17 @@ class Reader(Patient):
     def ended(
         self, study: Study, *, since_ms: int = 0, before_ms: int | None = None, without: Collection[str] = ()
     ) -> Iterator[list[StoredRun]]:
-        """Runs that are over, whatever their end, in the order of their end times, by pages.
+        """Runs that have ended, in any state, in pages ordered by end time.
 
-        since_ms, before_ms: end times, from the first on and before the second; a run without one is not over.
-        without: at most MAX_LISTED run ids that are left out. A page begins at the end time of the last one and not
-        at a position: positions shift when runs are deleted or go on meanwhile, and others would be skipped.
+        A page begins at the end time of the run before it, not at a position. Positions shift when runs are deleted or
+        resumed meanwhile, and runs would be skipped.
+
+        Args:
+            study: the experiment.
+            since_ms: earliest end time. A run without an end time has not ended.
+            before_ms: end times lie before this one.
+            without: at most MAX_LISTED run ids to leave out.
+
         """
         conditions = ["status != 'RUNNING'", "status != 'SCHEDULED'"]
         if before_ms is not None:
@@ -123,21 +135,29 @@ class Reader(Patient):
         )
 
     def deleted(self, study: Study, *, without: Collection[str] = ()) -> list[str]:
-        """Ids of deleted runs. without: at most MAX_LISTED that are left out."""
+        """Ids of deleted runs, without at most MAX_LISTED run ids."""
         condition = f"run_id NOT IN ({_listed(without)})" if without else ""
         return [run.run_id for run in self._search(study.experiment_id, condition, deleted=True)]
 
     def among(self, study: Study, run_ids: Collection[str]) -> list[StoredRun]:
-        """Those of at most MAX_LISTED runs that are over and not deleted."""
+        """Of at most MAX_LISTED run ids, the runs that have ended and are not deleted."""
         condition = f"status != 'RUNNING' and status != 'SCHEDULED' and run_id IN ({_listed(run_ids)})"
         return list(self._search(study.experiment_id, condition)) if run_ids else []
 
     def artifact(self, run_id: str, name: str, folder: Path, *, under: str | None = None) -> Path | None:
-        """One file of a run; None where the run does not have it (any more). To be read only: it may be the store's own
-        where that is a folder here, else it is copied into `folder`.
+        """The path of one file of a run; None where the run does not have it.
 
-        under: the run's artifact_uri where it is known. Raises OutsideError, and opens nothing, where that address is
-        none of the store's.
+        Do not write to it: it is the store's own file where the store is a local folder. Else it is a copy in `folder`.
+
+        Args:
+            run_id: the run.
+            name: path of the file in the run's artifacts.
+            folder: where a copy is put.
+            under: the run's artifact_uri, where it is known.
+
+        Raises:
+            OutsideError: the address does not belong to the store. Nothing is opened.
+
         """
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
@@ -175,7 +195,7 @@ def _listed(run_ids: Collection[str]) -> str:
 
 @contextlib.contextmanager
 def _no_garbage() -> Iterator[None]:
-    """No garbage collection: it takes a quarter of the time of importing MLflow, and finds nothing there."""
+    """Switch off garbage collection, which takes a quarter of the time of importing MLflow and finds nothing."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""What one trial says, on disk: uploaded later, so that a server that is away loses nothing."""
+"""The record of a trial on disk. It is uploaded later, so that nothing is lost while the server is away."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ MAX_RECORD_BYTES = 64_000_000  # of record.json: curves of many folds and epochs
 
 
 class Record:
-    """What one trial says, on disk: a Sink that writes record.json at every step, to be uploaded later.
+    """The record of a trial on disk: a Sink that writes record.json at every step. It is uploaded later.
 
-    content: name, params, tags, metrics, curves, time_ms and whatever its owner adds (dxc.search.trial). A record
-    that is there already goes on.
+    content: name, params, tags, metrics, curves, time_ms, and what its owner adds (dxc.search.trial). An existing
+        record is continued.
     """
 
     stored = False  # the files stay where they are until they are uploaded
@@ -36,14 +36,14 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:
-        """The record that lies in `folder`; None where none is or it cannot be read."""
+        """The record in `folder`; None where there is none or it cannot be read."""
         try:
             return cls(folder, **load_json(folder / "record.json", limit=MAX_RECORD_BYTES))
         except (OSError, ValueError, TypeError):
             return None
 
     def write(self, **changes: Any) -> None:
-        """Change entries of the content and write it; an interrupted write leaves the record before it."""
+        """Change entries of the content and write the file. An interrupted write leaves the previous file."""
         self.content |= masked_tree(changes)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "record.json", json.dumps(self.content))
@@ -62,7 +62,7 @@ class Record:
         self.write(tags=self.content["tags"] | {key: str(value) for key, value in tags.items()})
 
     def log_files(self, folder: Path, under: str | None = None) -> None:
-        """Nothing to do: upload takes the folder as it is."""
+        """Does nothing: the upload takes the whole folder."""
 
     @contextlib.contextmanager
     def opened(
@@ -76,7 +76,7 @@ class Record:
         artifacts: Sequence[str] = (),
         enabled: bool = True,
     ) -> Iterator[Record]:
-        """start_run's place, for an experiment that is recorded here. Signals raise Stopped in it too."""
+        """Takes the place of start_run where a run is recorded on disk. Signals raise Stopped here too."""
         self.write(
             name=name, params={key: masked(str(value))[:MAX_PARAM_LENGTH] for key, value in params.items()}
         )

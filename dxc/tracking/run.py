@@ -1,6 +1,6 @@
-"""A run that is written while it is computed.
+"""An MLflow run that is written while it is computed.
 
-It ends FAILED (an exception) or KILLED (a signal) with its traceback as an artifact; what it logged before stays.
+An exception ends it as FAILED, a signal as KILLED, with the traceback as an artifact. What was logged before stays.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dxc.tracking.schema import store_message
 
 
 class Sink(Protocol):
-    """Where an experiment puts what it finds: a Run or a Record."""
+    """Where a pipeline writes its results: a Run or a Record."""
 
     run_id: str
     experiment_id: str
@@ -68,9 +68,9 @@ class Run:
             log_batch(self._client, self.run_id, tags=tags)
 
     def log_files(self, folder: Path, under: str | None = None) -> None:
-        """Everything in `folder` becomes an artifact under its relative path, in the artifact folder `under`.
+        """Log all files of `folder` as artifacts with their relative paths, below the artifact folder `under`.
 
-        Raises OutsideError where the store says that artifacts lie elsewhere than its own; see Places.
+        Raises OutsideError where the artifact address of the run lies outside the store's places; see Places.
         """
         if self._client is not None:
             self._places.of_run(self.run_id, self._client.get_run(self.run_id).info.artifact_uri)
@@ -90,9 +90,20 @@ def start_run(
 ) -> Iterator[Run]:
     """Open a run in experiment `study` of the store at `uri`, with params and tags; close it with its status.
 
-    artifacts: where files may be put beside the store's own places (see Places). Not `enabled`, nothing is written: one
-    run has one writer, however many processes compute it. Raises TrackingError where the store cannot be used. SIGINT
-    and SIGTERM become Stopped while it is open.
+    SIGINT and SIGTERM raise Stopped while it is open.
+
+    Args:
+        uri: address of the store.
+        study: name of the experiment, which is created if needed.
+        name: name of the run.
+        params: params of the run.
+        tags: tags of the run.
+        artifacts: where files may be put besides the store's own places (see Places).
+        enabled: False writes nothing. One process writes a run, however many compute it.
+
+    Raises:
+        TrackingError: the store cannot be used.
+
     """
     from mlflow.exceptions import MlflowException
 

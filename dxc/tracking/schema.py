@@ -1,4 +1,4 @@
-"""Whether a database is one of this MLflow's."""
+"""Checks that a database has the tables of the installed MLflow."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dxc.masking import masked
 def require_tables(uri: str) -> None:
     """Raise TrackingError unless a database is there and has the tables of this MLflow.
 
-    MLflow itself would make a SQLite file that is not there, and change the tables of an older MLflow without asking.
-    Addresses that are no database pass.
+    MLflow itself would create a missing SQLite file, and migrate the tables of an older MLflow without asking.
+    Addresses that are not databases are not checked.
     """
     from alembic.runtime.migration import MigrationContext
     from mlflow.store.db.db_types import DATABASE_ENGINES
@@ -45,7 +45,7 @@ def require_tables(uri: str) -> None:
 
 
 def version_message(uri: str, version: str) -> str | None:
-    """What to do about a database whose tables are of this version (alembic's revision); None where they fit."""
+    """The error message for a database with tables of this version (alembic's revision); None where they fit."""
     import mlflow
     from alembic.script import ScriptDirectory
 

@@ -1,4 +1,4 @@
-"""A study in an MLflow store: written and read with patience."""
+"""A study in an MLflow store, for writing and reading. Calls are repeated where the store does not answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WENT_ON_WITH = "dxc.went_on_with"
 
 
 class Store(Patient):
-    """One study in an MLflow store; it is made where it is not there."""
+    """One study in an MLflow store. It is created if needed."""
 
     def __init__(self, uri: str, study: str, *, patience_s: float, artifacts: Sequence[str] = ()) -> None:
         super().__init__(uri, patience_s)
@@ -63,7 +63,7 @@ class Store(Patient):
         self._patiently(lambda: log_batch(self._client, run_id, tags=tags))
 
     def status(self, run_id: str, status: str) -> None:
-        """SCHEDULED and RUNNING are open; FINISHED, FAILED and KILLED set the end time too."""
+        """Set the status. SCHEDULED and RUNNING are open; FINISHED, FAILED and KILLED set the end time too."""
         final = status in ("FINISHED", "FAILED", "KILLED")
         change = self._client.set_terminated if final else self._client.update_run
         self._patiently(lambda: change(run_id, status))
@@ -80,11 +80,11 @@ class Store(Patient):
         return view_address(self.uri, self.experiment_id)
 
     def upload(self, run_id: str, record: Record, *, files: Path, tags: Mapping[str, str]) -> None:
-        """The files of a folder, if it is there, then everything a record holds, with further tags. Doing it twice
+        """Upload the files of a folder, if it exists, then the content of a record and further tags. Repeating it
         changes nothing.
 
-        MLflow refuses a param that changes. A trial may go on elsewhere, on another GPU or without one: the params that
-        it was begun with stay, and the tag dxc.went_on_with holds those that are different now (JSON).
+        A trial may be resumed on another GPU, or without one, and MLflow refuses a param that changes. So the first
+        params stay, and the tag dxc.went_on_with holds the different ones (JSON).
         """
         content = record.content
         points = [(name, value, 0) for name, value in content["metrics"].items()]

@@ -1,4 +1,4 @@
-"""The saved view of a study in MLflow's UI."""
+"""Saves a view of a study in MLflow's UI."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def view_columns() -> list[str]:
 
 
 def view_address(uri: str, experiment_id: str) -> str:
-    """Where MLflow's UI shows the designs of a study side by side: on the server, or what `make ui` serves.
+    """The address at which MLflow's UI compares the designs of a study: on the server, or on the one of `make ui`.
 
-    The bare address of an experiment opens MLflow 3.17's pages about language models.
+    The plain address of an experiment opens the language model pages of MLflow 3.17.
     """
     server = for_link(uri) if uri.startswith("http") else UI
     return (

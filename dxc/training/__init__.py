@@ -2,7 +2,7 @@
 
 task, classification, detection   LightningModules
 trainer                           one fold
-crossval                          a network a fold, trained or kept from before
-build                             task and chips of a configuration
-speed                             seconds a step takes
+crossval                          one network per fold, trained or reused
+build                             builds the task and reads the chips
+speed                             seconds per training step
 """

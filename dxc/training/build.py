@@ -1,4 +1,4 @@
-"""A configuration's task, and the chips it is trained on."""
+"""Builds the task of a configuration and reads the chips it is trained on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def is_first_process() -> bool:
-    """False in the further processes that Lightning starts for trainer.devices > 1."""
+    """Whether this is the main process. Lightning starts more of them where trainer.devices > 1."""
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
     return getattr(rank_zero_only, "rank", 0) == 0
@@ -46,7 +46,12 @@ def check_task(config: dict[str, Any], task: Task) -> None:
 
 
 def build_task(config: dict[str, Any], model: torch.nn.Module | None = None) -> Task:
-    """A network, fresh unless one is given, with what it is trained by."""
+    """Build the task: a network with its loss, metrics and optimizer.
+
+    Args:
+        config: a resolved configuration.
+        model: the network; None builds a new one.
+    """
     return build(
         config["task"],
         "task",
@@ -57,7 +62,8 @@ def build_task(config: dict[str, Any], model: torch.nn.Module | None = None) -> 
 
 
 def fit_to_machine(config: dict[str, Any]) -> dict[str, Any]:
-    """accelerator=auto without a GPU is the processor, in full precision: mixed precision is slower there."""
+    """Resolve accelerator=auto. Without a GPU it is the CPU in full precision, because mixed precision is slower
+    there."""
     import torch
 
     trainer = config["trainer"]
@@ -70,7 +76,7 @@ def fit_to_machine(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_chips(datamodule: ChipDataModule) -> ChipCache:
-    """Make and read the chips, and say which were found and which left out."""
+    """Prepare and read the chips. The log says how many were found and which were excluded."""
     datamodule.prepare_data()
     cache = datamodule.cache
     if cache is None:  # prepare_data opens it or raises

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ClassificationTask(Task):
-    """Trains a module (B, C, H, W) -> (B, num_classes); see Task for the scheduler and what is raised.
+    """Trains a module (B, C, H, W) -> (B, num_classes); see Task for the scheduler and the errors.
 
     Logs train_loss, val_loss and val_accuracy (fraction) once an epoch. `predictions` holds index, label and
     probability (of the last class).
@@ -61,7 +61,7 @@ class ClassificationTask(Task):
         return {"probability": scores.softmax(dim=1)[:, -1]}
 
     def pooled_metrics(self, predictions: pd.DataFrame, truth: TrueBoxes | None = None) -> dict[str, float]:
-        """average_precision, f1 and auroc; see the function of this name. `truth` is not looked at."""
+        """average_precision, f1 and auroc; see the function of the same name. `truth` is not used."""
         return pooled_metrics(
             torch.tensor(predictions["probability"].to_numpy()), torch.tensor(predictions["label"].to_numpy())
         )

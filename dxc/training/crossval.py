@@ -1,4 +1,4 @@
-"""One network a fold, trained or taken from where it is kept."""
+"""Cross-validation: one network per fold, trained or loaded from the kept ones."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class DetectorOutput(Protocol):
-    """What a detector answers for B images: one box each, and whether it is there."""
+    """Output of a detector for B images: one box per image, and whether there is a crossing."""
 
     @property
     def presence(self) -> Tensor:
@@ -46,16 +46,20 @@ class DetectionTask(Task):
     """Trains a module (B, C, H, W) -> DetectorOutput on batches with boxes; see Task for the scheduler.
 
     The loss is the binary cross entropy of presence, mean over the images, plus box_weight times the box loss, mean
-    over the images with a crossing. A network answers one box: in an image with several true ones it is held against
-    the one that costs least.
+    over the images with a crossing. A network predicts one box per image. Where an image has several true boxes, the
+    one with the least loss counts.
 
-    box_loss: smooth_l1 or giou, see dxc.evaluation.boxes. min_precision: that of recall_at_precision.
+    Args:
+        box_loss: smooth_l1 or giou, see dxc.evaluation.boxes.
+        min_precision: the precision of recall_at_precision.
 
-    Raises ConfigError for a value that cannot work, TrainingError at the end of an epoch whose loss is not a number.
+    Raises:
+        ConfigError: a value that cannot work.
+        TrainingError: at the end of an epoch whose loss is not a number.
 
     Logs train_loss, val_loss, val_accuracy (presence at probability 0.5), val_average_precision (presence) and
-    val_mean_iou (see dxc.evaluation.average_precision) once an epoch, as fractions; the last two not where the
-    validation chips leave them undefined. `predictions` holds index, label, probability and box float32 (n, 4):
+    val_mean_iou (see dxc.evaluation.average_precision) once per epoch, as fractions. The last two are left out where
+    the validation chips do not define them. `predictions` holds index, label, probability and box float32 (n, 4):
     cx, cy, w, h.
     """
 
@@ -96,7 +100,8 @@ class DetectionTask(Task):
         }
 
     def validated(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        outputs = {key: value.cpu() for key, value in outputs.items()}  # torch ranks reproducibly there only
+        # torch sorts reproducibly on the CPU only
+        outputs = {key: value.cpu() for key, value in outputs.items()}
         label, probability = outputs["label"], outputs["presence"].sigmoid()
         metrics = {
             "val_loss": self._loss(outputs["presence"], label, outputs["box_loss"]),
@@ -110,9 +115,9 @@ class DetectionTask(Task):
         return {"probability": probability, "box": outputs["box"]}
 
     def pooled_metrics(self, predictions: pd.DataFrame, truth: TrueBoxes | None = None) -> dict[str, float]:
-        """Those of classification on presence, recall_at_precision, box_ap50, box_ap and mean_iou.
+        """The metrics of classification for presence, and recall_at_precision, box_ap50, box_ap and mean_iou.
 
-        Raises ValueError without the true boxes.
+        Raises ValueError where `truth` is missing.
         """
         from dxc.evaluation.average_precision import BOX, box_metrics, recall_at_precision
 
@@ -126,6 +131,6 @@ class DetectionTask(Task):
         }
 
     def _loss(self, presence: Tensor, label: Tensor, box_loss: Tensor) -> Tensor:
-        """Of logits, labels and box losses (n,); the last are 0 in images without a crossing."""
+        """The loss, from logits, labels and box losses (n,). Box losses are 0 in images without a crossing."""
         presence_loss = F.binary_cross_entropy_with_logits(presence, label.float())
         return presence_loss + self.box_weight * box_loss.sum() / label.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""How long a step of training takes."""
+"""Measures how long a training step takes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def seconds_per_image(config: dict[str, Any], *, at_least_s: float = 1.0) -> tuple[float, float]:
-    """Seconds that one image costs in training and in validation: the median of steps on random chips.
+    """Median seconds per image in training and in validation, measured on random chips.
 
-    Without the loading of chips and the trainer's own work, which are small beside it.
+    Loading chips and the work of the trainer are not included; they are small in comparison.
     """
     import torch
 
@@ -48,7 +48,7 @@ def seconds_per_image(config: dict[str, Any], *, at_least_s: float = 1.0) -> tup
             if on_gpu:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)
-        return statistics.median(seconds) / batch  # the first, which allocates, hardly moves it
+        return statistics.median(seconds) / batch  # the first step, which allocates memory, hardly changes it
 
     def train() -> None:
         optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""What all tasks share: the loss of an epoch, the outputs of a validation epoch gathered, the optimizer's schedule."""
+"""What all tasks share: the loss of an epoch, the collected validation outputs, the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LR
 
 
 class Task(pl.LightningModule):
-    """Trains a module on dict batches (see dxc.data.datamodule); a subclass says how its outputs are judged.
+    """Trains a module on dict batches (see dxc.data.datamodule); a subclass defines how outputs are evaluated.
 
-    scheduler: makes the learning rate's schedule from the optimizer; stepped once an epoch. None: no schedule.
+    Args:
+        scheduler: makes the learning rate schedule for an optimizer. It is stepped once per epoch. None: no schedule.
 
-    Raises TrainingError at the end of an epoch whose loss is not a number.
+    Raises:
+        TrainingError: at the end of an epoch whose loss is not a number.
 
-    Logs train_loss, and what a subclass logs in `validated`, once an epoch. After each validation epoch `predictions`
+    Logs train_loss, and what a subclass logs in `validated`, once per epoch. After each validation epoch `predictions`
     holds that epoch's validation outputs on the CPU, ordered by index: index int64 (n,), label int64 (n,),
     probability float32 (n,) of a crossing, and what a subclass adds.
     """
@@ -46,7 +48,7 @@ class Task(pl.LightningModule):
         self.model = model
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.train_loss = MeanMetric(nan_strategy="disable")  # a NaN must show
+        self.train_loss = MeanMetric(nan_strategy="disable")  # a NaN must not be averaged away
         self.predictions: dict[str, Tensor] = {}
         self._outputs: list[dict[str, Tensor]] = []
 
@@ -55,22 +57,26 @@ class Task(pl.LightningModule):
         raise NotImplementedError
 
     def judged(self, output: Any, batch: Batch) -> dict[str, Tensor]:
-        """What validation keeps of the module's output for one batch of B images: float tensors (B, ...) whose shapes
-        differ in nothing but B from batch to batch."""
+        """The part of the module's output that validation keeps, for a batch of B images: float tensors (B, ...). Only
+        B may differ between batches."""
         raise NotImplementedError
 
     def validated(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Log the metrics of one validation epoch; returns `predictions` less index and label.
+        """Log the metrics of one validation epoch and return `predictions` without index and label.
 
-        outputs: index, label and what `judged` kept of all n images, (n, ...), each once and ordered by index.
+        Args:
+            outputs: index, label and what `judged` kept of all n images, (n, ...); each image once, ordered by index.
         """
         raise NotImplementedError
 
     def pooled_metrics(self, predictions: pd.DataFrame, truth: TrueBoxes | None = None) -> dict[str, float]:
         """Metrics of the pooled out-of-fold predictions, named as in dxc.metrics.METRICS.
 
-        predictions: one row a chip with label and probability, and with boxes cx, cy, w, h. truth: with boxes, the
-        true ones of the same chips in the same order. A metric that the labels leave undefined is left out, not 0.
+        A metric that the labels do not define (one class only) is left out; it is not 0.
+
+        Args:
+            predictions: one row per chip with label and probability; a detector adds the box as cx, cy, w, h.
+            truth: the true boxes of the same chips in the same order; None for a classifier.
         """
         raise NotImplementedError
 
@@ -87,7 +93,7 @@ class Task(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.batch_loss(self.model(batch["image"]), batch)
-        # accumulated by hand: self.log in every step costs more than the step's bookkeeping
+        # accumulated by hand: self.log in every step takes longer
         # once an image: torchmetrics 1.9.0 drops weights with this nan_strategy
         self.train_loss.update(loss.detach().expand(len(batch["label"])))
         return loss
@@ -110,7 +116,7 @@ class Task(pl.LightningModule):
         outputs = {key: torch.cat([part[key] for part in self._outputs]) for key in self._outputs[0]}
         self._outputs.clear()
         if self.trainer.world_size > 1:
-            gathered: Any = self.all_gather(outputs)  # adds a leading dimension, one entry a device
+            gathered: Any = self.all_gather(outputs)  # adds a leading dimension of one entry per device
             outputs = {key: value.flatten(0, 1) for key, value in gathered.items()}
         outputs = _each_chip_once(outputs)
         predictions = {"index": outputs["index"], "label": outputs["label"], **self.validated(outputs)}
@@ -118,7 +124,8 @@ class Task(pl.LightningModule):
 
 
 def _each_chip_once(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Ordered by index; several devices repeat chips to make their shares equally long."""
+    """Sort by index and drop repeats. With several devices, Lightning repeats chips to give each device equally
+    many."""
     position = {int(index): place for place, index in enumerate(outputs["index"].tolist())}
     order = torch.tensor([position[index] for index in sorted(position)], device=outputs["index"].device)
     return {key: value[order] for key, value in outputs.items()}

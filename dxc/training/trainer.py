@@ -1,4 +1,4 @@
-"""The trainer of one fold: Lightning's, with quiet defaults, and what dxc watches while it runs."""
+"""The trainer of one fold: Lightning's Trainer with quiet defaults and a record of each epoch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dxc.text import for_terminal
 
 # Lightning repeats its device list, a tip and "max_epochs reached" for every fold.
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-# Chips come from one memory map, a batch a look-up: loader processes would only add copying.
+# Chips come from one memory map: loader processes would only add copies.
 warnings.filterwarnings("ignore", ".*does not have many workers.*")
 warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # a search's trials are single processes
 warnings.filterwarnings(
@@ -30,9 +30,10 @@ class FoldTrainer(pl.Trainer):
     """pl.Trainer for one fold. `conf/trainer/*.yaml` is its argument list; any other option of pl.Trainer
     can be added on the command line (`+trainer.gradient_clip_val=1`).
 
-    channels_last: keep the model's weights in NHWC memory order, faster on CPUs by a seventh or more.
-        Not done on a CPU for networks that torch 2.13.0 would crash on (see breaks_in_channels_last).
-    progress: a bar for each fold on a terminal, one line for each fold elsewhere.
+    Args:
+        channels_last: keep the weights in NHWC memory order, which is faster on CPUs by a seventh or more. Networks
+            that torch 2.13.0 would crash on are exempt on a CPU (see breaks_in_channels_last).
+        progress: a progress bar per fold on a terminal, one line per fold elsewhere.
 
     After fit(): `history` holds (metric, value, epoch) of every epoch, `train_seconds` the wall time of the
     training epochs without validation, `trained_images` how many images these took.
@@ -92,7 +93,7 @@ class _ChannelsLast(pl.Callback):
 
 
 def breaks_in_channels_last(module: nn.Module) -> bool:
-    """Whether torch would corrupt memory on a CPU.
+    """Whether torch would corrupt memory with this network in channels_last on a CPU.
 
     In torch 2.13.0 the backward pass of a strided 1x1 convolution in channels_last writes out of bounds where
     its input channels fill no vector register, 16 with AVX-512 (github.com/uxlfoundation/oneDNN/issues/6035):
@@ -106,7 +107,7 @@ def breaks_in_channels_last(module: nn.Module) -> bool:
 
 
 class _Watch(pl.Callback):
-    """Records each epoch's metrics and the time spent on training alone."""
+    """Records the metrics of each epoch, and the time spent on training without validation."""
 
     def __init__(self) -> None:
         self.history: list[tuple[str, float, int]] = []
@@ -119,11 +120,11 @@ class _Watch(pl.Callback):
         self._since = time.perf_counter()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._record(trainer, trainer.current_epoch)  # one more than the last
+        self._record(trainer, trainer.current_epoch)  # the number of epochs, not the index of the last
 
     def _record(self, trainer: pl.Trainer, epoch: int) -> None:
-        """Metrics of an epoch that is over. At its own end the task has not logged the training loss yet: Lightning
-        asks callbacks first."""
+        """Record the metrics of a finished epoch. It is called one epoch late: Lightning calls callbacks before the
+        task logs its training loss."""
         for name, value in trainer.callback_metrics.items():
             self.history.append((name, float(value), epoch))
 
@@ -138,7 +139,7 @@ class _Watch(pl.Callback):
 
 
 class _FoldProgress(pl.Callback):
-    """One bar a fold that runs over all its epochs; without a terminal, one line when the fold is done."""
+    """One progress bar per fold over all its epochs; without a terminal, one line when the fold is done."""
 
     def __init__(self, title: str) -> None:
         self.title = for_terminal(title)

@@ -55,7 +55,7 @@ def test_one_run(store_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(analysis.front["name"]) == ["network 0"]
     assert "there is one design only: it is the front" in analysis.notes
     # no folds, no predictions: how sure it is is not known, and not 0 or 1
-    assert analysis.front["p_front"].isna().all() and not analysis.front["lucky"].any()
+    assert analysis.front["p_front"].isna().all() and not analysis.front["unstable"].any()
     assert (folder / "index.html").exists() and (folder / "pairs.png").exists()
     print_findings(analysis, folder)
     printed = capsys.readouterr().out
@@ -75,7 +75,7 @@ def test_all_equal(store_file: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "kind", "message"),
     [
-        ("certainty.draws=0", ConfigError, "certainty.draws must be a whole number of at least 1"),
+        ("bootstrap.draws=0", ConfigError, "bootstrap.draws must be a whole number of at least 1"),
         ("profile=perf", ConfigError, "profile=perf is unknown; choose one of none, torch, nsight"),
         ("source=papers", ConfigError, "source=papers is unknown"),
         ("out=/dev/null", AnalysisError, "out=/dev/null: the report cannot be written"),

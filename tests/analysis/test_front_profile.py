@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from dxc.analysis import front_profile as inside
+from dxc.analysis import front_profile
 from dxc.hardware.spec import Hardware
 
 
@@ -21,10 +21,12 @@ def test_designs_of_one_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         rows = {"source": "torch", "table": "latency", "batch": [1], "name": "", "ms": 2.0, "share": 1.0}
         return pd.DataFrame(rows), {"peak_memory_mb": None, "notes": [], "device": "cpu"}
 
-    monkeypatch.setattr(inside, "Reader", lambda uri, artifacts: None)
-    monkeypatch.setattr(inside, "_member", profiled)
+    monkeypatch.setattr(front_profile, "Reader", lambda uri, artifacts: None)
+    monkeypatch.setattr(front_profile, "_member", profiled)
     trial, run_id = "a" * 12, "b" * 32
     front = pd.DataFrame({"name": "same", "trial": [trial, ""], "run_id": ["c" * 32, run_id]})
-    found = inside.look_inside(front, "", tmp_path, mode="torch", hardware=Hardware("cpu"), progress=False)
+    found = front_profile.profile_front(
+        front, "", tmp_path, mode="torch", hardware=Hardware("cpu"), progress=False
+    )
     assert folders == [trial, run_id] == list(found.summary["trial"])
     assert list(found.summary["name"]) == ["same", "same"]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dxc.analysis import out_of_fold as evidence
+from dxc.analysis import out_of_fold
 from dxc.analysis.out_of_fold import outcomes_of
 from dxc.evaluation.bootstrap import Outcomes
 
@@ -29,11 +29,11 @@ DESIGNS = pd.DataFrame({"runs": [[run_id] for run_id in IDS]})
 
 @pytest.fixture(autouse=True)
 def _no_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evidence, "Reader", lambda uri, artifacts: None)
+    monkeypatch.setattr(out_of_fold, "Reader", lambda uri, artifacts: None)
 
 
 def test_folds_know_their_chips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(evidence, "_fetch", lambda reader, run: None)
+    monkeypatch.setattr(out_of_fold, "_fetch", lambda reader, run: None)
     found, notes = outcomes_of(DESIGNS, RUNS, "", cache_dir=tmp_path)
     first, second, other = (repeats[0] for repeats in found)
     assert first.folds_only and first.chips == second.chips != other.chips
@@ -44,7 +44,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     outcomes = Outcomes(np.array([True, False]), np.array([0, 1]), "chips")
-    monkeypatch.setattr(evidence, "_fetch", lambda reader, run: outcomes)
+    monkeypatch.setattr(out_of_fold, "_fetch", lambda reader, run: outcomes)
     (tmp_path / "outcomes").write_text("a file in the folder's place")
     with caplog.at_level(logging.WARNING):
         found, notes = outcomes_of(DESIGNS, RUNS, "", cache_dir=tmp_path)
@@ -58,9 +58,11 @@ def test_three_hundred_folds_are_as_many_from_the_cache(
     """As many as where every region, or every chip, is a fold of its own."""
     fold = np.arange(600) // 2
     right = np.arange(600) % 3 > 0
-    monkeypatch.setattr(evidence, "_fetch", lambda reader, run: Outcomes(right, fold, "chips"))
+    monkeypatch.setattr(out_of_fold, "_fetch", lambda reader, run: Outcomes(right, fold, "chips"))
     fresh, _ = outcomes_of(DESIGNS, RUNS, "", cache_dir=tmp_path)
-    monkeypatch.setattr(evidence, "_fetch", lambda reader, run: None)  # from here on there is the cache alone
+    monkeypatch.setattr(
+        out_of_fold, "_fetch", lambda reader, run: None
+    )  # from here on there is the cache alone
     kept, _ = outcomes_of(DESIGNS, RUNS, "", cache_dir=tmp_path)
     for (known,), (again,) in zip(fresh, kept, strict=True):
         np.testing.assert_array_equal(again.fold, fold)

@@ -55,8 +55,8 @@ def _analyze(folder: Path, *overrides: str) -> Analysis:
         f"out={folder}/reports",
     ]
     with initialize_config_dir(str(CONF / "analysis"), version_base="1.3"):
-        asked = ["study=two", "log=false", "certainty.draws=10", *overrides]
-        return analyze(resolved(compose("analyze", overrides=[*places, *asked])))[0]
+        requested = ["study=two", "log=false", "bootstrap.draws=10", *overrides]
+        return analyze(resolved(compose("analyze", overrides=[*places, *requested])))[0]
 
 
 @pytest.mark.usefixtures("store_file")

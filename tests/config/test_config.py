@@ -314,17 +314,17 @@ HOSTILE = {
     "a class by an attribute": (
         "trainer",
         {"_target_": "dxc.training.trainer.pl.Trainer"},
-        "is no class that can be loaded",
+        "is not a class that can be loaded",
     ),
     "what a module imports": (
         "source",
         {"_target_": "dxc.synthetic.source.ProcessPoolExecutor", "max_workers": 1},
-        "is no dxc.data.source.Source, which source must be",
+        "is not a dxc.data.source.Source, which source must be",
     ),
     "an alias in torch": (
         "scheduler",
         {"_target_": "torch.optim.lr_scheduler.partial", "_partial_": True},
-        "is no torch.optim.lr_scheduler.LRScheduler",
+        "is not a torch.optim.lr_scheduler.LRScheduler",
     ),
     "a function": (
         "model",
@@ -336,16 +336,16 @@ HOSTILE = {
     "a network as optimizer": (
         "optimizer",
         {"_target_": "torch.optim.swa_utils.AveragedModel", "_partial_": True, "model": None},
-        "is no torch.optim.Optimizer, which optimizer must be",
+        "is not a torch.optim.Optimizer, which optimizer must be",
     ),
-    "a schedule as optimizer": ("optimizer", STEP, "StepLR is no torch.optim.Optimizer"),
+    "a schedule as optimizer": ("optimizer", STEP, "StepLR is not a torch.optim.Optimizer"),
     "a task as model": (
         "model",
         {"_target_": "dxc.training.classification.ClassificationTask"},
         "not allowed",
     ),
     "a name that begins alike": ("model", {"_target_": "dxc.modelsevil.Net"}, "is not allowed"),
-    "dots": ("model", {"_target_": "dxc.models..Net"}, "is no class that can be loaded"),
+    "dots": ("model", {"_target_": "dxc.models..Net"}, "is not a class that can be loaded"),
     "a dot first": ("model", {"_target_": ".models.Net"}, "is not allowed"),
     "nothing": ("model", {"_target_": ""}, "is not allowed"),
     "a number": ("model", {"_target_": 5}, "5 is not allowed"),
@@ -383,7 +383,7 @@ HOSTILE = {
     "no callback": (
         "trainer",
         {**TRAINER, "callbacks": [{"_target_": "dxc.training.trainer.FoldTrainer"}]},
-        "is no pytorch_lightning.Callback, which callback must be",
+        "is not a pytorch_lightning.Callback, which callback must be",
     ),
     "no list": ("trainer", {**TRAINER, "callbacks": {"_target_": "os.system"}}, "callbacks must be a list"),
     "arguments by place": ("model", {**RESNET, "_args_": [5]}, "model._args_ is not allowed"),
@@ -426,7 +426,7 @@ def test_nothing_is_made_before_all_was_checked(monkeypatch: pytest.MonkeyPatch)
     made = []
     monkeypatch.setattr(pl.callbacks.Timer, "__init__", lambda self: made.append(self))
     callbacks = [{"_target_": "pytorch_lightning.callbacks.Timer"}, {"_target_": "dxc.training.trainer.Any"}]
-    with pytest.raises(ConfigError, match="Any is no pytorch_lightning.Callback"):
+    with pytest.raises(ConfigError, match="Any is not a pytorch_lightning.Callback"):
         build({**TRAINER, "callbacks": callbacks}, "trainer")
     assert not made
 

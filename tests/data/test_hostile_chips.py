@@ -274,7 +274,7 @@ def test_a_damaged_cache_is_built_anew(
     np.testing.assert_array_equal(again.images(range(4)), images)
     assert (again.names, again.data_hash) == (whole.names, whole.data_hash)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith(f"cache_dir: {whole.folder} is damaged (") and "built anew" in line
+    assert line.startswith(f"cache_dir: {whole.folder} is damaged (") and "built again" in line
     caplog.clear()
     _open(root)
     assert not caplog.records
@@ -283,7 +283,7 @@ def test_a_damaged_cache_is_built_anew(
 def test_a_cache_that_goes_while_it_is_used_says_what_to_do(make_chips: ChipMaker) -> None:
     cache = _open(make_chips(per_class=2))
     shutil.rmtree(cache.folder)
-    with pytest.raises(DataError, match=r"images.npy is gone or damaged .*the same command builds it anew"):
+    with pytest.raises(DataError, match=r"images.npy is gone or damaged .*the same command builds it again"):
         cache.images([0])
 
 

@@ -538,7 +538,7 @@ def test_an_interrupted_cut_with_boxes_goes_on_to_the_same_result(
     assert [p.name for p in job["out"].iterdir()] == ["NE"]
 
 
-def test_boxes_are_part_of_an_interrupted_cuts_name_only_where_wanted(
+def test_boxes_are_part_of_an_interrupted_cuts_name(
     job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(_: Any, __: Any) -> None:
@@ -554,7 +554,7 @@ def test_boxes_are_part_of_an_interrupted_cuts_name_only_where_wanted(
     record = {
         "version": 2, "region": "NE", "size_m": SIZE, "jitter_m": 0.0, "min_distance_m": 60,
         "near_share": 0.5, "crs": None, "photo_bands": list(RGBN), "dem_units": None, "seed": 0,
-        "max_positives": None,
+        "max_positives": None, "boxes": None,
     }  # fmt: skip
     stats = [(path, path.stat()) for path in (job["dem"], job["photo"], job["crossings"])]
     record["files"] = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
@@ -950,7 +950,7 @@ def test_crossings_closer_than_a_chip_are_counted(
 
 SOUND = {
     "region": "NE", "size_m": 100, "jitter_m": 0.0, "min_distance_m": 100.0, "near_share": 0.5, "seed": 0,
-    "max_positives": None, "photo_bands": ["red"],
+    "max_positives": None, "photo_bands": ["red"], "boxes": None,
 }  # fmt: skip
 
 

@@ -133,7 +133,7 @@ def test_units_that_are_not_known_or_disagree_name_the_key(job: dict[str, Any]) 
         DataError, match=r"in US survey feet, says its CRS; in metres, says its band.*dem_units="
     ):
         cut_region(**job)
-    with pytest.raises(ConfigError, match="dem_units=yard is no known unit"):
+    with pytest.raises(ConfigError, match="dem_units=yard is not a known unit"):
         cut_region(**job, dem_units="yard")
     assert not job["out"].exists()
 

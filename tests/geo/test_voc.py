@@ -149,7 +149,7 @@ UNUSABLE = {
     "cut off": (FULL[:300], "is not well-formed XML"),
     "bytes": (b"\x89PNG\r\n\x00\x01", "is not well-formed XML"),
     "encoding": ('<?xml version="1.0" encoding="klingon"?><annotation/>', "unknown encoding"),
-    "other root": ("<kml/>", "is no Pascal VOC annotation: its root is <kml>"),
+    "other root": ("<kml/>", "is not a Pascal VOC annotation: its root is <kml>"),
     "doctype": ("<!DOCTYPE annotation><annotation/>", "has a DOCTYPE"),
     "entities": (
         f'<!DOCTYPE a [<!ENTITY e0 "ha">{LAUGHS}]>{annotation(box(1, 1, "&e9;", 9))}', "has a DOCTYPE",

@@ -687,7 +687,7 @@ def test_folders_and_files_that_are_too_large_are_no_onnx_files(tmp_path: Path) 
 def test_inputs_that_are_no_images_are_said() -> None:
     sequence = model_of([node("Relu", "y")], [1, 3])
     sequence.graph.input[0].CopyFrom(helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, None))
-    with pytest.raises(HardwareError, match="m: input 'x' is no tensor"):
+    with pytest.raises(HardwareError, match="m: input 'x' is not a tensor"):
         network_of(sequence, "m")
     nothing = model_of([helper.make_node("RandomNormal", [], ["z"], shape=[1, 3])], [1, 3])
     del nothing.graph.input[:]

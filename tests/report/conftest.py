@@ -16,7 +16,7 @@ Designs = tuple[pd.DataFrame, dict[str, Metric], list[str]]
 
 @pytest.fixture
 def four() -> Designs:
-    """a and b are the front, b perhaps by luck; a dominates c and d."""
+    """a and b are the front, b is unstable; a dominates c and d."""
     designs = pd.DataFrame(
         {
             "name": ["a", "b", "c", "d"],
@@ -27,7 +27,7 @@ def four() -> Designs:
             "rank": [1, 1, 2, 2],
             "dominated_by": ["", "", "a", "a"],
             "p_front": [0.9, 0.3, np.nan, np.nan],
-            "lucky": [False, True, False, False],
+            "unstable": [False, True, False, False],
             "accuracy": [0.90, 0.96, 0.80, 0.84],
             "latency_ms": [1.0, 2.0, 1.5, 5.0],
             "onnx_mb": [10.0, 11.0, 12.0, 400.0],
@@ -88,7 +88,7 @@ def by_chance() -> Callable[..., Designs]:
             **knobs,
         }
         designs = pd.DataFrame(columns)
-        designs["lucky"] = designs["front"] & (designs["p_front"] < 0.3)
+        designs["unstable"] = designs["front"] & (designs["p_front"] < 0.3)
         return designs, known, list(knobs)
 
     return make

@@ -319,10 +319,10 @@ def test_precision_recall_at_its_ends() -> None:
         assert not none.legends
 
 
-# ---------------------------------------------------------------- a landscape
+# ---------------------------------------------------------------- a terrain
 
 
-def landscape(lines: int = 120, pixels: int = 200) -> np.ndarray:
+def terrain(lines: int = 120, pixels: int = 200) -> np.ndarray:
     return np.random.default_rng(0).random((5, lines, pixels))
 
 
@@ -331,10 +331,10 @@ CROSSINGS = np.array([[0.2, 0.3, *SIZE], [0.8, 0.5, *SIZE], [0.5, 0.9, *SIZE]])
 CLAIMS = np.array([[0.2, 0.3, *SIZE], [np.nan] * 4, [0.5, 0.2, *SIZE], [0.81, 0.5, *SIZE]])
 
 
-def test_a_landscape_with_what_was_found() -> None:
+def test_a_watershed_with_what_was_found() -> None:
     """The first crossing is found, the second (IoU 9/11) too, the third missed; one claim is a false alarm."""
     scores = [0.9, 0.1, 0.6, 0.75]
-    figure: Any = watershed(landscape(), CHANNELS, CROSSINGS, CLAIMS, scores, title="$held$ out")
+    figure: Any = watershed(terrain(), CHANNELS, CROSSINGS, CLAIMS, scores, title="$held$ out")
     (axes,) = figure.axes
     assert len(rectangles(axes, TRUE)) == len(rectangles(axes, PREDICTED)) == 3
     assert corners(rectangles(axes, TRUE)[0]) == pytest.approx((30, 30, 50, 42))
@@ -349,7 +349,7 @@ def test_a_landscape_with_what_was_found() -> None:
     assert missed.get_marker() != alarm.get_marker()
     texts = [text.get_text() for text in axes.texts]
     assert texts[:3] == ["0.90", "0.60", "0.75"]  # the row of NaN is no box, nor is its score one
-    stricter: Any = watershed(landscape(), CHANNELS, CROSSINGS, CLAIMS, scores, min_iou=0.9)
+    stricter: Any = watershed(terrain(), CHANNELS, CROSSINGS, CLAIMS, scores, min_iou=0.9)
     assert legend(stricter)[0] == "true: 3, 1 found"
 
 
@@ -360,7 +360,7 @@ def test_a_landscape_with_what_was_found() -> None:
 def test_the_scale_bar(pixels: int, metres_per_pixel: float, metres: float, said: str) -> None:
     """The greatest of 1, 2, 5, 10, ... m that takes no more than a quarter of the width."""
     empty = np.zeros((0, 4))
-    image = landscape(40, pixels)
+    image = terrain(40, pixels)
     figure: Any = watershed(image, CHANNELS, empty, empty, [], metres_per_pixel=metres_per_pixel)
     (axes,) = figure.axes
     (bar,) = axes.lines
@@ -371,7 +371,7 @@ def test_the_scale_bar(pixels: int, metres_per_pixel: float, metres: float, said
 
 def test_many_boxes_have_no_scores() -> None:
     many = np.column_stack([np.random.default_rng(0).random((SCORED + 1, 2)), np.full((SCORED + 1, 2), 0.02)])
-    figure: Any = watershed(landscape(), CHANNELS, many, many, np.full(SCORED + 1, 0.9))
+    figure: Any = watershed(terrain(), CHANNELS, many, many, np.full(SCORED + 1, 0.9))
     assert len(figure.axes[0].texts) == 1  # of the scale bar
     assert legend(figure) == [f"true: {SCORED + 1}, {SCORED + 1} found", f"predicted: {SCORED + 1}"]
 
@@ -397,8 +397,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "no names": lambda: samples([chip(0.9, False)] * 2, CHANNELS),
     "precision": lambda: precision_recall(P, LABEL),
     "no precision": lambda: precision_recall(P, 0 * LABEL),
-    "landscape": lambda: watershed(landscape(), CHANNELS, CROSSINGS, CLAIMS, SCORES, title=LONG),
-    "upright": lambda: watershed(landscape(900, 300), CHANNELS, CROSSINGS, CLAIMS, SCORES),
+    "terrain": lambda: watershed(terrain(), CHANNELS, CROSSINGS, CLAIMS, SCORES, title=LONG),
+    "upright": lambda: watershed(terrain(900, 300), CHANNELS, CROSSINGS, CLAIMS, SCORES),
 }
 
 
@@ -430,7 +430,7 @@ def test_texts_can_be_read(case: str) -> None:
             assert min(axes.bbox.width, axes.bbox.height) > 0.7 * figure.dpi
 
 
-@pytest.mark.parametrize("case", ["one curve", "samples", "precision", "landscape"])
+@pytest.mark.parametrize("case", ["one curve", "samples", "precision", "terrain"])
 def test_saved_as_png_and_svg(case: str, tmp_path: Path) -> None:
     for path in save(FIGURES[case](), tmp_path, "figure"):
         assert path.stat().st_size > 5000

@@ -53,7 +53,7 @@ def _panel(figure: Any, x: str, y: str) -> Any:
 
 
 def _bars(axes: Any, member: int) -> list[np.ndarray]:
-    """Error bars (horizontal, upright) of the front's first or lucky group as lengths."""
+    """Error bars (horizontal, upright) of the front's first or unstable group as lengths."""
     return [
         np.array([np.abs(segment[1] - segment[0]).max() for segment in bars.get_segments()])
         for bars in axes.containers[member][2]
@@ -91,7 +91,7 @@ def test_labels_have_units_and_directions(four: Designs) -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "designs (4)",
         "front (1)",
-        "front, perhaps by luck (1)",
+        "front, unstable (1)",
     ]
 
 
@@ -101,12 +101,12 @@ def test_front_over_all_designs(four: Designs) -> None:
     dots = axes.lines[0]
     assert to_hex(dots.get_color()) == GREY.lower()
     np.testing.assert_allclose(dots.get_xydata(), designs[["latency_ms", "accuracy"]])
-    sure, lucky = (container[0] for container in axes.containers)
+    sure, unstable = (container[0] for container in axes.containers)
     np.testing.assert_allclose(sure.get_xydata(), [[1.0, 0.90]])
-    np.testing.assert_allclose(lucky.get_xydata(), [[2.0, 0.96]])
+    np.testing.assert_allclose(unstable.get_xydata(), [[2.0, 0.96]])
     assert sure.get_markerfacecolor() == VERMILLION
-    assert lucky.get_markerfacecolor() == "white"
-    assert sure.get_marker() == lucky.get_marker() != dots.get_marker()
+    assert unstable.get_markerfacecolor() == "white"
+    assert sure.get_marker() == unstable.get_marker() != dots.get_marker()
 
 
 def test_error_bars_are_one_standard_deviation(four: Designs) -> None:
@@ -131,7 +131,7 @@ def test_step_line_of_two_objectives(maximise: bool, drawn: str) -> None:
             "x": [3.0, 1.0, 2.0, 2.5],
             "accuracy": [0.7, 0.9, 0.8, 0.1] if maximise else [0.9, 0.7, 0.8, 0.1],
             "front": [True, True, True, False],
-            "lucky": False,
+            "unstable": False,
             "spread.x": 0.1,
             "spread.accuracy": 0.01,
         }
@@ -199,7 +199,7 @@ def test_radar_values_by_hand(four: Designs) -> None:
     texts = " ".join(text.get_text() for text in figure.texts).replace("\xa0", " ").replace("\n", " ")
     assert "Front members, best accuracy first: 2" in texts
     assert "accuracy 0.800 → 0.960, predicted latency 5 → 1 ms, ONNX file 400 → 10 MB, kernel 3 → 5" in texts
-    assert "Dashed: perhaps on the front by luck" in texts
+    assert "Dashed: unstable members of the front" in texts
 
 
 def test_radar_shows_the_best_of_a_long_front(by_chance: Callable[..., Designs]) -> None:

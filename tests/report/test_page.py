@@ -69,7 +69,7 @@ def test_heading_and_summary(four: Designs) -> None:
     assert parsed.text["h1"] == parsed.text["title"] == ["Front of study 'demo'"]
     assert parsed.text["p"][0] == (
         "2 of 4 designs are on the front of accuracy, predicted latency and ONNX file: no other is at least as good "
-        "in all of them and better in one; 1 of them is perhaps there by luck."
+        "in all of them and better in one; 1 of them is unstable, on the front in few of the bootstrap draws."
     )
     assert "Higher is better: accuracy. Lower is better: predicted latency, ONNX file." in " ".join(
         parsed.text["p"]
@@ -106,7 +106,7 @@ def test_the_scatter_holds_the_front(four: Designs) -> None:
     assert [(group["title"], group["rows"]) for group in data["groups"]] == [
         ("other designs", [2, 3]),
         ("front", [0]),
-        ("front, perhaps by luck", [1]),
+        ("front, unstable", [1]),
     ]
     assert [group["marker"]["symbol"] for group in data["groups"]] == ["circle", "diamond", "diamond-open"]
     assert data["front"] == [0, 1]
@@ -199,7 +199,7 @@ def test_table_is_the_front_best_first(four: Designs) -> None:
         "run",
     ]
     assert parsed.rows() == [
-        ["b", "0.9600 ± 0.0200", "2.0000", "11.0000", "0.30 (perhaps luck)", "2", "b" * 32],
+        ["b", "0.9600 ± 0.0200", "2.0000", "11.0000", "0.30 (unstable)", "2", "b" * 32],
         ["a", "0.9000 ± 0.0100", "1.0000 ± 0.2500", "10.0000", "0.90", "3", "a" * 32],
     ]
     headings = [attrs for tag, attrs in parsed.elements if tag == "th"]

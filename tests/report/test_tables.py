@@ -89,7 +89,7 @@ SUMMARY = pd.DataFrame(
 
 
 def test_profiled_networks_in_a_table() -> None:
-    table = inside(SUMMARY)
+    table = front_profile(SUMMARY)
     one = ["big", "1", "5", "5", "0.25", "123.5", "31.0", "44.0", "5.0", "0.0", "torch"]
     assert table.iloc[1].tolist() == one
     one = ["small", "1", "1.235", "1.235", "-", "40", "20.0", "10.0", "40.0", "10.0", "nsight"]
@@ -98,7 +98,7 @@ def test_profiled_networks_in_a_table() -> None:
 
 def test_profiled_networks_in_short() -> None:
     """The smallest batch, whatever comes first; of equal times an image, the first one."""
-    table = inside_in_short(SimpleNamespace(summary=SUMMARY, device="a GPU"))
+    table = front_profile_in_short(SimpleNamespace(summary=SUMMARY, device="a GPU"))
     assert table.iloc[:, 0].tolist() == ["big", "small"]
     assert [row.dropna().tolist() for _, row in table.iterrows()] == [
         ["big", "5", "2, batch 8", "123.5", "matmul, 44 %"],
@@ -119,7 +119,7 @@ def test_a_comparison_in_words() -> None:
 
 
 def _answer(**changes: object) -> list[str]:
-    designs = pd.DataFrame({"name": ["a", "b", "c"], "lucky": [False, True, False]})
+    designs = pd.DataFrame({"name": ["a", "b", "c"], "unstable": [False, True, False]})
     analysis = {
         "designs": designs,
         "front": designs.iloc[:1],
@@ -143,17 +143,19 @@ def test_an_answer_in_lines() -> None:
         "note:      one",
         "note:      two",
         "choice:    a: the knee",
-        "  rebuild: train a",
+        "reproduce: train a",
     ]
     assert _answer() == said
     assert _answer(commands=("", "")) == said[:4]
     two = SimpleNamespace(design=0, runner_up=2, rule="the knee")
-    assert _answer(choice=two) == [*said, "next:      c", "  rebuild: train c"]
+    assert _answer(choice=two) == [*said, "next:      c", "reproduce: train c"]
     assert _answer(choice=two, commands=("train a", "")) == [*said, "next:      c"]
-    by_luck = SimpleNamespace(design=1, runner_up=None, rule="the knee")
-    lucky = _answer(choice=by_luck, front=pd.DataFrame({"name": ["a", "b"], "lucky": [False, True]}))
-    assert lucky[3].startswith("by luck? ") and lucky[3].endswith(": b")
-    assert lucky[5].strip().startswith("it is on the front in few of the draws")
+    unstable_choice = SimpleNamespace(design=1, runner_up=None, rule="the knee")
+    unstable = _answer(
+        choice=unstable_choice, front=pd.DataFrame({"name": ["a", "b"], "unstable": [False, True]})
+    )
+    assert unstable[3].startswith("unstable: ") and unstable[3].endswith(": b")
+    assert unstable[5].strip().startswith("it is on the front in few of the bootstrap draws")
     compared = _answer(comparison=("a", "b", Comparison(0.01, 0.0, 0.02, 3, 1, NAN)))
     assert compared[3].startswith("compared:  a less b")
 

@@ -29,7 +29,7 @@ def _analyze(searching: Searching, *overrides: str):
         f"cache_dir={searching.tmp_path}/cache",
         f"out={searching.tmp_path}/reports",
         "objectives=[accuracy,onnx_mb]",
-        "certainty.draws=200",
+        "bootstrap.draws=200",
     ]
     with initialize_config_dir(str(CONF / "analysis"), version_base="1.3"):
         config = resolved(compose("analyze", overrides=[*common, *overrides]))
@@ -94,39 +94,43 @@ def test_lost_predictions_leave_the_folds(searching: Searching) -> None:
     assert analysis.designs["p_front"].between(0, 1).all()
 
 
-def test_the_look_inside(searching: Searching) -> None:
+def test_the_front_profile(searching: Searching) -> None:
     runs = searching("search.max_trials=2", "model.width=4,6")
     client = MlflowClient(searching.uri)
-    analysis, folder = _analyze(searching, "study=first", "log=false", "profile=torch", "certainty.draws=10")
-    inside = analysis.inside
-    assert inside is not None and not inside.notes
+    analysis, folder = _analyze(searching, "study=first", "log=false", "profile=torch", "bootstrap.draws=10")
+    profile = analysis.front_profile
+    assert profile is not None and not profile.notes
     front = analysis.front
-    assert set(inside.summary["trial"]) == set(front["trial"])
-    assert list(inside.summary["batch"]) == [1, 2, 4, 8, 16, 32, 64] * len(front)
-    assert set(inside.summary["source"]) == {"onnxruntime"}
-    np.testing.assert_allclose(inside.summary["ms"] / inside.summary["batch"], inside.summary["ms_per_image"])
-    np.testing.assert_allclose(inside.summary[["conv", "matmul", "pooling", "other"]].sum(axis=1), 1)
-    assert (inside.summary["conv"] > 0).all() and (inside.summary["peak_memory_mb"] > 0).all()
-    table = pd.read_csv(folder / "inside.csv")
-    assert len(table) == len(inside.summary) and table["peak memory at batch 1 (MB)"].notna().all()
-    assert (folder / "inside.png").exists() and "Inside the front" in (folder / "index.html").read_text()
+    assert set(profile.summary["trial"]) == set(front["trial"])
+    assert list(profile.summary["batch"]) == [1, 2, 4, 8, 16, 32, 64] * len(front)
+    assert set(profile.summary["source"]) == {"onnxruntime"}
+    np.testing.assert_allclose(
+        profile.summary["ms"] / profile.summary["batch"], profile.summary["ms_per_image"]
+    )
+    np.testing.assert_allclose(profile.summary[["conv", "matmul", "pooling", "other"]].sum(axis=1), 1)
+    assert (profile.summary["conv"] > 0).all() and (profile.summary["peak_memory_mb"] > 0).all()
+    table = pd.read_csv(folder / "front_profile.csv")
+    assert len(table) == len(profile.summary) and table["peak memory at batch 1 (MB)"].notna().all()
+    assert (folder / "front_profile.png").exists() and "Profile of the front" in (
+        folder / "index.html"
+    ).read_text()
     traces = {path: path.stat().st_mtime_ns for path in folder.glob("profiles/*/*.json.gz")}
     assert len(traces) == 14 * len(front)
 
     # the same files are not profiled twice; what was killed half way is
     victim = folder / "profiles" / front["trial"].iloc[0]
     (victim / "about.json").unlink()
-    again, _ = _analyze(searching, "study=first", "log=false", "profile=torch", "certainty.draws=10")
-    assert again.inside is not None and len(again.inside.summary) == len(inside.summary)
+    again, _ = _analyze(searching, "study=first", "log=false", "profile=torch", "bootstrap.draws=10")
+    assert again.front_profile is not None and len(again.front_profile.summary) == len(profile.summary)
     redone = {path.parent.name for path, time in traces.items() if path.stat().st_mtime_ns != time}
     assert redone == {victim.name}
 
     # a deleted file costs its own rows only, and no analysis
     lost = front["run_id"].iloc[0]
     _file(client, lost, "model.onnx").unlink()
-    rest, _ = _analyze(searching, "study=first", "log=false", "profile=torch", "certainty.draws=10")
-    assert rest.inside is not None and f"run {lost} has no model.onnx any more" in " ".join(rest.notes)
-    assert len(runs) == 2 and len(rest.inside.summary) == len(inside.summary) - 7
+    rest, _ = _analyze(searching, "study=first", "log=false", "profile=torch", "bootstrap.draws=10")
+    assert rest.front_profile is not None and f"run {lost} has no model.onnx any more" in " ".join(rest.notes)
+    assert len(runs) == 2 and len(rest.front_profile.summary) == len(profile.summary) - 7
 
 
 def test_one_objective_has_tables_and_no_page(

@@ -50,7 +50,7 @@ def test_tags_that_no_search_has_written(
         assert {entry.run_id for entry in ledger.entries.values()} == {good, owned}
         entry = next(each for each in ledger.entries.values() if each.run_id == owned)
         assert entry.owner == "" and not ledger.elsewhere(entry)
-    assert caplog.text.count("is set aside, it is no trial") == len(changes)
+    assert caplog.text.count("is set aside, it is not a trial") == len(changes)
     assert not (tmp_path / "victim").exists()
 
 

@@ -43,10 +43,10 @@ def test_a_trials_gpu(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     cfg = composed(["model.kernel=3", "hardware=a100", override])
-    asked = trial_hash(resolved(cfg))
+    requested = trial_hash(resolved(cfg))
     trial._on_device(cfg, device)
     assert cfg.trainer.devices == expected
-    assert trial_hash(resolved(cfg)) == asked
+    assert trial_hash(resolved(cfg)) == requested
 
 
 @pytest.mark.parametrize(

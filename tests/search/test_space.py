@@ -54,7 +54,7 @@ def test_six_variants_share_networks() -> None:
 )  # fmt: skip
 def test_identity_is_what_hydra_composes(arguments: tuple[str, ...]) -> None:
     if any("hardware." in each for each in arguments):
-        with pytest.raises(ConfigError, match="hardware.precision is no axis"):
+        with pytest.raises(ConfigError, match="hardware.precision is not an axis"):
             _catalogue(*arguments)
         return
     catalogue = _catalogue(*arguments)
@@ -99,10 +99,10 @@ def test_a_point_and_its_overrides() -> None:
     [
         (["model.kernel=3", "model.kernel=3,5"], "model.kernel is pinned and swept at once (model.kernel=3 and"),
         (["optimizer.lr=interval(0.001,0.1)"], "axes have values that can be counted"),
-        (["model=resnet18,sppnet"], "model is no axis of a search: every network has a space of its own"),
-        (["study=a,b"], "study is no axis"),
-        (["hardware=cpu,pi"], "hardware is no axis"),
-        (["search.seed=1,2"], "search.seed is no axis"),
+        (["model=resnet18,sppnet"], "model is not an axis of a search: every network has a space of its own"),
+        (["study=a,b"], "study is not an axis"),
+        (["hardware=cpu,pi"], "hardware is not an axis"),
+        (["search.seed=1,2"], "search.seed is not an axis"),
         (["model.kernel=3,3"], "at least two different values"),
         (["model.kernel=3,,5"], "the command line"),
         ([f"{key}=1" for key in SPACE if key != "data"] + ["data=5ch"], "nothing is left to search"),

@@ -15,7 +15,7 @@ from dxc.errors import SearchError
 from dxc.search import space_summary as module
 from dxc.search.settings import DEFAULT_TRIALS
 from dxc.search.space import Axis, Identity, Space
-from dxc.search.space_summary import Chips, Survey, _data_points, _line, prepare_chips
+from dxc.search.space_summary import Chips, SpaceSummary, _data_points, _line, prepare_chips
 from tests.conftest import ChipMaker
 
 WIDTHS = (24, 8, 48, 16, 40, 32)
@@ -46,9 +46,9 @@ class _Catalogue:
         return {self.identity(point).trial: point for point in self.space.points()}
 
 
-def _survey(
+def _summary(
     *, limits: Mapping[str, float] | None = None, refused: Mapping[str, str] | None = None, **settings: Any
-) -> Survey:
+) -> SpaceSummary:
     def known(network: str, config: dict[str, Any]) -> dict[str, float]:
         if network in (refused or {}):
             return {}
@@ -57,20 +57,20 @@ def _survey(
     catalogue = _Catalogue()
     defaults = {"tuner": "random", "max_trials": None, "seed": 0, "limits": limits or {}}
     costs = SimpleNamespace(compute=lambda *_, **__: None, of=known, refused=refused or {})
-    return Survey(catalogue.space, catalogue, SimpleNamespace(**defaults | settings), costs)  # type: ignore[arg-type]
+    return SpaceSummary(catalogue.space, catalogue, SimpleNamespace(**defaults | settings), costs)  # type: ignore[arg-type]
 
 
 def test_counts_by_hand() -> None:
     """At most 6 MB: widths 8, 16 and 24 of six; one of these cannot be built."""
-    survey = _survey(limits={"onnx_mb": 6.0}, refused={"n8": "too small"})
-    assert survey.summary() == {"points": 12, "trials": 12, "networks": 6, "infeasible": 8}
-    assert survey.feasible == ["t24-8", "t24-16", "t16-8", "t16-16"]
-    assert [why for _, _, why in survey.table()[:3]] == ["", "", "too small"]
-    assert survey.table()[-1][1:] == (
+    summary = _summary(limits={"onnx_mb": 6.0}, refused={"n8": "too small"})
+    assert summary.counts() == {"points": 12, "trials": 12, "networks": 6, "infeasible": 8}
+    assert summary.feasible == ["t24-8", "t24-16", "t16-8", "t16-16"]
+    assert [why for _, _, why in summary.table()[:3]] == ["", "", "too small"]
+    assert summary.table()[-1][1:] == (
         {"macs": 320.0, "onnx_mb": 8.0},
         "onnx_mb 8 is over the limit of 6 (search.limits.onnx_mb)",
     )
-    survey.require_feasible()
+    summary.require_feasible()
 
 
 @pytest.mark.parametrize(
@@ -84,30 +84,30 @@ def test_counts_by_hand() -> None:
     ],
 )
 def test_how_many_trials_a_study_is_to_have(settings: dict[str, Any], wanted: int) -> None:
-    assert _survey(**settings).wanted() == wanted
+    assert _summary(**settings).wanted() == wanted
 
 
 def test_a_space_that_is_too_large_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WHOLE_SPACE", 12)
-    assert _survey().whole
+    assert _summary().whole
     monkeypatch.setattr(module, "WHOLE_SPACE", 11)
     monkeypatch.setattr(module, "SAMPLE", 5)
-    survey = _survey(seed=1)
-    assert not survey.whole
-    assert 1 <= len(survey.trials) <= 5
-    assert list(survey.trials) == list(_survey(seed=1).trials)
-    assert list(survey.trials) != list(_survey(seed=2).trials)
-    assert all(survey.identity(trial).trial == trial for trial in survey.trials)
+    summary = _summary(seed=1)
+    assert not summary.whole
+    assert 1 <= len(summary.trials) <= 5
+    assert list(summary.trials) == list(_summary(seed=1).trials)
+    assert list(summary.trials) != list(_summary(seed=2).trials)
+    assert all(summary.identity(trial).trial == trial for trial in summary.trials)
     # of what is not known as a whole, as many as are asked for
-    assert survey.wanted() == DEFAULT_TRIALS
-    assert _survey(tuner="grid").wanted() == DEFAULT_TRIALS
-    assert _survey(max_trials=500).wanted() == 500
+    assert summary.wanted() == DEFAULT_TRIALS
+    assert _summary(tuner="grid").wanted() == DEFAULT_TRIALS
+    assert _summary(max_trials=500).wanted() == 500
 
 
 def test_nothing_feasible_says_how_near_it_is() -> None:
     """At most 1 MB and 100 MACs: width 8 has 2 MB, twice too much, and 80 MACs; wider ones are over both."""
     with pytest.raises(SearchError) as raised:
-        _survey(limits={"onnx_mb": 1.0, "macs": 100}, refused={"n48": "too large"}).require_feasible()
+        _summary(limits={"onnx_mb": 1.0, "macs": 100}, refused={"n48": "too large"}).require_feasible()
     lines = str(raised.value).splitlines()
     assert lines[1:4] == [
         "  search.limits.onnx_mb=1 rules out 10 of 12",
@@ -116,7 +116,7 @@ def test_nothing_feasible_says_how_near_it_is() -> None:
     ]
     assert lines[4] == "The nearest is resnet18 w8, 1ch b8 with onnx_mb 2."
     with pytest.raises(SearchError) as raised:
-        _survey(refused={f"n{width}": "no" for width in WIDTHS}).require_feasible()
+        _summary(refused={f"n{width}": "no" for width in WIDTHS}).require_feasible()
     assert "no network can be built rules out 12 of 12" in str(raised.value)
     assert "nearest" not in str(raised.value)
 
@@ -136,7 +136,7 @@ def test_seconds_of_training_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seconds == pytest.approx(2 * sum(WIDTHS) * each)
     assert sorted(timed) == [8, 16, 32, 48]  # of the twelve by MACs, the first, fourth, eighth and last
     timed.clear()
-    assert _survey(limits={"onnx_mb": 2.0}).estimate(chips) == pytest.approx(2 * 8 * each)
+    assert _summary(limits={"onnx_mb": 2.0}).estimate(chips) == pytest.approx(2 * 8 * each)
     assert set(timed) == {8}
 
 

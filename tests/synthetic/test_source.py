@@ -189,13 +189,6 @@ def test_what_shapes_the_chips_names_the_folder() -> None:
         assert SyntheticSource(**other).folder != base  # type: ignore[arg-type]
 
 
-def test_caches_from_before_boxes_and_sizes_are_found() -> None:
-    """The names that these chips had then; new where GENERATOR_VERSION or a region changed since."""
-    assert SyntheticSource(cache_dir="c").folder == Path("c/synthetic-b1518799c8bc")
-    assert SyntheticSource(cache_dir="c", boxes=False, size_m=100).folder == Path("c/synthetic-b1518799c8bc")
-    assert SyntheticSource(chips=32, seed=5).folder.name == "synthetic-ab19babdd122"
-
-
 def test_killed_build_leaves_nothing_that_looks_ready(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,7 +344,7 @@ def test_boxes_sit_on_the_crossings(boxed: SyntheticSource) -> None:
     assert len(set(offsets)) == 16  # not the same shifts in every region
 
 
-def test_boxes_change_no_landscape(source: SyntheticSource, boxed: SyntheticSource) -> None:
+def test_boxes_change_no_terrain(source: SyntheticSource, boxed: SyntheticSource) -> None:
     for spec in REGIONS:
         a, b = (region_files(s.prepare().parent / "regions" / spec.name) for s in (source, boxed))
         assert a.dem.read_bytes() == b.dem.read_bytes()

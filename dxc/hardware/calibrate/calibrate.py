@@ -505,7 +505,9 @@ def _folder(name: str, packages_dir: Path, overwrite: bool) -> Path:
         raise HardwareError(f"name={name} is a published package; choose another name")
     folder = packages_dir / name
     if folder.exists() and not overwrite:
-        raise HardwareError(f"{folder} exists; choose another name=NAME, or measure it anew: overwrite=true")
+        raise HardwareError(
+            f"{folder} exists; choose another name=NAME, or measure again with overwrite=true"
+        )
     return folder
 
 

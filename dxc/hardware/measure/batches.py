@@ -1,6 +1,6 @@
-"""Inference efficiency: what one image costs when images are processed together.
+"""Inference efficiency: time per image when images are processed in batches.
 
-    e(n) = latency of one execution / n        ms an image, n images a batch; less is better
+    e(n) = latency of one execution / n        ms per image, n images per batch; less is better
 
 The batch size with the least e(n) is the optimum (doi 10.1145/3624062.3624260, where n is 1, 2, 4, ..., 64 and 32 is
 best on an RTX A5500). All batch sizes run the same file, whose outputs for a batch are checked against those of its
@@ -9,7 +9,7 @@ images one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_SECONDS = 30.0
-"""What measuring one batch size may take; larger ones are left out."""
+"""Longest time to measure one batch size. Larger ones are left out."""
 
 EXECUTIONS = 17  # 2 and StopRule's min_runs
-"""Of a measurement whose executions are slow: the first, one to warm up, and those that count."""
+"""Executions of a measurement of a slow file: the first, one to warm up, and those that count."""
 
 CHECK_IMAGES = 4
 MAX_RELATIVE_ERROR = 1e-4  # as between the exported file and torch
@@ -34,7 +34,7 @@ MAX_RELATIVE_ERROR = 1e-4  # as between the exported file and torch
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Measurements of one file at ascending batch sizes. notes: batch sizes that are missing or do not count."""
+    """Measurements of one file at ascending batch sizes. notes: batch sizes that are missing or invalid, and why."""
 
     measurements: tuple[Measurement, ...]
     notes: tuple[str, ...] = ()
@@ -48,8 +48,7 @@ class Efficiency:
     @property
     def optimum_batch(self) -> int | None:
         """Batch size with the least e(n), the smallest of equal ones; None where there is nothing to compare."""
-        per_image = self.ms_per_image
-        return min(per_image, key=lambda batch: (per_image[batch], batch)) if per_image else None
+        return optimum(self.ms_per_image)
 
     def metrics(self) -> dict[str, float]:
         """efficiency_ms (the least), efficiency_ms/batchN and optimum_batch of dxc.metrics, or nothing."""
@@ -61,9 +60,10 @@ class Efficiency:
         return {"efficiency_ms": per_image[best], **parts, "optimum_batch": float(best)}
 
     def table(self) -> pd.DataFrame:
-        """A row a batch size: batch, ms_per_image (median), q25_ms and q75_ms (quartiles of the runs, an image), valid.
+        """One row per batch size: batch, ms_per_image (median), q25_ms and q75_ms (quartiles of the runs, per image),
+        valid.
 
-        What dxc.report.efficiency draws.
+        dxc.report.efficiency draws it.
         """
         import pandas as pd
 
@@ -72,6 +72,17 @@ class Efficiency:
             for m in self.measurements
         ]
         return pd.DataFrame(rows, columns=["batch", "ms_per_image", "q25_ms", "q75_ms", "valid"])
+
+
+def optimum(ms_per_image: Mapping[int, float]) -> int | None:
+    """The batch size with the least time per image, the smallest of equal ones. None for fewer than two sizes.
+
+    Args:
+        ms_per_image: time per image in ms by batch size, of valid measurements.
+    """
+    if len(ms_per_image) < 2:
+        return None
+    return min(ms_per_image, key=lambda batch: (ms_per_image[batch], batch))
 
 
 def measure_batches(
@@ -114,11 +125,13 @@ def measure_batches(
 
 
 def _notes(efficiency: Efficiency) -> list[str]:
-    """What a reader of the optimum has to know."""
+    """Notes on the optimum: invalid batch sizes, and ties."""
     notes = []
     unsteady = [str(m.batch) for m in efficiency.measurements if not m.valid]
     if unsteady:
-        notes.append(f"batch {', '.join(unsteady)}: an invalid measurement is no candidate for optimum_batch")
+        notes.append(
+            f"batch {', '.join(unsteady)}: an invalid measurement is not a candidate for optimum_batch"
+        )
     best = efficiency.optimum_batch
     if best is None:
         return [*notes, "no efficiency_ms: fewer than two batch sizes have a valid measurement"]

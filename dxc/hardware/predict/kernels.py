@@ -235,10 +235,10 @@ def check_rules(path: Path) -> None:
     try:
         rules = load_json(path)
     except (OSError, ValueError) as error:
-        raise HardwareError(f"{path} is no file of fusion rules: {error}") from error
+        raise HardwareError(f"{path} is not a file of fusion rules: {error}") from error
     if not isinstance(rules, dict) or not all(isinstance(r, dict) and "obey" in r for r in rules.values()):
         raise HardwareError(
-            f'{path} is no file of fusion rules: it must read {{"BF_conv_relu": {{"obey": true}}}}'
+            f'{path} is not a file of fusion rules: it must read {{"BF_conv_relu": {{"obey": true}}}}'
         )
 
 

@@ -71,7 +71,7 @@ def load_package(folder: Path) -> Package:
     rules = folder / "fusion_rules.json"
     if not rules.is_file():
         raise HardwareError(
-            f"{folder} is no predictor package: it has no fusion_rules.json. A package is a folder with that file "
+            f"{folder} is not a predictor package: it has no fusion_rules.json. A package is a folder with that file "
             "and one KERNEL.pkl or KERNEL.npz for each kernel, as nn-Meter publishes them"
         )
     check_rules(rules)
@@ -81,7 +81,7 @@ def load_package(folder: Path) -> Package:
         if arrays.exists() and arrays.stat().st_mtime_ns >= path.stat().st_mtime_ns:
             continue
         regressors[path.stem] = read_forest(path)
-        with contextlib.suppress(OSError):  # a folder that cannot be written: read anew each time
+        with contextlib.suppress(OSError):  # a folder that cannot be written: read again each time
             regressors[path.stem].save(arrays)
     for path in sorted(folder.glob("*.npz")):
         if path.stem not in regressors:
@@ -174,12 +174,12 @@ def unpack(archive: Path, packages_dir: Path, name: str) -> None:
         except Exception as error:  # zipfile, zlib and lzma each have their own for a damaged file
             raise HardwareError(
                 f"{archive} cannot be unpacked: {error}. Is there room? If it is damaged, remove it, so that it is "
-                "fetched anew"
+                "fetched again"
             ) from error
         source = whole / name if (whole / name).is_dir() else whole  # with or without a folder of its own
         if not (source / "fusion_rules.json").is_file():
             raise HardwareError(
-                f"{archive} is no predictor package: there is no {name}/fusion_rules.json in it"
+                f"{archive} is not a predictor package: there is no {name}/fusion_rules.json in it"
             )
         source.rename(packages_dir / name)
 
@@ -322,5 +322,5 @@ def _about(path: Path) -> dict[str, Any]:
         return about
     except (OSError, ValueError) as error:
         raise HardwareError(
-            f"{path} does not describe a calibrated package: {error}. Calibrate anew, or copy it anew"
+            f"{path} does not describe a calibrated package: {error}. Calibrate again, or copy it again"
         ) from error

@@ -1,1 +1,1 @@
-"""Traces of a network, reduced to tables."""
+"""Reduces traces of a network to tables."""

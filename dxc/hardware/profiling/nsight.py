@@ -117,7 +117,7 @@ def reduce(sqlite: Path) -> pd.DataFrame:
                 *_read(db, "CUPTI_ACTIVITY_KIND_MEMSET", "correlationId, 'memset', start, end"),
             ]
     except sqlite3.Error as error:
-        raise HardwareError(f"{sqlite} is no exported report of Nsight Systems: {error}") from error
+        raise HardwareError(f"{sqlite} is not an exported report of Nsight Systems: {error}") from error
     if not ranges:
         raise HardwareError(
             f"{sqlite} has no NVTX range '{RANGE}N': it was not recorded by dxc, or nsys lost them"

@@ -37,7 +37,7 @@ def operator_class(name: str) -> str:
 
 @dataclass(frozen=True)
 class Profile:
-    """mode: what was used, torch | nsight | none. note: one line where that is not what was asked for."""
+    """A profile. mode: the profiler used, torch | nsight | none. note: a line where it is not the requested one."""
 
     mode: str
     note: str

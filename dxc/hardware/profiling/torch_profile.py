@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 MODES = ("auto", "none", "torch", "nsight")
 AUTO_SECONDS = 1.0
-"""What the trace that every run carries may take: larger batches are left out then."""
+"""Time limit for the trace of every run. Larger batches are left out."""
 
 
 def profile_network(

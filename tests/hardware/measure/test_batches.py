@@ -37,9 +37,9 @@ def measurement(batch: int, median_ms: float, *, spread: float = 0.001) -> Measu
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """No file is there; the sizes of the batches that would have been checked."""
-    asked: list[int] = []
-    monkeypatch.setattr(efficiency, "check_batch", lambda onnx, images: asked.append(images))
-    return asked
+    requested: list[int] = []
+    monkeypatch.setattr(efficiency, "check_batch", lambda onnx, images: requested.append(images))
+    return requested
 
 
 def by_median(medians: dict[int, float], **spreads: float) -> Callable[[int], Measurement]:
@@ -92,7 +92,7 @@ def test_invalid_measurements_are_no_candidates(unchecked: list[int]) -> None:
     found = measure_batches(Path("x.onnx"), [1, 2, 4], by_median({1: 4, 2: 6, 4: 4}, of4=0.5))
     assert found.ms_per_image == {1: 4.0, 2: 3.0}
     assert found.optimum_batch == 2
-    assert found.notes == ("batch 4: an invalid measurement is no candidate for optimum_batch",)
+    assert found.notes == ("batch 4: an invalid measurement is not a candidate for optimum_batch",)
     assert [m.batch for m in found.measurements] == [1, 2, 4]
 
 
@@ -109,15 +109,15 @@ def test_one_batch_is_measured_as_ever(unchecked: list[int]) -> None:
 
 def test_batches_that_take_too_long_are_left_out(unchecked: list[int]) -> None:
     """A batch of 4 is expected to take twice the 0.8 s of a batch of 2 for each of 17 executions: 27 s, over 20."""
-    asked: list[int] = []
+    requested: list[int] = []
 
     def measured(batch: int) -> Measurement:
-        asked.append(batch)
+        requested.append(batch)
         return measurement(batch, {1: 500.0, 2: 800.0}[batch])
 
     assert EXECUTIONS == 17
     found = measure_batches(Path("x.onnx"), [1, 2, 4, 8], measured, max_seconds=20)
-    assert asked == [1, 2]
+    assert requested == [1, 2]
     said = "batch 4, 8 not measured: batch 4 would take about 27 s, and 20 s are allowed"
     assert found.notes == (said,)
     assert found.optimum_batch == 2
@@ -270,14 +270,14 @@ def test_graphs_that_keep_images_apart_pass(tmp_path: Path) -> None:
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Costs without timing: 10 + 2 n ms for a batch of n, so 12, 7, 4.5 ms an image; the batches in order."""
-    asked: list[int] = []
+    requested: list[int] = []
 
     def measure_on(onnx: Path, hardware: Hardware, batch: int) -> Measurement:
-        asked.append(batch)
+        requested.append(batch)
         return measurement(batch, 10.0 + 2 * batch)
 
     monkeypatch.setattr(costs, "measure_on", measure_on)
-    return asked
+    return requested
 
 
 def test_efficiency_among_the_costs(measured: list[int], tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ def test_predictor_names() -> None:
 @pytest.mark.parametrize("content", ["", "[]", '{"BF_conv_relu": true}', '{"BF_conv_relu": {}}'])
 def test_files_that_hold_no_rules_are_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text(content)
-    with pytest.raises(HardwareError, match="r.json is no file of fusion rules"):
+    with pytest.raises(HardwareError, match="r.json is not a file of fusion rules"):
         check_rules(tmp_path / "r.json")
-    with pytest.raises(HardwareError, match="missing.json is no file of fusion rules"):
+    with pytest.raises(HardwareError, match="missing.json is not a file of fusion rules"):
         check_rules(tmp_path / "missing.json")

@@ -234,7 +234,7 @@ def test_reports_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(HardwareError, match="has no NVTX range 'batch N'"):
         reduce(report(tmp_path / "r.sqlite", ranges=False))
     (tmp_path / "text.sqlite").write_text("no database, whatever its name may say " * 10)
-    with pytest.raises(HardwareError, match="text.sqlite is no exported report"):
+    with pytest.raises(HardwareError, match="text.sqlite is not an exported report"):
         reduce(tmp_path / "text.sqlite")
-    with pytest.raises(HardwareError, match="missing.sqlite is no exported report"):
+    with pytest.raises(HardwareError, match="missing.sqlite is not an exported report"):
         reduce(tmp_path / "missing.sqlite")
