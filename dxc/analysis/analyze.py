@@ -157,10 +157,10 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
     return analysis, folder
 
 
-def _inside(
+def _profiled(
     config: Mapping[str, Any], frame: pd.DataFrame, objectives: Mapping[str, Metric], folder: Path
-) -> Inside | None:
-    """A look inside the front's members, best first in the first objective, if asked for."""
+) -> FrontProfile | None:
+    """Profile the members of the front if this was requested, best first in the first objective."""
     if config["profile"] == "none":
         return None
     first, best = next(iter(objectives.items()))

@@ -45,7 +45,7 @@ COSTS = "costs"
 class Bench:
     """What the stages of one run have in common."""
 
-    asked: dict[str, Any]
+    requested: dict[str, Any]
     """The configuration as it was given. Identities are of this one, on every machine."""
     config: dict[str, Any]
     """The same, fitted to this machine."""
@@ -64,9 +64,9 @@ class Bench:
 def chain(bench: Bench) -> list[Stage]:
     """The stages of a run, in their order."""
     return [
-        Stage(TRAIN, train_section(bench.asked, bench.cache.data_hash), partial(train, bench)),
+        Stage(TRAIN, train_section(bench.requested, bench.cache.data_hash), partial(train, bench)),
         Stage("export", {}, partial(export, bench)),
-        Stage("cost", canonical(bench.asked)["hardware"], partial(cost, bench)),
+        Stage("cost", canonical(bench.requested)["hardware"], partial(cost, bench)),
     ]
 
 
@@ -178,7 +178,7 @@ def _metadata(bench: Bench) -> Metadata:
         repair=recipe.repair,
         photo_bands=recipe.photo_bands,
         pixel_m=bench.cache.pixel_m,
-        trial=trial_hash(bench.asked),
+        trial=trial_hash(bench.requested),
         data=bench.cache.data_hash,
         version=dxc_version(),
         commit=git_commit(),
@@ -234,7 +234,7 @@ def _write_files(bench: Bench, predictions: pd.DataFrame, folds: Sequence[Traine
     from dxc.report.tables import comma_separated
 
     out, cache = bench.out, bench.cache
-    OmegaConf.save(OmegaConf.create(masked_tree(bench.asked)), out / "config.yaml")
+    OmegaConf.save(OmegaConf.create(masked_tree(bench.requested)), out / "config.yaml")
     predictions.to_parquet(out / "predictions.parquet", index=False)
     if cache.excluded:
         listing = pd.DataFrame(cache.excluded, columns=["path", "reason"], dtype=object)

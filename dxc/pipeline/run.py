@@ -56,8 +56,8 @@ def run(
 
     if multiprocessing.parent_process() is not None or not is_first_process():
         end_with_parent(os.getppid())  # a worker of Hydra's joblib launcher, or one of several devices
-    asked = resolved(cfg)
-    config = fit_to_machine(asked)
+    requested = resolved(cfg)
+    config = fit_to_machine(requested)
     hardware = Hardware.of(config["hardware"])
     datamodule = build(config["data"], "data", source=build(config["source"], "source"))
     check(config, hardware)
@@ -67,7 +67,7 @@ def run(
         config["tracking"]["uri"], **heading(config, requested), enabled=is_first_process()
     ) as tracked:
         cache = read_chips(datamodule)
-        stages = chain(Bench(asked, config, hardware, datamodule, cache, tracked, out, since, after_fold))
+        stages = chain(Bench(requested, config, hardware, datamodule, cache, tracked, out, since, after_fold))
         tracked.tag({"dxc.data": cache.data_hash, **tags(stages)})
 
         design = Artifact()

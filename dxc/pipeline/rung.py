@@ -43,11 +43,11 @@ def train_part(
     datamodule = build(config["data"], "data", source=build(config["source"], "source"))
     with record.opened(config["tracking"]["uri"], **heading(config, requested)) as tracked:
         cache = read_chips(datamodule)
-        tracked.tag({"dxc.data": cache.data_hash, "dxc.base": train_identity(asked, cache.data_hash)})
+        tracked.tag({"dxc.data": cache.data_hash, "dxc.base": train_identity(requested, cache.data_hash)})
         trained = trained_folds(
             {**config, "trainer": {**config["trainer"], "max_epochs": epochs}},
             datamodule,
-            kept_folder(config["cache_dir"], train_identity(asked, cache.data_hash, epochs=epochs)),
+            kept_folder(config["cache_dir"], train_identity(requested, cache.data_hash, epochs=epochs)),
             device=device_name(config["trainer"]["accelerator"]),
             count=folds,
             since=(begun or time.time()) if config["again"] else 0.0,

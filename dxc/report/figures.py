@@ -109,9 +109,7 @@ def tick_number(value: float) -> str:
 
 
 def pairs(designs: pd.DataFrame, objectives: Mapping[str, Metric], *, note: str = "") -> Figure:
-    """Every two objectives against each other: m (m - 1) / 2 panels, the front over all designs.
-
-    """
+    """Every two objectives against each other: m (m - 1) / 2 panels, the front over all designs."""
     import matplotlib
     from matplotlib.figure import Figure
 

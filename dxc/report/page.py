@@ -137,30 +137,14 @@ def _directions(objectives: Mapping[str, Metric]) -> str:
 
 
 def _axes(objectives: Mapping[str, Metric]) -> list[str]:
-    """What the axes x, y and z begin with: three objectives, the first one upright; or two."""
+    """The objectives first shown on the axes x, y and z (the first objective is vertical), or on two axes."""
     first, *others = objectives
     return [*others[:2], first]
 
 
-def _selects(objectives: Mapping[str, Metric]) -> str:
-    """A select for each axis. With two objectives there is nothing to choose."""
-    axes = _axes(objectives)
-    if len(axes) == 2:
-        return ""
-    boxes = []
-    for axis, chosen in zip("xyz", axes, strict=True):
-        options = [
-            f'<option value="{for_html(name)}"{" selected" * (name == chosen)}>{for_html(title_of(name))}</option>'
-            for name in objectives
-        ]
-        none = '<option value="">none (flat)</option>' if axis == "y" else ""
-        boxes.append(f'<label>{axis} <select name="{axis}">{"".join(options)}{none}</select></label>')
-    return f'<div id="axes">{"".join(boxes)}</div>'
-
-
 def _data(designs: pd.DataFrame, objectives: Mapping[str, Metric], knobs: Sequence[str]) -> dict[str, Any]:
-    """What page.js draws. Rows are numbered in the order of designs; an unknown value is null."""
-    front, lucky = designs["front"].to_numpy(dtype=bool), designs["lucky"].to_numpy(dtype=bool)
+    """The data that page.js draws. Rows are numbered in the order of designs; an unknown value is null."""
+    front, unstable = designs["front"].to_numpy(dtype=bool), designs["unstable"].to_numpy(dtype=bool)
     groups = [
         (
             "other designs",
@@ -204,7 +188,7 @@ def _numbers(values: Iterable[float]) -> list[float | None]:
 
 
 def _hover(designs: pd.DataFrame, objectives: Mapping[str, Metric], knobs: Sequence[str]) -> list[str]:
-    """Plotly's text: <br> breaks a line, and what looks like a tag must be escaped."""
+    """Texts of the hover boxes. Plotly reads <br> and other tags in them, so all names are escaped."""
     names = short_names(knobs)
     settings = [levels(designs[knob]) for knob in knobs]
     texts = []
@@ -231,7 +215,7 @@ def _hover(designs: pd.DataFrame, objectives: Mapping[str, Metric], knobs: Seque
 
 def _value(design: Mapping[Any, Any], name: str, objective: Metric) -> str:
     """'0.9300 ± 0.0110'."""
-    value, spread = (float(design[column]) for column in (name, f"spread.{name}"))
+    value, spread = (float(design.get(key, np.nan)) for key in (name, f"spread.{name}"))
     text = format(value, objective.format) if math.isfinite(value) else MISSING
     if math.isfinite(spread) and format(spread, objective.format) != format(0, objective.format):
         text += f" ± {spread:{objective.format}}"
@@ -309,8 +293,8 @@ def _range(label: str, values: np.ndarray) -> dict[str, Any]:
     return axis
 
 
-def _table(designs: pd.DataFrame, objectives: Mapping[str, Metric]) -> str:
-    """The front, best first objective first. Cells carry what they are sorted by; an unknown number sorts last."""
+def _headings(objectives: Mapping[str, Metric]) -> list[dict[str, str]]:
+    """The columns of the table: `kind` text or number, `text`, and `sort`, the order that the table comes in."""
     first, best = next(iter(objectives.items()))
     order = "descending" if best.maximise else "ascending"
     return [
@@ -325,7 +309,7 @@ def _table(designs: pd.DataFrame, objectives: Mapping[str, Metric]) -> str:
     ]
 
 
-def _rows(designs: pd.DataFrame, objectives: Mapping[str, Objective]) -> list[dict[str, Any]]:
+def _rows(designs: pd.DataFrame, objectives: Mapping[str, Metric]) -> list[dict[str, Any]]:
     """The front, best first objective first: `name`, `numbers` as (text, what it is sorted by), and `run`.
 
     An unknown number sorts last.
@@ -334,11 +318,11 @@ def _rows(designs: pd.DataFrame, objectives: Mapping[str, Objective]) -> list[di
     front = designs[designs["front"]].sort_values(first, ascending=not best.maximise, kind="stable")
     rows = []
     for design in front.to_dict("records"):
-        p_front = _share(design["p_front"]) + (" (perhaps luck)" if design["lucky"] else "")
-        cells = [
-            *(_cell(_value(design, name, each), design[name]) for name, each in objectives.items()),
-            _cell(p_front, design["p_front"]),
-            _cell(str(design["n"]), design["n"]),
+        p_front = _share(design["p_front"]) + (" (unstable)" if design["unstable"] else "")
+        numbers = [
+            *((_value(design, name, each), _sort_key(design[name])) for name, each in objectives.items()),
+            (p_front, _sort_key(design["p_front"])),
+            (str(design["n"]), _sort_key(design["n"])),
         ]
         rows.append({"name": design["name"], "numbers": numbers, "run": design["run_id"]})
     return rows

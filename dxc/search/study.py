@@ -381,8 +381,8 @@ class Study:
             "overrides": self.summary.space.overrides(point),
             "tags": {**settings, "dxc.design": identity.design},
         }
-        if reason := self.survey.against(identity):
-            known = {name: v for name, v in self.survey.known(identity).items() if name in known_costs()}
+        if reason := self.summary.against(identity):
+            known = {name: v for name, v in self.summary.known(identity).items() if name in known_costs()}
             entry = self.ledger.infeasible(
                 identity.trial, **heading, parameters=parameters, reason=reason, known=known
             )
@@ -537,7 +537,7 @@ class Study:
 
     def _training(self, job: Job) -> Training:
         rung = job.rung or self.ladder[-1]
-        config = self.survey.catalogue.identity(self._point(job.entry)).config
+        config = self.summary.catalogue.identity(self._point(job.entry)).config
         identity = train_identity(config, self.chips.hash_of(config), epochs=rung.epochs)
         return Training(describe(config), kept_folder(config["cache_dir"], identity), rung.folds)
 

@@ -10,8 +10,8 @@ import pytest
 
 from dxc.evaluation.bootstrap import Comparison
 from dxc.metrics import METRICS
-from dxc.report.findings import answer, compared_in_words, inside_in_short
-from dxc.report.tables import inside, listing, number, ranges, write
+from dxc.report.findings import answer, compared_in_words, front_profile_in_short
+from dxc.report.tables import front_profile, listing, number, ranges, write
 
 NAN = float("nan")
 TWO = {name: METRICS[name] for name in ("accuracy", "params")}

@@ -131,7 +131,7 @@ def test_seconds_of_training_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(speed, "seconds_per_image", seconds_per_image)
     chips = Chips({"section": "hash"}, folds=5, train_images=400, val_images=100)
-    seconds = _survey().estimate(chips)
+    seconds = _summary().estimate(chips)
     each = 3 * (400 * 1e-2 + 100 * 1e-3)  # three epochs
     assert seconds == pytest.approx(2 * sum(WIDTHS) * each)
     assert sorted(timed) == [8, 16, 32, 48]  # of the twelve by MACs, the first, fourth, eighth and last
