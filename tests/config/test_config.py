@@ -329,10 +329,10 @@ HOSTILE = {
     "a function": (
         "model",
         {"_target_": "dxc.models.registry.canonical_knobs", "model": {}},
-        "is no torch.nn.Module",
+        "is not a torch.nn.Module",
     ),
-    "no class": ("model", {"_target_": "dxc.models.resnet.NoNet"}, "is no class that can be loaded"),
-    "a module": ("model", {"_target_": "dxc.models.resnet"}, "is no torch.nn.Module"),
+    "no class": ("model", {"_target_": "dxc.models.resnet.NoNet"}, "is not a class that can be loaded"),
+    "a module": ("model", {"_target_": "dxc.models.resnet"}, "is not a torch.nn.Module"),
     "a network as optimizer": (
         "optimizer",
         {"_target_": "torch.optim.swa_utils.AveragedModel", "_partial_": True, "model": None},

@@ -79,7 +79,7 @@ def _chain(config: dict, chips: str = "chips") -> list[Stage]:
 
     from dxc.pipeline.chain import chain
 
-    return chain(SimpleNamespace(asked=config, cache=SimpleNamespace(data_hash=chips)))  # type: ignore[arg-type]
+    return chain(SimpleNamespace(requested=config, cache=SimpleNamespace(data_hash=chips)))  # type: ignore[arg-type]
 
 
 def test_other_chips_are_another_network() -> None:

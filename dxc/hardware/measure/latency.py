@@ -199,6 +199,7 @@ DROPPED = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "ORT_")
 def _here(python: str) -> Iterator[Ask]:
     """The worker on this machine, each time a fresh process."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(DROPPED)}
+    environment["PYTHONSAFEPATH"] = "1"  # files beside the worker are not modules of its own
 
     def ask(request: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -171,8 +171,8 @@ def test_a_truncated_or_changed_forest_is_refused(package: Path) -> None:
     ("spoil", "said"),
     [
         (lambda folder: (folder / "fusion_rules.json").unlink(), "no fusion_rules.json"),
-        (lambda folder: (folder / "fusion_rules.json").write_text("[1]"), "no file of fusion rules"),
-        (lambda folder: (folder / "fusion_rules.json").write_text("{"), "no file of fusion rules"),
+        (lambda folder: (folder / "fusion_rules.json").write_text("[1]"), "not a file of fusion rules"),
+        (lambda folder: (folder / "fusion_rules.json").write_text("{"), "not a file of fusion rules"),
         (lambda folder: [p.unlink() for p in folder.glob("*.pkl")], "no KERNEL.pkl and no KERNEL.npz"),
         (lambda folder: (folder / "relu.npz").write_bytes(b"PK\x03\x04 torn"), "relu.npz"),
         (lambda folder: (folder / "package.json").write_text('{"name": 1}'), "package.json"),
