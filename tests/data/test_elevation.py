@@ -159,7 +159,7 @@ def test_feet_of_the_map_alone_are_warned_of(job: dict[str, Any], caplog: pytest
     rewrite(job, np.full((1200, 1200), 300.0), crs="EPSG:26849", left=x - 600, top=y + 600)
     report = cut_region(**job)
     np.testing.assert_allclose(chip(report.folder, "DEM", 1), 300)
-    assert "are those of a US survey foot: elevations are taken for metres" in caplog.text
+    assert "its map is in US survey feet: elevations are taken for metres" in caplog.text
     caplog.clear()
     report = cut_region(**job, dem_units="us-ft", overwrite=True)
     np.testing.assert_allclose(chip(report.folder, "DEM", 1), 300 * SURVEY_FOOT, rtol=1e-6)
