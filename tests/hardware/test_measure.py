@@ -525,8 +525,8 @@ def test_a_device_out_of_memory_space_or_time_is_said(
         HardwareError, match=r"there: the process ended with status 137 \(killed; out of memory\?"
     ):
         measure(network, host=HOST, ssh_options=sshd.options, remote_python=killed, stop=QUICK)
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "model.onnx").symlink_to("/dev/full")
+    (tmp_path / "full" / "network").mkdir(parents=True)
+    (tmp_path / "full" / "network" / network.name).symlink_to("/dev/full")
     full = sshd.forced("full", f"mktemp() {{ echo {tmp_path}/full; }}")
     with pytest.raises(
         HardwareError, match=r"\(0 MB\) cannot be copied there: .*No space left .*is there space"
