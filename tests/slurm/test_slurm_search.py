@@ -41,10 +41,10 @@ from dxc.training import crossval
 train_fold = crossval.train_fold
 
 
-def held(config, datamodule, fold, number):
+def held(config, datamodule, fold, number, device):
     while number and Path({path!r}).exists():
         time.sleep(0.1)
-    return train_fold(config, datamodule, fold, number)
+    return train_fold(config, datamodule, fold, number, device)
 
 
 crossval.train_fold = held
