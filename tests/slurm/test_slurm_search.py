@@ -20,6 +20,7 @@ from mlflow.entities import Run
 from omegaconf import OmegaConf
 
 from dxc.config.compose import PROJECT_ROOT
+from dxc.pipeline.kept import kept_folder
 from dxc.tracking.record import Record
 from tests.conftest import ChipMaker
 from tests.test_train import SMALL
@@ -133,7 +134,9 @@ class Bench:
             each
             for each in self.trials()
             if each.data.tags["dxc.state"] == "running"
-            and list((self.folder / each.data.tags["dxc.trial"]).glob("folds/fold*.pt"))
+            and (record := Record.read(self.folder / each.data.tags["dxc.trial"])) is not None
+            and (base := record.content["tags"].get("dxc.base")) is not None
+            and list(kept_folder(self.tmp_path / "cache", base).glob("fold*.pt"))
         ]
 
     def job(self, trial: Run) -> str:
