@@ -12,9 +12,9 @@ from typing import Any
 
 from dxc.errors import signals_raise
 from dxc.files import write_atomically
-from dxc.masking import masked, masked_tree
+from dxc.masking import masked_tree
 from dxc.metrics import Point, metric_of
-from dxc.tracking.client import MAX_PARAM_LENGTH
+from dxc.tracking.client import param_text
 from dxc.untrusted import load_json
 
 MAX_RECORD_BYTES = 64_000_000  # of record.json: curves of many folds and epochs
@@ -77,9 +77,7 @@ class Record:
         enabled: bool = True,
     ) -> Iterator[Record]:
         """Takes the place of start_run where a run is recorded on disk. Signals raise Stopped here too."""
-        self.write(
-            name=name, params={key: masked(str(value))[:MAX_PARAM_LENGTH] for key, value in params.items()}
-        )
+        self.write(name=name, params={key: param_text(value) for key, value in params.items()})
         self.tag(tags)
         with signals_raise():
             yield self
