@@ -14,8 +14,8 @@ from dxc.errors import exit_cleanly
 @hydra.main(version_base="1.3", config_path="conf", config_name="calibrate")
 def main(cfg: DictConfig) -> None:
     with exit_cleanly():
+        from dxc.config.hardware import Hardware
         from dxc.hardware.calibrate.calibrate import calibrate
-        from dxc.hardware.spec import Hardware
         from dxc.report.console import print_package
 
         config = resolved(cfg)

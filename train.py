@@ -16,10 +16,11 @@ from dxc.errors import exit_cleanly
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float:
     with exit_cleanly():
+        from dxc.config.plan import Plan
         from dxc.pipeline.run import run
         from dxc.report.console import print_result
 
-        result = run(cfg, Path(HydraConfig.get().runtime.output_dir) / "artifacts")
+        result = run(Plan.of(cfg), Path(HydraConfig.get().runtime.output_dir) / "artifacts")
         print_result(result)
     return result.metrics[result.score]
 

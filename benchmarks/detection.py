@@ -29,8 +29,7 @@ from _record import ROOT, save, spread
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
-from dxc.config.build import build
-from dxc.config.compose import resolved
+from dxc.config.plan import Plan
 from dxc.data.cache import usable_cores
 from dxc.evaluation.average_precision import TrueBoxes, box_metrics
 
@@ -68,8 +67,8 @@ def trained(variant: str, seed: int, arguments: argparse.Namespace, folder: Path
 def baselines(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Metrics of the answers without a network; chips are made here if need be."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = resolved(compose("train", overrides=overrides_of(VARIANTS[0], arguments)))
-    datamodule = build(config["data"], "data", source=build(config["source"], "source"))
+        plan = Plan.of(compose("train", overrides=overrides_of(VARIANTS[0], arguments)))
+    datamodule = plan.data.build(source=plan.source.build())
     datamodule.prepare_data()
     cache, (fold,) = datamodule.cache, datamodule.folds
     label = cache.labels[fold.val]

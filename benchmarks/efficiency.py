@@ -16,11 +16,12 @@ from pathlib import Path
 
 from _record import ROOT, save
 
+from dxc.config.hardware import Hardware
 from dxc.deploy.export import export_onnx
 from dxc.hardware.costs import measure_on
 from dxc.hardware.measure.batches import measure_batches
 from dxc.hardware.profiling.torch_profile import BATCHES
-from dxc.hardware.spec import Hardware, device_name
+from dxc.hardware.spec import device_name
 from dxc.models.sppnet import SppNet
 from dxc.report.efficiency import efficiency
 from dxc.report.figures import save as save_figure
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of ONNX Runtime")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/efficiency.json")
     arguments = parser.parse_args()
-    hardware = Hardware("cpu", threads=arguments.threads)
+    hardware = Hardware(name="cpu", threads=arguments.threads)
     curves, figures = {}, {}
     with tempfile.TemporaryDirectory() as name:
         for variant, (kernel, level, features) in VARIANTS.items():

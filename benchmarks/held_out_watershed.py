@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import geopandas
 import numpy as np
@@ -25,11 +25,11 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from rasterio.windows import Window
 
-from dxc.config.build import build
-from dxc.config.compose import resolved
+from dxc.config.plan import Plan
 from dxc.data.bands import stack_channels
 from dxc.evaluation.match import match
 from dxc.geo.bands import PHOTO_BANDS
+from dxc.hardware.spec import device_name
 from dxc.report.detections import watershed
 from dxc.report.figures import save as save_figure
 from dxc.synthetic.source import region_files
@@ -48,7 +48,7 @@ def busiest(crossings: np.ndarray, height: int, width: int, edge: int) -> tuple[
     return corners[int(np.argmax(inside))]
 
 
-def windows(dem: np.ndarray, photo: np.ndarray, config: dict[str, Any]) -> tuple[np.ndarray, torch.Tensor]:
+def windows(dem: np.ndarray, photo: np.ndarray, channels: Sequence[str]) -> tuple[np.ndarray, torch.Tensor]:
     """Upper left corners (n, 2: x, y) and images (n, C, WINDOW, WINDOW) of all windows, channels as in training."""
     height, width = dem.shape
     corners = [
@@ -58,7 +58,7 @@ def windows(dem: np.ndarray, photo: np.ndarray, config: dict[str, Any]) -> tuple
     for c, r in corners:
         part = np.s_[r : r + WINDOW, c : c + WINDOW]
         bands = {name: band[part] for name, band in zip(PHOTO_BANDS, photo, strict=True)}
-        images.append(stack_channels(dem[part], bands, config["data"]["channels"]))
+        images.append(stack_channels(dem[part], bands, channels))
     return np.array(corners), torch.from_numpy(np.stack(images))
 
 
@@ -95,12 +95,12 @@ def main() -> None:
             f"source.chips={arguments.chips}", f"trainer.max_epochs={arguments.epochs}",
             "trainer.accelerator=auto",
         ]  # fmt: skip
-        config = resolved(compose("train", overrides=overrides))
-    source = build(config["source"], "source")
-    datamodule = build(config["data"], "data", source=source)
+        plan = Plan.of(compose("train", overrides=overrides))
+    source = plan.source.build()
+    datamodule = plan.data.build(source=source)
     datamodule.prepare_data()
     (number, fold), *_ = [(n, f) for n, f in enumerate(datamodule.folds) if f.name == arguments.region]
-    model = train_fold(config, datamodule, fold, number).model.eval()
+    model = train_fold(plan, datamodule, fold, number, device_name(plan.trainer.accelerator)).model.eval()
 
     files = region_files(source.folder / "regions" / arguments.region)
     points = geopandas.read_file(files.crossings)
@@ -114,7 +114,7 @@ def main() -> None:
     true = np.column_stack([centres - (column, row), points[["width_m", "height_m"]]]) / edge
     true = true[((true[:, :2] >= 0) & (true[:, :2] <= 1)).all(axis=1)]
 
-    corners, images = windows(dem, photo, config)
+    corners, images = windows(dem, photo, plan.data.channels)
     with torch.inference_mode():
         answers = [model(batch) for batch in images.split(64)]
     probability = torch.cat([each.presence for each in answers]).sigmoid().numpy()

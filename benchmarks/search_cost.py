@@ -42,9 +42,9 @@ from hydra import compose, initialize_config_dir
 from tqdm import tqdm
 
 from dxc.config.compose import resolved
+from dxc.config.hardware import Hardware
 from dxc.data.cache import usable_cores
 from dxc.files import write_atomically
-from dxc.hardware.spec import Hardware
 from dxc.metrics import directions
 from dxc.pareto import hypervolume, non_dominated, reference_point
 from dxc.processes import end_with_parent

@@ -83,21 +83,20 @@ def run_dxc(tuner: str, trials: int, shared: Path) -> list[float]:
     """The real search.py. shared: chips, costs of networks and the store, which several searches have in common."""
     import dxc.pipeline.run
     import dxc.pipeline.rung
-    from dxc.config.compose import resolved
-    from dxc.config.names import describe, flatten
+    from dxc.config.names import flatten
+    from dxc.config.plan import Plan
 
     began: list[float] = []
 
-    def opened(cfg: Any, record: Any) -> Any:
+    def opened(plan: Plan, record: Any) -> Any:
         began.append(time.time())
-        config = resolved(cfg)
-        heading = {"study": config["study"], "name": describe(config), "params": flatten(config)}
-        return record.opened(config["tracking"]["uri"], **heading, tags={"model": "resnet18"})
+        heading = {"study": plan.study, "name": plan.name, "params": flatten(plan.values())}
+        return record.opened(plan.tracking.uri, **heading, tags={"model": "resnet18"})
 
-    def accuracies(cfg: Any, folds: int) -> list[float]:
+    def accuracies(plan: Plan, folds: int) -> list[float]:
         """Something to learn: wider is better, and folds differ."""
-        rng = random.Random(str(cfg.model))
-        return [0.7 + cfg.model.width / 500 + rng.gauss(0, 0.02) for _ in range(folds)]
+        rng = random.Random(str(plan.model.values()))
+        return [0.7 + plan.model.argument("width") / 500 + rng.gauss(0, 0.02) for _ in range(folds)]
 
     def run(cfg: Any, out: Path, *, record: Any, **_: Any) -> Any:
         """In place of dxc.pipeline.run.run: records as much, of folds that nobody trained."""

@@ -19,8 +19,8 @@ from rich.console import Console
 from dxc.analysis.analyze import machines_of, saved_view, with_front
 from dxc.analysis.designs import Designs, designs_of, parse_objectives, require_comparable
 from dxc.config.compose import PROJECT_ROOT
+from dxc.config.hardware import Hardware
 from dxc.errors import AnalysisError, ConfigError
-from dxc.hardware.spec import Hardware
 from dxc.metrics import (
     METRICS,
     Metric,

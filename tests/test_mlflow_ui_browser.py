@@ -17,7 +17,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from dxc.config.compose import PROJECT_ROOT, resolved
+from dxc.config.compose import PROJECT_ROOT
+from dxc.config.plan import Plan
 from dxc.pipeline.heading import heading
 from dxc.tracking.record import Record
 from dxc.tracking.run import Sink, start_run
@@ -108,10 +109,10 @@ def _asked(overrides: str, uri: str, out: Path) -> dict[str, Any]:
     """What train.py records such a run under; its configuration goes to the folder `out`."""
     words = [*overrides.split(), f"study={STUDY}", f"tracking.uri={uri}", "hardware=cpu"]
     with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
-        config = resolved(compose("train", overrides=words))
+        plan = Plan.of(compose("train", overrides=words))
     out.mkdir()
-    OmegaConf.save(OmegaConf.create(config), out / "config.yaml")
-    return heading(config, config)
+    OmegaConf.save(OmegaConf.create(plan.values()), out / "config.yaml")
+    return heading(plan, plan)
 
 
 def _found(run: Sink, made: Made, out: Path) -> None:

@@ -21,6 +21,7 @@ from mlflow.entities import Run
 from rasterio.transform import from_origin
 
 from dxc.config.compose import PROJECT_ROOT
+from dxc.config.plan import Plan
 from dxc.deploy.predictor import Predictor
 from dxc.errors import DxcError
 from dxc.metrics import METRICS
@@ -310,7 +311,7 @@ def test_mistakes_get_one_message(
     with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
         cfg = compose("train", overrides=given)
     with pytest.raises(DxcError, match=re.escape(says)):
-        run(cfg, tmp_path / "out")
+        run(Plan.of(cfg), tmp_path / "out")
 
 
 def test_a_mistake_on_the_command_line(make_chips: ChipMaker, tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from dxc.analysis.out_of_fold import outcomes_of
 from dxc.analysis.published import SOURCE, published_runs
 from dxc.analysis.reproduce import command_of
 from dxc.analysis.runs import read_runs
+from dxc.config.hardware import Hardware
 from dxc.config.names import flatten
 from dxc.errors import AnalysisError, ConfigError, TrackingError, is_number, require_one_of, require_whole
 from dxc.evaluation.bootstrap import Comparison, Outcomes, accuracy_draws, compare, probability_non_dominated
-from dxc.hardware.spec import Hardware
 from dxc.metrics import METRICS, Metric
 from dxc.pareto import dominators, hypervolume, non_dominated, ranks, reference_point
 from dxc.tracking.places import OutsideError

@@ -12,13 +12,13 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dxc.config.hardware import Hardware
 from dxc.errors import DxcError, require_one_of
 from dxc.files import write_atomically
-from dxc.hardware.spec import Hardware, device_name
+from dxc.hardware.spec import absent, device_name
 from dxc.tracking.reader import Reader
 from dxc.untrusted import below, load_json
 
@@ -162,8 +162,8 @@ def _peak_memory_mb(onnx: Path, hardware: Hardware) -> tuple[float | None, str]:
     """Peak memory of a fresh process on the device of `hardware`, or the reason why it was not measured."""
     from dxc.hardware.costs import measure_on
 
-    hardware = replace(hardware, measure=True)  # a search leaves it off
-    if reason := hardware.absent():
+    hardware = hardware.model_copy(update={"measure": True})  # a search leaves it off
+    if reason := absent(hardware):
         return None, f"peak memory was not measured: {reason}"
     return measure_on(onnx, hardware).peak_memory_mb, ""
 

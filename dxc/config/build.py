@@ -73,8 +73,8 @@ def build(section: Mapping[str, Any] | None, kind: str, **arguments: Any) -> Any
 
     All names in the section are checked before anything is imported, and all classes before anything is built.
     """
-    _check_names(section, kind, kind)
-    assert section is not None  # _check_names lets nothing but a mapping through
+    check_names(section, kind, kind)
+    assert section is not None  # check_names lets nothing but a mapping through
     made = _prepared(section, kind)
     for key in KINDS[kind].nested:
         made.keywords[key] = [_called(each) for each in made.keywords[key]]
@@ -82,7 +82,7 @@ def build(section: Mapping[str, Any] | None, kind: str, **arguments: Any) -> Any
     return made if KINDS[kind].partial else _called(made)
 
 
-def _check_names(section: Any, kind: str, place: str) -> None:
+def check_names(section: Any, kind: str, place: str) -> None:
     """Raise ConfigError for a name that this kind of section may not use. Imports nothing."""
     allowed = KINDS[kind]
     target = section.get("_target_") if isinstance(section, Mapping) else None
@@ -106,7 +106,7 @@ def _check_names(section: Any, kind: str, place: str) -> None:
         if not isinstance(value, list | tuple | None):
             raise ConfigError(f"{place}.{key} must be a list of sections with _target_, not {_shown(value)}")
         for number, each in enumerate(value or ()):
-            _check_names(each, allowed.nested[key], f"{place}.{key}[{number}]")
+            check_names(each, allowed.nested[key], f"{place}.{key}[{number}]")
 
 
 def _check_plain(value: Any, place: str) -> None:

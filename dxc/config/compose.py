@@ -35,11 +35,12 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
     Raises ConfigError for a mandatory value that is missing, or an interpolation of a key that does not exist.
     """
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
-        examples = " ".join(f"{key}=..." for key in missing)
-        raise ConfigError(f"no value for {', '.join(missing)}; give it on the command line: {examples}")
     try:
-        container = OmegaConf.to_container(cfg, resolve=True)
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        container = None if missing else OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"the configuration cannot be resolved: {error}") from error
+    if missing:
+        examples = " ".join(f"{key}=..." for key in missing)
+        raise ConfigError(f"no value for {', '.join(missing)}; give it on the command line: {examples}")
     return container  # type: ignore[return-value]  # a DictConfig makes a dict

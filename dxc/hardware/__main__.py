@@ -33,8 +33,8 @@ def main() -> None:
         from hydra import compose, initialize_config_dir
         from hydra.errors import HydraException
 
+        from dxc.config.hardware import Hardware
         from dxc.hardware.costs import compare
-        from dxc.hardware.spec import Hardware
         from dxc.report.console import print_comparison
         from dxc.report.tables import comma_separated
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dxc.config.hardware import Hardware
 from dxc.errors import DxcError
 from dxc.hardware.onnx_file import fixed_batch, load_onnx, onnx_mb
-from dxc.hardware.spec import Hardware
+from dxc.hardware.spec import absent, device_name
 from dxc.text import visible
 
 if TYPE_CHECKING:
@@ -168,8 +169,6 @@ def predicted_for(packages: Mapping[str, Mapping[str, Any]]) -> str:
 
 def described_machine(prediction: Prediction) -> str | None:
     """A hint where a calibrated package describes another machine than this one."""
-    from dxc.hardware.spec import device_name
-
     about = prediction.about
     if not about or about["device"] == device_name():
         return None
@@ -180,7 +179,7 @@ def described_machine(prediction: Prediction) -> str | None:
 
 
 def _measure(onnx: Path, hardware: Hardware, out: Path, costs: Costs) -> None:
-    if reason := hardware.absent():
+    if reason := absent(hardware):
         costs.notes.append(f"not measured: {reason}")
         return
     from dxc.hardware.measure.batches import measure_batches
@@ -297,15 +296,15 @@ def compare(
     packages = find_packages(hardware, notes, progress=progress)
     if packages:
         notes.append(f"predicted for {predicted_for({each.name: each.about for each in packages})}")
-    absent = hardware.absent()
-    if absent:
-        notes.append(f"not measured: {absent}")
-    rows = [_compared(path, hardware, packages, absent, notes) for path in files]
+    reason = absent(hardware)
+    if reason:
+        notes.append(f"not measured: {reason}")
+    rows = [_compared(path, hardware, packages, reason, notes) for path in files]
     return pd.DataFrame(rows), list(dict.fromkeys(notes))
 
 
 def _compared(
-    path: Path, hardware: Hardware, packages: Sequence[Package], absent: str, notes: list[str]
+    path: Path, hardware: Hardware, packages: Sequence[Package], not_measured: str, notes: list[str]
 ) -> dict[str, object]:
     """The row of one file. Each part of it stands alone: one that cannot be had adds a line to `notes`."""
     from dxc.hardware.network import read_network
@@ -350,7 +349,7 @@ def _compared(
                 if line := described_machine(each):
                     notes.append(line)
     row["measured"] = "not measured"
-    if absent:
+    if not_measured:
         return row
     with part("not measured"):
         batch = fixed_batch(model, str(path))

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from dxc.config.compose import image_size
-from dxc.config.identity import canonical, trial_hash
+from dxc.config.identity import canonical
+from dxc.config.plan import Plan
 from dxc.files import write_atomically
 from dxc.masking import masked_tree
-from dxc.models import registry
 from dxc.pipeline.stages import TRAIN, Artifact, Stage, train_section
 from dxc.report.run_figures import draw_detections, draw_efficiency
 from dxc.training.build import build_task, is_first_process
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from dxc.data.cache import ChipCache
     from dxc.data.datamodule import ChipDataModule
     from dxc.deploy.metadata import Metadata
-    from dxc.hardware.spec import Hardware
     from dxc.tracking.run import Sink
     from dxc.training.task import Task
 
@@ -45,11 +43,10 @@ COSTS = "costs"
 class Bench:
     """What the stages of one run have in common."""
 
-    requested: dict[str, Any]
-    """The configuration as it was given. Identities are of this one, on every machine."""
-    config: dict[str, Any]
+    requested: Plan
+    """The plan as it was given. Identities are of this one, on every machine."""
+    plan: Plan
     """The same, fitted to this machine."""
-    hardware: Hardware
     datamodule: ChipDataModule
     cache: ChipCache
     tracked: Sink
@@ -66,7 +63,7 @@ def chain(bench: Bench) -> list[Stage]:
     return [
         Stage(TRAIN, train_section(bench.requested, bench.cache.data_hash), partial(train, bench)),
         Stage("export", {}, partial(export, bench)),
-        Stage("cost", canonical(bench.requested)["hardware"], partial(cost, bench)),
+        Stage("cost", canonical(bench.requested.values())["hardware"], partial(cost, bench)),
     ]
 
 
@@ -75,10 +72,10 @@ def train(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
     from dxc.hardware.spec import device_name
 
     folds = trained_folds(
-        bench.config,
+        bench.plan,
         bench.datamodule,
         kept,
-        device=device_name(bench.config["trainer"]["accelerator"]),
+        device=device_name(bench.plan.trainer.accelerator),
         since=bench.since,
         after_fold=bench.after_fold,
     )
@@ -89,7 +86,7 @@ def train(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
     predictions = _out_of_fold(folds, bench.cache)
     best = max(folds, key=lambda fold: fold.score)
     metrics = {
-        **_metrics(folds, predictions, bench.cache, build_task(bench.config, best.model)),
+        **_metrics(folds, predictions, bench.cache, build_task(bench.plan, best.model)),
         "fold_score": statistics.mean(fold.score for fold in folds),
         "fit_seconds": sum(fold.seconds for fold in folds),  # of kept folds too
         "images_per_second": sum(f.trained_images for f in folds) / sum(f.train_seconds for f in folds),
@@ -98,7 +95,7 @@ def train(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
     bench.tracked.tag({"device": " and ".join(sorted({fold.device for fold in folds}))})
     _write_files(bench, predictions, folds)
     if bench.cache.has_boxes:
-        draw_detections(bench.config, bench.cache, predictions, bench.out / FIGURES)
+        draw_detections(bench.plan, bench.cache, predictions, bench.out / FIGURES)
     return replace(
         artifact,
         folds=folds,
@@ -115,7 +112,7 @@ def export(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
 
     network: Any = artifact.network
     onnx = bench.out / "model.onnx"
-    in_channels, size = len(bench.config["data"]["channels"]), image_size(bench.config["data"]["size"])
+    in_channels, size = len(bench.plan.data.channels), bench.plan.data.image_size
     metadata = _metadata(bench)
     exported = export_onnx(network, onnx, in_channels=in_channels, size=size, metadata=metadata)
     log.info(
@@ -124,7 +121,7 @@ def export(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
         exported.onnx_mb,
         exported.max_relative_error,
     )
-    if bench.config["any_size_file"] and registry.network(bench.config["model"]).any_size:
+    if bench.plan.any_size_file and bench.plan.model.entry.any_size:
         any_size = bench.out / "model_any_size.onnx"
         export_any_size(network, any_size, in_channels=in_channels, metadata=metadata)
     metrics = {
@@ -147,14 +144,14 @@ def cost(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
     assert artifact.onnx is not None  # the stage before wrote it
     costs = hardware_costs.cost(
         artifact.onnx,
-        bench.hardware,
+        bench.plan.hardware,
         bench.out / COSTS,
         known=artifact.metrics,
-        profile=bench.config["profile"],
-        progress=bench.config["progress"],
+        profile=bench.plan.profile,
+        progress=bench.plan.progress,
     )
     if costs.efficiency is not None:
-        draw_efficiency(bench.config, costs, bench.out / COSTS)
+        draw_efficiency(bench.plan, costs, bench.out / COSTS)
     bench.tracked.log(costs.metrics, costs.curves)
     bench.tracked.tag(costs.tags)
     bench.tracked.log_files(bench.out / COSTS, under=COSTS)
@@ -178,7 +175,7 @@ def _metadata(bench: Bench) -> Metadata:
         repair=recipe.repair,
         photo_bands=recipe.photo_bands,
         pixel_m=bench.cache.pixel_m,
-        trial=trial_hash(bench.requested),
+        trial=bench.requested.trial,
         data=bench.cache.data_hash,
         version=dxc_version(),
         commit=git_commit(),
@@ -234,12 +231,12 @@ def _write_files(bench: Bench, predictions: pd.DataFrame, folds: Sequence[Traine
     from dxc.report.tables import comma_separated
 
     out, cache = bench.out, bench.cache
-    OmegaConf.save(OmegaConf.create(masked_tree(bench.requested)), out / "config.yaml")
+    OmegaConf.save(OmegaConf.create(masked_tree(bench.requested.values())), out / "config.yaml")
     predictions.to_parquet(out / "predictions.parquet", index=False)
     if cache.excluded:
         listing = pd.DataFrame(cache.excluded, columns=["path", "reason"], dtype=object)
         write_atomically(out / "excluded_chips.csv", comma_separated(listing))
-    if bench.config["tracking"]["checkpoints"]:
+    if bench.plan.tracking.checkpoints:
         (out / CHECKPOINTS).mkdir(exist_ok=True)
         for fold in folds:
             torch.save(fold.model.state_dict(), out / CHECKPOINTS / f"{fold.name}.pt")

@@ -11,9 +11,6 @@ import os
 import secrets
 import shutil
 from pathlib import Path
-from typing import Any
-
-from dxc.errors import ConfigError, is_number
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +26,6 @@ def mark_used(folder: Path) -> None:
     """Count a folder as used now."""
     with contextlib.suppress(OSError):  # it is not there, or another user's
         os.utime(folder)
-
-
-def check_limit(kept_gb: Any) -> None:
-    """Raise ConfigError unless a limit is a number from 0, or None for no limit."""
-    if kept_gb is not None and not (is_number(kept_gb) and kept_gb >= 0):
-        raise ConfigError(
-            f"kept_gb must be a number of gigabytes from 0, or null for no limit, not {kept_gb!r}"
-        )
 
 
 def remove_least_used(cache_dir: Path | str, kept_gb: float | None) -> None:

@@ -1,4 +1,4 @@
-"""The trunk: one configuration -> one Result.
+"""The trunk: one Plan -> one Result.
 
 GeoTIFF chips -> channels -> a chain of stages (k-fold training -> ONNX -> what it costs) -> MLflow.
 """
@@ -12,11 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
-
-from dxc.config.build import build
-from dxc.config.compose import resolved
-from dxc.config.names import describe
+from dxc.config.plan import Plan
 from dxc.masking import masked
 from dxc.pipeline.chain import Bench, chain
 from dxc.pipeline.heading import check, heading
@@ -31,55 +27,52 @@ if TYPE_CHECKING:
 
 
 def run(
-    cfg: DictConfig,
+    plan: Plan,
     out: Path,
     *,
     record: Record | None = None,
     begun: float | None = None,
     after_fold: Callable[[list[float]], None] | None = None,
 ) -> Result:
-    """Train, export and track what `cfg` describes.
+    """Train, export, cost and track one design.
 
     Args:
-        cfg: composed by Hydra.
+        plan: as requested.
         out: a folder for the run's files.
         record: kept there instead of in an MLflow run (trials of a search).
         begun: with again=true, kept results from this time on serve all the same (seconds since 1970); now, unless
             something that was stopped goes on.
         after_fold: called with the folds' scores so far.
 
-    Raises DxcError for everything that a user can mend. From the moment the configuration is known to be
+    Raises DxcError for everything that a user can mend. From the moment the plan is known to be
     sound, whatever goes wrong is recorded in the tracked run too.
     """
-    from dxc.hardware.spec import Hardware
     from dxc.tracking import run as tracking
 
     if multiprocessing.parent_process() is not None or not is_first_process():
         end_with_parent(os.getppid())  # a worker of Hydra's joblib launcher, or one of several devices
-    requested = resolved(cfg)
-    config = fit_to_machine(requested)
-    hardware = Hardware.of(config["hardware"])
-    datamodule = build(config["data"], "data", source=build(config["source"], "source"))
-    check(config, hardware)
-    since = (begun or time.time()) if config["again"] else 0.0
+    requested, plan = plan, fit_to_machine(plan)
+    datamodule = plan.data.build(source=plan.source.build())
+    check(plan)
+    since = (begun or time.time()) if plan.again else 0.0
 
     with (record.opened if record else tracking.start_run)(
-        config["tracking"]["uri"], **heading(config, requested), enabled=is_first_process()
+        plan.tracking.uri, **heading(plan, requested), enabled=is_first_process()
     ) as tracked:
         cache = read_chips(datamodule)
-        stages = chain(Bench(requested, config, hardware, datamodule, cache, tracked, out, since, after_fold))
+        stages = chain(Bench(requested, plan, datamodule, cache, tracked, out, since, after_fold))
         tracked.tag({"dxc.data": cache.data_hash, **tags(stages)})
 
         design = Artifact()
         for stage, identity in zip(stages, identities(stages), strict=True):
-            design = stage.work(design, kept_folder(config["cache_dir"], identity))
+            design = stage.work(design, kept_folder(plan.cache_dir, identity))
 
-    remove_least_used(config["cache_dir"], config["kept_gb"])
+    remove_least_used(plan.cache_dir, plan.kept_gb)
     assert design.onnx is not None  # every chain exports
     return Result(
-        name=describe(config),
+        name=plan.name,
         metrics=dict(design.metrics),
-        score=config["score"],
+        score=plan.score,
         fold_scores={fold.name: fold.score for fold in design.folds},
         predictions=design.predictions,
         onnx=design.onnx,
@@ -90,5 +83,5 @@ def run(
         run_id=tracked.run_id,
         experiment_id=tracked.experiment_id,
         tracking_uri=masked(tracked.uri),
-        study=config["study"],
+        study=plan.study,
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dxc.config.identity import canonical, digest
+from dxc.config.plan import Plan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,23 +83,23 @@ def tags(stages: Sequence[Stage]) -> dict[str, str]:
     return {"dxc.base": dict(named)[TRAIN], "dxc.stages": " ".join(f"{name}:{each}" for name, each in named)}
 
 
-def train_section(config: Mapping[str, Any], chips: str) -> dict[str, Any]:
+def train_section(plan: Plan, chips: str) -> dict[str, Any]:
     """What trained folds depend on.
 
     Args:
-        config: resolved, as it was asked for: not fitted to this machine.
+        plan: as it was requested, not fitted to this machine.
         chips: hash of the chips (tag dxc.data).
     """
-    described = canonical(dict(config))
+    described = canonical(plan.values())
     return {**{group: described[group] for group in TRAIN_GROUPS if group in described}, "chips": chips}
 
 
-def train_identity(config: Mapping[str, Any], chips: str, *, epochs: int | None = None) -> str:
-    """The identity of a configuration's train stage; see train_section.
+def train_identity(plan: Plan, chips: str, *, epochs: int | None = None) -> str:
+    """The identity of a plan's train stage; see train_section.
 
     Args:
-        epochs: of a search's rung, which trains fewer of them than the configuration says.
+        epochs: of a search's rung, which trains fewer of them than the plan says.
     """
     if epochs is not None:
-        config = {**config, "trainer": {**config["trainer"], "max_epochs": epochs}}
-    return identity(TRAIN, train_section(config, chips))
+        plan = plan.with_trainer(max_epochs=epochs)
+    return identity(TRAIN, train_section(plan, chips))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dxc.config.names import describe
+from dxc.config.plan import Plan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dxc.hardware.costs import Costs
 
 
-def draw_detections(config: dict[str, Any], cache: ChipCache, predictions: pd.DataFrame, out: Path) -> None:
+def draw_detections(plan: Plan, cache: ChipCache, predictions: pd.DataFrame, out: Path) -> None:
     """Draw chips with true and predicted boxes, and the precision-recall curve."""
     import numpy as np
 
@@ -32,17 +32,17 @@ def draw_detections(config: dict[str, Any], cache: ChipCache, predictions: pd.Da
         shown.append(
             Sample(cache.images(index)[0], cache.boxes(index)[0], box, row["probability"], row["name"])
         )
-    save(samples(shown, config["data"]["channels"]), out, "samples")
+    save(samples(shown, plan.data.channels), out, "samples")
     if label.any():
-        curve = precision_recall(probability, label, min_precision=config["task"]["min_precision"])
+        curve = precision_recall(probability, label, min_precision=plan.task.argument("min_precision"))
         save(curve, out, "precision_recall")
 
 
-def draw_efficiency(config: dict[str, Any], costs: Costs, out: Path) -> None:
+def draw_efficiency(plan: Plan, costs: Costs, out: Path) -> None:
     """Plot measured time per image against batch size."""
     from dxc.report.efficiency import efficiency
     from dxc.report.figures import save
 
     if costs.efficiency is not None:
-        table = {describe(config): costs.efficiency.table()}
+        table = {plan.name: costs.efficiency.table()}
         save(efficiency(table, title=costs.tags["dxc.measured_on"]), out, "efficiency")

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from dxc.config.hardware import Hardware
 from dxc.errors import DxcError
 from dxc.files import write_atomically
-from dxc.hardware.spec import Hardware
 from dxc.processes import end_with_parent
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _fingerprint(packages: list[Package]) -> str:
 def _packages_of_process(hardware: str) -> list[Package]:
     from dxc.hardware.costs import find_packages
 
-    return find_packages(Hardware(**json.loads(hardware)), [], progress=False)
+    return find_packages(Hardware.model_validate_json(hardware), [], progress=False)
 
 
 def _begin() -> None:
@@ -146,23 +146,23 @@ def _begin() -> None:
 
 def _cost_alone(config: dict[str, Any], hardware: Hardware) -> dict[str, Any]:
     """_cost in a process of its own, which reads the packages once."""
-    return _cost(config, _packages_of_process(json.dumps(vars(hardware), default=dict)))
+    return _cost(config, _packages_of_process(hardware.model_dump_json()))
 
 
 def _cost(config: Mapping[str, Any], packages: list[Package]) -> dict[str, Any]:
-    """Costs of the network that config["model"] describes for one image, or {"refused": why}."""
-    from dxc.config.build import build
-    from dxc.config.compose import image_size
+    """Costs of the network of a configuration for one image, or {"refused": why}."""
+    from dxc.config.plan import Plan
     from dxc.deploy.export import count_macs, count_params, export_onnx
     from dxc.deploy.metadata import Metadata
     from dxc.hardware.costs import predict_all
     from dxc.hardware.predict.predict import latency_metrics
 
-    size, in_channels = image_size(config["data"]["size"]), config["model"]["in_channels"]
-    # its file says as much as the trained one's, in as many bytes; it has no identity
-    metadata = Metadata(channels=tuple(config["data"]["channels"]))
     try:
-        model = build(config["model"], "model")
+        plan = Plan.of(config)
+        size, in_channels = plan.data.image_size, plan.model.in_channels
+        # its file says as much as the trained one's, in as many bytes; it has no identity
+        metadata = Metadata(channels=tuple(plan.data.channels))
+        model = plan.model.build()
         model.check_input_size(size)
         _as_if_trained(model)
         with tempfile.TemporaryDirectory() as folder:

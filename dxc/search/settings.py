@@ -1,40 +1,80 @@
-"""Checks the keys of conf/search.yaml."""
+"""The section `search` of conf/search.yaml, which explains each key, checked."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
-from dxc.errors import ConfigError, is_number, require_one_of, require_whole
+from pydantic import BeforeValidator, Field, model_validator
+
+from dxc.config.checked import Amount, Flag, Limit, Natural, Part, Positive, Text, checked, one_of
+from dxc.errors import ConfigError
 from dxc.metrics import METRICS, known_costs, limitable
 from dxc.search.states import Rung
 
-TUNERS = ("pareto", "random", "grid", "tpe", "evolution")
-EARLY_STOPS = ("none", "median")
 DEFAULT_TRIALS = 20
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The checked section `search` of conf/search.yaml, which explains each key."""
+def _objectives(names: Any) -> Any:
+    if not isinstance(names, list) or not names:
+        raise ValueError(f" must be a list of metrics, not {names!r}")
+    return names
 
-    tuner: str
-    max_trials: int | None
-    seed: int
-    objective: str
-    objectives: Sequence[str]
-    limits: Mapping[str, float]
-    rungs: Sequence[tuple[int, float]]
-    early_stop: str
-    retries: int
-    max_failures: int
-    parallel: int | None
-    store_patience_s: float
-    force: bool
-    dry_run: bool
-    score: str
+
+def _limits(limits: Any) -> Any:
+    """Those that are set: null is no limit."""
+    if not isinstance(limits, Mapping):
+        raise ValueError(f" must name costs: search.limits.onnx_mb=12, not {limits!r}")
+    return {name: limit for name, limit in limits.items() if limit is not None}
+
+
+def _cost(name: Any) -> Any:
+    if name not in known_costs():
+        raise ValueError(f": no such cost; {', '.join(known_costs())} have limits")
+    return name
+
+
+def _rungs(rungs: Any) -> Any:
+    def is_rung(rung: Any) -> bool:
+        return (
+            isinstance(rung, list)
+            and len(rung) == 2
+            and isinstance(rung[0], int)
+            and rung[0] >= 1
+            and isinstance(rung[1], int | float)
+            and 0 < rung[1] <= 1
+        )
+
+    if not isinstance(rungs, list) or not all(map(is_rung, rungs)):
+        raise ValueError(
+            f" must be a list of [folds, share of the epochs], such as [[1, 0.4], [1, 1.0]], not {rungs!r}"
+        )
+    return rungs
+
+
+Metric = Annotated[str, one_of(lambda: METRICS)]
+
+
+class Settings(Part):
+    """How a search proceeds."""
+
+    tuner: Literal["pareto", "random", "grid", "tpe", "evolution"]
+    max_trials: Positive | None
+    seed: Natural
+    objective: Metric
+    objectives: Annotated[list[Metric], BeforeValidator(_objectives)]
+    limits: Annotated[dict[Annotated[str, BeforeValidator(_cost)], Limit], BeforeValidator(_limits)]
+    rungs: Annotated[Sequence[Any], BeforeValidator(_rungs)]
+    """[folds, share of the epochs] each."""
+    early_stop: Literal["none", "median"]
+    retries: Natural
+    max_failures: Natural
+    parallel: Positive | None
+    store_patience_s: Amount
+    force: Flag
+    dry_run: Flag
+    score: Text = Field(exclude=True)
     """The metric that scores a fold: the key `score` of the configuration. It is not known before training."""
 
     @classmethod
@@ -51,41 +91,28 @@ class Settings:
         Raises:
             ConfigError: for a key or value that cannot work.
         """
-        known = {each.name for each in fields(cls)} - {"score"}
-        section = {key: value for key, value in section.items() if key != "job"}
-        if unknown := sorted(set(section) - known):
-            raise ConfigError(f"search has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-        require_one_of("search.tuner", section["tuner"], TUNERS)
-        require_one_of("search.early_stop", section["early_stop"], EARLY_STOPS)
-        if section["tuner"] == "pareto" and section["early_stop"] != "none":
-            raise ConfigError("search.early_stop belongs to NNI's tuners; tuner=pareto stops by search.rungs")
-        require_one_of("search.objective", section["objective"], METRICS)
-        objectives = section["objectives"]
-        if not isinstance(objectives, list) or not objectives:
-            raise ConfigError(f"search.objectives must be a list of metrics, not {objectives!r}")
-        for name in objectives:
-            require_one_of("search.objectives", name, METRICS)
-        if section["tuner"] == "pareto":
-            uncertain = [name for name in objectives if name not in limitable()]
-            if uncertain != [score] or len(objectives) < 2:
-                raise ConfigError(
-                    f"search.tuner=pareto weighs {score} against costs known before training: search.objectives "
-                    f"must hold {score} and at least one of {', '.join(known_costs())}, not {', '.join(objectives)}"
-                )
-        for name, at_least in (("seed", 0), ("retries", 0), ("max_failures", 0)):
-            require_whole(f"search.{name}", section[name], at_least=at_least)
-        for name in ("max_trials", "parallel"):
-            if section[name] is not None:
-                require_whole(f"search.{name}", section[name], at_least=1)
-        limits = _limits(section["limits"], device_limits or {})
-        _check_rungs(section["rungs"])
-        patience = section["store_patience_s"]
-        if not is_number(patience) or not patience >= 0:
-            raise ConfigError(f"search.store_patience_s must be seconds, 0 or more, not {patience!r}")
-        for name in ("force", "dry_run"):
-            if not isinstance(section[name], bool):
-                raise ConfigError(f"search.{name} must be true or false, not {section[name]!r}")
-        return cls(**{**section, "limits": limits}, score=score)
+        if "score" in section:
+            raise ConfigError("search has no score; it is a key of its own: score=accuracy")
+        values = {key: value for key, value in section.items() if key != "job"}
+        inherited = {name: limit for name, limit in (device_limits or {}).items() if name in known_costs()}
+        if isinstance(values.get("limits"), Mapping):
+            values["limits"] = {**inherited, **values["limits"]}
+        return checked(cls, {**values, "score": score}, "search")
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.tuner != "pareto":
+            return self
+        if self.early_stop != "none":
+            raise ValueError(".early_stop belongs to NNI's tuners; tuner=pareto stops by search.rungs")
+        uncertain = [name for name in self.objectives if name not in limitable()]
+        if uncertain != [self.score] or len(self.objectives) < 2:
+            raise ValueError(
+                f".tuner=pareto weighs {self.score} against costs known before training: search.objectives "
+                f"must hold {self.score} and at least one of {', '.join(known_costs())}, not "
+                f"{', '.join(self.objectives)}"
+            )
+        return self
 
     def ladder(self, folds: int, epochs: int) -> list[Rung]:
         """The rungs that tuner=pareto climbs; the last is the full protocol of so many folds and epochs."""
@@ -93,37 +120,3 @@ class Settings:
             return [Rung(folds, epochs)]
         rungs = [Rung(min(n, folds), max(1, math.ceil(share * epochs))) for n, share in self.rungs]
         return list(dict.fromkeys([*rungs, Rung(folds, epochs)]))
-
-
-def _limits(limits: Any, device_limits: Mapping[str, float]) -> dict[str, float]:
-    """Those that are set: null is no limit, and a cost that is not named has the device's."""
-    if not isinstance(limits, Mapping):
-        raise ConfigError(f"search.limits must name costs: search.limits.onnx_mb=12, not {limits!r}")
-    inherited = {name: limit for name, limit in device_limits.items() if name in known_costs()}
-    limits = {name: limit for name, limit in {**inherited, **limits}.items() if limit is not None}
-    for name, limit in limits.items():
-        if name not in known_costs():
-            raise ConfigError(f"search.limits.{name}: no such cost; {', '.join(known_costs())} have limits")
-        if not is_number(limit) or not limit > 0:
-            raise ConfigError(f"search.limits.{name} must be a number over 0, or null, not {limit!r}")
-    return limits
-
-
-def _check_rungs(rungs: Any) -> None:
-    message = (
-        "search.rungs must be a list of [folds, share of the epochs], such as [[1, 0.4], [1, 1.0]], not "
-        f"{rungs!r}"
-    )
-    if not isinstance(rungs, list):
-        raise ConfigError(message)
-    for rung in rungs:
-        if not isinstance(rung, list) or len(rung) != 2:
-            raise ConfigError(message)
-        folds, share = rung
-        if (
-            not isinstance(folds, int)
-            or folds < 1
-            or not isinstance(share, int | float)
-            or not 0 < share <= 1
-        ):
-            raise ConfigError(message)

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from dxc.config.compose import image_size, resolved
 from dxc.config.identity import design_hash, trial_hash
 from dxc.config.names import flatten
+from dxc.config.plan import Plan
 from dxc.errors import ConfigError
 
 Point = tuple[int, ...]
@@ -177,6 +178,11 @@ class Identity:
     design: str
     network: str
     config: dict[str, Any]
+
+    @property
+    def plan(self) -> Plan:
+        """Raises ConfigError for values that cannot work."""
+        return Plan.of(self.config)
 
 
 class Catalogue:

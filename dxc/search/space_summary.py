@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from dxc.config.build import build
+from dxc.config.hardware import Hardware
 from dxc.config.names import describe
+from dxc.config.plan import Plan
 from dxc.data.cache import usable_cores
 from dxc.errors import SearchError
 from dxc.metrics import known_costs
@@ -40,26 +41,26 @@ class Chips:
         """dxc.data of the variants, each once."""
         return list(dict.fromkeys(self.of_section.values()))
 
-    def hash_of(self, config: Mapping[str, Any]) -> str:
-        """dxc.data of what a trial's configuration is trained on; '' where its chips were not read."""
-        return self.of_section.get(_section(config), "")
+    def hash_of(self, plan: Plan) -> str:
+        """dxc.data of what a trial is trained on; '' where its chips were not read."""
+        return self.of_section.get(_section(plan), "")
 
 
-def _section(config: Mapping[str, Any]) -> str:
-    """What chips depend on, of a configuration."""
-    data = {key: value for key, value in config["data"].items() if key != "batch_size"}
-    return json.dumps([data, config["source"]], sort_keys=True, default=str)
+def _section(plan: Plan) -> str:
+    """What chips depend on, of a plan."""
+    data = {key: value for key, value in plan.data.values().items() if key != "batch_size"}
+    return json.dumps([data, plan.source.values()], sort_keys=True, default=str)
 
 
 def prepare_chips(catalogue: Catalogue) -> Chips:
     """Read the chips of every data variant once, before trials beside each other would."""
     hashes: dict[str, str] = {}
-    sections: dict[str, dict[str, Any]] = {}
+    sections: dict[str, Plan] = {}
     for point in _data_points(catalogue):
-        config = catalogue.identity(point).config
-        sections.setdefault(_section(config), config)
-    for section, config in sections.items():
-        datamodule = build(config["data"], "data", source=build(config["source"], "source"))
+        plan = catalogue.identity(point).plan
+        sections.setdefault(_section(plan), plan)
+    for section, plan in sections.items():
+        datamodule = plan.data.build(source=plan.source.build())
         datamodule.prepare_data()
         hashes[section] = datamodule.cache.data_hash
         folds = datamodule.folds
@@ -155,19 +156,19 @@ class SpaceSummary:
             f"no point of the space is within the limits:\n{lines}{closest}\nRaise a limit, or widen the space"
         )
 
-    def unchecked_limits(self, hardware: Mapping[str, Any]) -> list[str]:
+    def unchecked_limits(self, hardware: Hardware) -> list[str]:
         """A line for each limit that cannot rule out trials, because its cost is not known before training."""
-        name = hardware["name"]
         known = {cost for trial in self.trials for cost in self.known(self.identity(trial))}
         lines = [
-            f"search.limits.{cost}={limit:g} is not checked: hardware={name} does not give {cost} before training"
+            f"search.limits.{cost}={limit:g} is not checked: hardware={hardware.name} does not give {cost} "
+            "before training"
             for cost, limit in self.settings.limits.items()
             if known and cost not in known
         ]
         return lines + [
             f"hardware.limits.{cost}={limit:g} rules out no trial: {cost} is not known before training; the tag "
             "dxc.within_limits of each trial says what came of it"
-            for cost, limit in (hardware.get("limits") or {}).items()
+            for cost, limit in hardware.limits.items()
             if cost not in known_costs()
         ]
 
@@ -201,7 +202,7 @@ class SpaceSummary:
         points = []
         for trial in timed:
             identity = self.identity(trial)
-            points.append((self.known(identity)["macs"], *seconds_per_image(identity.config)))
+            points.append((self.known(identity)["macs"], *seconds_per_image(identity.plan)))
         macs = np.array([p[0] for p in points])
         train, val = (np.array([p[k] for p in points]) for k in (1, 2))
         total = 0.0

@@ -19,8 +19,8 @@ import numpy as np
 
 from dxc.config.identity import canonical, params_and_tags
 from dxc.config.names import describe, flatten
-from dxc.errors import DxcError, SearchError, require_folder_name, signals_raise
-from dxc.hardware.spec import Hardware
+from dxc.config.plan import Plan
+from dxc.errors import DxcError, SearchError, signals_raise
 from dxc.metrics import directions, known_costs, metric_of
 from dxc.pareto import non_dominated
 from dxc.pipeline.kept import kept_folder
@@ -82,17 +82,17 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
     space = parse_space(params, arguments)
     catalogue = Catalogue(space, runner.compose, runner.is_group)
     base = catalogue.base
-    require_folder_name("study", base["study"])
-    settings = Settings.of(base["search"], base["score"], base["hardware"].get("limits"))
-    progress = Progress(base["study"], settings.objectives, settings.score)
-    costs = NetworkCosts(Hardware.of(base["hardware"]), Path(base["cache_dir"]))
+    plan = Plan.of(base)
+    settings = Settings.of(base["search"], plan.score, plan.hardware.limits)
+    progress = Progress(plan.study, settings.objectives, settings.score)
+    costs = NetworkCosts(plan.hardware, Path(plan.cache_dir))
     summary = SpaceSummary(space, catalogue, settings, costs)
     chips = prepare_chips(catalogue)
     machines = [f"latency is predicted for {costs.predicted_for}"] if costs.predicted_for else []
-    notes = [*machines, *costs.notes, *summary.unchecked_limits(base["hardware"])]
+    notes = [*machines, *costs.notes, *summary.unchecked_limits(plan.hardware)]
     progress.begin(summary.counts(), settings, notes)
     summary.require_feasible()
-    progress.budget(summary.wanted(), settings.ladder(chips.folds, base["trainer"]["max_epochs"]))
+    progress.budget(summary.wanted(), settings.ladder(chips.folds, plan.trainer.max_epochs))
     if settings.dry_run:
         trials = summary.wanted()
         progress.dry_run(
@@ -104,14 +104,14 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
         return
 
     store = Store(
-        base["tracking"]["uri"],
-        base["study"],
+        plan.tracking.uri,
+        plan.study,
         patience_s=settings.store_patience_s,
-        artifacts=base["tracking"]["artifacts"],
+        artifacts=plan.tracking.artifacts,
     )
     with Ledger(store, runner.folder) as ledger:
         ledger.open(_fixed(space, base, settings, chips), force=settings.force)
-        study = Study(summary, ledger, runner, chips, progress)
+        study = Study(plan, summary, ledger, runner, chips, progress)
         status = "KILLED"
         try:
             with signals_raise():
@@ -148,8 +148,15 @@ class Study:
     """One search at work on a study."""
 
     def __init__(
-        self, summary: SpaceSummary, ledger: Ledger, runner: Runner, chips: Chips, progress: Progress
+        self,
+        plan: Plan,
+        summary: SpaceSummary,
+        ledger: Ledger,
+        runner: Runner,
+        chips: Chips,
+        progress: Progress,
     ) -> None:
+        self.hardware = plan.hardware
         self.summary = summary
         self.settings = summary.settings
         self.ledger = ledger
@@ -157,7 +164,7 @@ class Study:
         self.progress = progress
         self.chips = chips
         self.folds = chips.folds
-        self.epochs = summary.catalogue.base["trainer"]["max_epochs"]
+        self.epochs = plan.trainer.max_epochs
         self.ladder = self.settings.ladder(self.folds, self.epochs)
         self.parallel = self.settings.parallel or runner.parallel
         self.total = summary.wanted()
@@ -346,7 +353,7 @@ class Study:
         if missing := [name for name in names if any(name not in costs for costs in known)]:
             raise SearchError(
                 f"search.tuner=pareto needs {', '.join(missing)} of every network, which hardware="
-                f"{self.summary.catalogue.base['hardware']['name']} does not give: "
+                f"{self.hardware.name} does not give: "
                 f"{'; '.join(self.summary.costs.notes)}. Leave it out "
                 f"(search.objectives=[{self.settings.score},onnx_mb]) or choose another tuner"
             )
@@ -537,9 +544,9 @@ class Study:
 
     def _training(self, job: Job) -> Training:
         rung = job.rung or self.ladder[-1]
-        config = self.summary.catalogue.identity(self._point(job.entry)).config
-        identity = train_identity(config, self.chips.hash_of(config), epochs=rung.epochs)
-        return Training(describe(config), kept_folder(config["cache_dir"], identity), rung.folds)
+        plan = self.summary.catalogue.identity(self._point(job.entry)).plan
+        identity = train_identity(plan, self.chips.hash_of(plan), epochs=rung.epochs)
+        return Training(plan.name, kept_folder(plan.cache_dir, identity), rung.folds)
 
     def _report(self, job: Job) -> None:
         entry = job.entry

@@ -19,10 +19,11 @@ from types import FrameType
 from typing import Any
 
 from filelock import FileLock
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
 from dxc.config.compose import resolved
 from dxc.config.identity import trial_hash
+from dxc.config.plan import Plan
 from dxc.errors import Stopped, TrackingError
 from dxc.masking import masked
 from dxc.search.ledger import ARTIFACTS, host, rungs_from, rungs_to, upload
@@ -54,7 +55,7 @@ def run_trial(cfg: DictConfig, folder: Path) -> str:
         )
     try:
         with _time_limit_stops(), FileLock(folder / ".lock"):
-            return _run_locked(cfg, config, folder)
+            return _run_locked(config, folder)
     except OSError as error:
         raise disk_full(error) or error from None
 
@@ -83,7 +84,7 @@ def _time_limit_stops() -> Iterator[None]:
         signal.signal(signal.SIGUSR2, told)
 
 
-def _run_locked(cfg: DictConfig, config: Mapping[str, Any], folder: Path) -> str:
+def _run_locked(config: Mapping[str, Any], folder: Path) -> str:
     job = config["search"]["job"]
     record = Record.read(folder)
     if record is None or record.content.get("run_id") != job["run_id"]:
@@ -95,10 +96,7 @@ def _run_locked(cfg: DictConfig, config: Mapping[str, Any], folder: Path) -> str
         artifacts=config["tracking"]["artifacts"],
     )
     if not _done(record, job):
-        training = cfg.copy()
-        with open_dict(training):
-            del training["search"]  # what train.py would be given
-        _train(training, record, store, job)
+        _train(config, record, store, job)
     if not record.content.get("uploaded"):
         upload(store, record)
     return record.content["state"]
@@ -118,7 +116,7 @@ def _rung(job: Mapping[str, Any]) -> Rung | None:
     return Rung(job["folds"], job["epochs"]) if job.get("folds") else None
 
 
-def _train(cfg: DictConfig, record: Record, store: Store, job: Mapping[str, Any]) -> None:
+def _train(config: Mapping[str, Any], record: Record, store: Store, job: Mapping[str, Any]) -> None:
     started = time.monotonic()
     before_s = record.content.get("seconds", 0.0)
     store.tag(job["run_id"], {"dxc.state": RUNNING, "dxc.host": host()})
@@ -129,8 +127,7 @@ def _train(cfg: DictConfig, record: Record, store: Store, job: Mapping[str, Any]
     (record.folder / "traceback.txt").unlink(missing_ok=True)
     end: dict[str, Any]
     try:
-        _on_device(cfg, job.get("device"))
-        end = _compute(cfg, record, job)
+        end = _compute(_on_device(Plan.of(config), job.get("device")), record, job)
     except (Stopped, KeyboardInterrupt):
         with contextlib.suppress(TrackingError, OSError):
             store.tag(job["run_id"], {"dxc.state": PLANNED})
@@ -153,7 +150,7 @@ def _train(cfg: DictConfig, record: Record, store: Store, job: Mapping[str, Any]
     )
 
 
-def _compute(cfg: DictConfig, record: Record, job: Mapping[str, Any]) -> dict[str, Any]:
+def _compute(plan: Plan, record: Record, job: Mapping[str, Any]) -> dict[str, Any]:
     """Train the rung, or the full protocol. Returns the state to write and, for a stopped trial, the reason."""
     from dxc.pipeline.run import run
     from dxc.pipeline.rung import train_part
@@ -162,11 +159,11 @@ def _compute(cfg: DictConfig, record: Record, job: Mapping[str, Any]) -> dict[st
     rung = _rung(job)
     begun = record.content["first_begun"]
     if rung is not None:
-        rungs[rung] = train_part(cfg, record, folds=rung.folds, epochs=rung.epochs, begun=begun)
+        rungs[rung] = train_part(plan, record, folds=rung.folds, epochs=rung.epochs, begun=begun)
         record.tag({"dxc.rungs": rungs_to(rungs)})
         return {"state": STOPPED, "reason": f"trained in part: {rung.folds} fold(s), {rung.epochs} epoch(s)"}
 
-    epochs = cfg.trainer.max_epochs
+    epochs = plan.trainer.max_epochs
     seen: list[float] = []
 
     def after_fold(scores: list[float]) -> None:
@@ -178,7 +175,7 @@ def _compute(cfg: DictConfig, record: Record, job: Mapping[str, Any]) -> dict[st
     shutil.rmtree(record.folder / ARTIFACTS, ignore_errors=True)  # of an attempt that failed or was killed
     (record.folder / ARTIFACTS).mkdir(parents=True)
     try:
-        result = run(cfg, record.folder / ARTIFACTS, record=record, begun=begun, after_fold=after_fold)
+        result = run(plan, record.folder / ARTIFACTS, record=record, begun=begun, after_fold=after_fold)
     except StoppedEarlyError:
         rungs[Rung(len(seen), epochs)] = seen
         mean = sum(seen) / len(seen)
@@ -187,7 +184,7 @@ def _compute(cfg: DictConfig, record: Record, job: Mapping[str, Any]) -> dict[st
         return {
             "state": STOPPED,
             "early": True,
-            "reason": f"{cfg.score} {mean:.4f} after {len(seen)} fold(s) is below the median of "
+            "reason": f"{plan.score} {mean:.4f} after {len(seen)} fold(s) is below the median of "
             f"the trials before, {job['stop_below'][len(seen) - 1]:.4f}",
         }
     rungs[Rung(len(result.fold_scores), epochs)] = list(result.fold_scores.values())
@@ -195,14 +192,16 @@ def _compute(cfg: DictConfig, record: Record, job: Mapping[str, Any]) -> dict[st
     return {"state": FINISHED, "reason": ""}
 
 
-def _on_device(cfg: DictConfig, device: int | None) -> None:
-    """Train on one of several GPUs. Without a GPU the number is ignored."""
-    if device is None or cfg.trainer.accelerator not in ("auto", "gpu", "cuda") or cfg.trainer.devices != 1:
-        return
+def _on_device(plan: Plan, device: int | None) -> Plan:
+    """The plan to train on one of several GPUs. Without a GPU the number is ignored."""
+    trainer = plan.trainer
+    if device is None or trainer.accelerator not in ("auto", "gpu", "cuda") or trainer.devices != 1:
+        return plan
     import torch
 
-    if torch.cuda.is_available():
-        OmegaConf.update(cfg, "trainer.devices", [device % torch.cuda.device_count()])
+    if not torch.cuda.is_available():
+        return plan
+    return plan.with_trainer(devices=[device % torch.cuda.device_count()])
 
 
 def _reason(error: Exception) -> str:

@@ -1,13 +1,12 @@
-"""Builds the task of a configuration and reads the chips it is trained on."""
+"""Builds the task of a plan and reads the chips it is trained on."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dxc.config.build import build
+from dxc.config.plan import Plan
 from dxc.errors import ConfigError
-from dxc.models.registry import model_name, network
 
 if TYPE_CHECKING:
     import torch
@@ -26,53 +25,48 @@ def is_first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def check_task(config: dict[str, Any], task: Task) -> None:
+def check_task(plan: Plan, task: Task) -> None:
     """Raise ConfigError where network, task, boxes and score do not go together."""
-    entry, name = network(config["model"]), model_name(config["model"])
+    entry, name = plan.model.entry, plan.model.name
     if entry.outputs != task.answers:
         raise ConfigError(
             f"task: {type(task).__name__} judges {' and '.join(task.answers)}, and {name} answers with "
             f"{' and '.join(entry.outputs)}; leave task= out, the model chooses it (task={entry.task})"
         )
     boxes = "box" in task.answers
-    if config["boxes"] != boxes or config["data"]["boxes"] != boxes:
+    if plan.boxes != boxes or plan.data.boxes != boxes:
         raise ConfigError(
             f"boxes={str(not boxes).lower()} does not go with {name}; leave it out, it follows from the task"
         )
-    if config["score"] not in task.scores:
+    if plan.score not in task.scores:
         raise ConfigError(
-            f"score={config['score']} is not known of a fold; choose one of {', '.join(task.scores)}"
+            f"score={plan.score} is not known of a fold; choose one of {', '.join(task.scores)}"
         )
 
 
-def build_task(config: dict[str, Any], model: torch.nn.Module | None = None) -> Task:
+def build_task(plan: Plan, model: torch.nn.Module | None = None) -> Task:
     """Build the task: a network with its loss, metrics and optimizer.
 
     Args:
-        config: a resolved configuration.
+        plan: its model, task, optimizer and scheduler are built.
         model: the network; None builds a new one.
     """
-    return build(
-        config["task"],
-        "task",
-        model=model or build(config["model"], "model"),
-        optimizer=build(config["optimizer"], "optimizer"),
-        scheduler=None if config["scheduler"] is None else build(config["scheduler"], "scheduler"),
+    return plan.task.build(
+        model=model or plan.model.build(),
+        optimizer=plan.optimizer.build(),
+        scheduler=plan.scheduler and plan.scheduler.build(),
     )
 
 
-def fit_to_machine(config: dict[str, Any]) -> dict[str, Any]:
+def fit_to_machine(plan: Plan) -> Plan:
     """Resolve accelerator=auto. Without a GPU it is the CPU in full precision, because mixed precision is slower
     there."""
     import torch
 
-    trainer = config["trainer"]
-    if trainer["accelerator"] != "auto" or torch.cuda.is_available():
-        return config
-    log.info(
-        "no GPU here: hardware=%s trains on the processor, in full precision", config["hardware"]["name"]
-    )
-    return {**config, "trainer": {**trainer, "accelerator": "cpu", "precision": "32-true"}}
+    if plan.trainer.accelerator != "auto" or torch.cuda.is_available():
+        return plan
+    log.info("no GPU here: hardware=%s trains on the processor, in full precision", plan.hardware.name)
+    return plan.with_trainer(accelerator="cpu", precision="32-true")
 
 
 def read_chips(datamodule: ChipDataModule) -> ChipCache:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dxc
-from dxc.config.build import build
+from dxc.config.plan import Plan
 from dxc.errors import ConfigError
 from dxc.files import write_atomically
 from dxc.training.build import build_task, is_first_process
@@ -57,7 +57,7 @@ class TrainedFold:
 
 
 def trained_folds(
-    config: dict[str, Any],
+    plan: Plan,
     datamodule: ChipDataModule,
     kept: Path,
     *,
@@ -72,7 +72,7 @@ def trained_folds(
     only the folds that are trained are returned.
 
     Args:
-        config: resolved, fitted to this machine.
+        plan: fitted to this machine.
         datamodule: with its chips read.
         kept: folder of this configuration's folds on these chips, and of nothing else.
         device: what folds are trained on here.
@@ -84,7 +84,7 @@ def trained_folds(
     found: dict[str, TrainedFold] = {}
     if is_first_process():
         for fold in folds:
-            if (each := _read(kept / f"{fold.name}.pt", config)) is not None and each.trained_at >= since:
+            if (each := _read(kept / f"{fold.name}.pt", plan)) is not None and each.trained_at >= since:
                 found[fold.name] = each
         os.environ[TAKEN] = json.dumps(list(found))
         if found:
@@ -96,7 +96,7 @@ def trained_folds(
         if fold.name in found:
             trained.append(found[fold.name])
         elif fold.name not in taken:
-            trained.append(train_fold(config, datamodule, fold, number, device))
+            trained.append(train_fold(plan, datamodule, fold, number, device))
             if is_first_process():
                 _keep(kept / f"{fold.name}.pt", trained[-1])
         if after_fold is not None:
@@ -116,7 +116,7 @@ def _taken(folds: Sequence[TrainedFold], of: int) -> str:
     )
 
 
-def _read(path: Path, config: dict[str, Any]) -> TrainedFold | None:
+def _read(path: Path, plan: Plan) -> TrainedFold | None:
     """A kept fold; None where none is, or it is not what would be kept of a fold today, which is said."""
     import torch
 
@@ -126,7 +126,7 @@ def _read(path: Path, config: dict[str, Any]) -> TrainedFold | None:
         kept = torch.load(path, weights_only=True)
         weights, points, code = kept.pop("weights"), kept.pop("points"), kept.pop("code")
         if code == _code():
-            model = build(config["model"], "model")
+            model = plan.model.build()
             model.load_state_dict(weights)
             return TrainedFold(
                 **kept, model=model, curves=[(name, value, step) for name, value, step in points]
@@ -165,13 +165,11 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-def train_fold(
-    config: dict[str, Any], datamodule: ChipDataModule, fold: Fold, number: int, device: str
-) -> TrainedFold:
+def train_fold(plan: Plan, datamodule: ChipDataModule, fold: Fold, number: int, device: str) -> TrainedFold:
     """Train a fresh network on one fold. The seed depends on the fold alone: folds may run in any order.
 
     Args:
-        config: resolved, fitted to this machine.
+        plan: fitted to this machine.
         datamodule: with its chips read.
         fold: the chips to train and to validate on.
         number: of the fold, from 0.
@@ -182,21 +180,19 @@ def train_fold(
     import pytorch_lightning as pl
 
     started = time.perf_counter()
-    seed = config["seed"] + number
+    seed = plan.seed + number
     pl.seed_everything(seed, workers=True, verbose=False)
-    task = build_task(config)
+    task = build_task(plan)
     datamodule.select(fold, seed=seed)
-    trainer = build(
-        config["trainer"], "trainer", title=f"{fold.name} ({number + 1} of {len(datamodule.folds)})"
-    )
+    trainer = plan.trainer.build(title=f"{fold.name} ({number + 1} of {len(datamodule.folds)})")
     trainer.fit(task, datamodule=datamodule)
 
     metrics = trainer.callback_metrics
-    score = metrics.get(f"val_{config['score']}")
+    score = metrics.get(f"val_{plan.score}")
     if score is None:
         known = ", ".join(name.removeprefix("val_") for name in metrics if name.startswith("val_"))
         raise ConfigError(
-            f"score={config['score']} is not known of {fold.name}'s {len(fold.val)} validation chips; known are {known}"
+            f"score={plan.score} is not known of {fold.name}'s {len(fold.val)} validation chips; known are {known}"
         )
     return TrainedFold(
         name=fold.name,

@@ -5,17 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dxc.config.build import build
-from dxc.config.compose import image_size
+from dxc.config.plan import Plan
 from dxc.training.build import build_task, fit_to_machine
 
-if TYPE_CHECKING:
-    pass
 
-
-def seconds_per_image(config: dict[str, Any], *, at_least_s: float = 1.0) -> tuple[float, float]:
+def seconds_per_image(plan: Plan, *, at_least_s: float = 1.0) -> tuple[float, float]:
     """Median seconds per image in training and in validation, measured on random chips.
 
     Loading chips and the work of the trainer are not included; they are small in comparison.
@@ -24,19 +20,19 @@ def seconds_per_image(config: dict[str, Any], *, at_least_s: float = 1.0) -> tup
 
     from dxc.training.trainer import breaks_in_channels_last
 
-    config = fit_to_machine(config)
-    on_gpu = config["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available()
+    plan = fit_to_machine(plan)
+    on_gpu = plan.trainer.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    batch, size = config["data"]["batch_size"], image_size(config["data"]["size"])
-    task = build_task(config).to(device)
+    batch, size = plan.data.batch_size, plan.data.image_size
+    task = build_task(plan).to(device)
     model: Any = task.model
-    if config["trainer"]["channels_last"] and (on_gpu or not breaks_in_channels_last(model)):
+    if plan.trainer.channels_last and (on_gpu or not breaks_in_channels_last(model)):
         model = model.to(memory_format=torch.channels_last)
-    optimizer = build(config["optimizer"], "optimizer")(model.parameters())
-    images = torch.rand(batch, config["model"]["in_channels"], size, size, device=device)
+    optimizer = plan.optimizer.build()(model.parameters())
+    images = torch.rand(batch, plan.model.in_channels, size, size, device=device)
     labels = torch.ones(batch, dtype=torch.long, device=device)
     batch_of = {"image": images, "label": labels, "boxes": torch.full((batch, 1, 4), 0.5, device=device)}
-    precision = str(config["trainer"]["precision"])
+    precision = str(plan.trainer.precision)
     dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
     mixed = torch.autocast(device.type, dtype, enabled="mixed" in precision)
 

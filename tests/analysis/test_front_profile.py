@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from dxc.analysis import front_profile
-from dxc.hardware.spec import Hardware
+from dxc.config.hardware import Hardware
 
 
 def test_designs_of_one_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_designs_of_one_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     trial, run_id = "a" * 12, "b" * 32
     front = pd.DataFrame({"name": "same", "trial": [trial, ""], "run_id": ["c" * 32, run_id]})
     found = front_profile.profile_front(
-        front, "", tmp_path, mode="torch", hardware=Hardware("cpu"), progress=False
+        front, "", tmp_path, mode="torch", hardware=Hardware(name="cpu"), progress=False
     )
     assert folders == [trial, run_id] == list(found.summary["trial"])
     assert list(found.summary["name"]) == ["same", "same"]

@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from dxc.analysis.analyze import Analysis, analyze
 from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.config.identity import trial_hash
+from dxc.config.plan import Plan
 from dxc.errors import AnalysisError
 from dxc.hardware.predict.forest import Forest
 from dxc.hardware.predict.packages import SHIPPED
@@ -45,7 +46,7 @@ def _train(root: Path, folder: Path, *overrides: str) -> str:
     ]  # fmt: skip
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=[*places, *SMALL, "progress=false", "profile=none", *overrides])
-    return run(cfg, folder / "out" / "-".join(overrides).replace("/", "_")).run_id
+    return run(Plan.of(cfg), folder / "out" / "-".join(overrides).replace("/", "_")).run_id
 
 
 def _analyze(folder: Path, *overrides: str) -> Analysis:

@@ -17,10 +17,10 @@ from omegaconf import OmegaConf
 
 from dxc.config.build import KINDS, build
 from dxc.config.compose import PROJECT_ROOT, TYPICAL_SIZE, image_size, resolved
+from dxc.config.hardware import Hardware
 from dxc.config.identity import NOT_IDENTITY, canonical, design_hash, is_identity, trial_hash
 from dxc.config.names import describe, flatten
 from dxc.errors import ConfigError
-from dxc.hardware.spec import Hardware
 from dxc.models import resnet
 from dxc.models.resnet import ResNet
 from dxc.search.space import parse_space

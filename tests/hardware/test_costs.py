@@ -16,11 +16,12 @@ import torch
 from onnx import TensorProto, helper
 
 from dxc.config.compose import PROJECT_ROOT
+from dxc.config.hardware import Hardware
 from dxc.errors import ConfigError
 from dxc.hardware import costs
 from dxc.hardware.costs import compare, cost
 from dxc.hardware.measure import latency as measure
-from dxc.hardware.spec import Hardware, device_name
+from dxc.hardware.spec import device_name
 from dxc.metrics import metric_of
 from tests.hardware.networks import exported_resnet, one_operator
 
@@ -312,7 +313,7 @@ def test_the_comparison_as_a_command(network: Path, tmp_path: Path) -> None:
         ({"runtime": "tflite"}, "hardware.runtime must be onnxruntime"),
         ({"provider": "tpu"}, "hardware.provider must be cpu or cuda"),
         ({"batches": [2]}, "hardware.batches must be a list that begins with 1"),
-        ({"batches": [1, 0]}, "hardware.batches must be a whole number"),
+        ({"batches": [1, 0]}, r"hardware.batches\[1\] must be a whole number"),
         ({"predictors": "cpu"}, "hardware.predictors must be a list of names"),
         ({"limits": {"accuracy": 1}}, "hardware.limits.accuracy: no such cost"),
         (

@@ -20,17 +20,16 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from dxc.config.build import build
 from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.config.identity import canonical, design_hash, trial_hash
 from dxc.config.names import describe
+from dxc.config.plan import Plan
 from dxc.deploy.export import export_onnx
 from dxc.errors import ConfigError
 from dxc.hardware.calibrate import calibrate
 from dxc.hardware.calibrate.calibrate import Reference, _specs, measure_kernels
 from dxc.hardware.calibrate.networks import draw, families
 from dxc.hardware.costs import cost
-from dxc.hardware.spec import Hardware
 from dxc.models import registry
 from dxc.models.registry import (
     NETWORKS,
@@ -60,7 +59,7 @@ def test_conf_says_what_the_entry_says(option: str) -> None:
     entry = registry.network(config["model"])
     trained_by = OmegaConf.load(CONF / "task" / f"{entry.task}.yaml")
     assert config["task"] == OmegaConf.to_container(trained_by)["task"]
-    task = build_task(config)
+    task = build_task(Plan.of(config))
     assert task.answers == entry.outputs == output_names(task.model)
     assert entry.space == option  # search.py chooses it by the option's name
     axes = OmegaConf.load(CONF / "space" / f"{entry.space}.yaml")
@@ -187,23 +186,20 @@ def test_a_new_network_is_described_and_told_apart(tiny: Callable[..., DictConfi
 def test_a_new_network_is_checked_trained_exported_and_costed(
     tiny: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = resolved(
-        tiny("hardware.predictors=[ort_cpu_xeon]", "hardware.measure=false", "model.second=conv")
-    )
-    hardware = Hardware.of(config["hardware"])
+    plan = Plan.of(tiny("hardware.predictors=[ort_cpu_xeon]", "hardware.measure=false", "model.second=conv"))
     with pytest.raises(
         ConfigError, match=r"and tiny answers with yes_and_no; leave task= out, the model chooses"
     ):
-        check(config, hardware)
+        check(plan)
     monkeypatch.setitem(NETWORKS, "tiny", replace(NETWORKS["tiny"], outputs=("scores",)))
-    check(config, hardware)
-    assert heading(config, config)["tags"]["model"] == "tiny"
-    model = build(config["model"], "model")
-    assert isinstance(build_task(config, model).model, Tiny)
+    check(plan)
+    assert heading(plan, plan)["tags"]["model"] == "tiny"
+    model = plan.model.build()
+    assert isinstance(build_task(plan, model).model, Tiny)
 
     file = export_onnx(model, tmp_path / "m.onnx", in_channels=5, size=32).path
     assert [each.name for each in onnx.load(file).graph.output] == ["scores"]
-    costs = cost(file, hardware, tmp_path / "costs", profile="none", progress=False)
+    costs = cost(file, plan.hardware, tmp_path / "costs", profile="none", progress=False)
     assert costs.metrics["latency_ms/ort_cpu_xeon"] == costs.metrics["latency_ms"] > 0
 
 

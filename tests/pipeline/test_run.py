@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from dxc.config.compose import PROJECT_ROOT
+from dxc.config.plan import Plan
 from dxc.errors import ConfigError
 from dxc.pipeline.kept import kept_folder
 from dxc.pipeline.run import run
@@ -17,7 +18,7 @@ from dxc.tracking.record import Record
 from tests.conftest import ChipMaker
 
 
-def _composed(root: Path, *further: str) -> DictConfig:
+def _plan(root: Path, *further: str) -> DictConfig:
     overrides = [
         "source=chips", f"source.root={root}", f"cache_dir={root.parent}/cache", "data=5ch", "data.size=20",
         "data.batch_size=8", "data.folds=2", "model.width=4", "trainer.max_epochs=3", "tracking.checkpoints=true",
@@ -25,7 +26,7 @@ def _composed(root: Path, *further: str) -> DictConfig:
         "+hardware.limits.macs=1",
     ]  # fmt: skip
     with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
-        return compose("train", overrides=[*overrides, *further])
+        return Plan.of(compose("train", overrides=[*overrides, *further]))
 
 
 def test_kept_folds_and_a_second_attempt(
@@ -33,8 +34,8 @@ def test_kept_folds_and_a_second_attempt(
 ) -> None:
     """A trial that was killed while its network was costed begins again in the same folder: its folds are not trained
     again, it took as long as they took, and every file is written anew."""
-    cfg, out = _composed(make_chips(per_class=8)), tmp_path / "artifacts"
-    first = run(cfg, out, record=Record(tmp_path / "trial", run_id="1"))
+    plan, out = _plan(make_chips(per_class=8)), tmp_path / "artifacts"
+    first = run(plan, out, record=Record(tmp_path / "trial", run_id="1"))
     files = sorted(path.relative_to(out) for path in out.rglob("*"))
     assert Path("checkpoints/fold2.pt") in files and Path("costs") in files
     record = Record.read(tmp_path / "trial")
@@ -56,7 +57,7 @@ def test_kept_folds_and_a_second_attempt(
     for path, content in kept.items():
         torch.save(content | long, path)
     with caplog.at_level("INFO"):
-        second = run(cfg, out, record=Record(tmp_path / "trial", run_id="1"))
+        second = run(plan, out, record=Record(tmp_path / "trial", run_id="1"))
     said = "2 of 2 folds are taken from the cache, trained 19"
     assert said in caplog.text and "on another machine; again=true trains anew" in caplog.text
     assert sorted(path.relative_to(out) for path in out.rglob("*")) == files
@@ -77,7 +78,7 @@ def test_kept_folds_and_a_second_attempt(
     torch.save(content, path)
     torch.save(other | long | {"code": "0" * 16}, other_path)
     caplog.clear()
-    third = run(cfg, out, record=Record(tmp_path / "trial", run_id="1"))
+    third = run(plan, out, record=Record(tmp_path / "trial", run_id="1"))
     assert "fold1 of the cache is trained again: it is damaged (TypeError)" in caplog.text
     assert "fold2 of the cache is trained again: other code of dxc trained it" in caplog.text
     seconds = [torch.load(path, weights_only=True)["seconds"] for path in kept]
@@ -91,8 +92,8 @@ def test_a_damaged_fold_is_trained_again(
 ) -> None:
     import pickle
 
-    cfg = _composed(make_chips(), "data.split=holdout", "trainer.max_epochs=1")
-    first = run(cfg, tmp_path / "out", record=Record(tmp_path / "trial", run_id="1"))
+    plan = _plan(make_chips(), "data.split=holdout", "trainer.max_epochs=1")
+    first = run(plan, tmp_path / "out", record=Record(tmp_path / "trial", run_id="1"))
     (path,) = (tmp_path / "cache" / "stages").glob("*/holdout.pt")
     whole = path.read_bytes()
     if damage == "weights":  # of another network
@@ -103,7 +104,7 @@ def test_a_damaged_fold_is_trained_again(
         path.write_bytes(
             {"empty": b"", "cut": whole[: len(whole) // 2], "text": b"no fold\n", "pickle": evil}[damage]
         )
-    second = run(cfg, tmp_path / "out", record=Record(tmp_path / "trial", run_id="1"))
+    second = run(plan, tmp_path / "out", record=Record(tmp_path / "trial", run_id="1"))
     assert "holdout of the cache is trained again: it is damaged (" in caplog.text
     assert not (tmp_path / "made").exists()
     assert second.fold_scores == first.fold_scores
@@ -128,4 +129,4 @@ class _Evil:
 )
 def test_mistakes(override: str, says: str, make_chips: ChipMaker, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=says):
-        run(_composed(make_chips(), override), tmp_path / "out", record=Record(tmp_path / "trial"))
+        run(_plan(make_chips(), override), tmp_path / "out", record=Record(tmp_path / "trial"))

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from dxc.config.compose import PROJECT_ROOT, resolved
+from dxc.config.compose import PROJECT_ROOT
+from dxc.config.plan import Plan
 from dxc.pipeline.kept import kept_folder, mark_used, remove_least_used
 from dxc.pipeline.stages import Artifact, Stage, identities, identity, tags, train_identity
 
@@ -45,9 +46,9 @@ def test_a_stage_in_between_leaves_those_before_it_alone() -> None:
     assert len({plain[1], light[1], heavy[1], light[2], heavy[2]}) == 5
 
 
-def _config(*overrides: str) -> dict:
+def _plan(*overrides: str) -> Plan:
     with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
-        return resolved(compose("train", overrides=list(overrides)))
+        return Plan.of(compose("train", overrides=list(overrides)))
 
 
 @pytest.mark.parametrize(
@@ -70,28 +71,28 @@ def _config(*overrides: str) -> dict:
     ],
 )
 def test_what_changes_which_stage(override: str, same: list[bool]) -> None:
-    before, after = (identities(_chain(_config(*each))) for each in ([], [override]))
+    before, after = (identities(_chain(_plan(*each))) for each in ([], [override]))
     assert [one == other for one, other in zip(before, after, strict=True)] == same
 
 
-def _chain(config: dict, chips: str = "chips") -> list[Stage]:
+def _chain(plan: Plan, chips: str = "chips") -> list[Stage]:
     from types import SimpleNamespace
 
     from dxc.pipeline.chain import chain
 
-    return chain(SimpleNamespace(requested=config, cache=SimpleNamespace(data_hash=chips)))  # type: ignore[arg-type]
+    return chain(SimpleNamespace(requested=plan, cache=SimpleNamespace(data_hash=chips)))  # type: ignore[arg-type]
 
 
 def test_other_chips_are_another_network() -> None:
-    config = _config()
-    assert identities(_chain(config, "a")) != identities(_chain(config, "b"))
-    assert identities(_chain(config, "a"))[0] == train_identity(config, "a")
+    plan = _plan()
+    assert identities(_chain(plan, "a")) != identities(_chain(plan, "b"))
+    assert identities(_chain(plan, "a"))[0] == train_identity(plan, "a")
 
 
 def test_a_rung_of_all_the_epochs_is_the_whole() -> None:
-    config = _config("trainer.max_epochs=5")
-    assert train_identity(config, "a", epochs=5) == train_identity(config, "a")
-    assert train_identity(config, "a", epochs=2) == train_identity(_config("trainer.max_epochs=2"), "a")
+    plan = _plan("trainer.max_epochs=5")
+    assert train_identity(plan, "a", epochs=5) == train_identity(plan, "a")
+    assert train_identity(plan, "a", epochs=2) == train_identity(_plan("trainer.max_epochs=2"), "a")
 
 
 def test_an_artifact_begins_empty() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dxc.config.hardware import Hardware
 from dxc.deploy.metadata import METADATA_BYTES
-from dxc.hardware.spec import Hardware
 from dxc.search import costs as module
 from dxc.search.costs import NetworkCosts, over_limits
 from dxc.search.space import Catalogue, parse_space

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 
 import dxc.training.speed as speed
+from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.errors import SearchError
 from dxc.search import space_summary as module
 from dxc.search.settings import DEFAULT_TRIALS
@@ -19,6 +21,13 @@ from dxc.search.space_summary import Chips, SpaceSummary, _data_points, _line, p
 from tests.conftest import ChipMaker
 
 WIDTHS = (24, 8, 48, 16, 40, 32)
+
+
+class _Identity(Identity):
+    @property
+    def plan(self) -> Any:
+        """What seconds_per_image is given here."""
+        return SimpleNamespace(width=self.config["model"]["width"])
 
 
 class _Catalogue:
@@ -40,7 +49,7 @@ class _Catalogue:
             "data": {"channels": ["dem"], "batch_size": batch},
             "trainer": {"max_epochs": 3},
         }
-        return Identity(f"t{width}-{batch}", f"d{width}", f"n{width}", config)
+        return _Identity(f"t{width}-{batch}", f"d{width}", f"n{width}", config)
 
     def distinct(self) -> dict[str, tuple[int, ...]]:
         return {self.identity(point).trial: point for point in self.space.points()}
@@ -125,9 +134,9 @@ def test_seconds_of_training_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """An image takes a millisecond a MAC to train and a tenth of it to validate: on a line, so every width is exact."""
     timed = []
 
-    def seconds_per_image(config: dict[str, Any]) -> tuple[float, float]:
-        timed.append(config["model"]["width"])
-        return 1e-2 * config["model"]["width"], 1e-3 * config["model"]["width"]
+    def seconds_per_image(plan: Any) -> tuple[float, float]:
+        timed.append(plan.width)
+        return 1e-2 * plan.width, 1e-3 * plan.width
 
     monkeypatch.setattr(speed, "seconds_per_image", seconds_per_image)
     chips = Chips({"section": "hash"}, folds=5, train_images=400, val_images=100)
@@ -159,22 +168,15 @@ def test_a_line_between_and_beyond_what_was_timed(
 def test_chips_of_every_variant_are_read(make_chips: ChipMaker, tmp_path: Path) -> None:
     """Two sets of channels, in batches of two sizes: ten chips, in two folds."""
     root = make_chips(size=20)
-    read = [["dem"], ["dem", "red"]]
+    read = ["[dem]", "[dem,red]"]
 
     def identity(point: tuple[int, ...]) -> Identity:
-        config = {
-            "data": {
-                "_target_": "dxc.data.datamodule.ChipDataModule",
-                "channels": read[point[0]],
-                "batch_size": (2, 4)[point[1]],
-                "size": 20,
-                "folds": 2,
-                "cache_dir": str(tmp_path / "cache"),
-                "progress": False,
-            },
-            "source": {"_target_": "dxc.data.datamodule.FolderSource", "root": str(root)},
-        }
-        return Identity("", "", "", config)
+        overrides = [
+            f"data.channels={read[point[0]]}", f"data.batch_size={(2, 4)[point[1]]}", "data.size=20",
+            "data.folds=2", "source=chips", f"source.root={root}", f"cache_dir={tmp_path}/cache", "progress=false",
+        ]  # fmt: skip
+        with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
+            return Identity("", "", "", resolved(compose("train", overrides=overrides)))
 
     axes = (Axis("data", ("5ch", "7ch")), Axis("data.batch_size", ("2", "4")))
     chips = prepare_chips(SimpleNamespace(space=Space(axes, ()), identity=identity))  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from dxc.config.plan import Plan
 from dxc.data.folds import Fold
 from dxc.errors import ConfigError, SearchError, TrackingError
 from dxc.metrics import METRICS
@@ -54,7 +55,7 @@ def test_the_same_trial_as_train(searching: Searching, tmp_path: Path) -> None:
     point = json.loads(trial.tags["dxc.point"])
     fixed = [each for each in searching.common if "," not in each or "[" in each]
     cfg = composed([*fixed, *point, "study=other", "again=true"])
-    result = run(cfg, tmp_path / "out")
+    result = run(Plan.of(cfg), tmp_path / "out")
     assert result.metrics["accuracy"] == trial.metrics["accuracy"]
     other = MlflowClient(searching.uri).get_run(result.run_id)
     for tag in ("dxc.trial", "dxc.design", "dxc.base", "dxc.stages", "dxc.data"):
@@ -71,9 +72,8 @@ def test_train_takes_the_folds_of_a_trial(
     first = searching("search.max_trials=1")[0]
     fixed = [each for each in searching.common if "," not in each or "[" in each]
     with caplog.at_level("INFO"):
-        result = run(
-            composed([*fixed, *json.loads(first.tags["dxc.point"]), "study=other"]), tmp_path / "out"
-        )
+        cfg = composed([*fixed, *json.loads(first.tags["dxc.point"]), "study=other"])
+        result = run(Plan.of(cfg), tmp_path / "out")
     assert "2 of 2 folds are taken from the cache" in caplog.text
     for name in ("accuracy", "fit_seconds", "images_per_second"):
         assert result.metrics[name] == first.metrics[name]
@@ -94,9 +94,9 @@ def test_a_search_that_trains_anew(searching: Searching, monkeypatch: pytest.Mon
     trained: list[tuple[str, int]] = []
     train_fold = crossval.train_fold
 
-    def counted(config: dict, datamodule: object, fold: Fold, *rest: object) -> crossval.TrainedFold:
-        trained.append((fold.name, config["model"]["width"]))
-        return train_fold(config, datamodule, fold, *rest)  # type: ignore[arg-type]
+    def counted(plan: Plan, datamodule: object, fold: Fold, *rest: object) -> crossval.TrainedFold:
+        trained.append((fold.name, plan.model.argument("width")))
+        return train_fold(plan, datamodule, fold, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(crossval, "train_fold", counted)
     each_once = [(f"fold{fold}", width) for fold in (1, 2) for width in (4, 8)]

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dxc.config.hardware import Hardware
 from dxc.errors import FOLDER_NAME, ConfigError, HardwareError, require_whole
 from dxc.files import write_atomically
 from dxc.hardware.calibrate.networks import RANDOM_KERNELS, Spec, draw, families, onnx_model
@@ -41,7 +42,7 @@ from dxc.hardware.measure.ort import node_times, session
 from dxc.hardware.predict.features import TARGET, calibrated_ms, derive, work
 from dxc.hardware.predict.forest import Forest
 from dxc.hardware.predict.kernels import detect, graph_of, predictor_names
-from dxc.hardware.spec import Hardware, device_name
+from dxc.hardware.spec import device_name
 
 if TYPE_CHECKING:
     import onnx

@@ -21,9 +21,10 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from dxc.errors import ConfigError, HardwareError
+from dxc.config.plan import Profiler
+from dxc.errors import HardwareError, require_one_of
 from dxc.files import write_atomically
 from dxc.hardware.profiling.tables import API, COLUMNS, TRANSFER, Profile, gpu_rows, share_rows
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-MODES = ("auto", "none", "torch", "nsight")
 AUTO_SECONDS = 1.0
 """Time limit for the trace of every run. Larger batches are left out."""
 
@@ -57,8 +57,7 @@ def profile_network(
     import pandas as pd
     import torch
 
-    if mode not in MODES:
-        raise ConfigError(f"profile={mode} is not one of {', '.join(MODES)}")
+    require_one_of("profile", mode, get_args(Profiler))
     if mode == "none":
         return Profile("none", "", (), pd.DataFrame(columns=COLUMNS), ())
     if accelerator == "gpu" and not torch.cuda.is_available():

@@ -19,6 +19,7 @@ import torch
 from sklearn.ensemble import GradientBoostingRegressor
 
 from dxc.config.compose import PROJECT_ROOT
+from dxc.config.hardware import Hardware
 from dxc.deploy.export import count_macs, export_onnx
 from dxc.errors import ConfigError, HardwareError
 from dxc.hardware.calibrate import calibrate
@@ -37,7 +38,7 @@ from dxc.hardware.calibrate.networks import RANDOM_KERNELS, draw, families, modu
 from dxc.hardware.predict.kernels import Kernel, detect, graph_of
 from dxc.hardware.predict.packages import SHIPPED, load_package
 from dxc.hardware.predict.predict import describe_coverage, predict
-from dxc.hardware.spec import Hardware, device_name
+from dxc.hardware.spec import device_name
 from dxc.models.mobilenet import MobileNetV1
 from dxc.models.resnet import ResNet
 from dxc.models.sppnet import LEVELS, SppNet

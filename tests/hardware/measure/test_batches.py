@@ -12,13 +12,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from dxc.config.hardware import Hardware
 from dxc.errors import ConfigError, HardwareError
 from dxc.hardware import costs
 from dxc.hardware.costs import cost
 from dxc.hardware.measure import batches as efficiency
 from dxc.hardware.measure.batches import EXECUTIONS, Efficiency, check_batch, measure_batches
 from dxc.hardware.measure.latency import Measurement, record
-from dxc.hardware.spec import Hardware
 from dxc.metrics import metric_of
 from tests.hardware.networks import exported_resnet
 
@@ -282,7 +282,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_efficiency_among_the_costs(measured: list[int], tmp_path: Path) -> None:
     network = exported_resnet(tmp_path / "model.onnx")
-    facts = Hardware("cpu", batches=(1, 2, 4), limits={"efficiency_ms": 4.0})
+    facts = Hardware(name="cpu", batches=(1, 2, 4), limits={"efficiency_ms": 4.0})
     found = cost(network, facts, tmp_path / "costs", profile="none")
     assert measured == [1, 2, 4]
     assert found.metrics["efficiency_ms"] == 4.5
@@ -300,7 +300,7 @@ def test_efficiency_among_the_costs(measured: list[int], tmp_path: Path) -> None
 
 def test_one_batch_has_no_efficiency(measured: list[int], tmp_path: Path) -> None:
     network = exported_resnet(tmp_path / "model.onnx")
-    found = cost(network, Hardware("cpu"), tmp_path / "costs", profile="none")
+    found = cost(network, Hardware(name="cpu"), tmp_path / "costs", profile="none")
     assert set(found.metrics) == {"measured_latency_ms", "measured_latency_p95_ms", "peak_memory_mb"}
     assert found.efficiency is None
 
@@ -308,7 +308,7 @@ def test_one_batch_has_no_efficiency(measured: list[int], tmp_path: Path) -> Non
 def test_a_mixed_up_graph_keeps_its_latency_at_batch_1(measured: list[int], tmp_path: Path) -> None:
     nodes, outputs, constants, _ = MIXED["a mean over the batch, taken off"]
     network = graph(tmp_path / "mixed.onnx", nodes, outputs, **constants)
-    found = cost(network, Hardware("cpu", batches=(1, 2, 4)), tmp_path / "costs", profile="none")
+    found = cost(network, Hardware(name="cpu", batches=(1, 2, 4)), tmp_path / "costs", profile="none")
     assert measured == [1]
     assert found.metrics["measured_latency_ms"] == 12.0
     assert not any(name.startswith(("efficiency", "optimum")) for name in found.metrics)

@@ -1,0 +1,67 @@
+"""The section `hardware` of a configuration: a device, as conf/hardware/NAME.yaml describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from dxc.config.checked import Flag, Limit, Names, Natural, Part, Positive, Precision, Text, checked
+from dxc.metrics import limitable
+
+
+def _batches(batches: Any) -> Any:
+    if not isinstance(batches, list | tuple) or not batches or batches[0] != 1:
+        raise ValueError(f" must be a list that begins with 1, not {batches!r}")
+    return batches
+
+
+def _ascending(batches: list[int]) -> list[int]:
+    if batches != sorted(set(batches)):
+        raise ValueError(f" must ascend, not {batches}")
+    return batches
+
+
+def _cost(name: Any) -> Any:
+    if name not in limitable():
+        raise ValueError(f": no such cost; {', '.join(limitable())} have limits")
+    return name
+
+
+class Hardware(Part):
+    """The device that trains a network and the device that it is meant for."""
+
+    name: Text
+    accelerator: Text = "cpu"
+    """For the trainer, as precision is."""
+    precision: Precision = "32-true"
+    runtime: Literal["onnxruntime"] = "onnxruntime"
+    """Runs the exported file."""
+    provider: Literal["cpu", "cuda"] = "cpu"
+    """What the runtime computes on."""
+    threads: Positive = 1
+    affinity: list[Natural] | None = None
+    """Cores to use."""
+    batches: Annotated[list[Positive], BeforeValidator(_batches), AfterValidator(_ascending)] = Field(
+        default=[1]
+    )
+    """Batch sizes to measure, ascending from 1. More than one give efficiency_ms."""
+    host: Text | None = None
+    """The device over SSH (user@name). Without a host, a `remote` device is only predicted."""
+    python: Text = "python3"
+    """Interpreter with onnxruntime on the host."""
+    remote: Flag = False
+    measure: Flag = True
+    """False predicts only."""
+    predictors: Names = Field(default=[])
+    """Names of nn-Meter packages, looked up in packages_dir, among those of dxc, and at packages_url."""
+    packages_dir: Text = "packages"
+    packages_url: Text = ""
+    limits: dict[Annotated[str, BeforeValidator(_cost)], Limit] = Field(default={})
+    """Largest value by metric; see Metric.may_be_limited."""
+
+    @classmethod
+    def of(cls, section: Mapping[str, Any]) -> Hardware:
+        """Check the section of a resolved configuration. Raises ConfigError for a key or value that cannot work."""
+        return checked(cls, section, "hardware")
