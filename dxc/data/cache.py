@@ -47,11 +47,10 @@ from dxc.data.layout import CLASSES, Chip, Manifest, scan
 from dxc.errors import BadChip, BadChipsError, ConfigError, DataError, require_whole
 from dxc.files import sync_to_disk
 from dxc.geo.bands import PHOTO_BANDS
-from dxc.geo.limits import MAX_SIZE
 from dxc.geo.overlaps import Outline, outline_of, overlap_groups, pixel_m
-from dxc.geo.rasterfiles import block_trouble
+from dxc.geo.rasterfiles import MAX_SIZE, block_trouble
 from dxc.geo.voc import UnusableAnnotation, read_voc
-from dxc.models.limits import MIN_SIZE
+from dxc.models.registry import MIN_SIZE
 from dxc.processes import end_with_parent
 
 log = logging.getLogger(__name__)

@@ -130,7 +130,7 @@ class SameSizeBatches(DistributedSampler):
 class ChipDataModule(pl.LightningDataModule):
     """Chips of a source -> batches of the selected fold. `conf/data/*.yaml` is its argument list.
 
-    size: height and width of every chip in pixels; "any": chips of any size from dxc.models.limits.MIN_SIZE, those of
+    size: height and width of every chip in pixels; "any": chips of any size from dxc.models.registry.MIN_SIZE, those of
     one batch alike. boxes: batches have the boxes of the crossings, read from the Pascal VOC files beside the photos.
 
     Raises ConfigError for a value that cannot work, DataError for chips that cannot be used (see dxc.data).

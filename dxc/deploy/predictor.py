@@ -41,8 +41,8 @@ from numpy.typing import ArrayLike, NDArray
 from dxc.data.bands import stack_channels
 from dxc.deploy.metadata import ANY, read_metadata
 from dxc.errors import ConfigError, DataError, ExportError, require_one_of, require_whole
-from dxc.geo.limits import MAX_SIZE
-from dxc.models.limits import MIN_SIZE
+from dxc.geo.rasterfiles import MAX_SIZE
+from dxc.models.registry import MIN_SIZE
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """Names of hardware.provider, as ONNX Runtime calls them."""

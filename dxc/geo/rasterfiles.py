@@ -9,6 +9,9 @@ import numpy as np
 MAX_BLOCK_BYTES = 2**27
 """Of one block (tile or strip) once unpacked, 134 MB: GDAL holds whole blocks, however small the window that is read.
 A chip of the largest size with four bands of 16 bits is as much in a single block."""
+MAX_SIZE = 4096
+"""Largest height and width of a chip in pixels. A file of some hundred bytes may claim a million, and a chip is read
+whole."""
 
 
 def block_trouble(raster: Any, *, max_bytes: int = MAX_BLOCK_BYTES) -> str | None:

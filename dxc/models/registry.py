@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 STAGES = 4
 """Stages of a ResNet."""
+MIN_SIZE = 16
+"""Least height and width in pixels of an image for a network of any size. Three poolings of SPP-Net leave 2 x 2
+features of it, and its pyramid needs as many."""
 DEFAULT_OUTPUTS = ("scores",)
 """Outputs of a network with one answer: class scores."""
 

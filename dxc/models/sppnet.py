@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dxc.errors import ConfigError, require_whole
-from dxc.models.limits import MIN_SIZE
+from dxc.models.registry import MIN_SIZE
 
 CHANNELS = (64, 128, 256)
 LOWER_LEVELS = (2, 1)
