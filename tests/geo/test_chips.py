@@ -282,7 +282,7 @@ def test_the_layer_of_points_is_found_among_others(job: dict[str, Any], tmp_path
     gpd.GeoDataFrame(geometry=[shapely.Point(p) for p in POINTS], crs=CRS).to_file(path, layer="points")
     assert cut_region(**(job | {"crossings": path})).positives == 3
     gpd.GeoDataFrame(geometry=[shapely.Point(0, 0)], crs=CRS).to_file(path, layer="wells")
-    with pytest.raises(DataError, match=r"2 layers that may be meant \(points, wells\)"):
+    with pytest.raises(DataError, match=r"2 layers that could be meant \(points, wells\)"):
         cut_region(**(job | {"crossings": path}), overwrite=True)
 
 
@@ -810,12 +810,12 @@ BAD_INPUT = {
     "dem without crs": (rewrite("dem", terrain(), crs=None), "DEM .*has no known CRS.*gdal_edit"),
     "photo without crs": (rewrite("photo", aerial(), crs=None), "photo .*has no known CRS"),
     "dem without place": (lambda job: bare_raster(job["dem"]), "DEM .*has no georeference"),
-    "dem of 3 bands": (rewrite("dem", aerial(bands=3)), "has 3 bands, a DEM has 1"),
-    "dem of uint8": (rewrite("dem", aerial(bands=1)), "uint8, 256 steps.*hillshade"),
+    "dem of 3 bands": (rewrite("dem", aerial(bands=3)), "has 3 bands; a DEM has 1"),
+    "dem of uint8": (rewrite("dem", aerial(bands=1)), "uint8; 256 steps.*hillshade"),
     "complex dem": (rewrite("dem", terrain().astype(np.complex64)), "complex numbers"),
     "photo of 3 bands": (rewrite("photo", aerial(bands=3)), r"has 3 bands, .* names 4.*=\[red,green,blue\]"),
     "photo of 5 bands": (rewrite("photo", aerial(bands=5)), "has 5 bands, .* names 4. Name the bands"),
-    "photo of floats": (rewrite("photo", aerial().astype(np.float32)), "is float32, .*uint8 or uint16"),
+    "photo of floats": (rewrite("photo", aerial().astype(np.float32)), "is float32; .*uint8 or uint16"),
     "no overlap": (
         rewrite("photo", aerial(), left=LEFT + 2000), r"do not overlap.*500000\.\.500400.*502000\.\.502400",
     ),
@@ -846,7 +846,7 @@ BAD_INPUT = {
         "holds no positive number in seen",
     ),
     "near is missing": (lambda job: job.update(near=[Path("none.gpkg")]), r"near none\.gpkg: no such file"),
-    "near are points": (shapes(shapely.Point(LEFT, TOP), key="near"), "other geometries than lines"),
+    "near are points": (shapes(shapely.Point(LEFT, TOP), key="near"), "geometries other than lines"),
     "near is elsewhere": (shapes(FAR_LINE, key="near"), "no line lies where both rasters are"),
     "no room for negatives": (
         lambda job: job.update(min_distance_m=1000), "only 0 of 3 chips without.*1000 m.*min_distance_m",

@@ -169,9 +169,9 @@ def refused(job: dict[str, Any], message: str, **changes: Any) -> None:
 
 def test_a_vrt_named_tif_is_refused(job: dict[str, Any], private: Path) -> None:
     job["dem"].write_text(mosaic(source(private)))
-    refused(job, r"dem\.tif: is a virtual raster \(VRT\) by its content")
+    refused(job, r"dem\.tif: is a virtual raster \(VRT\), which reads other files")
     job["dem"].write_bytes(b"\xef\xbb\xbf\n <?xml version='1.0'?>\n" + mosaic(source(private)).encode())
-    refused(job, r"dem\.tif: is a virtual raster \(VRT\) by its content")
+    refused(job, r"dem\.tif: is a virtual raster \(VRT\), which reads other files")
 
 
 def test_sources_elsewhere_need_a_key(

@@ -172,7 +172,7 @@ def test_twin_pipes_share_a_fold(twins: Path, caplog: pytest.LogCaptureFixture) 
     for fold in folds:
         assert sorted([*fold.train, *fold.val]) == list(range(80))
     assert (
-        "40 of 80 chips overlap another on the ground: 20 groups share a fold, of up to 2 chips"
+        "40 of 80 chips overlap another on the ground: they form 20 groups of up to 2 chips that stay in one fold"
         in caplog.messages
     )
     # as it was: most have their twin in training
@@ -239,7 +239,7 @@ def test_places_that_are_wrong_can_be_left_out_of_it(
         for number in range(10):
             _place(root, f"NE_{klass}_{number:03d}", X, Y)
     with pytest.raises(
-        DataError, match=r"20 of 20 chips overlap one another.*source.check_georeference=false"
+        DataError, match=r"overlaps join 20 of 20 chips into one group.*source.check_georeference=false"
     ):
         _datamodule(root)
     caplog.clear()
@@ -303,7 +303,10 @@ def test_a_group_that_is_most_of_the_chips_is_said_or_refused(caplog: pytest.Log
     groups = np.where(np.arange(100) < 50, 0, np.arange(100))
     folds = make_folds(labels, ["A"] * 100, groups=groups)
     assert _crossed(groups, folds) == 0 and sorted(len(fold.val) for fold in folds) == [10, 10, 10, 10, 60]
-    assert "a fold validates 60 % of a class instead of 20 %, because 50 of 100 chips overlap" in caplog.text
+    assert (
+        "a fold validates 60 % of a class instead of 20 %, because overlaps join 50 of 100 chips"
+        in caplog.text
+    )
     caplog.clear()
     (fold,) = make_folds(labels, ["A"] * 100, groups=groups, split="holdout")
     assert 10 <= len(fold.val) <= 14 and not caplog.text  # the group trains, and another fold is even enough
@@ -335,5 +338,5 @@ def test_regions_that_overlap_validate_together(caplog: pytest.LogCaptureFixture
     assert [fold.val.tolist() for fold in folds] == [list(range(9)), [9, 10, 11], [12, 13, 14]]
     assert folds[1].train.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 14]
     assert caplog.messages == ["regions A, B, C overlap on the ground: they validate together, as one fold"]
-    with pytest.raises(DataError, match="two regions apart, and chips of A, B overlap on the ground"):
+    with pytest.raises(DataError, match="two separate regions, but chips of A, B overlap on the ground"):
         make_folds([0, 1, 0, 1], list("AABB"), groups=[0, 1, 1, 2], split="region")
