@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def is_first_process() -> bool:
-    """Whether this is the main process. Lightning starts more of them where trainer.devices > 1."""
+    """Whether this is the main process. Lightning starts further processes where trainer.devices > 1."""
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
     return getattr(rank_zero_only, "rank", 0) == 0
@@ -41,7 +41,7 @@ def check_task(config: dict[str, Any], task: Task) -> None:
         )
     if config["score"] not in task.scores:
         raise ConfigError(
-            f"score={config['score']} is not known of a fold; choose one of {', '.join(task.scores)}"
+            f"score={config['score']} is not a score of a fold; choose one of {', '.join(task.scores)}"
         )
 
 

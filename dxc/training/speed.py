@@ -19,6 +19,10 @@ def seconds_per_image(config: dict[str, Any], *, at_least_s: float = 1.0) -> tup
     """Median seconds per image in training and in validation, measured on random chips.
 
     Loading chips and the work of the trainer are not included; they are small in comparison.
+
+    Args:
+        config: resolved, fitted to this machine.
+        at_least_s: shortest duration of each of the two measurements, seconds.
     """
     import torch
 

@@ -203,7 +203,7 @@ def test_chips_of_many_sizes_keep_their_pixels(
             ):
                 bands = {"nir": photo.read(4)}
                 np.testing.assert_array_equal(pixels, stack_channels(dem.read(1), bands, CHANNELS))
-    with pytest.raises(ValueError, match="of one size"):
+    with pytest.raises(ValueError, match="need one size"):
         cache.images([0, 1])
     assert pickle.loads(pickle.dumps(cache)).images([4]).shape == (1, 2, 16, 40)
     assert "_images" not in cache.__getstate__()
