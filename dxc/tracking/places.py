@@ -26,14 +26,14 @@ class OutsideError(TrackingError):
 class Places:
     """Where files of runs may lie. The address in a run is not trusted: anyone who writes to the store can change it.
 
-    For a SQLite file the places are the folders mlartifacts and mlruns beside it; for a server, the addresses that it
-    serves itself (mlflow-artifacts:). The reader has to name all other folders and addresses.
+    For a SQLite file, the places are the folders mlartifacts and mlruns beside it. For a server, they are the addresses
+    that it serves itself (mlflow-artifacts:). All other folders and addresses have to be named by the user.
     """
 
     folders: Sequence[Path]
     addresses: Sequence[str]
     server: str | None
-    """host:port of the store, where it is a server."""
+    """host:port of the store if it is a server."""
 
     @classmethod
     def of(cls, uri: str, more: Sequence[str]) -> Places:
@@ -62,7 +62,7 @@ class Places:
         raise OutsideError(run_id, address)
 
     def file(self, run_id: str, path: Path) -> Path | None:
-        """The path of a file. Raises OutsideError where a link leads out of the places."""
+        """The path of a file. Raises OutsideError if a link leads out of the places."""
         self._require_below(run_id, str(path), path)
         return path if path.is_file() else None
 
