@@ -201,8 +201,8 @@ def test_no_image_gives_no_answer(path: Path, tmp_path: Path) -> None:
     ("changes", "says"),
     [
         ({"dem": None, "nir": None}, "bands dem, red, green, blue, nir; missing are dem, nir"),
-        ({"red": np.zeros((SIZE, SIZE + 1))}, r"have one shape, .* not dem \(1, 24, 24\), red \(1, 24, 25\)"),
-        ({"red": np.zeros((2, SIZE, SIZE))}, "bands of one image have one shape"),
+        ({"red": np.zeros((SIZE, SIZE + 1))}, r"need one shape, .* not dem \(1, 24, 24\), red \(1, 24, 25\)"),
+        ({"red": np.zeros((2, SIZE, SIZE))}, "bands of one image need one shape"),
         ({"red": np.zeros(SIZE)}, r"band red has the shape \(24,\), not \(H, W\)"),
         ({"red": np.zeros((SIZE, SIZE), bool)}, "band red is of type bool"),
         ({"red": np.zeros((SIZE, SIZE), complex)}, "band red is of type complex128"),
@@ -231,7 +231,7 @@ def test_arrays_and_arguments_that_cannot_be_fed_are_refused(path: Path, chip: B
         predictor.predict(array, ["dem", "red", "red", "blue", "nir"])
     with pytest.raises(DataError, match=r"2 names \(dem, red\) need an array .* not \(5, 24, 24\)"):
         predictor.predict(array, ["dem", "red"])
-    with pytest.raises(DataError, match="names are of the bands of an array"):
+    with pytest.raises(DataError, match="names belong to an array of bands"):
         predictor.predict(chip, ["dem"])
     with pytest.raises(ConfigError, match="batch_size must be a whole number"):
         predictor.predict(chip, batch_size=0)
@@ -262,7 +262,7 @@ def test_files_that_cannot_be_fed_are_refused(path: Path, tmp_path: Path) -> Non
     with pytest.raises(ExportError, match="it has 2 metadata under the key"):
         Predictor(tmp_path / "twice.onnx")
     onnx.save(model, tmp_path / "beside.onnx", save_as_external_data=True, location="weights.bin")
-    with pytest.raises(ExportError, match="weights are said to lie in other files"):
+    with pytest.raises(ExportError, match="names other files with weights"):
         Predictor(tmp_path / "beside.onnx")
     model = onnx.load(path)
     del model.graph.node[3:]
