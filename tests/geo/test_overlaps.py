@@ -312,7 +312,7 @@ def test_a_group_that_is_most_of_the_chips_is_said_or_refused(caplog: pytest.Log
     assert 10 <= len(fold.val) <= 14 and not caplog.text  # the group trains, and another fold is even enough
     groups = np.where(np.arange(100) < 94, 0, np.arange(100))
     with pytest.raises(
-        DataError, match=r"data.split=kfold needs 5 parts .*94 of 100 chips overlap.*Lower data.folds"
+        DataError, match=r"data.split=kfold needs 5 parts .*94 of 100 chips into one group.*Lower data.folds"
     ):
         make_folds(labels, ["A"] * 100, groups=groups)
     with pytest.raises(DataError, match="data.split=kfold needs 5 parts"):  # fewer groups than folds
