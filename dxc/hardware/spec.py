@@ -19,21 +19,16 @@ class Hardware:
     """The device that trains a network and the device that it is meant for.
 
     Attributes:
-        accelerator, precision: for the trainer.
-        runtime, provider: run the exported file; provider is cpu | cuda.
+        accelerator: for the trainer.
+        precision: for the trainer.
+        runtime: runs the exported file.
+        provider: cpu | cuda, for the runtime.
         host: the device over SSH (user@name). Without a host, a `remote` device is only predicted.
         python: interpreter with onnxruntime on the host.
         batches: batch sizes to measure, ascending from 1. More than one give efficiency_ms.
         measure: False predicts only.
         predictors: names of nn-Meter packages, looked up in packages_dir, among those of dxc, and at packages_url.
-        limits: largest value by metric of COSTS.
-
-    accelerator and precision are the trainer's. runtime and provider (cpu | cuda) run the exported file. host: the
-    device over SSH (user@name), and python its interpreter with onnxruntime; without a host, a `remote` device is
-    predicted only. batches: sizes that are measured, ascending from 1; more than one give efficiency_ms. measure: False
-    predicts only. predictors: names of nn-Meter packages, looked for in packages_dir, among those that come with dxc,
-    and at packages_url. limits: largest value by metric;
-    see Metric.may_be_limited.
+        limits: largest value by metric; see Metric.may_be_limited.
     """
 
     name: str
