@@ -24,7 +24,7 @@ SIZES = ((20, 20), (16, 40), (40, 16))  # two rectangles with as many pixels, to
 
 
 def _xml(path: Path, *boxes: tuple[float, float, float, float], size: tuple[int, int] = (20, 20)) -> Path:
-    """An annotation as annotators' programs write it: VOC coordinates, from 1, both ends included."""
+    """An annotation as annotation programs write it: VOC coordinates count from 1 and include both ends."""
     objects = "".join(
         f"<object><name>culvert</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax>"
         "</bndbox></object>"
@@ -39,7 +39,7 @@ def _xml(path: Path, *boxes: tuple[float, float, float, float], size: tuple[int,
 
 
 def _chip(root: Path, klass: str, name: str, height: int = 20, width: int = 20) -> Path:
-    """Two files of random pixels; returns where the annotation goes."""
+    """Write two files of random pixels. Returns the path of their annotation."""
     rng = np.random.default_rng(height * width)
     write_tif(
         root / "NE/NEDEM" / klass / f"{name}.tif", rng.normal(300, 1, (1, height, width)).astype("float32")

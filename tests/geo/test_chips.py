@@ -1,4 +1,4 @@
-"""Chips are held against rasters whose every pixel is known; nothing here trusts the code under test."""
+"""Chips are compared with rasters whose every pixel is known. No test trusts the code under test."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_a_plane_stays_a_plane_at_any_resolution(job: dict[str, Any], step: floa
 
 
 def test_dem_in_another_crs_is_warped_to_the_place_it_belongs(job: dict[str, Any]) -> None:
-    """The plane is defined in zone 15, the DEM written in zone 14, 6 degrees off its centre."""
+    """The plane is defined in zone 15, but the DEM is written in zone 14, 6 degrees from its centre."""
     (x0,), (y0,) = transform(CRS, "EPSG:26914", [LEFT + 200], [TOP - 200])
     cells = np.arange(700) + 0.5
     x14, y14 = np.meshgrid(x0 - 350 + cells, y0 + 350 - cells)
@@ -397,7 +397,7 @@ def test_boxes_only_add_annotations(job: dict[str, Any], tmp_path: Path) -> None
 
 
 def test_a_tile_holds_the_boxes_of_all_its_crossings(job: dict[str, Any]) -> None:
-    """Two crossings are painted as white rectangles: the boxes have to be where the white pixels are."""
+    """Two crossings are painted as white rectangles. The boxes have to lie on the white pixels."""
     photo = np.minimum(aerial(600), 200)
     crossings = {(250.0, 300.0): (30.0, 12.0), (371.0, 330.0): (16.0, 24.0)}
     for (x, y), (width, height) in crossings.items():
@@ -619,7 +619,7 @@ def test_nodata_0_of_a_photo_means_all_bands(job: dict[str, Any]) -> None:
 
 
 def test_nodata_on_another_grid(job: dict[str, Any]) -> None:
-    """One missing pixel spoils a chip after resampling too, dark pixels of one band still do not."""
+    """Also after resampling, one missing pixel spoils a chip, but dark pixels of one band do not."""
     dem = terrain()
     dem[100, 109] = -9999
     write_raster(job["dem"], dem, left=LEFT + 0.5, nodata=-9999)
@@ -736,7 +736,7 @@ def test_a_folder_that_is_no_region_is_never_replaced(job: dict[str, Any]) -> No
 
 
 def test_gdal_caches_little_while_cutting(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own limit is 5 % of the machine, which makes memory grow with the raster."""
+    """GDAL's own limit is 5 % of the machine's memory, so that memory grows with the raster."""
     limits, cut = set(), cutter_module.Cutter.cut
 
     def spy(self: Any, spot: Any) -> str | None:

@@ -39,7 +39,7 @@ def reasons(report: Any) -> dict[int, str]:
 
 
 def test_millimetres_as_whole_numbers_are_elevations_once_scaled(job: dict[str, Any]) -> None:
-    """1,609 m are 1,609,000 mm: more than any elevation, were they metres."""
+    """1,609 m are 1,609,000 mm. Taken as metres, this is more than any elevation."""
     millimetres = np.round((heights() + 1309) * 1000).astype(np.int32)
     rewrite(job, millimetres, scale=0.001, nodata=-(2**31), unit="m")
     report = cut_region(**job)
@@ -145,7 +145,7 @@ def test_of_two_kinds_of_feet_the_crs_decides(job: dict[str, Any]) -> None:
 
 
 def test_fill_values_in_feet(job: dict[str, Any]) -> None:
-    """Undeclared -9999 ft would be 3,048 m below the sea; Death Valley and Denver in feet are ground."""
+    """An undeclared -9999 ft would be 3,048 m below the sea. Death Valley and Denver in feet are ground."""
     feet = np.full((EDGE, EDGE), 5280, np.float32)
     feet[60, 60], feet[80, 240], feet[240, 150] = -9999, -999999, -282
     rewrite(job, feet, nodata=-999999, unit="ft")
