@@ -36,7 +36,12 @@ def needed_photo_bands(channels: Sequence[str]) -> list[str]:
 
 
 def check_channels(channels: Sequence[str], photo_bands: Sequence[str] = PHOTO_BANDS) -> None:
-    """Raise ConfigError unless every channel is known, named once and can be made from the available bands."""
+    """Raise ConfigError unless every channel is known, named once and can be made from the available bands.
+
+    Args:
+        channels: names of the channels.
+        photo_bands: names of the available photo bands.
+    """
     known = ("dem", *PHOTO_BANDS, *INDICES)
     if not channels:
         raise ConfigError(f"data.channels is empty; choose from {', '.join(known)}")

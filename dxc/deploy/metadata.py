@@ -157,7 +157,12 @@ class Metadata(BaseModel):
         )
 
     def check_fits(self, model: onnx.ModelProto, source: object) -> None:
-        """Raise ExportError if the input or the outputs of a network are not those of this metadata."""
+        """Raise ExportError if the input or the outputs of a network are not those of this metadata.
+
+        Args:
+            model: the network.
+            source: name of the file, for messages.
+        """
         if self.outputs not in (("scores",), ("presence", "box")):
             raise ExportError(
                 f"{source}: the network's outputs are {', '.join(self.outputs) or 'none'}; metadata can describe "

@@ -161,7 +161,14 @@ def raster_file(what: str, path: Path, *, vrt_anywhere: bool = False) -> RasterF
 
 
 def unreadable(what: str, path: Path, window: Any, error: Exception) -> DataError:
-    """The error to raise where pixels of an open raster cannot be read."""
+    """The error to raise where pixels of an open raster cannot be read.
+
+    Args:
+        what: DEM or photo, for messages.
+        path: the file.
+        window: the window that was read.
+        error: the error of rasterio.
+    """
     return DataError(
         f"{what} {path}: cannot be read at row {window.row_off}, column {window.col_off} "
         f"({error.__cause__ or error}). The file seems truncated or damaged: fetch or write it again."

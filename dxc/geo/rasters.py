@@ -203,7 +203,12 @@ def _scaled(source: Any, data: np.ndarray) -> np.ndarray:
 
 
 def open_raster(what: str, file: RasterFile) -> Any:
-    """Open the DEM or the photo. Raises DataError that says why it cannot be used; bands are checked apart."""
+    """Open the DEM or the photo. Raises DataError that says why it cannot be used; bands are checked apart.
+
+    Args:
+        what: DEM or photo, for messages.
+        file: the checked file.
+    """
     try:
         source = file.open()
     except RasterioIOError as error:
@@ -221,7 +226,12 @@ def open_raster(what: str, file: RasterFile) -> Any:
 
 
 def check_dem(path: Path, dem: Any) -> None:
-    """Raise DataError for a number of bands or a type that no DEM has."""
+    """Raise DataError for a number of bands or a type that no DEM has.
+
+    Args:
+        path: the file, for messages.
+        dem: the open dataset.
+    """
     if dem.count != 1:
         raise DataError(f"DEM {path}: has {dem.count} bands; a DEM has 1. Are dem= and photo= swapped?")
     kind = np.dtype(dem.dtypes[0] if "complex" not in dem.dtypes[0] else "complex64")
@@ -249,7 +259,16 @@ def crs_name(crs: CRS) -> str:
 
 
 def metric_crs(wanted: str | None, path: Path, dem: Any) -> CRS:
-    """The CRS of the chips: the wanted one, else the DEM's if that is in metres, else the DEM's UTM zone."""
+    """The CRS of the chips: the wanted one, else the DEM's if that is in metres, else the DEM's UTM zone.
+
+    Args:
+        wanted: the key crs; None leaves the choice to the DEM.
+        path: the DEM, for messages.
+        dem: the open dataset.
+
+    Raises:
+        ConfigError: `wanted` is unknown or not in metres.
+    """
     if wanted is not None:
         try:
             crs = CRS.from_user_input(int(wanted) if wanted.isdigit() else wanted)
@@ -289,7 +308,17 @@ def horizontal(crs: CRS) -> CRS:
 
 
 def project_xy(source: CRS, target: CRS, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates in the target CRS, inf where there are none. Both rasters and points go through GDAL."""
+    """Coordinates in the target CRS, inf where there are none. Both rasters and points go through GDAL.
+
+    Args:
+        source: CRS of the coordinates.
+        target: CRS of the result.
+        xs: (n,).
+        ys: (n,).
+
+    Returns:
+        x and y, each (n,).
+    """
     if source == target:
         return np.asarray(xs, float), np.asarray(ys, float)
     try:

@@ -91,7 +91,12 @@ class Windows(NamedTuple):
 
 
 def windows(size: int, level: int) -> Windows:
-    """The windows that make up the `level` bins of adaptive pooling along an axis of `size`; see pool_fixed_size."""
+    """The windows that make up the `level` bins of adaptive pooling along an axis of `size`; see pool_fixed_size.
+
+    Args:
+        size: of the axis, in pixels of the features.
+        level: number of bins.
+    """
     bins = [(i * size // level, -(-(i + 1) * size // level)) for i in range(level)]
     lengths = {end - begin for begin, end in bins}
     strides = {after[0] - before[0] for before, after in pairwise(bins)} or {size}  # any, for a single bin
@@ -102,7 +107,15 @@ def windows(size: int, level: int) -> Windows:
 
 
 def pool_any_size(x: Tensor, level: int) -> Tensor:
-    """F.adaptive_max_pool2d(x, level) built from Gather, ReduceMax and arithmetic on the size. A trace keeps them."""
+    """F.adaptive_max_pool2d(x, level) built from Gather, ReduceMax and arithmetic on the size. A trace keeps them.
+
+    Args:
+        x: features (B, C, H, W).
+        level: bins along each axis.
+
+    Returns:
+        (B, C, level, level).
+    """
     if level == 1:
         return x.amax((2, 3), keepdim=True)
     x = x[:, :, _positions(x.shape[2], level, x.device)].amax(3)

@@ -46,7 +46,12 @@ class Places:
         return cls(folders, [each.rstrip("/") for each in more if not _is_path(each)], server)
 
     def of_run(self, run_id: str, address: str) -> Path | str:
-        """A run's folder, or its address. Raises OutsideError."""
+        """A run's folder, or its address. Raises OutsideError.
+
+        Args:
+            run_id: the run, for messages.
+            address: artifact address of the run.
+        """
         if _is_path(address):
             path = Path(unquote(urlsplit(address).path) if address.startswith("file:") else address)
             self._require_below(run_id, address, path)
@@ -62,7 +67,12 @@ class Places:
         raise OutsideError(run_id, address)
 
     def file(self, run_id: str, path: Path) -> Path | None:
-        """The path of a file. Raises OutsideError if a link leads out of the places."""
+        """The path of a file. Raises OutsideError if a link leads out of the places.
+
+        Args:
+            run_id: the run, for messages.
+            path: the file.
+        """
         self._require_below(run_id, str(path), path)
         return path if path.is_file() else None
 

@@ -30,6 +30,10 @@ def view_address(uri: str, experiment_id: str) -> str:
     """The address at which MLflow's UI compares the designs of a study, on the store's server or on that of `make ui`.
 
     The plain address of an experiment would open MLflow 3.17's pages for language models.
+
+    Args:
+        uri: address of the store.
+        experiment_id: the experiment of the study.
     """
     server = for_link(uri) if uri.startswith("http") else UI
     return (

@@ -27,7 +27,12 @@ def is_first_process() -> bool:
 
 
 def check_task(config: dict[str, Any], task: Task) -> None:
-    """Raise ConfigError where network, task, boxes and score do not go together."""
+    """Raise ConfigError where network, task, boxes and score do not go together.
+
+    Args:
+        config: a resolved configuration.
+        task: the built task.
+    """
     entry, name = network(config["model"]), model_name(config["model"])
     if entry.outputs != task.answers:
         raise ConfigError(

@@ -56,7 +56,16 @@ def profile(onnx: Path, out: Path, batches: Sequence[int]) -> pd.DataFrame:
 
 
 def record(onnx: Path, out: Path, batches: Sequence[int]) -> Path:
-    """Run dxc.hardware.profiling.worker under `nsys profile` and export its report. Returns the path of the .sqlite."""
+    """Run dxc.hardware.profiling.worker under `nsys profile` and export its report. Returns the path of the .sqlite.
+
+    Args:
+        onnx: the file.
+        out: folder of the report.
+        batches: batch sizes.
+
+    Raises:
+        HardwareError: nsys or a GPU is missing, or nsys fails.
+    """
     import torch
 
     nsys = shutil.which("nsys")

@@ -100,7 +100,16 @@ def profile_network(
 def torch_rows(
     onnx: Path, out: Path, accelerator: str, threads: int, batches: Sequence[int], seconds: float | None
 ) -> list[tuple[Any, ...]]:
-    """Profile the file's operators with torch.profiler: for each batch size one run to warm up and one profiled run."""
+    """Profile the file's operators with torch.profiler: for each batch size one run to warm up and one profiled run.
+
+    Args:
+        onnx: the file.
+        out: folder for the traces.
+        accelerator: cpu or gpu.
+        threads: number of CPU threads.
+        batches: batch sizes.
+        seconds: time limit; None: no limit.
+    """
     import torch
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, record_function
@@ -148,7 +157,15 @@ def torch_rows(
 def onnxruntime_rows(
     onnx: Path, out: Path, threads: int, batches: Sequence[int], seconds: float | None
 ) -> list[tuple[Any, ...]]:
-    """The same tables from ONNX Runtime's node profiler: one run to warm up, then one profiled run."""
+    """The same tables from ONNX Runtime's node profiler: one run to warm up, then one profiled run.
+
+    Args:
+        onnx: the file.
+        out: folder for the traces.
+        threads: number of CPU threads.
+        batches: batch sizes.
+        seconds: time limit; None: no limit.
+    """
     import numpy as np
 
     from dxc.hardware.measure.ort import node_times, session
@@ -214,7 +231,13 @@ def images(onnx: Path, batch: int) -> Tensor:
 
 
 def execute(module: nn.Module, image: Tensor, device: str) -> None:
-    """One inference as in use: images (B, C, H, W) come from the host, outputs go back, and it waits for the GPU."""
+    """One inference as in use: images (B, C, H, W) come from the host, outputs go back, and it waits for the GPU.
+
+    Args:
+        module: the network.
+        image: images on the host.
+        device: cpu or cuda.
+    """
     answer = module(image.to(device))
     for output in answer if isinstance(answer, tuple) else (answer,):
         output.cpu()
