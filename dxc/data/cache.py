@@ -29,8 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
-from functools import partial as partial_function
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +44,7 @@ from dxc.data.bands import (
 )
 from dxc.data.layout import CLASSES, Chip, Manifest, scan
 from dxc.errors import BadChip, BadChipsError, ConfigError, DataError, require_whole
-from dxc.files import sync_to_disk
+from dxc.files import sync_to_disk, whole_folder
 from dxc.geo.bands import PHOTO_BANDS
 from dxc.geo.overlaps import Outline, outline_of, overlap_groups, pixel_m
 from dxc.geo.rasterfiles import MAX_SIZE, block_trouble
@@ -339,13 +338,11 @@ def _build(
     workers: int | None,
     progress: bool,
 ) -> None:
-    """Read every chip into a temporary folder beside `folder`, then rename it into place."""
+    """Read every chip into the arrays of a new cache. The caller holds its lock."""
     workers = 1 if len(chips) < SERIAL_BELOW else workers or usable_cores()
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed build: under the lock nobody else uses it
-    try:
+    with whole_folder(folder, locked=True) as draft:
         with _mapper(workers) as mapper:
-            in_chunks = partial_function(_in_chunks, mapper, progress)
+            in_chunks = partial(_in_chunks, mapper, progress)
             sizes: list[_Size | None]
             if isinstance(recipe.size, int):
                 sizes = [(recipe.size, recipe.size)] * len(chips)
@@ -354,18 +351,11 @@ def _build(
             counts = Counter(size for size in sizes if size is not None)
             shapes = {size: (count, len(recipe.channels), *size) for size, count in counts.items()}
             _require_space(folder.parent, sum(math.prod(shape) * 4 for shape in shapes.values()))
-            partial.mkdir()
-            slots = _make_slots(partial, sizes, shapes, one_size=isinstance(recipe.size, int))
-            read = partial_function(_read_chunk, recipe)
-            outcomes = in_chunks("reading chips", read, chips, slots)
-        _write_record(partial / "cache.json", chips, bad, recipe, slots, outcomes)
-        for path in (*partial.iterdir(), partial):
+            slots = _make_slots(draft, sizes, shapes, one_size=isinstance(recipe.size, int))
+            outcomes = in_chunks("reading chips", partial(_read_chunk, recipe), chips, slots)
+        _write_record(draft / "cache.json", chips, bad, recipe, slots, outcomes)
+        for path in (*draft.iterdir(), draft):
             sync_to_disk(path)  # without it, a power cut could leave a cache of zeros under the final name
-        partial.rename(folder)
-        sync_to_disk(folder.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _in_chunks(

@@ -11,8 +11,6 @@ import json
 import logging
 import math
 import multiprocessing
-import shutil
-import tempfile
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -27,7 +25,7 @@ from scipy import ndimage
 from dxc.data.cache import usable_cores
 from dxc.data.source import Source
 from dxc.errors import ConfigError, DataError, require_whole
-from dxc.files import sync_everything, sync_to_disk
+from dxc.files import sync_everything, whole_folder
 from dxc.geo.bands import PHOTO_BANDS
 from dxc.processes import end_with_parent
 from dxc.synthetic.render import Region, simulate_region, structure_box_m
@@ -137,8 +135,7 @@ def make_region(
         frame.to_file(path, driver="GPKG")
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with whole_folder(folder) as part:
         write_raster(part / "dem.tif", region.dem[None], NODATA, ("elevation",))
         write_raster(part / "photo.tif", region.photo, None, PHOTO_BANDS)
         at = to_world(np.array([[c.x, c.y] for c in region.crossings]))
@@ -154,10 +151,6 @@ def make_region(
             write_vectors(part / f"{name}.gpkg", shapes, {"kind": [line.kind for line in lines]})
         close = [shapely.LineString(to_world(xy)) for xy in find_approaches(region)]
         write_vectors(part / "approaches.gpkg", close, {"kind": ["approach"] * len(close)})
-        part.chmod(0o755)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return region_files(folder)
 
 
@@ -261,17 +254,9 @@ class SyntheticSource(Source):
         with FileLock(self.folder.with_suffix(".lock")):
             if root.is_dir():
                 return root
-            for stale in self.cache_dir.glob(f".{self.folder.name}-*"):
-                shutil.rmtree(stale, ignore_errors=True)  # left by a killed process: this one holds the lock
-            part = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.cache_dir))
-            try:
+            with whole_folder(self.folder, locked=True) as part:
                 self._build(part)
-                part.chmod(0o755)
                 sync_everything()
-                part.rename(self.folder)
-                sync_to_disk(self.cache_dir)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
         return root
 
     def _build(self, part: Path) -> None:

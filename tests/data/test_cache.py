@@ -149,7 +149,7 @@ def test_two_processes_build_one_cache(make_chips: ChipMaker) -> None:
 def test_a_killed_build_is_not_taken_for_a_cache(make_chips: ChipMaker) -> None:
     root = make_chips()
     whole = _open(root).folder
-    half = whole.with_name(f"{whole.name}.partial")
+    half = whole.with_name(f".{whole.name}.0123456789abcdef")
     whole.rename(half)
     (half / "cache.json").unlink()
     (half / "images.npy").write_bytes(b"rubbish")
