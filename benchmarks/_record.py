@@ -1,4 +1,4 @@
-"""Where benchmark figures go: benchmarks/results/NAME.json, with device and date."""
+"""Saves benchmark figures in benchmarks/results/NAME.json, with device and date."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def save(name: str, figures: dict[str, Any]) -> None:
-    """Write the figures of one script; an interrupted write leaves the old file."""
+    """Write the figures of one script. An interrupted write leaves the old file."""
     record = {"date": date.today().isoformat(), "device": device_name(), "kind": "measured", **figures}
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     write_atomically(path, json.dumps(record, indent=2) + "\n")

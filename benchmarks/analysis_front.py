@@ -1,12 +1,13 @@
-"""The front of many points, and how sure it is, beside plain NumPy and pymoo.
+"""Times the front of many points and its certainty, compared with plain NumPy and pymoo.
 
-    pip install --no-deps --target /tmp/pymoo pymoo==0.6.2 && export PYTHONPATH=/tmp/pymoo     (no part of dxc)
+    pip install --no-deps --target /tmp/pymoo pymoo==0.6.2 && export PYTHONPATH=/tmp/pymoo     (not a part of dxc)
     python benchmarks/analysis_front.py            about 6 minutes
 
-Two clouds in three objectives: `cube` (uniform; a front of about a hundred) and `shell` (near a sphere; a front of
-thousands, where algorithms part; a tenth of the points, or NumPy would take an hour). All must find the same front:
+There are two clouds in three objectives. `cube` is uniform and has a front of about a hundred points. `shell` lies near
+a sphere and has a front of thousands, where algorithms differ most. It has a tenth of the points, because NumPy would
+take an hour otherwise. All must find the same front:
     dxc      dxc.pareto.non_dominated (moocore: Kung et al. 1975)
-    numpy    sorted by the first objective, each point held against the front found so far
+    numpy    sorted by the first objective; each point is compared with the front found so far
     pymoo    NonDominatedSorting().do(..., only_non_dominated_front=True); left out without pymoo
 Then the probability of being on the front for 2,000 designs in 1,000 draws: dxc against the same loop over `numpy`.
 """
@@ -42,7 +43,7 @@ def with_dxc(points: np.ndarray) -> np.ndarray:
 
 
 def with_numpy(points: np.ndarray) -> np.ndarray:
-    """Plain: after sorting, only points that came before can dominate. Ties in everything are not looked for: there
+    """The plain way: after sorting, only earlier points can dominate. It does not check for equal points, because there
     are none."""
     chosen = np.zeros(len(points), dtype=bool)
     front, size = np.empty((1024, points.shape[1])), 0
@@ -70,7 +71,7 @@ def timed(way: Callable[[np.ndarray], np.ndarray], points: np.ndarray) -> tuple[
 
 
 def probabilities(designs: int, draws: int, repeats: int, rng: np.random.Generator) -> dict[str, list[float]]:
-    """Seconds for p_front of designs that were judged by 800 chips in 5 folds each."""
+    """Seconds for p_front of designs that were evaluated on 800 chips in 5 folds each."""
     fold = np.arange(800) % 5
     outcomes = [[Outcomes(rng.random(800) < p, fold, "chips")] for p in rng.uniform(0.7, 0.97, designs)]
     values = np.column_stack([[each[0].accuracy for each in outcomes], rng.random((designs, 2))])
@@ -85,12 +86,12 @@ def probabilities(designs: int, draws: int, repeats: int, rng: np.random.Generat
 
         started = time.perf_counter()
         count = np.zeros(designs)
-        few = 20  # of the draws; the loop takes the same for each
+        few = 20  # draws only; the loop takes the same time for each
         for draw in accuracy.T[:few]:
             count += with_numpy(np.column_stack([-draw, values[:, 1:]]))
         seconds["numpy"].append(seconds["draws"][-1] + (time.perf_counter() - started) * draws / few)
         first = probability_non_dominated(values, accuracy[:, :few], column=0, maximise=maximise)
-        # draws tie in accuracy now and then; such twins differ in the other objectives, so the fronts agree
+        # two draws may have the same accuracy, but they differ in the other objectives, so the fronts agree
         if not np.allclose(first, count / few) or (probability < 0).any():
             raise SystemExit("the probabilities differ")
     return seconds

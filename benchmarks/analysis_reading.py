@@ -1,15 +1,15 @@
-"""How long analyze.py takes over 10,000 tracked runs, the first time and later, beside MLflow's own search_runs.
+"""Times analyze.py on 10,000 tracked runs, the first time and later, compared with MLflow's own search_runs.
 
     python benchmarks/analysis_reading.py            about 5 minutes and 200 MB of temporary disk on 4 cores
 
-A SQLite store of finished runs of the shape of a real trial: 60 params, 31 metrics (9 of them learning curves), 26
-tags; one run ends every minute. Each reading is a fresh process and is timed from before its imports to the table:
+The SQLite store has finished runs like real trials: 60 params, 31 metrics (9 of them learning curves), 26 tags, and one
+run ends every minute. Each reading is a fresh process and is timed from before its imports to the table:
     first     read_runs with an empty cache
     later     read_runs again, when nothing is new
     list      mlflow.search_runs(output_format="list"): MLflow's objects, no table
     pandas    mlflow.search_runs(): MLflow's own table
-    import    opens the store with MLflow and reads nothing; it is in all the others
-    whole     python analyze.py with an empty cache: reading, the predictions of every run (800 chips), front, how sure
+    import    opens the store with MLflow and reads nothing; all others include it
+    whole     python analyze.py with an empty cache: reading, the predictions of every run (800 chips), front, certainty
               (1,000 draws), tables, figures and page
     again     the same command a second time
 Peak memory is that of the whole process.
@@ -68,7 +68,7 @@ WHOLE = ("whole", "again")
 
 
 def make_predictions(folder: Path, kinds: int = 50) -> list[Path]:
-    """Out-of-fold predictions of 800 chips in 5 folds, as a training run leaves them; runs share so many kinds."""
+    """Out-of-fold predictions of 800 chips in 5 folds, as a training run writes them. Runs share `kinds` of them."""
     folder.mkdir()
     paths = []
     for kind in range(kinds):
@@ -88,7 +88,7 @@ def make_predictions(folder: Path, kinds: int = 50) -> list[Path]:
 
 
 def make_store(file: Path, count: int) -> str:
-    """A store of `count` finished runs; returns its address. MLflow makes the tables, SQL fills them."""
+    """Make a store of `count` finished runs. Returns its address. MLflow makes the tables, and SQL fills them."""
     uri = f"sqlite:///{file}"
     experiment = Store(uri, STUDY, patience_s=0).experiment_id
     rng = random.Random(0)

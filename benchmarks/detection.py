@@ -1,15 +1,14 @@
-"""What the published detectors reach on synthetic watersheds, beside answers that need no network.
+"""Trains the published detectors on synthetic watersheds, and compares them with answers that need no network.
 
     python benchmarks/detection.py                     about half an hour on 4 cores
-    python benchmarks/detection.py --chips 400 --seeds 1 --epochs 3      a look at it in two minutes
+    python benchmarks/detection.py --chips 400 --seeds 1 --epochs 3      a short version in two minutes
 
-Four variants (experiment=sppnet_original, sppnet_1, 2, 3), each by its protocol: red, green and blue, batch 20,
-10 epochs of SGD, 80 % of 1,200 chips to train, crossings up to 35 m off the centre. Three seeds each, of the weights
-and the order.
-Beside them, on the same validation chips, answers from the training chips alone:
+The four variants (experiment=sppnet_original, sppnet_1, 2, 3) follow the published protocol: red, green and blue, batch
+20, 10 epochs of SGD, 80 % of 1,200 chips to train, crossings up to 35 m from the centre. Each has three seeds, for the
+weights and the order. They are compared, on the same validation chips, with answers that know only the training chips:
     majority     the same probability for every chip, and no box
     middle       the same, with a box of mean size in the middle
-    told middle  whoever knows which chips hold a crossing, with that box: what box AP is worth without looking
+    told middle  true presence with that box: the box AP that is possible without looking at the image
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def overrides_of(variant: str, arguments: argparse.Namespace) -> list[str]:
 
 def trained(variant: str, seed: int, arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Metrics of one `python train.py`."""
-    store = f"sqlite:///{folder}/{variant}-{seed}.db"  # one each: they begin at the same time
+    store = f"sqlite:///{folder}/{variant}-{seed}.db"  # one store each, because they begin at the same time
     done = subprocess.run(
         [
             sys.executable, "train.py", *overrides_of(variant, arguments), f"seed={seed}", "progress=false",
@@ -65,7 +64,7 @@ def trained(variant: str, seed: int, arguments: argparse.Namespace, folder: Path
 
 
 def baselines(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Metrics of the answers without a network; chips are made here if need be."""
+    """Metrics of the answers without a network. Chips are made if needed."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         plan = Plan.of(compose("train", overrides=overrides_of(VARIANTS[0], arguments)))
     datamodule = plan.data.build(source=plan.source.build())

@@ -1,10 +1,11 @@
-"""Latency against batch size of the four published detectors, measured here: time of one execution / batch.
+"""Measures latency against batch size for the four published detectors: time of one execution / batch.
 
     python benchmarks/efficiency.py                3 minutes; one thread of ONNX Runtime
     python benchmarks/efficiency.py --threads 4
 
-Exported at 3 x 100 x 100 with random weights (time does not depend on them), batch 1, 2, 4, ..., 64, each measured in a
-fresh process; outputs of a batch are held against the images one by one first. Draws docs/figures/efficiency.png.
+They are exported at 3 x 100 x 100 with random weights, on which time does not depend. Batches of 1, 2, 4, ..., 64 are
+each measured in a fresh process. Before that, outputs of a batch are compared with those of its images one by one.
+Draws docs/figures/efficiency.png.
 """
 
 from __future__ import annotations

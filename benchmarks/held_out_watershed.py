@@ -1,12 +1,12 @@
-"""A detector trained on three synthetic watersheds, looking for crossings in the fourth, which it has never seen.
+"""Trains a detector on three synthetic watersheds and finds crossings in the fourth, which it has never seen.
 
     python benchmarks/held_out_watershed.py            about 10 minutes on 4 cores
 
-Draws docs/figures/held_out_watershed.jpg.
-model=sppnet data=7ch with Adam for 20 epochs; 1,200 chips less those of the held-out region. Windows of 100 m, every
-25 m, slide over the part of that region with the most crossings; a window whose crossing probability is at least 0.9
-answers with its box. Boxes whose centres lie within 25 m of a surer one's become one, their weighted mean.
-A crossing counts as found where a box and its own overlap by an IoU of 0.25 or more, each box once.
+Draws docs/figures/held_out_watershed.jpg. The detector is model=sppnet data=7ch with Adam for 20 epochs. It trains on
+1,200 chips without those of the held-out region. Windows of 100 m slide in steps of 25 m over the part of that region
+with the most crossings. A window with a crossing probability of at least 0.9 gives its box. Boxes whose centres lie
+within 25 m of that of a more probable box are merged into their weighted mean. A crossing is found if a box overlaps
+its own with an IoU of at least 0.25. Each box counts once.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CERTAIN, FOUND_IOU = 0.9, 0.25
 
 
 def busiest(crossings: np.ndarray, height: int, width: int, edge: int) -> tuple[int, int]:
-    """Row and column of the square of `edge` pixels, on a grid of STEP, that holds the most crossings (n, 2: x, y)."""
+    """Row and column of the square of `edge` pixels, on a grid of STEP, with the most crossings (n, 2: x, y)."""
     corners = [(r, c) for r in range(0, height - edge + 1, STEP) for c in range(0, width - edge + 1, STEP)]
     inside = [
         ((crossings >= (c, r)) & (crossings < (c + edge, r + edge))).all(axis=1).sum() for r, c in corners
@@ -49,7 +49,7 @@ def busiest(crossings: np.ndarray, height: int, width: int, edge: int) -> tuple[
 
 
 def windows(dem: np.ndarray, photo: np.ndarray, channels: Sequence[str]) -> tuple[np.ndarray, torch.Tensor]:
-    """Upper left corners (n, 2: x, y) and images (n, C, WINDOW, WINDOW) of all windows, channels as in training."""
+    """Upper left corners (n, 2: x, y) and images (n, C, WINDOW, WINDOW) of all windows, with the training channels."""
     height, width = dem.shape
     corners = [
         (c, r) for r in range(0, height - WINDOW + 1, STEP) for c in range(0, width - WINDOW + 1, STEP)
@@ -63,10 +63,10 @@ def windows(dem: np.ndarray, photo: np.ndarray, channels: Sequence[str]) -> tupl
 
 
 def merged(boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (n, 4) in pixels whose centres lie within STEP of a surer one's become one: their mean, weighted by score.
+    """Merge boxes (n, 4) in pixels whose centres lie within STEP of that of a box with a higher score.
 
-    Windows that overlap answer for the same crossing with boxes that need not overlap each other. Returns boxes and
-    the largest score of each.
+    Overlapping windows may give boxes for the same crossing that do not overlap each other. Returns the means, weighted
+    by score, and the largest score of each.
     """
     left = np.argsort(-scores, kind="stable")
     found, best = [], []
@@ -135,7 +135,7 @@ def main() -> None:
         drawn, _ = save_figure(figure, Path(folder), "figure")
         target = ROOT / "docs" / "figures" / "held_out_watershed.jpg"
         target.parent.mkdir(exist_ok=True)
-        with Image.open(drawn) as image:  # it is a photo: a fifth of the size as JPEG
+        with Image.open(drawn) as image:  # a photo takes a fifth of the size as JPEG
             image.convert("RGB").save(target, quality=80, subsampling=0, optimize=True)
     if arguments.save:
         counts = {"region": arguments.region, "chips": arguments.chips, "epochs": arguments.epochs}

@@ -1,10 +1,10 @@
-"""How well a calibrated package predicts networks that calibration never saw, and what costing a network takes.
+"""Tests a calibrated package on networks that calibration never saw, and times the costing of a network.
 
     python calibrate.py name=mine && python benchmarks/predictor.py --packages packages --package mine
 
-Networks are drawn from the three spaces, without those in the package's own table, and exported; each is predicted,
-and measured twice in fresh processes, with all others in between: the second time says how much of the error is
-the machine's noise. Run it alone on the machine, right after the calibration.
+Networks are drawn from the three spaces, without those in the package's own table, and exported. Each is predicted, and
+measured twice in fresh processes with all others in between. The second measurement shows how much of the error is
+noise of the machine. Run it alone on the machine, right after the calibration.
 """
 
 from __future__ import annotations
@@ -81,12 +81,12 @@ def main() -> None:
 
 
 def unseen(seen: set[str]) -> Iterator[Spec]:
-    """Networks of the spaces that are not in the package's table; of the ResNets, five of six are published ones."""
+    """Networks of the spaces that are not in the package's table. Five of six ResNets are published ones."""
     rng = np.random.default_rng(SEED)
     for family, count in NETWORKS.items():
         while count:
             spec = draw(family, rng)
-            if spec.get("pool") == "none":  # twins: the pool's knobs mean nothing
+            if spec.get("pool") == "none":  # without a pool, its knobs have no effect
                 twins = [{**spec, "pool_kernel": k, "pool_stride": s} for k, s in product((2, 3), (1, 2))]
             else:
                 twins = [spec]
@@ -105,7 +105,7 @@ def exported(spec: Spec, path: Path) -> Path:
 
 
 def accuracy(table: pd.DataFrame) -> dict[str, Any]:
-    """Prediction against the first measurement, beside the second measurement and beside multiply-accumulates."""
+    """Compare prediction, second measurement and multiply-accumulates with the first measurement."""
     good = table[table["valid"] & table["valid_again"]]
     figures: dict[str, Any] = {"networks": len(table), "valid": len(good)}
     for name, part in [("all", good), *good.groupby("family")]:

@@ -1,11 +1,11 @@
-"""How fast prepare.py cuts, and that its memory does not grow with the raster.
+"""Times prepare.py, and shows that its memory does not grow with the raster.
 
     python benchmarks/prepare.py                 about 1 minute and 0.5 GB of temporary disk on 2 cores
     python benchmarks/prepare.py --photo-step 0.6 --save
 
-A 10,000 x 10,000 m and a 2,500 x 2,500 m region with the same number of crossings, 1 m DEM and 4-band photo,
-each cut by `python prepare.py` in a process of its own. Everything printed is measured, as the median of the
-repeats; seconds include the start of Python (stated apart).
+A region of 10,000 x 10,000 m and one of 2,500 x 2,500 m have the same number of crossings, a 1 m DEM and a 4-band
+photo. `python prepare.py` cuts each in its own process. All printed figures are measured medians of the repeats.
+Seconds include the start of Python, which is also given separately.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def cut(folder: Path, workers: int) -> tuple[float, float, int]:
     started = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     output = child.stdout.read() if child.stdout else ""
-    _, status, usage = os.wait4(child.pid, 0)  # this child's own peak, not that of all children so far
+    _, status, usage = os.wait4(child.pid, 0)  # the peak of this child, not of all children so far
     seconds = time.perf_counter() - started
     found = re.search(r"(\d+) chips with a crossing, (\d+) without", output)
     if status != 0 or found is None:
@@ -76,7 +76,7 @@ def cut(folder: Path, workers: int) -> tuple[float, float, int]:
 
 
 def start_up_seconds() -> float:
-    """Of Python and the imports, without cutting anything."""
+    """Seconds that Python and its imports take, without a cut."""
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import dxc.geo.chips, hydra"], cwd=ROOT, check=True)
     return time.perf_counter() - started

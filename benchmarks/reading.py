@@ -1,11 +1,11 @@
-"""How fast chips become a cache, that it grows linearly, and what reopening costs.
+"""Times the building of a cache, shows that it is linear in the chips, and times reopening.
 
     python benchmarks/reading.py            about 2 minutes and 1.5 GB of temporary disk on 4 cores
 
-Random chips of the published layout (float32 elevation, 4-band uint8 photo, 100 x 100), seven channels. Each
-build runs in a fresh process and is timed from the call to the opened cache, start of the worker processes
-included; the cache is cold, the operating system's file cache is not. Beside it, in the same sitting, a bare
-loop: one process that opens both files of a chip with rasterio and stacks the same seven channels.
+Chips are random and have the published layout (float32 elevation, 4-band uint8 photo, 100 x 100) and seven channels.
+Each build runs in a fresh process. It is timed from the call to the opened cache, with the start of the worker
+processes. The cache is cold, but the file cache of the operating system is not. In the same session, a bare loop in one
+process opens both files of a chip with rasterio and stacks the same seven channels.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ SPIN = (
 
 
 def effective_cores() -> float:
-    """Cores that one process a core really gets: shared machines promise more than they give."""
+    """Number of cores that one process per core really gets. Shared machines give less than they promise."""
 
     def seconds(processes: int) -> float:
         running = [

@@ -1,18 +1,18 @@
-"""What a search costs for each trial beyond the training, beside an NNI experiment and a plain Hydra multirun.
+"""Times a search per trial beyond the training, compared with an NNI experiment and a plain Hydra multirun.
 
     python benchmarks/search_overhead.py            about 5 minutes on 4 cores
 
-Trials that train nothing, in turn and each time in a fresh process:
+The trials train nothing. The contenders take turns, each time in a fresh process:
     dxc      search.py over the shipped space (7 channels), once with tuner=random and once with tuner=pareto, in one
-             process (Hydra's basic launcher). Composition, checks, the MLflow store (SQLite), records on disk, the
-             upload of a small file and the tuner are all in it; only the training and the export are replaced.
+             process (Hydra's basic launcher). The time includes composition, checks, the MLflow store (SQLite), records
+             on disk, the upload of a small file and the tuner. Only the training and the export are replaced.
     NNI      an NNI experiment: random tuner, local training service, one trial at a time. A trial is a process that
              imports nni, takes its parameters and reports a number; no file is kept.
     Hydra    train.py's configuration with -m and a main that returns at once: no tuner, nothing is tracked.
-Seconds a trial: from the beginning of one trial to that of the next, without the first few; all other time of the
-process is "start and stop". With tuner=pareto a trial is trained in parts: its figure is seconds a training, and the
-first ten, which are drawn at random, are left out. Files and store lie in outputs/, on the disk of the checkout: in
-memory, a database would cost next to nothing.
+Seconds per trial count from the beginning of one trial to that of the next, without the first few. All other time of
+the process is "start and stop". With tuner=pareto a trial is trained in parts. Then the figure is seconds per training,
+without the first ten, which are drawn at random. Files and store lie in outputs/ on the disk of the checkout, because a
+database in memory would cost almost nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from _record import ROOT, save, spread
 
 @dataclass(frozen=True)
 class Contender:
-    """trials: how many it is asked for. warm_up: how many of them come before the clock starts."""
+    """trials: their number. warm_up: how many of them come before the clock starts."""
 
     name: str
     trials: int
@@ -66,7 +66,7 @@ HYDRA_AXES = [
 NNI_AXES = {"kernel": [3, 5], "stride": [1, 2], "padding": [1, 2, 3], "width": [32, 48, 64]}
 NNI_TRIAL = "import nni\nnni.get_next_parameter()\nnni.report_final_result(0.5)\n"
 NNI_PATIENCE_S = 15  # for each trial
-# NNI's web portal listens on every interface and has no setting for it: Node is told to, before NNI is loaded
+# NNI's web portal listens on every interface and has no setting for it. This code makes Node listen only locally
 LOCAL_ONLY = """
 const { Server } = require("net");
 const listen = Server.prototype.listen;
@@ -80,7 +80,7 @@ Server.prototype.listen = function (port, ...rest) {
 
 
 def run_dxc(tuner: str, trials: int, shared: Path) -> list[float]:
-    """The real search.py. shared: chips, costs of networks and the store, which several searches have in common."""
+    """Run the real search.py. `shared` holds chips, costs of networks and the store, which several searches share."""
     import dxc.pipeline.run
     import dxc.pipeline.rung
     from dxc.config.names import flatten
@@ -99,7 +99,7 @@ def run_dxc(tuner: str, trials: int, shared: Path) -> list[float]:
         return [0.7 + plan.model.argument("width") / 500 + rng.gauss(0, 0.02) for _ in range(folds)]
 
     def run(cfg: Any, out: Path, *, record: Any, **_: Any) -> Any:
-        """In place of dxc.pipeline.run.run: records as much, of folds that nobody trained."""
+        """Replaces dxc.pipeline.run.run: it records as much, but for folds that are not trained."""
         with opened(cfg, record) as tracked:
             folds = {f"fold{n}": value for n, value in enumerate(accuracies(cfg, cfg.data.folds))}
             epochs = range(1, cfg.trainer.max_epochs + 1)
@@ -147,7 +147,7 @@ def run_hydra() -> list[float]:
 
 
 def run_nni(trials: int) -> list[float]:
-    """Raises whatever goes wrong where NNI's manager cannot run."""
+    """Run NNI. Raises an error of any class if NNI's manager cannot run."""
     from nni.experiment import Experiment
 
     Path("trial.py").write_text(NNI_TRIAL)
@@ -179,7 +179,7 @@ def run_nni(trials: int) -> list[float]:
 
 
 def require_local(pid: int) -> None:
-    """Raise RuntimeError where the process can be reached from other machines."""
+    """Raise RuntimeError if the process can be reached from other machines."""
     import psutil
 
     for each in psutil.Process(pid).net_connections("tcp"):
@@ -188,7 +188,7 @@ def require_local(pid: int) -> None:
 
 
 def run_alone(key: str, shared: Path) -> None:
-    """What the fresh process does; leaves began.json in its folder."""
+    """Run one contender in this fresh process. Writes began.json into its folder."""
     trials = CONTENDERS[key].trials
     ways = {
         "dxc": lambda: run_dxc("random", trials, shared),
@@ -268,7 +268,7 @@ def sitting(repeats: int, folder: Path) -> tuple[Timing, dict[str, list[Timing]]
 
 
 def ratios(over: list[Timing], under: list[Timing]) -> list[float]:
-    """Of seconds a trial, each repeat by itself."""
+    """Ratios of seconds per trial, one for each repeat."""
     return [a.per_trial / b.per_trial for a, b in zip(over, under, strict=False)]
 
 

@@ -1,9 +1,9 @@
-"""How hard is the synthetic task? It should need geometry, not averages, and be harder in a new region.
+"""Shows how hard the synthetic task is. It should need geometry, not averages, and be harder in a new region.
 
     python benchmarks/synthetic_task.py            about 5 minutes on 4 CPU cores
     python benchmarks/synthetic_task.py --quick    one fold of five, one region of four: 2 minutes
 
-Prints three figures (accuracy, fraction of chips), all through dxc's own reader, folds and trainer:
+It prints three accuracies (fraction of chips), all from dxc's own reader, folds and trainer:
   a  logistic regression on the mean, standard deviation, least and greatest value of each channel; under 0.70
   b  ResNet of the published space, 5 folds, last of 5 epochs; 0.90 or more
   c  the same network, trained on three regions and validated on the fourth; lower than b

@@ -1,11 +1,11 @@
-"""What Lightning costs: the task in its trainer against a bare PyTorch loop.
+"""Times Lightning: the task in its trainer against a bare PyTorch loop.
 
     python benchmarks/training.py                   about 4 minutes on 4 cores
     python benchmarks/training.py --model sppnet    the detector of experiment=sppnet_original, for a batch of 20
 
-Images a second while training, for batches of 8, 16 and 32: the same network from the same initial weights,
-the same tensors, Adam 1e-3 (of the detector SGD 0.005). The loops train one epoch in turn, several times; the bare one
-once in PyTorch's default memory order (what one would write first) and once in channels_last (dxc's default).
+It gives images per second in training for batches of 8, 16 and 32. Both have the same network, initial weights and
+tensors, and Adam at 1e-3 (the detector SGD at 0.005). They take turns and train one epoch each, several times. The bare
+loop runs in PyTorch's default memory order, which one would write first, and in channels_last, dxc's default.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CHANNELS, SIZE = 7, 100
 
 @dataclass(frozen=True)
 class Kind:
-    """What is trained, and by a plain loop: loss(output, batch) -> scalar."""
+    """A kind of network, with the loss of the plain loop: loss(output, batch) -> scalar."""
 
     model: Callable[[], nn.Module]
     task: Callable[..., pl.LightningModule]
@@ -47,7 +47,7 @@ class Kind:
 
 
 def detection_loss(output: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What one would write first: cross entropy of presence, and smooth L1 of the boxes that are there."""
+    """The simplest loss: cross entropy of presence, and smooth L1 of the existing boxes."""
     label = batch["label"]
     loss = F.binary_cross_entropy_with_logits(output.presence, label.float())
     there = label == 1
@@ -70,7 +70,7 @@ KINDS = {
 
 
 class Chips(Dataset):
-    """Random chips in memory, served as the datamodule serves them: a batch a look-up."""
+    """Random chips in memory. Like the datamodule, it reads a whole batch at once."""
 
     def __init__(self, count: int) -> None:
         generator = torch.Generator().manual_seed(0)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MAX_NAME_BYTES = 255  # what file systems allow a name
@@ -31,6 +34,33 @@ def write_atomically(path: Path, content: bytes | str, *, sync: bool = True) -> 
             sync_to_disk(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path, *, locked: bool = False) -> Iterator[Path]:
+    """Fill a folder that appears at `path` only when the block has ended. If the block raises, nothing appears.
+
+    The block gets a draft beside `path`. It has to sync what it writes (sync_to_disk or sync_everything).
+
+    Args:
+        path: the folder, which does not exist yet; its parent does.
+        locked: whether the caller holds a lock for `path`. Then earlier drafts belong to killed processes and are
+            removed.
+
+    Raises:
+        OSError: the folder cannot be made or renamed.
+    """
+    if locked:
+        for left in [each for each in path.parent.iterdir() if each.name.startswith(f".{path.name}.")]:
+            shutil.rmtree(left, ignore_errors=True)
+    draft = _draft(path)
+    draft.mkdir()
+    try:
+        yield draft
+        draft.rename(path)
+        sync_to_disk(path.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _draft(path: Path) -> Path:

@@ -341,6 +341,11 @@ def is_of_one_fold(name: str) -> bool:
     return re.match(r"fold\d+/", name) is not None
 
 
+def is_fold_accuracy(name: str) -> bool:
+    """Whether runs have this name for the accuracy of one fold after its last epoch: `fold1/val_accuracy`."""
+    return is_of_one_fold(name) and name.endswith("/val_accuracy")
+
+
 def directions(names: Sequence[str]) -> list[bool]:
     """For each metric, whether more is better. Raises KeyError as metric_of() does."""
     return [metric_of(name).maximise for name in names]

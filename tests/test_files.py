@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dxc.files import sync_to_disk, write_atomically
+from dxc.files import sync_to_disk, whole_folder, write_atomically
 
 
 def test_text_and_bytes_replace_what_was_there(tmp_path: Path) -> None:
@@ -82,3 +82,31 @@ def test_what_cannot_be_synced_says_so(tmp_path: Path) -> None:
     sync_to_disk(tmp_path)
     with pytest.raises(FileNotFoundError):
         sync_to_disk(tmp_path / "none")
+
+
+def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    with whole_folder(folder) as draft:
+        (draft / "a").write_text("1")
+        assert not folder.exists()
+    assert (folder / "a").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_folder_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "made") as draft:
+        (draft / "a").write_text("1")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_holder_of_the_lock_removes_earlier_drafts(tmp_path: Path) -> None:
+    """Drafts of other folders stay, also where their names begin alike."""
+    for name in (".made.1", ".made2.1", ".other.1"):
+        (tmp_path / name).mkdir()
+    with whole_folder(tmp_path / "made"):
+        assert (tmp_path / ".made.1").is_dir()
+    (tmp_path / "made").rmdir()
+    with whole_folder(tmp_path / "made", locked=True):
+        assert not (tmp_path / ".made.1").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".made2.1", ".other.1", "made"]

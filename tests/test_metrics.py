@@ -24,6 +24,7 @@ from dxc.errors import AnalysisError, ConfigError
 from dxc.metrics import (
     METRICS,
     Metric,
+    is_fold_accuracy,
     is_of_one_fold,
     known_costs,
     limitable,
@@ -100,6 +101,9 @@ def test_curves_of_folds_are_no_metrics() -> None:
     assert is_of_one_fold("fold1/val_accuracy") and is_of_one_fold("fold12/train_loss")
     for name in ("fold_score", "folds", "latency_ms/pi4", "val/accuracy"):
         assert not is_of_one_fold(name)
+    assert is_fold_accuracy("fold12/val_accuracy")
+    for name in ("fold1/train_loss", "val_accuracy", "folds/val_accuracy", "fold1/val_accuracy_top5"):
+        assert not is_fold_accuracy(name)
     runs = RUNS.assign(**{"fold1/val_accuracy": 0.5, "fold_score": 0.5, "val/accuracy": 0.5})
     message = (
         r"logged speed; runs that logged one: accuracy \(3\), accuracy_std \(2\), energy_mj \(3\), fold_score"

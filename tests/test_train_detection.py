@@ -134,9 +134,9 @@ def test_chips_of_any_size(make_chips: ChipMaker) -> None:
         (
             ["score=f2"],
             ConfigError,
-            "score=f2 is not known of a fold; choose one of average_precision, accuracy, mean_iou",
+            "score=f2 is not a score of a fold; choose one of average_precision, accuracy, mean_iou",
         ),
-        (["score=loss"], ConfigError, "score=loss is not known"),
+        (["score=loss"], ConfigError, "score=loss is not a score of a fold"),
         (["task=classification"], ConfigError, "leave task= out, the model chooses it"),
         (["boxes=false"], ConfigError, "boxes=false does not go with sppnet"),
         (["data.boxes=false"], ConfigError, "boxes=false does not go with sppnet"),

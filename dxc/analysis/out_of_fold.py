@@ -15,6 +15,7 @@ import numpy as np
 from dxc.evaluation.bootstrap import Outcomes
 from dxc.files import write_atomically
 from dxc.masking import masked
+from dxc.metrics import is_fold_accuracy
 from dxc.tracking.places import OutsideError
 from dxc.tracking.reader import Reader
 from dxc.untrusted import below
@@ -43,9 +44,7 @@ def outcomes_of(
     from tqdm import tqdm
 
     by_id: Mapping[str, Mapping[str, Any]] = {str(row["run_id"]): row for row in runs.to_dict("records")}
-    folds = sorted(
-        column for column in runs if column.startswith("fold") and column.endswith("/val_accuracy")
-    )
+    folds = sorted(filter(is_fold_accuracy, runs))
     reader: Reader | None = None
     writable = True
     without: list[str] = []

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dxc.files import write_atomically
 from dxc.masking import masked
+from dxc.metrics import is_fold_accuracy, is_of_one_fold
 from dxc.search.states import INFEASIBLE
 from dxc.text import for_terminal
 from dxc.tracking.client import PAGE
@@ -39,10 +39,13 @@ FORMAT = 2  # increase it when the content of a cache changes its meaning
 MAX_ABOUT_BYTES = 100_000_000  # of a cache: ids of deleted runs
 MARGIN_MS = 24 * 3600 * 1000
 """A new run may have ended so long before the newest known one: clocks of hosts differ, and writes arrive late."""
-CURVE = re.compile(r"fold\d+/(?!val_accuracy$)")
-"""Metrics of learning curves that are left out. The accuracy that a fold ended with is kept."""
 KINDS: Mapping[str, Callable[[StoredRun], Mapping[str, Any]]] = {
-    "metric": lambda run: {name: value for name, value in run.metrics.items() if not CURVE.match(name)},
+    # of learning curves only the accuracies that the folds ended with
+    "metric": lambda run: {
+        name: value
+        for name, value in run.metrics.items()
+        if not is_of_one_fold(name) or is_fold_accuracy(name)
+    },
     "tag": lambda run: {name: value for name, value in run.tags.items() if not name.startswith("mlflow.")},
     "param": lambda run: run.params,
 }

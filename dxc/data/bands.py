@@ -26,17 +26,22 @@ NORMALISATIONS = ("per_chip", "per_column", "none")
 REPAIRS = ("mean", "reference")
 
 LEAST_RANGE = float(10 * np.finfo(np.float32).eps)
-"""per_column: a column whose values span less is taken for constant, as scikit-learn treats constant features."""
+"""per_column: a column with a smaller range counts as constant, like constant features in scikit-learn."""
 
 
 def needed_photo_bands(channels: Sequence[str]) -> list[str]:
-    """Photo bands that the channels are made of, each once, in PHOTO_BANDS order."""
+    """Photo bands from which the channels are made, each once, in the order of PHOTO_BANDS."""
     used = {band for channel in channels for band in INDICES.get(channel, (channel,))}
     return [band for band in PHOTO_BANDS if band in used]
 
 
 def check_channels(channels: Sequence[str], photo_bands: Sequence[str] = PHOTO_BANDS) -> None:
-    """Raise ConfigError unless every channel is known, named once and can be made from the available bands."""
+    """Raise ConfigError unless every channel is known, named once and can be made from the available bands.
+
+    Args:
+        channels: names of the channels.
+        photo_bands: names of the available photo bands.
+    """
     known = ("dem", *PHOTO_BANDS, *INDICES)
     if not channels:
         raise ConfigError(f"data.channels is empty; choose from {', '.join(known)}")
@@ -63,8 +68,15 @@ def stack_channels(
 ) -> Array:
     """The channels of one chip, float32 (C, H, W).
 
-    dem: (H, W) elevations in metres; photo: band name -> (H, W) digital numbers. Elevation and photo bands
-    are normalised as requested. Indices are not: they are computed from the raw bands and lie in [-1, 1] anyway.
+    Elevation and photo bands are normalised as requested. Indices are not: they are computed from the raw bands and
+    lie in [-1, 1] anyway.
+
+    Args:
+        dem: (H, W) elevations in metres.
+        photo: band name -> (H, W) digital numbers.
+        channels: names of the channels, in order.
+        normalise: one of NORMALISATIONS.
+        repair: one of REPAIRS, for the 0/0 pixels of indices.
     """
     rescale = {"per_chip": scale_per_chip, "per_column": scale_per_column, "none": _as_float32}[normalise]
     mend = {"mean": repair_mean, "reference": repair_reference}[repair]
@@ -108,7 +120,7 @@ def scale_per_column(band: Array) -> Array:
 
 
 def repair_mean(index: Array) -> Array:
-    """Replace NaN (0/0) pixels of an index (H, W) by the mean of their valid 4-neighbours, or by 0 if there is none."""
+    """Replace NaN (0/0) pixels of an index (H, W) by the mean of their valid 4-neighbours, or by 0 if none is valid."""
     hole = np.isnan(index)
     if not hole.any():
         return index
@@ -122,8 +134,9 @@ def repair_mean(index: Array) -> Array:
 def repair_reference(index: Array) -> Array:
     """The published repair of NaN pixels, kept to reproduce the published chips.
 
-    In row-major order and in place: (sum of the non-NaN 4-neighbours, coordinates clamped at the border) / 4.
-    It divides by 4 however many neighbours are valid, and a repaired pixel serves the next one.
+    A pixel becomes the sum of its non-NaN 4-neighbours, with coordinates clamped at the border, divided by 4. The
+    divisor is 4 however many neighbours are valid. Pixels are repaired in row-major order and in place, so a repaired
+    pixel counts for the next one.
     """
     repaired = index.copy()
     last_row, last_column = repaired.shape[0] - 1, repaired.shape[1] - 1

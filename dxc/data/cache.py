@@ -1,14 +1,14 @@
 """Manifest + channels -> one memory-mapped array on disk, built once.
 
-A cache is a folder whose name is a hash of everything that its numbers depend on (files, channels, normalisation,
+A cache is a folder. Its name is a hash of everything that its numbers depend on (files, channels, normalisation,
 repair, size, bands). So it is never stale: other chips or settings make another folder. It is built under a lock in a
 temporary folder, which is then renamed. So two processes that need the same cache build it once, and a killed build
 leaves no half cache.
 
     images.npy    float32 (rows, C, H, W), one row for each chip of the manifest, in its order;
                   with size=any one such file for each size that occurs: images-HxW.npy
-    cache.json    chips that are good (row, region, name, label; which overlap; what a pixel measures on the ground;
-                  their sizes and boxes where a recipe asks for them), chips that are not (and why), digests
+    cache.json    the good chips (row, region, name, label; which overlap; the edge of a pixel on the ground; sizes and
+                  boxes where the recipe asks for them), the bad chips with the reason, and digests
 
 A cache that is incomplete or damaged is built again.
 """
@@ -29,8 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
-from functools import partial as partial_function
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,24 +44,23 @@ from dxc.data.bands import (
 )
 from dxc.data.layout import CLASSES, Chip, Manifest, scan
 from dxc.errors import BadChip, BadChipsError, ConfigError, DataError, require_whole
-from dxc.files import sync_to_disk
+from dxc.files import sync_to_disk, whole_folder
 from dxc.geo.bands import PHOTO_BANDS
-from dxc.geo.limits import MAX_SIZE
 from dxc.geo.overlaps import Outline, outline_of, overlap_groups, pixel_m
-from dxc.geo.rasterfiles import block_trouble
+from dxc.geo.rasterfiles import MAX_SIZE, block_trouble
 from dxc.geo.voc import UnusableAnnotation, read_voc
-from dxc.models.limits import MIN_SIZE
+from dxc.models.registry import MIN_SIZE
 from dxc.processes import end_with_parent
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # raise it when the meaning of a cache changes: old ones are then not found any more
+FORMAT = 3  # raise it when the meaning of a cache changes: old caches are then no longer found
 CHUNK = 32  # chips a worker takes at a time: small enough for a smooth progress bar
 SERIAL_BELOW = 256  # chips; starting worker processes takes longer than reading these
 GDAL_OPTIONS = {
-    # else GDAL lists the whole folder for every file it opens: quadratic in the chips
+    # without it, GDAL lists the whole folder for every file it opens: quadratic in the chips
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    # the CRS as the file spells it, without looking its code up: a third of the time of opening a chip
+    # take the CRS as the file spells it; looking up its code takes a third of the time of opening a chip
     "GTIFF_SRS_SOURCE": "GEOKEYS",
 }
 DEM_DTYPES = ("int16", "uint16", "int32", "uint32", "float32", "float64")
@@ -70,24 +68,24 @@ PHOTO_DTYPES = ("uint8", "uint16")
 ANY_SIZE = "any"
 TOO_SMALL = f"data.size={ANY_SIZE} needs {MIN_SIZE} x {MIN_SIZE} at least, for a pyramid of features"
 TOO_LARGE = f"a chip has {MAX_SIZE} x {MAX_SIZE} at most"
-CHANGED = "another size than a moment ago; leave chips alone while they are read"
+CHANGED = "its size changed while it was read; leave chips alone meanwhile"
 MAX_FILE_BYTES = 2**28  # 268 MB: twice the largest chip of four bands of 16 bits; files are read whole
 MAX_SHIFT_PIXELS = 2.0  # elevation and photo of one chip may be cut on grids that differ by about a pixel
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a chip becomes an array. A recipe and the files are the identity of a cache."""
+    """How a chip becomes an array. The recipe and the files make the identity of a cache."""
 
     channels: tuple[str, ...]
     normalise: str = "per_chip"
     repair: str = "mean"
     size: int | str = 100
-    """Height and width of every chip in pixels, or ANY_SIZE: whatever they are, MIN_SIZE to MAX_SIZE."""
+    """Height and width of every chip in pixels. ANY_SIZE: each chip has its own, from MIN_SIZE to MAX_SIZE."""
     photo_bands: tuple[str, ...] = PHOTO_BANDS
     check_georeference: bool = True
     boxes: bool = False
-    """Whether chips come with the boxes of their crossings, and are labelled by them."""
+    """Whether chips have the boxes of their crossings. A chip is then labelled by its boxes."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a value that cannot work."""
@@ -133,23 +131,24 @@ class ChipCache:
     notes: tuple[Note, ...]
     """What was corrected in the chips: boxes clipped to their image."""
     groups: np.ndarray
-    """int64 (n,): chips of one number show the same ground, wholly or in part (dxc.geo.overlaps)."""
+    """int64 (n,): chips with the same number show the same ground, wholly or in part (dxc.geo.overlaps)."""
     unplaced: int
-    """How many chips do not say where they lie: what they overlap is not known, each is a group of its own."""
+    """Number of chips that do not say where they lie. Their overlaps are not known, so each is a group of its own."""
     pixel_m: float | None
-    """Edge of a pixel on the ground in metres; None where chips do not say it, or differ."""
+    """Edge of a pixel on the ground in metres. None where chips do not tell or differ."""
     data_hash: str
-    """Identity of the chips by content (region, name, label, bytes of their files), on every machine."""
+    """Identity of the chips by their content (region, name, label, bytes of the files). It is the same on every
+    machine."""
     _rows: np.ndarray
     _one_size: bool
     _boxes: np.ndarray | None
     """float32 (all boxes, 4), chip by chip; None in a cache without boxes."""
     _box_ends: np.ndarray
-    """int64 (n + 1,): where in _boxes each chip's begin, and where they end."""
+    """int64 (n + 1,): the boxes of chip i are _boxes[_box_ends[i] : _box_ends[i + 1]]."""
 
     @cached_property
     def _images(self) -> dict[tuple[int, int], np.ndarray]:
-        return {}  # opened at the first look: a cache of many sizes is many files
+        return {}  # opened when first needed: a cache of many sizes has many files
 
     def __len__(self) -> int:
         return len(self.names)
@@ -167,7 +166,9 @@ class ChipCache:
         indices = np.asarray(indices)
         sizes = self.sizes[indices]
         if (sizes != sizes[0]).any():
-            raise ValueError(f"chips of one size make a batch, not of {len(np.unique(sizes, axis=0))} sizes")
+            raise ValueError(
+                f"all chips of a batch need one size; these have {len(np.unique(sizes, axis=0))}"
+            )
         height, width = sizes[0].tolist()
         if (height, width) not in self._images:
             path = self.folder / _array_name(height, width, one_size=self._one_size)
@@ -180,10 +181,10 @@ class ChipCache:
         return self._images[height, width][self._rows[indices]]
 
     def boxes(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Boxes of chips: float32 (len(indices), M, 4), NaN in rows beyond a chip's own; M is their largest count and
-        at least 1. A box is (cx, cy, w, h), its centre and size relative to the image: 0..1, x to the right, y down.
+        """Boxes of chips: float32 (len(indices), M, 4), where M is the largest number of boxes and at least 1.
 
-        Raises ValueError for a cache without boxes.
+        Rows beyond a chip's own boxes are NaN. A box is (cx, cy, w, h), its centre and size relative to the image:
+        0..1, x to the right, y down. Raises ValueError for a cache without boxes.
         """
         if self._boxes is None:
             raise ValueError("this cache was built without boxes")
@@ -217,7 +218,7 @@ def open_cache(
         progress: whether to show progress bars.
 
     Raises:
-        BadChipsError: there are bad chips, all of which it lists, and on_bad_chip is 'raise'.
+        BadChipsError: there are bad chips and on_bad_chip is 'raise'. It lists all of them.
         DataError: no chip is left, or the disk is full.
 
     """
@@ -240,8 +241,8 @@ def open_cache(
             raise _disk_error(error, folder) from error
         except BrokenExecutor as error:
             raise DataError(
-                f"a process that reads the chips under {root} was ended, by a lack of memory or by a file that no "
-                f"reader survives ({error}); the same command begins again"
+                f"a process that reads the chips under {root} was killed: memory ran out, or a file crashed the "
+                f"reader ({error}); the same command begins again"
             ) from error
     if cache.excluded and on_bad_chip == "raise":
         raise BadChipsError(cache.excluded, root=manifest.root)
@@ -256,32 +257,32 @@ def _cache_key(fingerprint: str, recipe: Recipe) -> str:
 
 
 class _NoCache(Exception):
-    """There is no cache, or one that cannot be used; the message is the reason."""
+    """There is no cache that can be used; the message is the reason."""
 
 
-# what reading a damaged cache.json or .npy file raises
+# errors that reading a damaged cache.json or .npy file raises
 _DAMAGES = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, RecursionError)
 
 
 def _load_or_build(
     folder: Path, manifest: Manifest, recipe: Recipe, workers: int | None, progress: bool
 ) -> ChipCache:
-    """Load the cache that another process has built meanwhile, else build it. The lock must be held."""
+    """Load the cache if another process has built it meanwhile, else build it. The caller holds the lock."""
     try:
         return _load(folder, recipe)
     except _NoCache as reason:
         if folder.exists():
-            log.warning("cache_dir: %s is damaged (%s): it is built again", folder, reason)
+            log.warning("cache_dir: %s is damaged (%s) and is built again", folder, reason)
             shutil.rmtree(folder)
     _build(folder, manifest.chips, manifest.bad, recipe, workers, progress)
     try:
         return _load(folder, recipe)
     except _NoCache as reason:
-        raise OSError(errno.EIO, f"what was written cannot be read again: {reason}") from reason
+        raise OSError(errno.EIO, f"the files just written cannot be read: {reason}") from reason
 
 
 def _load(folder: Path, recipe: Recipe) -> ChipCache:
-    """The cache in `folder`. Raises _NoCache where there is none, or it is not whole."""
+    """The cache in `folder`. Raises _NoCache where there is none or it is incomplete."""
     path = folder / "cache.json"
     try:
         cache = _from_record(folder, json.loads(path.read_text()), recipe)
@@ -290,7 +291,7 @@ def _load(folder: Path, recipe: Recipe) -> ChipCache:
             needed[height, width] = max(row + 1, needed.get((height, width), 0))
         for (height, width), rows in needed.items():
             path = folder / _array_name(height, width, one_size=cache._one_size)
-            images = np.load(path, mmap_mode="r")  # as long as its header says, or it is a ValueError
+            images = np.load(path, mmap_mode="r")  # a ValueError unless it is as long as its header says
             if images.shape[1:] != (len(recipe.channels), height, width) or len(images) < rows:
                 raise ValueError(f"holds an array of shape {images.shape}")
     except FileNotFoundError as error:
@@ -337,13 +338,11 @@ def _build(
     workers: int | None,
     progress: bool,
 ) -> None:
-    """Read every chip into a temporary folder beside `folder`, then rename it into place."""
+    """Read every chip into the arrays of a new cache. The caller holds its lock."""
     workers = 1 if len(chips) < SERIAL_BELOW else workers or usable_cores()
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed build: the lock says nobody else is at it
-    try:
+    with whole_folder(folder, locked=True) as draft:
         with _mapper(workers) as mapper:
-            in_chunks = partial_function(_in_chunks, mapper, progress)
+            in_chunks = partial(_in_chunks, mapper, progress)
             sizes: list[_Size | None]
             if isinstance(recipe.size, int):
                 sizes = [(recipe.size, recipe.size)] * len(chips)
@@ -352,24 +351,28 @@ def _build(
             counts = Counter(size for size in sizes if size is not None)
             shapes = {size: (count, len(recipe.channels), *size) for size, count in counts.items()}
             _require_space(folder.parent, sum(math.prod(shape) * 4 for shape in shapes.values()))
-            partial.mkdir()
-            slots = _make_slots(partial, sizes, shapes, one_size=isinstance(recipe.size, int))
-            read = partial_function(_read_chunk, recipe)
-            outcomes = in_chunks("reading chips", read, chips, slots)
-        _write_record(partial / "cache.json", chips, bad, recipe, slots, outcomes)
-        for path in (*partial.iterdir(), partial):
-            sync_to_disk(path)  # else a power cut could leave a cache of zeros under the final name
-        partial.rename(folder)
-        sync_to_disk(folder.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+            slots = _make_slots(draft, sizes, shapes, one_size=isinstance(recipe.size, int))
+            outcomes = in_chunks("reading chips", partial(_read_chunk, recipe), chips, slots)
+        _write_record(draft / "cache.json", chips, bad, recipe, slots, outcomes)
+        for path in (*draft.iterdir(), draft):
+            sync_to_disk(path)  # without it, a power cut could leave a cache of zeros under the final name
 
 
 def _in_chunks(
     mapper: Callable, progress: bool, title: str, work: Callable, *columns: Sequence[Any]
 ) -> list[Any]:
-    """`work` on CHUNK chips at a time, each with its share of the columns; what it returns for them, in order."""
+    """Call `work` on CHUNK chips at a time.
+
+    Args:
+        mapper: a `map`, as from _mapper.
+        progress: whether to show a progress bar.
+        title: of the progress bar.
+        work: takes a chunk of each column and returns a list with one item a chip.
+        columns: sequences with one item a chip.
+
+    Returns:
+        The items of all chunks, in the order of the chips.
+    """
     from tqdm import tqdm
 
     starts = range(0, len(columns[0]), CHUNK)
@@ -384,7 +387,7 @@ def _in_chunks(
 
 @contextmanager
 def _mapper(workers: int) -> Iterator[Callable]:
-    """A `map` over that many processes; the built-in one for a single worker."""
+    """A `map` over this number of processes; for one worker the built-in map."""
     if workers == 1:
         yield map
         return
@@ -405,7 +408,7 @@ _Size = tuple[int, int]  # height, width
 
 
 class _Slot(NamedTuple):
-    """Where one chip's pixels go: a row of the array of its size, and where that row's bytes begin."""
+    """Where one chip's pixels go: a row of the array of its size, and the offset of that row in bytes."""
 
     path: Path
     row: int
@@ -414,10 +417,10 @@ class _Slot(NamedTuple):
 
 
 class _Outcome(NamedTuple):
-    """What reading one chip gave: digests of its files, and the reason if it is unusable."""
+    """Result of reading one chip: digests of its files, and the reason if it is unusable."""
 
     digests: tuple[str, ...]
-    """Digests of elevation and photo; with boxes also of the annotation, empty where there is none."""
+    """Digests of elevation and photo; with boxes also of the annotation. Empty where there is no file."""
     bad: BadChip | None
     boxes: tuple[tuple[float, ...], ...] = ()
     """As in ChipCache.boxes."""
@@ -441,7 +444,7 @@ def _make_slots(
     *,
     one_size: bool,
 ) -> list[_Slot | None]:
-    """Create the arrays and say which chip goes where; None for a chip that has no usable size."""
+    """Create the arrays and return the slot of each chip; None for a chip without a usable size."""
     paths = {size: folder / _array_name(*size, one_size=one_size) for size in shapes}
     begins = {size: _write_npy_header(paths[size], shape) for size, shape in shapes.items()}
     next_row: Counter[_Size] = Counter()
@@ -458,9 +461,9 @@ def _make_slots(
 
 
 def _read_sizes(chips: Sequence[Chip]) -> list[_Size | None]:
-    """Worker: size of each chip by the header of its elevation file; None if it cannot be read or be a chip's.
+    """Worker: size of each chip from the header of its elevation file; None for a size that is not usable.
 
-    Why a chip has no usable size is found out when it is read, with everything else that can be wrong with it.
+    The reason is found later, when the chip is read.
     """
     import rasterio
     from rasterio.errors import RasterioError
@@ -478,7 +481,7 @@ def _read_sizes(chips: Sequence[Chip]) -> list[_Size | None]:
 
 
 def _size_trouble(height: int, width: int) -> str | None:
-    """Why a chip of this size is not read with data.size=any; None if it is."""
+    """Why a chip of this size is not read with data.size=any; None where it is read."""
     if max(height, width) > MAX_SIZE:
         return TOO_LARGE
     return TOO_SMALL if min(height, width) < MIN_SIZE else None
@@ -506,8 +509,16 @@ def _read_chunk(recipe: Recipe, chips: Sequence[Chip], slots: Sequence[_Slot | N
 
 
 def _read_chip(chip: Chip, recipe: Recipe, size: _Size | None) -> tuple[np.ndarray | None, _Outcome]:
-    """All files of a chip -> (float32 (C, H, W) or None, outcome). size: the required size; None where it has no usable
-    one."""
+    """Read all files of a chip.
+
+    Args:
+        chip: the chip.
+        recipe: how it becomes an array.
+        size: required height and width; None where the chip has no usable size.
+
+    Returns:
+        float32 (C, H, W), or None for an unusable chip; and the outcome.
+    """
     digests: list[str] = []
     boxes: tuple[tuple[float, ...], ...] = ()
     notes: tuple[Note, ...] = ()
@@ -541,7 +552,7 @@ def _read_chip(chip: Chip, recipe: Recipe, size: _Size | None) -> tuple[np.ndarr
     used = {band: bands[band] for band in needed_photo_bands(recipe.channels)}
     image = stack_channels(dem_band, used, recipe.channels, normalise=recipe.normalise, repair=recipe.repair)
     outline = None
-    if recipe.check_georeference:  # else what files say about their place is not to be relied on
+    if recipe.check_georeference:  # without this check the places in the files are not reliable
         outline = outline_of(dem_place.crs, dem_place.transform, *dem_band.shape)
     return image, _Outcome(tuple(digests), None, boxes, notes, outline)
 
@@ -554,7 +565,9 @@ def _read_boxes(
     if label == CLASSES["F"] and len(annotation.boxes):
         raise _Unusable("has a box, but its chip is in class F (no crossing)")
     empty = label == CLASSES["T"] and not len(annotation.boxes)
-    remarks = ["holds no object: its chip, of class T, counts as one without a crossing"] if empty else []
+    remarks = (
+        ["holds no object: its chip is in class T but counts as one without a crossing"] if empty else []
+    )
     low, high = annotation.boxes[:, :2], annotation.boxes[:, 2:]
     try:
         digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
@@ -584,7 +597,21 @@ def _read_raster(
     dtypes: Sequence[str],
     expected: str = "expected",
 ) -> tuple[np.ndarray, _Place, str]:
-    """One chip file -> (array (len(bands), *size), place, digest of its bytes). `expected`: whose size it has to be."""
+    """Read one file of a chip.
+
+    Args:
+        path: the file.
+        size: required height and width; None where the chip has no usable size.
+        bands: names of its bands.
+        dtypes: types that it may have.
+        expected: in messages, where the required size comes from.
+
+    Returns:
+        Pixels (len(bands), *size), the place, and a digest of the bytes.
+
+    Raises:
+        _Unusable: the file cannot be used.
+    """
     import rasterio
 
     try:
@@ -613,7 +640,7 @@ def _read_raster(
             place = _Place(raster.crs, raster.transform, raster.nodata)
     except _Unusable:
         raise
-    except Exception as error:  # rasterio raises errors of many kinds; each of them is about this file
+    except Exception as error:  # rasterio raises errors of many kinds; all of them concern this file
         raise _Unusable(f"cannot be read as a GeoTIFF: {_one_line(error)}") from error
     return array, place, hashlib.blake2b(content, digest_size=16).hexdigest()
 
@@ -644,14 +671,14 @@ def _checked_elevation(dem: np.ndarray, nodata: float | None) -> np.ndarray:
 
 
 def _check_same_place(dem: _Place, photo: _Place) -> None:
-    """Raise _Unusable where the two files of a chip say that they show different ground."""
+    """Raise _Unusable where the georeferences of the two files of a chip do not agree."""
     ignore = "; source.check_georeference=false trusts the file names instead"
     if dem.crs != photo.crs:
         raise _Unusable(
             f"photo is in {photo.crs or 'no CRS'}, its elevation chip in {dem.crs or 'no CRS'}{ignore}"
         )
     if dem.crs is None:
-        return  # neither says where it is: their names are all there is
+        return  # neither says where it lies: only their names connect them
     a, b = dem.transform, photo.transform
     if abs(abs(a.a) - abs(b.a)) > 0.01 * abs(a.a):  # type: ignore[attr-defined]
         raise _Unusable(f"photo has pixels of {abs(b.a):g}, its elevation chip of {abs(a.a):g}{ignore}")  # type: ignore[attr-defined]

@@ -4,7 +4,7 @@ Batches are dicts whose keys carry the convention:
     image  float32 (B, C, H, W)
     label  int64   (B,)   1 = crossing, 0 = none
     index  int64   (B,)   number of the chip in (region, name) order
-    boxes  float32 (B, M, 4)   with boxes=True: (cx, cy, w, h) relative to the image, NaN in rows beyond an image's own
+    boxes  float32 (B, M, 4)   with boxes=True: (cx, cy, w, h) relative to the image; rows beyond its own boxes are NaN
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class FolderSource(Source):
         self.check_georeference = check_georeference
 
     def prepare(self) -> Path:
-        """The folder itself; whether it holds chips is found out on reading."""
+        """The folder itself. Whether it holds chips is checked on reading."""
         return self.root
 
 
@@ -63,7 +63,7 @@ class ChipDataset(Dataset):
         return len(self.indices)
 
     def __getitem__(self, position: int | list[int]) -> Batch:
-        """One chip, or a batch where the sampler names the positions of a whole one (SameSizeBatches)."""
+        """One chip; a batch where the sampler gives a list of positions (SameSizeBatches)."""
         if isinstance(position, list):
             return self.__getitems__(position)
         return {key: value[0] for key, value in self.__getitems__([position]).items()}
@@ -81,15 +81,23 @@ class ChipDataset(Dataset):
 
 
 class SameSizeBatches(DistributedSampler):
-    """Batches of positions in a list of chips, each of chips of one size; every chip once an epoch.
+    """Batches of positions in a list of chips. The chips of a batch have one size, and each chip comes once an epoch.
 
-    Shuffled, the chips of a size meet in other batches every epoch and the batches come in another order: the same
-    for the same seed and epoch. Else sizes come in order, and chips of a size as they stand. The last batch of a
+    With `shuffle`, batches are composed anew and come in another order every epoch; seed and epoch determine both.
+    Without it, sizes come in ascending order, and the chips of a size in the order of the list. The last batch of a
     size may be smaller.
 
-    On several devices each size is dealt out evenly, and some of its chips once more where it does not divide: all
-    devices have equally many chips, and at every step of the same size. Lightning leaves a DistributedSampler alone;
-    it would deal out whole batches, of which devices could have more and fewer chips.
+    With several devices, each size is dealt out evenly. Where its chips do not divide, some of them are repeated. So
+    all devices have equally many chips, and chips of the same size at every step. Lightning does not replace a
+    DistributedSampler. Its own would deal out whole batches, and devices could have different numbers of chips.
+
+    Args:
+        sizes: (n, 2) height and width of each chip in pixels.
+        batch_size: chips per batch.
+        shuffle: whether to shuffle.
+        seed: of the shuffle.
+        devices: number of devices.
+        device: number of this device, from 0.
     """
 
     def __init__(
@@ -113,7 +121,7 @@ class SameSizeBatches(DistributedSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        self.epoch += 1  # of the next pass, where no trainer calls set_epoch
+        self.epoch += 1  # for the next pass, if no trainer calls set_epoch
         batches = []
         for group in self._groups:
             order = rng.permutation(group) if self.shuffle else group
@@ -130,10 +138,25 @@ class SameSizeBatches(DistributedSampler):
 class ChipDataModule(pl.LightningDataModule):
     """Chips of a source -> batches of the selected fold. `conf/data/*.yaml` is its argument list.
 
-    size: height and width of every chip in pixels; "any": chips of any size from dxc.models.limits.MIN_SIZE, those of
-    one batch alike. boxes: batches have the boxes of the crossings, read from the Pascal VOC files beside the photos.
+    Args:
+        source: where the chips come from.
+        channels: names of the channels, in order (dxc.data.bands).
+        batch_size: chips per batch.
+        normalise: per_chip, per_column or none.
+        repair: of the 0/0 pixels of indices, mean or reference.
+        split: kfold, holdout or region.
+        folds: number of folds for kfold.
+        fold_seed: of the split.
+        size: height and width of every chip in pixels. "any": each chip has its own size, at least
+            dxc.models.registry.MIN_SIZE, and the chips of a batch have one size.
+        boxes: whether batches have the boxes of the crossings, read from the Pascal VOC files beside the photos.
+        num_workers: processes that load batches.
+        cache_dir: folder of the caches.
+        progress: whether to show progress bars.
 
-    Raises ConfigError for a value that cannot work, DataError for chips that cannot be used (see dxc.data).
+    Raises:
+        ConfigError: a value cannot work.
+        DataError: the chips cannot be used.
     """
 
     def __init__(
@@ -192,7 +215,7 @@ class ChipDataModule(pl.LightningDataModule):
             _say_overlaps(self.cache)
 
     def setup(self, stage: str | None = None) -> None:
-        """In every process of a multi-device run: open the cache that rank 0 built."""
+        """Open the cache that rank 0 built. Lightning calls it in every process of a run on several devices."""
         self.prepare_data()
 
     def select(self, fold: Fold, *, seed: int) -> None:
@@ -235,17 +258,17 @@ class ChipDataModule(pl.LightningDataModule):
 
 
 def _say_overlaps(cache: ChipCache) -> None:
-    """Log how many chips stay together in a split, and for how many this is not known."""
+    """Log how many chips stay together in a split, and for how many their overlaps are not known."""
     counts = np.bincount(cache.groups)
     if together := int(counts[counts > 1].sum()):
         log.info(
-            "%d of %d chips overlap another on the ground: %d groups share a fold, of up to %d chips",
+            "%d of %d chips overlap another on the ground: they form %d groups of up to %d chips that stay in one fold",
             together, len(cache), int((counts > 1).sum()), int(counts.max()),
         )  # fmt: skip
     if cache.unplaced:
         log.warning(
-            "%d of %d chips do not say where they lie (no CRS or no georeference): whether they overlap others is not "
-            "known, and near copies may stand on both sides of a split",
+            "%d of %d chips do not say where they lie (no CRS or no georeference). Their overlaps are not known, so "
+            "near copies may be on both sides of a split",
             cache.unplaced, len(cache),
         )  # fmt: skip
 

@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("kfold", "holdout", "region")
 HOLDOUT_SHARE = 0.2
-UNEVEN = 1.5  # times the chips that a fold should validate: from there on a group is said to be too large
+UNEVEN = 1.5  # a fold that validates this many times its share is reported: a group is too large
 
 OVERLAP_HELP = (
     "Chips that overlap on the ground stay together. Cut fewer or smaller chips of the same ground, add chips "
-    "elsewhere, or use data.split=region; source.check_georeference=false where the places in the files are wrong"
+    "elsewhere, or use data.split=region. If the places in the files are wrong: source.check_georeference=false"
 )
 
 
@@ -44,15 +44,21 @@ def make_folds(
     """Folds of chips given in (region, name) order. Chips of one group are never on both sides.
 
     kfold: scikit-learn's StratifiedKFold(folds, shuffle=True, random_state=seed), the published protocol.
-    holdout: one stratified 80/20 split. region: each region validates once, trained on all others.
-    Where chips share a group it is StratifiedGroupKFold instead, of which a holdout is the most even one of five folds;
-    regions that share a group validate together, as one fold.
+    holdout: one stratified 80/20 split.
+    region: each region validates once, and all others train.
+    Where chips share a group, kfold uses StratifiedGroupKFold, and holdout takes the most even of its five folds.
+    Regions that share a group validate together, as one fold.
 
     Args:
-        groups: numbers (n,), equal for chips that show the same ground (dxc.geo.overlaps); None: no two do.
+        labels: (n,) 1 = crossing.
+        regions: (n,) name of each chip's region.
+        groups: numbers (n,), equal for chips that show the same ground (dxc.geo.overlaps). None: no two chips do.
+        split: kfold, holdout or region.
+        folds: number of folds for kfold.
+        seed: of the split.
 
     Raises:
-        ConfigError: an unknown split or a number that cannot be.
+        ConfigError: an unknown split, or an impossible number.
         DataError: the chips do not allow the split.
     """
     from sklearn.model_selection import StratifiedKFold, train_test_split
@@ -90,7 +96,7 @@ def make_folds(
 
 
 def _by_groups(labels: np.ndarray, groups: np.ndarray, split: str, count: int, seed: int) -> list[Fold]:
-    """Folds of whole groups, each class spread as evenly as the groups allow; of a holdout the most even fold."""
+    """Folds of whole groups. Each class is spread as evenly as the groups allow; a holdout is the most even fold."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     largest = np.unique(groups, return_counts=True)[1].max()
@@ -99,7 +105,7 @@ def _by_groups(labels: np.ndarray, groups: np.ndarray, split: str, count: int, s
         sides = list(splitter.split(labels, labels, groups))
     except ValueError as error:  # fewer groups than folds
         raise DataError(_inseparable(split, count, largest, len(labels))) from error
-    # of each fold the share of either class that validates: 1 / count of both would be even
+    # share of each class that validates in each fold: 1 / count would be even
     of_class = np.array([(labels == 0).sum(), (labels == 1).sum()])
     validating = np.array([[(labels[val] == label).sum() for label in (0, 1)] for _, val in sides])
     shares = validating / of_class
@@ -110,8 +116,8 @@ def _by_groups(labels: np.ndarray, groups: np.ndarray, split: str, count: int, s
     uneven = (shares > UNEVEN / count) & (validating > of_class / count + 1)  # one chip more is only rounding
     if uneven[chosen].any():
         log.warning(
-            "data.split=%s: a fold validates %.0f %% of a class instead of %.0f %%, because %d of %d chips overlap one "
-            "another in one piece. %s",
+            "data.split=%s: a fold validates %.0f %% of a class instead of %.0f %%, because overlaps join %d of %d "
+            "chips into one group. %s",
             split, 100 * shares[chosen].max(), 100 / count, largest, len(labels), OVERLAP_HELP,
         )  # fmt: skip
     names = ["holdout"] if split == "holdout" else [f"fold{number}" for number in range(1, count + 1)]
@@ -121,18 +127,18 @@ def _by_groups(labels: np.ndarray, groups: np.ndarray, split: str, count: int, s
 def _inseparable(split: str, count: int, largest: int, chips: int) -> str:
     advice = "Lower data.folds. " if split == "kfold" and count > 2 else ""
     return (
-        f"data.split={split} needs {count} parts with chips of both classes, and {largest} of {chips} chips overlap "
-        f"one another in one piece. {advice}{OVERLAP_HELP}"
+        f"data.split={split} needs {count} parts with chips of both classes, but overlaps join {largest} of {chips} "
+        f"chips into one group. {advice}{OVERLAP_HELP}"
     )
 
 
 def _by_region(labels: np.ndarray, regions: np.ndarray, groups: np.ndarray) -> list[Fold]:
-    """Each region validates once, trained on all others; regions that overlap do so together."""
+    """Each region validates once, and all others train. Regions that overlap validate together."""
     everything = np.arange(len(labels))
     names = sorted(set(regions.tolist()))
     if len(names) < 2:
         raise DataError(
-            f"data.split=region needs at least two regions, there is only {', '.join(names) or 'none'}; "
+            f"data.split=region needs at least two regions; there is only {', '.join(names) or 'none'}; "
             "use data.split=kfold"
         )
     of_group: defaultdict[int, set[str]] = defaultdict(set)
@@ -141,7 +147,7 @@ def _by_region(labels: np.ndarray, regions: np.ndarray, groups: np.ndarray) -> l
     parts = _linked(names, {frozenset(linked) for linked in of_group.values() if len(linked) > 1})
     if len(parts) < 2:
         raise DataError(
-            f"data.split=region needs at least two regions apart, and chips of {', '.join(names)} overlap on the "
+            f"data.split=region needs at least two separate regions, but chips of {', '.join(names)} overlap on the "
             "ground; use data.split=kfold"
         )
     result = []
@@ -161,7 +167,7 @@ def _by_region(labels: np.ndarray, regions: np.ndarray, groups: np.ndarray) -> l
 
 
 def _linked(names: Sequence[str], links: Iterable[frozenset[str]]) -> list[list[str]]:
-    """Names in parts, each sorted and in order of its first; names that stand in one link are in one part."""
+    """Join linked names into parts. Each part is sorted, and parts are in the order of their first names."""
     parts = [{name} for name in names]
     for link in links:
         touched = [part for part in parts if part & link]

@@ -1,12 +1,12 @@
 """Chips on disk -> manifest: which files make which chip.
 
-Two layouts are read, told apart by the folder names, one region a folder:
+Two layouts are read. Folder names tell them apart, and each region has a folder:
 
     ROOT/NE_WFBB/NEWFBB_DEM/{F,T}/*.tif  with  ROOT/NE_WFBB/NEWFBB_Aer/{F,T}/*.tif    (published)
     ROOT/NE/dem/{F,T}/*.tif              with  ROOT/NE/photo/{F,T}/*.tif              (flat)
 
 An elevation chip and a photo chip belong together when region, class folder and file stem are the same.
-F = no crossing (label 0), T = crossing (label 1). Where boxes are wanted, a crossing's are in a Pascal VOC file
+F = no crossing (label 0), T = crossing (label 1). The boxes of a crossing, if they are needed, are in a Pascal VOC file
 beside its photo: ROOT/NE_WFBB/NEWFBB_Aer/T/NAME.xml (see dxc.geo.voc).
 """
 
@@ -28,7 +28,7 @@ DEM_FOLDER_ENDS = ("dem",)
 PHOTO_FOLDER_ENDS = ("aer", "photo")
 RASTERS = (".tif", ".tiff")
 ANNOTATIONS = (".xml",)
-# NAME.tif.aux.xml and NAME.tif.xml: what GDAL and ArcGIS note about a raster
+# NAME.tif.aux.xml and NAME.tif.xml: notes of GDAL and ArcGIS about a raster
 FOREIGN_XML = (".aux", *RASTERS)
 
 
@@ -39,7 +39,7 @@ LAYOUT_HELP = (
 
 @dataclass(frozen=True, order=True)
 class Chip:
-    """One chip: two files that show the same ground, its class (label 1 = T), and the file of its boxes, if any."""
+    """One chip: two files of the same ground, its class (label 1 = T), and the file of its boxes if there is one."""
 
     region: str
     name: str
@@ -51,13 +51,13 @@ class Chip:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All chips under a root, ordered by (region, name), the files that make none, and a fingerprint."""
+    """All chips under a root in (region, name) order, the files that belong to no chip, and a fingerprint."""
 
     root: Path
     chips: tuple[Chip, ...]
     bad: tuple[BadChip, ...]
     fingerprint: str
-    """Changes when a file is added, removed, replaced or written to; costs a stat a file, no reading."""
+    """Changes when a file is added, removed, replaced or written to. It takes one stat per file and reads nothing."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,17 @@ class _File:
 
 
 def scan(root: Path | str, *, boxes: bool = False) -> Manifest:
-    """Find the chips under `root`, and with `boxes` their annotations, without which a T chip is none.
+    """Find the chips under a folder.
 
-    Raises DataError where there is no such folder, it cannot be read, there is no region in it, a region lacks one of
-    the two kinds, or boxes are wanted and there is no annotation at all. Files that make no chip (no partner, a name
-    used twice) are listed in `bad`, never guessed about.
+    Files that belong to no chip (no partner, a name used twice) are listed in `bad`; nothing is guessed.
+
+    Args:
+        root: the folder that holds the regions.
+        boxes: whether to find annotations too. A T chip without one is then bad.
+
+    Raises:
+        DataError: there is no such folder, it cannot be read, it has no region, a region lacks elevation or photos, or
+            boxes are needed and there is no annotation at all.
     """
     root = Path(root)
     try:
@@ -98,7 +104,7 @@ def _scan(root: Path, boxes: bool) -> Manifest:
         dem_folders = _subfolders(region, DEM_FOLDER_ENDS)
         photo_folders = _subfolders(region, PHOTO_FOLDER_ENDS)
         if not dem_folders and not photo_folders:
-            continue  # some other folder: a README's pictures, say
+            continue  # another folder, such as the pictures of a README
         if len(dem_folders) != 1 or len(photo_folders) != 1:
             raise DataError(
                 f"region {region} has {len(dem_folders)} elevation and {len(photo_folders)} photo folders; "
@@ -130,15 +136,15 @@ def _scan(root: Path, boxes: bool) -> Manifest:
 
 
 def _pair(dems: list[_File], photos: list[_File]) -> tuple[list[Chip], list[BadChip]]:
-    """Elevation and photo files -> chips, and the files that make none with the reason."""
+    """Elevation and photo files -> chips, and the files that belong to none with the reason."""
     chips, bad = [], []
     dem_of, photo_of = _by_identity(dems), _by_identity(photos)
     for region, name in sorted({*dem_of, *photo_of}):
         its_dems, its_photos = dem_of.get((region, name), []), photo_of.get((region, name), [])
-        # A name stands for one place in its region: twice (two classes, .tif and .tiff) is a contradiction.
+        # A name means one place in its region. A second file (other class, .tif and .tiff) contradicts the first.
         if len(its_dems) > 1 or len(its_photos) > 1:
             bad += [
-                BadChip(file.path, f"the name {name} stands {len(files)} times in region {region}")
+                BadChip(file.path, f"the name {name} occurs {len(files)} times in region {region}")
                 for files in (its_dems, its_photos)
                 if len(files) > 1
                 for file in files
@@ -160,7 +166,7 @@ def _pair(dems: list[_File], photos: list[_File]) -> tuple[list[Chip], list[BadC
 def _annotate(
     chips: list[Chip], annotations: list[_File], photos: list[_File]
 ) -> tuple[list[Chip], list[BadChip]]:
-    """Chips with their annotations, without those that should have one and have none, or more than one."""
+    """Chips with their annotations; and as bad those with a missing, misplaced or second annotation."""
     annotated, bad = [], []
     of, shown = _by_identity(annotations), _by_identity(photos)
     for chip in chips:
@@ -209,7 +215,7 @@ def _files(folder: Path, region: str, suffixes: tuple[str, ...]) -> Iterator[_Fi
                     continue
                 try:
                     stat = entry.stat()
-                except OSError:  # a link to nothing, or removed just now: who reads it says so
+                except OSError:  # a link to nothing, or removed just now: reading it gives the error
                     stamp = "missing"
                 else:
                     # ctime and inode catch what size and mtime miss: a rewrite that restores the time stamp.

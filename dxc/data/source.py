@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Source(Protocol):
-    """A source of chips. conf/source/*.yaml name its subclasses; a section `source` builds nothing else."""
+    """A source of chips. conf/source/*.yaml name its subclasses; a section `source` can build only these."""
 
     on_bad_chip: str
     photo_bands: Sequence[str]

@@ -1,1 +1,1 @@
-"""Export with what a network needs to be fed."""
+"""Exported networks: the file, what it says about its input and outputs, and the predictor."""

@@ -1,4 +1,4 @@
-"""Trained module -> one .onnx file, its size, and proof that it computes the same."""
+"""Trained module -> one .onnx file, its size, and a check that it computes the same."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ OPSET = 17
 MAX_RELATIVE_ERROR = 1e-4
 CHECK_CHIPS = 4
 LEAST_SCALE = 0.01
-"""What an output's error is relative to at least:
-logits of 0.002, of a network that has hardly learnt, are as good as 0."""
+"""Least value that the error of an output is relative to. A network that has hardly learnt has logits of 0.002, which
+are as good as 0."""
 
 ANY_SIZES = ((16, 16), (37, 53), (100, 100), (128, 96))
 """Heights and widths at which a file of dynamic size is checked."""
 EXAMPLE_SIZE = (60, 76)
-"""Traced for it: a size that is checked as well would hide a number that the trace took for a constant."""
+"""Size of the trace. It is not one of the checked sizes: they have to reveal numbers that became constants."""
 
 
 class Exported(NamedTuple):
-    """One exported network. onnx_mb counts 1e6 bytes of the file, weights inside."""
+    """One exported network. onnx_mb is the size of the file with its weights, in 1e6 bytes."""
 
     path: Path
     onnx_mb: float
@@ -46,20 +46,24 @@ def export_onnx(
     metadata: Metadata | None = None,
     check: bool = True,
 ) -> Exported:
-    """Write `model` as a self-contained ONNX file with input `image` (batch, in_channels, height, width) and the
-    outputs that dxc.models.registry.output_names says, such as `scores` (batch, classes); the batch is dynamic.
+    """Write a network as a self-contained ONNX file.
 
-    The model is left in eval mode on the CPU. The file appears at `path` only when it is complete.
+    Its input is `image` (batch, in_channels, height, width). Its outputs are those of
+    dxc.models.registry.output_names, such as `scores` (batch, classes). The batch is dynamic. The model is left in eval
+    mode on the CPU. The file appears only when it is complete.
 
     Args:
+        model: the network.
+        path: of the file.
+        in_channels: number of channels of the image.
         size: of the image in pixels, one number or (height, width).
-        metadata: what the file says about itself; its size and outputs are filled in here. None: it says nothing, and
+        metadata: what the file says about itself; size and outputs are filled in here. None: it says nothing, and
             dxc.deploy.predictor.Predictor refuses it.
-        check: whether the file has to pass onnx.checker, and ONNX Runtime to agree with torch on random chips, output
-            by output.
+        check: whether the file is checked with onnx.checker, and each output in ONNX Runtime against torch on random
+            chips.
 
     Raises:
-        ExportError: the file does not pass the check, or has other channels or classes than its metadata names.
+        ExportError: the file does not pass the check, or its channels or classes are not those of its metadata.
     """
     image = _height_and_width(size)
     if metadata is not None:
@@ -70,11 +74,19 @@ def export_onnx(
 def export_any_size(
     model: nn.Module, path: Path, *, in_channels: int, metadata: Metadata | None = None
 ) -> Exported:
-    """As export_onnx, with an image whose height and width are dynamic too; checked at ANY_SIZES.
+    """Write a network like export_onnx, but with dynamic height and width. The file is checked at ANY_SIZES.
 
     Modules with an attribute `any_size`, such as dxc.models.sppnet.SpatialPyramid, are told to compute with the size
-    of each image. What such a file costs depends on the image: predict and measure one of a fixed size. Raises
-    ExportError for a network that ties the file to one size.
+    of each image. The cost of such a file depends on the image. To predict or measure it, export a fixed size.
+
+    Args:
+        model: the network.
+        path: of the file.
+        in_channels: number of channels of the image.
+        metadata: as in export_onnx.
+
+    Raises:
+        ExportError: the network ties the file to one size.
     """
     switched = [module for module in model.modules() if getattr(module, "any_size", None) is False]
     for module in switched:
@@ -86,7 +98,7 @@ def export_any_size(
         return _export(model, path, in_channels, EXAMPLE_SIZE, ANY_SIZES, dynamic, metadata)
     except ExportError:
         raise
-    except Exception as error:  # torch's exporter, ONNX Runtime and the network itself raise what they like
+    except Exception as error:  # torch's exporter, ONNX Runtime and the network may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ExportError(
             f"{type(model).__name__} cannot be exported for images of any size: {reason}. Export a file for each size "
@@ -106,7 +118,17 @@ def _export(
     dynamic: dict[int, str],
     metadata: Metadata | None,
 ) -> Exported:
-    """Trace `model` with an image of the size `example`, write the file, and check it with images of `sizes`."""
+    """Trace a network, write the file, and check it.
+
+    Args:
+        model: the network.
+        path: of the file.
+        in_channels: number of channels of the image.
+        example: height and width of the image of the trace.
+        sizes: heights and widths of the images of the check.
+        dynamic: the open axes of the input with their names.
+        metadata: what the file says about itself.
+    """
     import onnx
 
     model = model.cpu().eval()
@@ -115,8 +137,8 @@ def _export(
     partial = path.with_name(f".{path.name}.partial")
     try:
         with warnings.catch_warnings():
-            # dynamo=False on purpose: the newer exporter writes the weights to a second file and 46 kB of
-            # debug metadata, and nn-Meter reads the graphs of this one.
+            # dynamo=False: the newer exporter writes the weights to a second file and adds 46 kB of debug
+            # metadata. nn-Meter can read the graphs of this one.
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 model,
@@ -131,7 +153,7 @@ def _export(
             )
         graph = onnx.load(partial)
         for node in graph.graph.node:
-            node.doc_string = ""  # source lines of this machine
+            node.doc_string = ""  # it quotes source lines of this machine
         if metadata is not None:
             metadata = metadata.model_copy(update={"outputs": tuple(outputs)})
             metadata.check_fits(graph, path)
@@ -149,11 +171,11 @@ def _export(
 def _checked_error(
     model: nn.Module, path: Path, outputs: Sequence[str], in_channels: int, size: tuple[int, int]
 ) -> float:
-    """_max_relative_error, if it is allowed; raises ExportError where it is not."""
+    """_max_relative_error. Raises ExportError where it is larger than allowed."""
     error = _max_relative_error(model, path, outputs, in_channels, size)
     if math.isnan(error):
         raise ExportError(
-            "the trained network answers with what is not a number: its training went astray; lower "
+            "the trained network answers with NaN, because its training diverged; lower "
             "optimizer.lr, or use full precision (trainer.precision=32-true)"
         )
     if not error <= MAX_RELATIVE_ERROR:
@@ -167,13 +189,13 @@ def _checked_error(
 def _max_relative_error(
     model: nn.Module, path: Path, outputs: Sequence[str], in_channels: int, size: tuple[int, int]
 ) -> float:
-    """Largest difference between ONNX Runtime and torch, relative to the largest value of the same output; nan where
-    a value is."""
+    """Largest difference between ONNX Runtime and torch, relative to the largest value of the same output. It is NaN
+    where a value is NaN."""
     import onnxruntime
 
     generator = torch.Generator().manual_seed(0)
     chips = torch.rand(CHECK_CHIPS, in_channels, *size, generator=generator)
-    # from dark to bright: a logit may be close to 0 for one of them, where rounding looks large, but not for all
+    # images from dark to bright: a logit near 0 makes rounding look large, but it is not near 0 for all of them
     chips *= torch.linspace(1 / CHECK_CHIPS, 1, CHECK_CHIPS)[:, None, None, None]
     with torch.inference_mode():
         answer = model(chips)
@@ -184,7 +206,7 @@ def _max_relative_error(
         np.abs(ours - theirs.numpy()).max() / max(theirs.abs().max().item(), LEAST_SCALE)
         for ours, theirs in zip(actual, expected, strict=True)
     ]
-    return float(np.max(errors))  # unlike max(), it keeps a nan
+    return float(np.max(errors))  # unlike max(), it keeps a NaN
 
 
 def _height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -197,7 +219,13 @@ def count_params(model: nn.Module) -> int:
 
 
 def count_macs(model: nn.Module, *, in_channels: int, size: int | tuple[int, int]) -> int:
-    """Multiply-accumulates of convolutions and linear layers for one image; size: one number or (height, width)."""
+    """Multiply-accumulates of convolutions and linear layers for one image.
+
+    Args:
+        model: the network.
+        in_channels: number of channels of the image.
+        size: of the image in pixels, one number or (height, width).
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     model = model.cpu().eval()

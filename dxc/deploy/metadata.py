@@ -1,7 +1,7 @@
-"""What an exported .onnx says about itself: how it is fed, what it answers, and what it came from.
+"""What an exported .onnx says about itself: how it is fed, what its outputs mean, and where it comes from.
 
-The whole of it is one JSON object under the key `dxc` of the file's metadata. A few plain keys beside it are for
-people who look at the file in a viewer such as Netron; nothing reads them back.
+All of it is one JSON object under the key `dxc` of the file's metadata. A few plain keys beside it are for people who
+open the file in a viewer such as Netron. dxc does not read them back.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     import onnx
 
 FORMAT = 1
-"""Raise it when the meaning of a field changes, or how a channel is computed: files of another format are refused."""
+"""Raise it when the meaning of a field or the computation of a channel changes. Files of another format are refused."""
 KEY = "dxc"
 METADATA_BYTES = 1536
-"""What the metadata adds to a file, filled up with spaces: the size of a network's file is then known before it is
-trained, whatever its channels are called and whatever it came from. Many classes take more."""
+"""Bytes that the metadata adds to a file; spaces fill them up. So the size of a network's file is known before training
+and does not depend on the names of its channels or on its origin. Only many classes take more."""
 MAX_CHARACTERS, MAX_DEPTH = 100_000, 6
 ANY: Final = "any"
 
@@ -52,28 +52,29 @@ NORMALISED: dict[str, dict[str, Any]] = {
     },
     "none": {"formula": "x"},
 }
-"""How each mode rescales elevation and photo bands, in float32 and without clipping. min and max are of one band over
-`over`; a range (max - min) below least_range counts as smaller_range; a constant band becomes `constant`."""
+"""How each mode rescales elevation and photo bands, in float32 and without clipping. min and max are taken of one band
+over `over`. A range (max - min) below least_range counts as smaller_range. A constant band becomes `constant`."""
 
 _Name = Annotated[str, Field(min_length=1, max_length=64)]
 _Pixels = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class Metadata(BaseModel):
-    """How a network is fed, what it answers, and what it came from.
+    """How a network is fed, what its outputs mean, and where it comes from.
 
     Attributes:
         channels: names of the input's channels, in order (dxc.data.bands).
         normalise: per_chip, per_column or none; see NORMALISED.
         repair: of 0/0 pixels in ndwi and ndvi, mean or reference; see REPAIRED.
-        photo_bands: bands of the photo files that it was trained on, in file order.
+        photo_bands: bands of the photos that it was trained on, in file order.
         size: height and width of the input in pixels, or "any". The exporter fills it in.
-        pixel_m: edge of a pixel on the ground in metres. None: not known.
-        classes: names of the classes, in the order of the scores; the last one is what is looked for.
+        pixel_m: edge of a pixel on the ground in metres. None: unknown.
+        classes: names of the classes, in the order of the scores. The last class is the target.
         outputs: names of the network's outputs, in order; see OUTPUTS. The exporter fills them in.
-        trial: identity of the configuration (tag dxc.trial). None: of no tracked run.
+        trial: identity of the configuration (tag dxc.trial). None: it belongs to no tracked run.
         data: hash of the chips that it was trained on (tag dxc.data). None: not trained.
-        version, commit: of the dxc that exported it. None: not known.
+        version: of the dxc that exported it. None: unknown.
+        commit: of the dxc that exported it. None: unknown.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
@@ -93,26 +94,26 @@ class Metadata(BaseModel):
 
     @property
     def bands(self) -> tuple[str, ...]:
-        """The raw bands that the channels are made of: dem first, if it is used, then those of the photo."""
+        """The raw bands from which the channels are made: first dem, if it is used, then those of the photo."""
         dem = ["dem"] if "dem" in self.channels else []
         return (*dem, *needed_photo_bands(self.channels))
 
     def to_json(self) -> str:
-        """One JSON object: the fields, those that are not known left out, and in words and numbers what they mean."""
+        """One JSON object: the known fields, and their meaning in words and numbers."""
         content = {"format": FORMAT, **self.model_dump(mode="json", exclude_none=True), **self._explained()}
         return json.dumps(content, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str, source: object) -> Metadata:
-        """Read what a file says, as data.
+        """Read the metadata of a file. It is treated as data.
 
         Args:
             text: from the key `dxc` of the file's metadata.
-            source: the file, as messages name it.
+            source: name of the file, for messages.
 
         Raises:
-            ExportError: it is no such JSON, of another format, says what cannot be, or names numbers that this version
-                of dxc does not compute with.
+            ExportError: the text is no such JSON, has another format, holds an impossible value, or names numbers that
+                differ from those of this version of dxc.
         """
         try:
             content = load_json(text, limit=MAX_CHARACTERS, depth=MAX_DEPTH)
@@ -120,7 +121,7 @@ class Metadata(BaseModel):
                 raise ValueError("it is no JSON object")
             if content.get("format") != FORMAT:
                 raise ValueError(
-                    f"it is of format {content.get('format')!r:.40}, and this version of dxc reads {FORMAT}; take the "
+                    f"it is of format {content.get('format')!r:.40}, and this version of dxc reads {FORMAT}; use the "
                     "version that wrote it, or export the network again"
                 )
             fields = {key: value for key, value in content.items() if key in cls.model_fields}
@@ -138,7 +139,7 @@ class Metadata(BaseModel):
         return metadata
 
     def write_to(self, model: onnx.ModelProto) -> None:
-        """Put it into a model that is to be saved: METADATA_BYTES more, or what it takes if that is larger."""
+        """Write it into a model. The model grows by METADATA_BYTES, or by more if they do not suffice."""
         import onnx
 
         text = self.to_json()
@@ -156,11 +157,16 @@ class Metadata(BaseModel):
         )
 
     def check_fits(self, model: onnx.ModelProto, source: object) -> None:
-        """Raise ExportError where a network has another input or other outputs than this says."""
+        """Raise ExportError if the input or the outputs of a network are not those of this metadata.
+
+        Args:
+            model: the network.
+            source: name of the file, for messages.
+        """
         if self.outputs not in (("scores",), ("presence", "box")):
             raise ExportError(
-                f"{source}: the network's outputs are {', '.join(self.outputs) or 'none'}; it can be said what scores "
-                "mean, and presence with box"
+                f"{source}: the network's outputs are {', '.join(self.outputs) or 'none'}; metadata can describe "
+                "scores, or presence with box"
             )
         sizes: list[object] = ["height", "width"] if isinstance(self.size, str) else list(self.size)
         batch = {"scores": [len(self.classes)], "presence": [], "box": [4]}
@@ -172,10 +178,10 @@ class Metadata(BaseModel):
         if found != said:
             raise ExportError(f"{source}: its metadata says {said}, and the network in it has {found}")
         if "presence" in self.outputs and len(self.classes) != 2:
-            raise ExportError(f"{source}: a presence tells two classes apart, not {len(self.classes)}")
+            raise ExportError(f"{source}: the output presence needs two classes, not {len(self.classes)}")
 
     def _explained(self) -> dict[str, Any]:
-        """What the fields mean, for whoever has the file and no dxc."""
+        """The meaning of the fields, for those who have the file but not dxc."""
         indices = {name: pair for name, pair in INDICES.items() if name in self.channels}
         explained: dict[str, Any] = {
             "input": "image: float32 (batch, channels, height, width)",
@@ -202,15 +208,19 @@ def dxc_version() -> str | None:
 
 
 def _shape(tensor: onnx.ValueInfoProto) -> list[object]:
-    """Sizes of an input or output, a name where one is open."""
+    """Sizes of an input or output. An open size is given by its name."""
     return [dim.dim_param or dim.dim_value for dim in tensor.type.tensor_type.shape.dim]
 
 
 def read_metadata(model: onnx.ModelProto, source: object) -> Metadata:
-    """What a loaded ONNX file says about itself.
+    """Read what a loaded ONNX file says about itself.
+
+    Args:
+        model: the file.
+        source: name of the file, for messages.
 
     Raises:
-        ExportError: it says nothing, because it is not dxc's, or what is wrong or cannot be used.
+        ExportError: the file has no metadata of dxc, or metadata that cannot be used.
     """
     texts = [each.value for each in model.metadata_props if each.key == KEY]
     if len(texts) != 1:

@@ -1,4 +1,4 @@
-"""An exported network, fed with raw bands as its file says: what it answers is what training computed.
+"""An exported network that takes raw bands. It preprocesses them like training and gives the same answers.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -7,14 +7,14 @@
     >>> from dxc.deploy.metadata import Metadata
     >>> from dxc.models.resnet import ResNet
 
-A network of which nothing was learnt, for photos of 32 x 32 pixels; train.py leaves a trained one in model.onnx:
+This network is not trained and takes photos of 32 x 32 pixels. train.py leaves a trained one in model.onnx:
 
     >>> folder = tempfile.TemporaryDirectory()
     >>> file = Path(folder.name) / "model.onnx"
     >>> metadata = Metadata(channels=("red", "green", "blue", "ndvi"))
     >>> _ = export_onnx(ResNet(4, width=4), file, in_channels=4, size=32, metadata=metadata)
 
-Whoever has the file needs nothing else:
+The file is all that is needed:
 
     >>> predictor = Predictor(file)
     >>> predictor.metadata.bands, predictor.metadata.size
@@ -41,13 +41,13 @@ from numpy.typing import ArrayLike, NDArray
 from dxc.data.bands import stack_channels
 from dxc.deploy.metadata import ANY, read_metadata
 from dxc.errors import ConfigError, DataError, ExportError, require_one_of, require_whole
-from dxc.geo.limits import MAX_SIZE
-from dxc.models.limits import MIN_SIZE
+from dxc.geo.rasterfiles import MAX_SIZE
+from dxc.models.registry import MIN_SIZE
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-"""Names of hardware.provider, as ONNX Runtime calls them."""
+"""ONNX Runtime's name of each hardware.provider."""
 MAX_BYTES = 2**31 - 1
-"""Of a file: no more fits into a protobuf message."""
+"""Largest file: no more fits into a protobuf message."""
 BATCH_SIZE = 32
 
 Floats = NDArray[np.float32]
@@ -59,7 +59,7 @@ class Prediction(NamedTuple):
     Attributes:
         probabilities: float32 (n, classes), each row sums to 1.
         boxes: float32 (n, 4): cx, cy, w, h, centre and size relative to the image, x to the right, y down. None where
-            the network answers with classes alone.
+            the network gives only classes.
         classes: names of the columns of `probabilities`.
     """
 
@@ -69,12 +69,12 @@ class Prediction(NamedTuple):
 
     @property
     def presence(self) -> Floats:
-        """Probability of the last class, what is looked for: float32 (n,)."""
+        """Probability of the last class, which is the target: float32 (n,)."""
         return self.probabilities[:, -1]
 
 
 class Predictor:
-    """An exported network with its preprocessing, which is the code that prepares chips for training.
+    """An exported network with its preprocessing. The same code prepares chips for training.
 
     Attributes:
         metadata: what the file says about itself.
@@ -86,11 +86,11 @@ class Predictor:
         Args:
             path: of the .onnx.
             provider: cpu or cuda.
-            threads: of the processor, for one operator.
+            threads: number of CPU threads for one operator.
 
         Raises:
-            ExportError: there is no such file, it is no ONNX file, or none that says how it is fed.
-            ConfigError: an argument that cannot work, or a provider that this onnxruntime has not.
+            ExportError: there is no such file, it is no ONNX file, or it does not say how it is fed.
+            ConfigError: an argument cannot work, or this onnxruntime lacks the provider.
         """
         require_one_of("provider", provider, PROVIDERS)
         require_whole("threads", threads, at_least=1)
@@ -106,18 +106,18 @@ class Predictor:
         *,
         batch_size: int = BATCH_SIZE,
     ) -> Prediction:
-        """Probabilities of n images, and boxes where the network answers with boxes.
+        """Probabilities of n images, and boxes if the network gives boxes.
 
         Args:
             bands: raw bands by name (metadata.bands: dem in metres, photo bands as digital numbers), each (H, W) or
                 (n, H, W); or one array of them, (bands, H, W) or (n, bands, H, W). Bands that the network does not
-                use are not looked at.
+                use are ignored.
             names: of the bands of an array, in its order.
-            batch_size: images that are computed at once.
+            batch_size: number of images in one execution.
 
         Raises:
-            DataError: a band is missing, or bands are of a size, a shape or a type that the network does not take, or
-                hold what is no number.
+            DataError: a band is missing; its size, shape or type does not fit the network; or it holds NaN, infinite
+                or masked values.
             ConfigError: batch_size cannot work.
         """
         require_whole("batch_size", batch_size, at_least=1)
@@ -135,7 +135,7 @@ class Predictor:
     def preprocess(
         self, bands: Mapping[str, ArrayLike] | ArrayLike, names: Sequence[str] | None = None
     ) -> Floats:
-        """What the network is fed for n images: float32 (n, channels, H, W). Arguments and errors as of predict."""
+        """The network's input for n images: float32 (n, channels, H, W). Arguments and errors are those of predict."""
         return self._channels(self._checked(bands, names))
 
     def _channels(self, raw: Mapping[str, NDArray]) -> Floats:
@@ -166,7 +166,7 @@ class Predictor:
     def _checked(
         self, bands: Mapping[str, ArrayLike] | ArrayLike, names: Sequence[str] | None
     ) -> dict[str, NDArray]:
-        """The bands that the network is made for, each (n, H, W). Raises DataError as predict."""
+        """The bands that the network needs, each (n, H, W). Raises DataError as predict does."""
         given = _by_name(bands, names)
         needed = self.metadata.bands
         if missing := [name for name in needed if name not in given]:
@@ -177,7 +177,7 @@ class Predictor:
         shapes = {name: band.shape for name, band in raw.items()}
         if len(set(shapes.values())) > 1:
             listing = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-            raise DataError(f"bands of one image have one shape, (H, W) or (n, H, W), not {listing}")
+            raise DataError(f"bands of one image need one shape, (H, W) or (n, H, W), not {listing}")
         self._check_size(*next(iter(shapes.values()))[1:])
         return raw
 
@@ -196,10 +196,10 @@ class Predictor:
 
 
 def _by_name(bands: Mapping[str, ArrayLike] | ArrayLike, names: Sequence[str] | None) -> Mapping[str, Any]:
-    """Bands by name, those of an array too."""
+    """Bands by name, also from an array."""
     if isinstance(bands, Mapping):
         if names is not None:
-            raise DataError("names are of the bands of an array; bands given by name have theirs")
+            raise DataError("names belong to an array of bands; bands given by name already have theirs")
         return bands
     array = _array("bands", bands)
     if names is None or isinstance(names, str) or len(set(names)) < len(names):
@@ -215,13 +215,13 @@ def _by_name(bands: Mapping[str, ArrayLike] | ArrayLike, names: Sequence[str] | 
 
 
 def _numbers(name: str, band: ArrayLike) -> NDArray:
-    """A band as (n, H, W), of numbers that are all there."""
+    """A band as (n, H, W). Raises DataError where a number is missing."""
     array = _array(f"band {name}", band)
     if masked := int(np.ma.getmaskarray(array).sum()):
         raise DataError(f"band {name}: {masked} of {array.size} pixels are masked; fill them")
     array = np.asarray(array)
     if array.dtype.kind not in "iuf":
-        raise DataError(f"band {name} is of type {array.dtype}, and raw bands are whole or decimal numbers")
+        raise DataError(f"band {name} is of type {array.dtype}, but raw bands are integers or floats")
     if array.ndim not in (2, 3) or 0 in array.shape[-2:]:
         raise DataError(f"band {name} has the shape {array.shape}, not (H, W) or (n, H, W)")
     if void := array.size - np.count_nonzero(np.isfinite(array)):
@@ -230,7 +230,7 @@ def _numbers(name: str, band: ArrayLike) -> NDArray:
 
 
 def _array(what: str, values: ArrayLike) -> NDArray:
-    """Values as an array, with its mask where it has one."""
+    """Values as an array. A masked array keeps its mask."""
     try:
         return np.asanyarray(values)
     except ValueError as error:  # rows of different lengths
@@ -244,18 +244,18 @@ def _parts(raw: Mapping[str, NDArray], batch_size: int) -> Iterator[dict[str, ND
 
 
 def _softmax(scores: Floats) -> Floats:
-    """Of each row of logits (n, classes)."""
+    """Softmax of each row of logits (n, classes)."""
     powers = np.exp(scores - scores.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
 
 
 def _sigmoid(logits: Floats) -> Floats:
-    power = np.exp(-np.abs(logits))  # of no large number: no overflow
+    power = np.exp(-np.abs(logits))  # exp of a number <= 0 cannot overflow
     return np.where(logits < 0, power, np.float32(1)) / (1 + power)
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a file, which is read once: what was checked is what runs."""
+    """The bytes of a file. It is read only once, so that what runs is what was checked."""
     if not path.is_file():
         raise ExportError(f"{path}: no such file")
     try:
@@ -267,24 +267,27 @@ def _content(path: Path) -> bytes:
 
 
 def _parsed(content: bytes, path: Path) -> Any:
-    """The model in a file's bytes. Raises ExportError for what is none, or has weights in other files: dxc's have not,
-    and their names would be paths that a stranger chose."""
+    """The model in a file's bytes.
+
+    Raises ExportError if there is none, or if it has weights in other files. Files of dxc have none there, and the
+    names of other files would be paths that a stranger chose.
+    """
     import onnx
 
     try:
         model = onnx.load_from_string(content)
-    except Exception as error:  # onnx raises what its protobuf raises
+    except Exception as error:  # onnx raises the errors of its protobuf
         raise ExportError(f"{path} cannot be read as an ONNX file: {error}") from error
     for tensor in _tensors(model):
         if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise ExportError(
-                f"{path}: weights are said to lie in other files, and dxc exports one file; export the network again"
+                f"{path} names other files with weights, but dxc exports one file; export the network again"
             )
     return model
 
 
 def _tensors(message: Any) -> Iterator[Any]:
-    """Every tensor with values in a protobuf message, however deep."""
+    """Every tensor with values in a protobuf message, at any depth."""
     import onnx
 
     for field, value in message.ListFields():
@@ -307,8 +310,8 @@ def _session(content: bytes, path: Path, provider: str, threads: int) -> Any:
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(content, options, providers=[provider])
-    except Exception as error:  # ONNX Runtime raises a kind of its own for each thing that can be wrong
+    except Exception as error:  # ONNX Runtime has an error class for each kind of fault
         raise ExportError(f"{path}: ONNX Runtime cannot run it: {str(error).splitlines()[0]}") from error
-    if session.get_providers()[0] != provider:  # it goes on with the processor
+    if session.get_providers()[0] != provider:  # ONNX Runtime falls back to the CPU
         raise ConfigError(f"provider: {provider} could not be started; provider=cpu works everywhere")
     return session

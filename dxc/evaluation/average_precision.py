@@ -1,14 +1,15 @@
 """Metrics of the pooled predictions of a detector, over all images with and without a crossing.
 
 Box metrics follow the rules of COCO (Lin et al. 2014, doi 10.1007/978-3-319-10602-1_48) as faster-coco-eval computes
-them. There is one predicted box per image, whose score is the probability of a crossing. In order of score, a box is a
-true positive where its IoU with a true box of its image reaches a threshold, else a false positive; in images without
-a crossing every box is one. With p(r) the precision at recall r,
+them. Each image has one predicted box, whose score is the probability of a crossing. Boxes are judged in order of
+score. A box is a true positive if its IoU with a true box of its image reaches a threshold, else a false positive. In
+images without a crossing every box is a false positive. With p(r) the precision at recall r,
 
     AP = 1/101 * sum over r in {0, 0.01, ..., 1} of the largest p(r') with r' >= r,
 
-the mean of the interpolated precision over 101 recall points, 0 beyond the recall that is reached: also the AP of
-doi 10.1145/3624062.3624260. Every true box counts in the recall: where an image has several, one box finds one.
+which is the mean of the interpolated precision over 101 recall points, and 0 beyond the recall that is reached. The AP
+of doi 10.1145/3624062.3624260 is the same. Every true box counts in the recall. In an image with several true boxes,
+the one predicted box can find only one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 BOX = ("cx", "cy", "w", "h")  # columns of predictions: centre and size relative to the image
-CATEGORY = 1  # there is but one
+CATEGORY = 1  # the only one
 
 
 class TrueBoxes(NamedTuple):
@@ -33,7 +34,7 @@ class TrueBoxes(NamedTuple):
 
 
 class PrecisionRecall(NamedTuple):
-    """The points of a precision-recall curve, from the lowest threshold, at which all is recalled, to the highest."""
+    """The points of a precision-recall curve, from the lowest threshold (recall 1) to the highest."""
 
     precision: NDArray[np.float64]
     recall: NDArray[np.float64]
@@ -66,7 +67,12 @@ def recall_at_precision(
 ) -> dict[str, float]:
     """recall_at_precision: the largest recall of presence at which precision is at least `min_precision`.
 
-    Empty without a crossing, and where no threshold reaches that precision. Arguments as in precision_recall_curve.
+    The result is empty without a crossing, and where no threshold reaches that precision.
+
+    Args:
+        probability: (n,) of a crossing.
+        label: (n,) 1 = crossing.
+        min_precision: the required precision, a fraction.
     """
     if not np.any(label):
         return {}
@@ -78,9 +84,9 @@ def recall_at_precision(
 def box_metrics(probability: ArrayLike, boxes: ArrayLike, truth: TrueBoxes) -> dict[str, float]:
     """box_ap50 (AP at IoU 0.5), box_ap (mean AP over IoU 0.5, 0.55, ..., 0.95) and mean_iou, as fractions.
 
-    mean_iou is the mean, over the images with a crossing, of the IoU of the predicted box with the true one it
-    overlaps most; it looks at no probability. Empty where no image has a box. Predictions of equal probability rank
-    in their order.
+    mean_iou ignores the probability. For each image with a crossing it takes the IoU of the predicted box with the true
+    box that it overlaps most; the result is their mean. Predictions of equal probability rank in their order. The
+    result is empty where no image has a box.
 
     Args:
         probability: (n,) of a crossing.
@@ -117,7 +123,7 @@ def box_metrics(probability: ArrayLike, boxes: ArrayLike, truth: TrueBoxes) -> d
 def _interpolated_precision(
     probability: np.ndarray, boxes: np.ndarray, truth: TrueBoxes
 ) -> NDArray[np.float64]:
-    """(10 IoU thresholds, 101 recall points), of boxes of any size; at least one image has a box."""
+    """Precision (10 IoU thresholds, 101 recall points) for boxes of any size. At least one image has a box."""
     from faster_coco_eval import COCO, COCOeval_faster  # type: ignore[import-untyped]
 
     images = [
@@ -126,20 +132,20 @@ def _interpolated_precision(
     ]
     owner, _ = own = np.nonzero(_own(truth.boxes))
     true = _annotations(owner, truth.boxes[own], truth.sizes)
-    for number, annotation in enumerate(true, start=1):  # 0 would be taken for no match
+    for number, annotation in enumerate(true, start=1):  # 0 would mean no match
         annotation.update(id=number, iscrowd=0, area=annotation["bbox"][2] * annotation["bbox"][3])
     predicted = _annotations(np.arange(len(boxes)), boxes, truth.sizes)
     for annotation, score in zip(predicted, probability, strict=True):
         annotation["score"] = float(score)
 
-    logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # five lines an evaluation
+    logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it logs five lines per evaluation
     ground_truth = COCO({"images": images, "annotations": true, "categories": [{"id": CATEGORY}]})
     evaluation = COCOeval_faster(ground_truth, ground_truth.loadRes(predicted), "bbox")
-    evaluation.params.maxDets = [1]  # an image; there are no more
+    evaluation.params.maxDets = [1]  # per image; there is only one
     evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
     evaluation.evaluate()
     evaluation.accumulate()
-    return evaluation.eval["precision"][:, :, 0, 0, 0]  # of the one category, area range and number of boxes
+    return evaluation.eval["precision"][:, :, 0, 0, 0]  # the one category, area range and number of boxes
 
 
 def _own(boxes: np.ndarray) -> NDArray[np.bool_]:
@@ -148,8 +154,13 @@ def _own(boxes: np.ndarray) -> NDArray[np.bool_]:
 
 
 def _annotations(owner: np.ndarray, boxes: np.ndarray, sizes: np.ndarray) -> list[dict[str, Any]]:
-    """Boxes cx, cy, w, h relative to image number `owner` -> COCO's, whose boxes are left, top, width, height in
-    pixels."""
+    """COCO annotations, whose boxes are left, top, width, height in pixels.
+
+    Args:
+        owner: (k,) number of each box's image.
+        boxes: (k, 4) cx, cy, w, h relative to the image.
+        sizes: (n, 2) height and width of the images in pixels.
+    """
     height, width = np.asarray(sizes)[owner].T
     pixels = boxes * np.stack([width, height, width, height], axis=1)
     pixels[:, :2] -= pixels[:, 2:] / 2

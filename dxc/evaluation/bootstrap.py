@@ -26,9 +26,9 @@ Floats = NDArray[np.float64]
 FOLDS = "folds:"
 """Prefix of Outcomes.chips where only the accuracies of the folds are known."""
 DECIMALS = (
-    9  # of a drawn accuracy: equal ones tie in whatever order they were summed; a chip counts for far more
+    9  # of a drawn accuracy: equal accuracies tie, whatever the order of summation; one chip changes far more
 )
-AT_ONCE = 1024  # runs that are drawn in one product of matrices
+AT_ONCE = 1024  # runs in one product of matrices
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class Outcomes:
 
     @classmethod
     def of_predictions(cls, predictions: pd.DataFrame) -> Outcomes:
-        """From columns region, name, label (0 or 1), fold and probability (of 1), one row a chip."""
+        """Make outcomes from one row a chip: columns region, name, label (0 or 1), fold, and probability of label 1."""
         ordered = predictions.sort_values(["region", "name", "fold"], kind="stable")
         _, fold = np.unique(ordered["fold"].to_numpy(dtype=str), return_inverse=True)
         names = ordered["region"].astype(str) + "/" + ordered["name"].astype(str)
@@ -60,8 +60,12 @@ class Outcomes:
 
     @classmethod
     def of_folds(cls, accuracies: Sequence[float], judged_by: str = "") -> Outcomes:
-        """From the accuracy of each fold, where predictions are missing. judged_by: equal for runs of the same chips in
-        the same folds."""
+        """Make outcomes from the accuracy of each fold, where predictions are missing.
+
+        Args:
+            accuracies: of the folds, fractions.
+            judged_by: equal for runs with the same chips in the same folds.
+        """
         return cls(np.array(accuracies, dtype=float), np.arange(len(accuracies)), f"{FOLDS}{judged_by}")
 
     @property
@@ -77,8 +81,8 @@ class Outcomes:
 def accuracy_draws(designs: Sequence[Sequence[Outcomes]], *, draws: int, seed: int) -> Floats:
     """Bootstrap draws of accuracies, (designs, draws). Efron and Tibshirani 1993, doi 10.1201/9780429246593.
 
-    Chips are drawn with replacement within their fold, the same for all runs with the same chips. Without predictions,
-    folds are drawn. Repeats of a design are drawn too. A design without outcomes is NaN.
+    Chips are drawn with replacement within their fold. All runs with the same chips share the draw. Without
+    predictions, folds are drawn. Repeats of a design are drawn too. A design without outcomes is NaN.
 
     Args:
         designs: the outcomes of each design's repeats.
@@ -110,7 +114,7 @@ def accuracy_draws(designs: Sequence[Sequence[Outcomes]], *, draws: int, seed: i
 
 
 def _weights(outcomes: Outcomes, draws: int, rng: np.random.Generator) -> Floats:
-    """(chips, draws): how much each chip counts; within a fold they add up to one part in the number of folds."""
+    """Weight of each chip in each draw, (chips, draws). The weights of a fold add up to 1 / number of folds."""
     size = len(outcomes.right)
     if outcomes.folds_only:  # folds themselves are drawn
         return rng.multinomial(size, np.full(size, 1 / size), size=draws).T / size
@@ -130,7 +134,7 @@ def probability_non_dominated(
 
     Args:
         values: (n, objectives).
-        accuracy: (n, draws), which replace values[:, column]. A row without draws keeps its value; its result is NaN.
+        accuracy: (n, draws); each draw replaces values[:, column]. A row without draws keeps its value and gets NaN.
         column: the column of the accuracy.
         maximise: for each objective, whether more is better.
 
@@ -151,8 +155,8 @@ class Comparison(NamedTuple):
         difference: accuracy of the first less that of the second; `low` and `high` are its 95 % bootstrap interval.
         only_first: number of chips that only the first classified correctly.
         only_second: number of chips that only the second classified correctly.
-        p_value: McNemar's exact test (Edwards 1948, doi 10.1007/BF02289261) that both err equally often; NaN without
-            predictions.
+        p_value: of McNemar's exact test (Edwards 1948, doi 10.1007/BF02289261), whose null hypothesis is that both
+            err equally often. NaN without predictions.
     """
 
     difference: float
@@ -164,10 +168,20 @@ class Comparison(NamedTuple):
 
 
 def compare(first: Outcomes, second: Outcomes, *, draws: int, seed: int) -> Comparison:
-    """Compare two designs. Raises AnalysisError unless they were evaluated on the same chips in the same folds."""
+    """Compare two designs.
+
+    Args:
+        first: outcomes of one design.
+        second: outcomes of the other.
+        draws: number of bootstrap draws.
+        seed: of the draws.
+
+    Raises:
+        AnalysisError: the designs were not evaluated on the same chips in the same folds.
+    """
     if first.chips != second.chips or len(first.right) != len(second.right):
         raise AnalysisError(
-            "the two designs were not judged by the same chips in the same folds: compare runs of one dxc.data "
+            "the two designs were not evaluated on the same chips in the same folds: compare runs of one dxc.data "
             "with the same data.split, data.folds and data.fold_seed"
         )
     a, b = accuracy_draws([[first], [second]], draws=draws, seed=seed)

@@ -1,10 +1,10 @@
 """Boxes as tensors of any shape (..., 4), in any unit of length, x to the right and y down.
 
-Two spellings: cxcywh (centre x, centre y, width, height), which batches and networks speak, and xyxy (left, top,
-right, bottom), in which overlaps are reckoned. Shapes of two arguments broadcast: one box against many is
-box_iou(box[..., None, :], boxes).
+Boxes have two formats. Batches and networks use cxcywh (centre x, centre y, width, height). Overlaps are computed in
+xyxy (left, top, right, bottom). The shapes of two arguments broadcast: box_iou(box[..., None, :], boxes) compares one
+box with many.
 
-The boxes of a batch are padded: cxcywh (B, M, 4) relative to the image, rows beyond an image's own NaN.
+The boxes of a batch are padded: cxcywh (B, M, 4) relative to the image, with NaN in rows beyond an image's own boxes.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SMOOTH_L1_BETA = 1 / 9
-"""Error, as a fraction of the image, from which smooth L1 grows linearly. With torch's default, 1, it never would:
-no relative error is larger. 1/9 is the value of Faster R-CNN's region proposals in torchvision and in its own code
-(sigma = 3)."""
+"""Error, as a fraction of the image, from which smooth L1 grows linearly. With torch's default, 1, it never would,
+because no relative error is larger. The region proposals of Faster R-CNN use 1/9, in torchvision and in the authors'
+code (sigma = 3)."""
 
-_LEAST_AREA = 1e-12  # of a union: boxes without area do not overlap, and divide by no zero
+_LEAST_AREA = 1e-12  # least area of a union, so that boxes without area do not divide by 0
 _WHOLE_IMAGE = (0.5, 0.5, 1.0, 1.0)
 
 
@@ -37,18 +37,18 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 
 
 def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union of xyxy boxes (..., 4), each with its counterpart: (...) in 0..1.
+    """Intersection over union of pairs of xyxy boxes (..., 4): (...) in 0..1.
 
-    0 where neither of the two has an area.
+    It is 0 where neither box has an area.
     """
     return _iou_and_union(boxes, others)[0]
 
 
 def generalised_box_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Generalised IoU of xyxy boxes (..., 4), each with its counterpart: (...) in -1..1.
+    """Generalised IoU of pairs of xyxy boxes (..., 4): (...) in -1..1.
 
-    IoU - (hull - union) / hull, hull being the smallest box around both: boxes that do not touch are told apart by
-    how far they are (Rezatofighi et al. 2019, doi 10.1109/CVPR.2019.00075, algorithm 1).
+    It is IoU - (hull - union) / hull, where hull is the smallest box around both. So it also tells how far apart two
+    boxes are that do not touch (Rezatofighi et al. 2019, doi 10.1109/CVPR.2019.00075, algorithm 1).
     """
     iou, union = _iou_and_union(boxes, others)
     sides = torch.maximum(boxes[..., 2:], others[..., 2:]) - torch.minimum(boxes[..., :2], others[..., :2])
@@ -84,10 +84,15 @@ def _area(boxes: Tensor) -> Tensor:
 
 
 def least_loss(box: Tensor, boxes: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """For each image the loss of its one box (B, 4) against the box that costs least, of its padded boxes (B, M, 4).
+    """For each image the loss of its predicted box against the true box with the least loss.
 
-    loss: of cxcywh boxes (..., 4), such as smooth_l1_loss: (...). Returns (B,), 0 for an image without boxes; neither
-    the result nor its gradient holds a NaN of the padding.
+    Args:
+        box: predicted boxes (B, 4), cxcywh.
+        boxes: padded true boxes (B, M, 4), cxcywh.
+        loss: of pairs of cxcywh boxes (..., 4) -> (...), such as smooth_l1_loss.
+
+    Returns:
+        (B,), 0 for an image without boxes. Neither it nor its gradient contains the NaN of the padding.
     """
     own, filled = _own(boxes)
     least = loss(box[:, None], filled).masked_fill(~own, torch.inf).amin(dim=1)
@@ -95,15 +100,24 @@ def least_loss(box: Tensor, boxes: Tensor, loss: Callable[[Tensor, Tensor], Tens
 
 
 def best_iou(box: Tensor, boxes: Tensor) -> Tensor:
-    """For each image the IoU of its one box, cxcywh (B, 4), with the one it overlaps most of its padded boxes
-    (B, M, 4): (B,), NaN for an image without boxes."""
+    """For each image the IoU of its predicted box with the true box that it overlaps most.
+
+    Args:
+        box: predicted boxes (B, 4), cxcywh.
+        boxes: padded true boxes (B, M, 4), cxcywh.
+
+    Returns:
+        (B,), NaN for an image without boxes.
+    """
     own, filled = _own(boxes)
     iou = box_iou(cxcywh_to_xyxy(box[:, None]), cxcywh_to_xyxy(filled))
     return iou.masked_fill(~own, -torch.inf).amax(dim=1).masked_fill(~own.any(dim=1), torch.nan)
 
 
 def _own(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of the padded boxes (B, M, 4) are an image's own (B, M); and the boxes, with a sound one in place of each
-    NaN: masked only after the arithmetic, a NaN would still reach the gradient as 0 x NaN."""
+    """Which of the padded boxes (B, M, 4) are an image's own, (B, M); and the boxes with numbers in place of NaN.
+
+    A NaN that is masked only after the arithmetic still reaches the gradient as 0 x NaN.
+    """
     own = ~boxes.isnan().any(dim=-1)
     return own, torch.where(own[..., None], boxes, boxes.new_tensor(_WHOLE_IMAGE))

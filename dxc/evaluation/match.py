@@ -1,4 +1,4 @@
-"""Compares predicted boxes with true ones: intersection over union, matching, and TP, FN, FP or TN of an image."""
+"""Compares predicted boxes with true boxes: intersection over union, matching, and TP, FN, FP or TN of an image."""
 
 from __future__ import annotations
 
@@ -46,10 +46,16 @@ def kind(sample: Sample, threshold: float = 0.5) -> str:
 def match(
     boxes: ArrayLike, predicted: ArrayLike, scores: ArrayLike, *, min_iou: float = 0.5
 ) -> NDArray[np.int_]:
-    """For each predicted box (m, 4) the index of the true box (n, 4) that it matches, -1 for a false alarm.
+    """For each predicted box the index of the true box that it matches, (m,); -1 for a false alarm.
 
     As in COCO's evaluation, boxes are matched from the highest score on. Each takes the free true box with the greatest
     IoU of at least `min_iou`.
+
+    Args:
+        boxes: true boxes (n, 4).
+        predicted: predicted boxes (m, 4).
+        scores: of the predicted boxes, (m,).
+        min_iou: least IoU of a match.
     """
     overlap = iou(boxes, predicted)
     found = np.full(overlap.shape[1], -1)

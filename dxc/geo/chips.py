@@ -41,8 +41,8 @@ from dxc.files import sync_everything, sync_to_disk, write_atomically
 from dxc.geo.bands import PHOTO_BANDS
 from dxc.geo.elevation import elevation_unit
 from dxc.geo.formats import GDAL_OPTIONS, raster_file
-from dxc.geo.limits import MAX_SIZE
 from dxc.geo.photobands import PhotoBands, choose_bands
+from dxc.geo.rasterfiles import MAX_SIZE
 from dxc.geo.rasters import (
     Points,
     Raster,

@@ -34,12 +34,19 @@ def known_unit(text: str) -> str | None:
 
 
 def elevation_unit(path: Path, dem: Any, wanted: str | None) -> str:
-    """The unit of an open DEM's elevations, a key of METRES. Where it is not obvious, the log says which it is and why.
+    """Find the unit of an open DEM's elevations. Where it is not obvious, the log says which it is and why.
 
-    The unit in the configuration (`wanted`, the key dem_units) overrides the file. In the file, the vertical part of
-    the CRS and the unit of the band have to agree; of the two kinds of feet the CRS decides, because bands often say
-    just feet.
-    Where neither names a unit, elevations are taken as metres.
+    The unit in the configuration overrides the file. In the file, the vertical part of the CRS and the unit of the
+    band have to agree. The CRS decides between the two kinds of feet, because bands often say just feet. Where neither
+    names a unit, elevations are taken as metres.
+
+    Args:
+        path: the file, for messages.
+        dem: the open dataset.
+        wanted: the key dem_units; None asks the file.
+
+    Returns:
+        A key of METRES.
 
     Raises:
         ConfigError: `wanted` is not a known unit.
@@ -51,7 +58,7 @@ def elevation_unit(path: Path, dem: Any, wanted: str | None) -> str:
             raise ConfigError(
                 f"dem_units={wanted} is not a known unit: give m, ft or us-ft, or null to ask the DEM."
             )
-        log.info("The DEM's elevations are in %s, says dem_units; the chips are in metres.", PLURAL[unit])
+        log.info("The DEM's elevations are in %s (dem_units); the chips are in metres.", PLURAL[unit])
         return unit
     tell = "Say what its elevations are in: dem_units=m, ft or us-ft."
     by_crs, by_band = _vertical_unit(dem.crs), (dem.units[0] or "").strip()
@@ -62,21 +69,21 @@ def elevation_unit(path: Path, dem: Any, wanted: str | None) -> str:
         unit = known_unit(text)
         if unit is None:
             raise DataError(
-                f"DEM {path}: its elevations are in '{text[:40]}', says {where}; that unit is not known. {tell}"
+                f"DEM {path}: {where} says that its elevations are in '{text[:40]}', an unknown unit. {tell}"
             )
         found[where] = unit
     kinds = {"foot" if unit in _FEET else unit for unit in found.values()}
     if len(kinds) > 1:
         raise DataError(
-            f"DEM {path}: its elevations are in {PLURAL[found['its CRS']]}, says its CRS; in "
-            f"{PLURAL[found['its band']]}, says its band. {tell}"
+            f"DEM {path}: its CRS says that its elevations are in {PLURAL[found['its CRS']]}, and its band in "
+            f"{PLURAL[found['its band']]}. {tell}"
         )
     if not found:
         _warn_of_feet(dem.crs)
         return "metre"
     where, unit = next(iter(found.items()))
     if unit != "metre":
-        log.info("The DEM's elevations are in %s, says %s; the chips are in metres.", PLURAL[unit], where)
+        log.info("The DEM's elevations are in %s (from %s); the chips are in metres.", PLURAL[unit], where)
     return unit
 
 
@@ -85,7 +92,7 @@ def _warn_of_feet(crs: CRS) -> None:
     across = _length_unit(crs.linear_units_factor[1]) if crs.is_projected else None
     if across in _FEET:
         log.warning(
-            "The DEM does not say what its elevations are in, and its map is in %s: elevations are taken for metres. "
+            "The DEM does not say what its elevations are in, and its map is in %s. Elevations are taken as metres. "
             "If they are in feet as well, cut again with dem_units=ft or us-ft.",
             PLURAL[across],
         )

@@ -1,13 +1,14 @@
-"""Decides by their bytes which files GDAL may open, and with which driver, before GDAL sees them.
+"""Decides which files GDAL may open, and with which driver, from their bytes and before GDAL sees them.
 
-GDAL opens by content. Left to itself it takes a file named dem.tif for a virtual raster (VRT) that reads any other
-file or address, and a file named roads.gpkg or roads.geojson for a virtual layer or a pipeline. Here
+GDAL goes by the content of a file, not by its name. A file named dem.tif may be a virtual raster (VRT) that reads any
+other file or address. A file named roads.gpkg or roads.geojson may be a virtual layer or a pipeline. So these rules
+hold here:
 
-- rasters are GeoTIFF (cloud-optimised too) and ERDAS Imagine .img, and mosaics of these whose name ends in .vrt. What
-  lies beside a raster and belongs to it (.msk, .ovr, .aux) is looked at the same way; what a raster names elsewhere
-  is refused.
-- a .vrt is parsed here and written again from what may be in it; GDAL sees only that. It has no masks or overviews of
-  its own, no computed bands, and sources that lie below its folder.
+- rasters are GeoTIFF (cloud-optimised too) and ERDAS Imagine .img, and mosaics of these whose name ends in .vrt. Files
+  that lie beside a raster and belong to it (.msk, .ovr, .aux) are checked in the same way. A raster that names files
+  elsewhere is refused.
+- a .vrt is parsed here and written again with only what is allowed in it. GDAL sees only that copy. It has no masks or
+  overviews of its own and no computed bands, and its sources lie below its folder.
 - vectors are GeoPackage, GeoJSON, shapefile and file geodatabase (.gdb).
 - files are local: no addresses, no /vsi... paths, no archives, no names of layers or bands inside a file.
 """
@@ -29,11 +30,11 @@ from dxc.geo.guarded_xml import UnusableXml, parse_xml
 from dxc.geo.rasterfiles import block_trouble
 
 GDAL_OPTIONS = {
-    # a file that does not exist is the only one that may be fetched: no address is opened, whoever names it
+    # the only address that may be opened is "none", which is not one
     "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
     "GDAL_VRT_ENABLE_PYTHON": "NO",
 }
-"""For each thread and moment in which GDAL opens or reads a raster: what it may do for a file."""
+"""What GDAL may do. Every thread sets these options while it opens or reads a raster."""
 
 MAX_VRT_BYTES = 20_000_000  # a mosaic of about 10,000 tiles
 MAX_BLOCK_BYTES = 1_000_000_000  # a survey's raster in a single strip is usual; a chip's blocks are smaller
@@ -47,7 +48,7 @@ _RASTER_MAGIC = {
 # what GDAL opens beside NAME.EXT without being asked: NAME.EXT.ovr, NAME.EXT.msk, NAME.EXT.aux and NAME.aux
 _BESIDE = (".ovr", ".msk", ".aux")
 
-# In a .vrt. Elements that only describe, or serve reduced resolutions, are left out of what GDAL sees.
+# Elements of a .vrt that GDAL does not see: they only describe the raster, or serve reduced resolutions.
 _VRT_DROPPED = {
     "Metadata", "Overview", "OverviewList", "Histograms", "CategoryNames", "GDALRasterAttributeTable",
     "BlockXSize", "BlockYSize", "blockXSize", "blockYSize",
@@ -88,14 +89,14 @@ class _Refused(Exception):
 
 
 class _Seen:
-    """The files that were checked, with their drivers, and listings of folders, which all tiles of a mosaic share."""
+    """The checked files with their drivers, and listings of folders. All tiles of a mosaic share one."""
 
     def __init__(self) -> None:
         self.files: dict[Path, str] = {}
         self._listings: dict[Path, dict[str, list[Path]]] = {}
 
     def beside(self, path: Path) -> list[Path]:
-        """Rasters that GDAL opens with this one; it does not mind upper and lower case."""
+        """Rasters that GDAL opens along with this one. It ignores upper and lower case."""
         folder = path.parent
         if folder not in self._listings:
             listing = self._listings[folder] = {}
@@ -113,7 +114,7 @@ class RasterFile:
     path: Path
     driver: str  # GTiff, HFA or VRT
     name: str = field(repr=False)  # what GDAL is given: an absolute path, or the XML of a mosaic
-    files: tuple[Path, ...] = field(repr=False)  # all that it is read from
+    files: tuple[Path, ...] = field(repr=False)  # all files that it is read from
 
     def open(self) -> Any:
         """Open it for reading, in rasterio. Raises RasterioIOError."""
@@ -122,11 +123,15 @@ class RasterFile:
 
 
 def raster_file(what: str, path: Path, *, vrt_anywhere: bool = False) -> RasterFile:
-    """Check a raster and all files that it is read from. Raises a DataError that says why it cannot be opened.
+    """Check a raster and all files that it is read from.
 
     Args:
         what: DEM or photo, for messages.
+        path: the file.
         vrt_anywhere: whether a mosaic (.vrt) may have sources that do not lie below its own folder.
+
+    Raises:
+        DataError: the raster cannot be opened; the message says why.
     """
     if not path.is_file():
         raise DataError(
@@ -137,8 +142,8 @@ def raster_file(what: str, path: Path, *, vrt_anywhere: bool = False) -> RasterF
         if _starts_as_vrt(path):
             if path.suffix.lower() != ".vrt":
                 raise _Refused(
-                    "is a virtual raster (VRT) by its content, which reads other files, though its name does not say "
-                    "so. If you trust it, name it .vrt; else ask for the raster itself"
+                    "is a virtual raster (VRT), which reads other files, but its name does not end in .vrt. If "
+                    "you trust it, rename it; else ask for the raster itself"
                 )
             xml, sources = _mosaic(own, vrt_anywhere)
             return RasterFile(path, "VRT", xml, (own, *sources))
@@ -156,7 +161,14 @@ def raster_file(what: str, path: Path, *, vrt_anywhere: bool = False) -> RasterF
 
 
 def unreadable(what: str, path: Path, window: Any, error: Exception) -> DataError:
-    """The error to raise where pixels of an open raster cannot be read."""
+    """The error to raise where pixels of an open raster cannot be read.
+
+    Args:
+        what: DEM or photo, for messages.
+        path: the file.
+        window: the window that was read.
+        error: the error of rasterio.
+    """
     return DataError(
         f"{what} {path}: cannot be read at row {window.row_off}, column {window.col_off} "
         f"({error.__cause__ or error}). The file seems truncated or damaged: fetch or write it again."
@@ -176,9 +188,9 @@ def _starts_as_vrt(path: Path) -> bool:
 
 
 def _look(path: Path, folders: set[Path], seen: _Seen) -> None:
-    """Check one GeoTIFF or .img and what lies beside it; `seen` gets each file with its driver.
+    """Check one GeoTIFF or .img and the files beside it. `seen` gets each file with its driver.
 
-    All has to lie below `folders`: its own, and where it is a link also that of the file itself.
+    All files have to lie below `folders`: the folder of `path` and, where it is a link, the folder of its target.
     """
     head = _header(path, 32)
     driver = next((name for magic, name in _RASTER_MAGIC.items() if head.startswith(magic)), None)
@@ -193,7 +205,7 @@ def _look(path: Path, folders: set[Path], seen: _Seen) -> None:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # masks and overviews never are
         source = rasterio.open(path, driver=driver)
     with source:
-        # asked before its files are listed: for that, GDAL would open them
+        # asked first: GDAL opens the files that it lists
         if source.get_tag_item("OVERVIEW_FILE", "OVERVIEWS"):
             raise _Refused(
                 f"{path.name} names a file of overviews elsewhere (OVERVIEW_FILE). Write it again without: "
@@ -215,20 +227,20 @@ def _require_below(path: Path, folders: set[Path]) -> None:
 
 
 def _mosaic(path: Path, anywhere: bool) -> tuple[str, list[Path]]:
-    """The XML of a mosaic, written again from what may be in it, and the files that it is read from."""
+    """The XML of a mosaic with only what is allowed in it, and the files that it is read from."""
     try:
         root = parse_xml(path, max_bytes=MAX_VRT_BYTES, noun="mosaic")
     except UnusableXml as error:
         raise _Refused(str(error)) from error
     if root.tag != "VRTDataset":
         raise _Refused(f"is not a mosaic that dxc reads: its root is <{root.tag[:40]}>, not <VRTDataset>")
-    folder = path.resolve().parent  # of the file itself where `path` is a link, as GDAL has it
+    folder = path.resolve().parent  # of the target where `path` is a link, as in GDAL
     seen = _Seen()
     if masks := [other.name for other in seen.beside(path) if other.suffix.lower() == ".msk"]:
         raise _Refused(f"has a mask beside it, {masks[0]}, which is not read. {_WRITE_IT_OUT}")
     tiles: dict[Path, str] = {}
     clean = _clean(root, folder, tiles)
-    # nor does GDAL list the folder again for each tile
+    # without the option, GDAL would list the folder again for each tile
     with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE", **GDAL_OPTIONS):
         for tile, text in tiles.items():
             if not tile.is_file():
@@ -242,7 +254,7 @@ def _mosaic(path: Path, anywhere: bool) -> tuple[str, list[Path]]:
                     f"its source {text[:200]} does not lie below its own folder {folder}. If you trust the file, allow "
                     "it with vrt_anywhere=true"
                 )
-            if not seen.files.get(tile):  # empty: only known as a part of another
+            if not seen.files.get(tile):  # an empty driver: known only as a part of another raster
                 _look(tile, {tile.resolve().parent} if anywhere else {folder}, seen)
     return ElementTree.tostring(clean, encoding="unicode"), list(seen.files)
 
@@ -251,7 +263,7 @@ _WRITE_IT_OUT = "Write the mosaic out as a GeoTIFF, if you trust it: gdal_transl
 
 
 def _clean(element: ElementTree.Element, folder: Path, tiles: dict[Path, str]) -> ElementTree.Element:
-    """A copy with nothing but what a mosaic needs; `tiles` gets the sources: where they lie, and as written."""
+    """A copy with only what a mosaic needs. `tiles` gets the path of each source, and its spelling in the file."""
     kind = element.get("subClass", "VRTSourcedRasterBand" if element.tag == "VRTRasterBand" else "")
     if kind not in ("", "VRTSourcedRasterBand"):
         raise _Refused(f"is not a plain mosaic but has a {kind[:40]}. {_WRITE_IT_OUT}")
@@ -265,7 +277,7 @@ def _clean(element: ElementTree.Element, folder: Path, tiles: dict[Path, str]) -
     copy.text = (element.text or "").strip()
     if element.tag == "SourceFilename":
         relative = element.get("relativeToVRT", "0").strip()
-        # without relativeToVRT a path is relative to the working directory, as GDAL has it
+        # as in GDAL: without relativeToVRT a path is relative to the working directory
         tile = ((folder if relative == "1" else Path()) / copy.text).absolute()
         tiles[tile] = copy.text
         copy.attrib = {"relativeToVRT": "0"}
@@ -278,9 +290,16 @@ def _clean(element: ElementTree.Element, folder: Path, tiles: dict[Path, str]) -
 
 
 def vector_name(what: str, path: Path) -> str:
-    """What to give to pyogrio for a vector file, told by its bytes; or raise a DataError that says why it is none.
+    """The name under which pyogrio opens a vector file, chosen from the file's bytes.
 
-    The driver that GDAL then takes has to be one of VECTOR_DRIVERS: pyogrio cannot be told.
+    pyogrio takes no driver. So its caller checks afterwards that GDAL took one of VECTOR_DRIVERS.
+
+    Args:
+        what: crossings or near, for messages.
+        path: the file.
+
+    Raises:
+        DataError: the file cannot be opened; the message says why.
     """
     if not path.exists():
         raise DataError(f"{what} {path}: no such file. Give a local file: {VECTOR_FORMATS}.")

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 from defusedxml.common import DTDForbidden
 from defusedxml.ElementTree import DefusedXMLParser
 
-MAX_DEPTH = 32  # elements in elements; what dxc reads has a handful
+MAX_DEPTH = 32  # elements in elements; files that dxc reads have a handful
 
 
 class UnusableXml(Exception):
@@ -47,7 +47,7 @@ def parse_xml(path: Path, *, max_bytes: int, noun: str) -> ElementTree.Element:
 
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for without end
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
             raise UnusableXml("is not a file")
         with path.open("rb") as file:
             content = file.read(max_bytes + 1)

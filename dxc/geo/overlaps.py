@@ -1,11 +1,11 @@
 """Finds chips that show the same ground, from the georeference of their files.
 
-Parts of two overlapping chips are almost the same. With one of them in training and the other in validation, a network
-could memorise instead of recognise. Chips that are linked by overlaps, directly or through others, make a group. A
+Parts of two overlapping chips are almost the same. A network that trains on one and is validated on the other could
+memorise instead of recognise. Chips that are linked by overlaps, directly or through others, make a group. A
 group stays on one side of every split (dxc.data.folds).
 
 Any shared ground counts, not only a large share of a chip: two chips of one road that share a corner can show the same
-crossing in it. What does not count is a seam: chips that touch, or overlap by less than half a pixel of rounding.
+crossing in it. A seam does not count: chips may touch, or overlap by less than half a pixel of rounding.
 """
 
 from __future__ import annotations
@@ -27,9 +27,17 @@ class Outline(NamedTuple):
 
 
 def outline_of(crs: Any, transform: Any, height: int, width: int) -> Outline | None:
-    """The outline of a raster of height x width pixels by its georeference (rasterio's CRS and transform).
+    """The outline of a raster from its georeference.
 
-    None where the georeference is missing or makes no sense: no CRS, the identity, pixels without area, not numbers.
+    Args:
+        crs: rasterio's CRS, or None.
+        transform: rasterio's affine transform.
+        height: of the raster in pixels.
+        width: of the raster in pixels.
+
+    Returns:
+        None where the georeference is missing or makes no sense: no CRS, the identity, pixels without area, or
+        coordinates that are not finite.
     """
     if not crs or transform.is_identity:
         return None
@@ -42,10 +50,15 @@ def outline_of(crs: Any, transform: Any, height: int, width: int) -> Outline | N
 
 
 def pixel_m(outlines: Sequence[Outline | None], sizes: Sequence[tuple[int, int]]) -> float | None:
-    """Edge of a pixel on the ground in metres, of chips with these outlines and these heights and widths in pixels.
+    """Edge of a pixel on the ground in metres.
 
-    None where it is not known of each chip (a CRS in degrees, no georeference), where pixels are not square, or where
-    chips differ by more than 1 %.
+    Args:
+        outlines: of the chips.
+        sizes: heights and widths of the same chips in pixels.
+
+    Returns:
+        None where one chip does not tell (a CRS in degrees, no georeference), where pixels are not square, or where
+        chips differ by more than 1 %.
     """
     edges: list[float] = []
     metres: dict[str, float | None] = {}
@@ -68,7 +81,7 @@ def pixel_m(outlines: Sequence[Outline | None], sizes: Sequence[tuple[int, int]]
 
 
 def _unit_m(crs: str) -> float | None:
-    """Metres in a unit of a CRS; None where that is no length."""
+    """Metres in a unit of a CRS; None where its unit is no length."""
     from rasterio.crs import CRS
     from rasterio.errors import CRSError
 
@@ -79,7 +92,7 @@ def _unit_m(crs: str) -> float | None:
 
 
 def overlap_groups(outlines: Sequence[Outline | None]) -> np.ndarray:
-    """Number of each chip's group, int64 (n,), counted from 0 in the order of the chips' first appearance.
+    """Number of each chip's group, int64 (n,). Groups are counted from 0 in the order in which they appear.
 
     Chips of different CRSs are compared in longitude and latitude. A chip without an outline is a group of its own.
     """
@@ -97,7 +110,7 @@ def overlap_groups(outlines: Sequence[Outline | None]) -> np.ndarray:
 
 
 def _overlaps(outlines: Sequence[Outline | None]) -> list[np.ndarray]:
-    """Pairs of chips that overlap, each array int (2, pairs): those of one CRS, CRS by CRS, and those of several."""
+    """Pairs of chips that overlap, int (2, pairs): an array for each CRS, and one for pairs of different CRSs."""
     members: dict[str, list[int]] = {}
     for number, outline in enumerate(outlines):
         if outline is not None:
@@ -123,7 +136,7 @@ def _overlapping(corners: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 
 def _in_degrees(crs: str, corners: np.ndarray) -> np.ndarray | None:
-    """Corners (n, 4, 2) as longitude and latitude; None where the CRS, of a building site say, is not on the Earth."""
+    """Corners (n, 4, 2) as longitude and latitude; None where the CRS is not on the Earth, as for a building site."""
     from rasterio._err import CPLE_BaseError
     from rasterio.errors import RasterioError
     from rasterio.warp import transform

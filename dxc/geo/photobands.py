@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 SAMPLES, SAMPLE_EDGE = 8, 64  # windows a side, and their pixels
 READ_WHOLE = 1_000_000  # pixels; a smaller photo is not sampled
-OPAQUE_SHARE = 0.99  # of what is not 0; the rest are half transparent pixels along edges
+OPAQUE_SHARE = 0.99  # of the pixels that are not 0; the rest are half transparent, along edges
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,28 @@ class PhotoBands:
     """Bands of a photo, counted from 1."""
 
     indexes: tuple[int, ...]  # in the order of photo_bands
-    mask: int | None = None  # of the alpha band that says which pixels are without data
-    opaque: int = 255  # its value where there are data
+    mask: int | None = None  # number of the alpha band that says which pixels have no data
+    opaque: int = 255  # value of the mask where there are data
 
 
 def choose_bands(path: Path, photo: Any, names: Sequence[str]) -> PhotoBands:
-    """Which bands of an open photo `names` are; refuses band counts and number types that no aerial photo has.
+    """Find the named bands in an open photo.
 
-    As many names as bands stand for the bands in the file's order; an alpha band that is a mask does not count. Fewer
-    names choose bands by the names and colours that the file gives its bands; where it gives none, four bands are
+    If there are as many names as bands, they name the bands in the file's order. An alpha band that is a mask does not
+    count. Fewer names choose bands by the names and colours that the file gives them. If it gives none, four bands are
     red, green, blue and near infrared.
+
+    Args:
+        path: the file, for messages.
+        photo: the open dataset.
+        names: of the bands, from PHOTO_BANDS.
+
+    Raises:
+        DataError: the names do not fit the bands, or no aerial photo has this number of bands or this type.
     """
     if set(photo.dtypes) - {"uint8", "uint16"} or len(set(photo.dtypes)) > 1:
         raise DataError(
-            f"photo {path}: is {'/'.join(sorted(set(photo.dtypes)))}, an aerial photo is uint8 or uint16. Convert "
+            f"photo {path}: is {'/'.join(sorted(set(photo.dtypes)))}; an aerial photo is uint8 or uint16. Convert "
             "it, e.g. gdal_translate -ot UInt16 -scale ..."
         )
     alphas = [band for band, colour in enumerate(photo.colorinterp, 1) if colour == ColorInterp.alpha]
@@ -76,7 +84,7 @@ def choose_bands(path: Path, photo: Any, names: Sequence[str]) -> PhotoBands:
 
 
 def _by_name(photo: Any, bands: Sequence[int], names: Sequence[str]) -> tuple[int, ...] | None:
-    """Where the named bands are among `bands`; None where that cannot be told."""
+    """Positions of the named bands among `bands`; None where they are not known."""
     given: dict[str, int] = {}
     for band in bands:
         said = (photo.descriptions[band - 1] or "").strip().lower()
@@ -114,10 +122,10 @@ def _misfit(
 
 
 def _opaque(path: Path, photo: Any, band: int) -> tuple[int | None, str]:
-    """The value of opaque pixels if a band is a mask, else None; and what was seen, in words.
+    """The value of opaque pixels if a band is a mask, else None; and in words what the band holds.
 
-    A mask holds 0 and one value, 255 or the greatest of its type. Image bands do not: where they are not 0, their
-    values vary. Large photos are looked at in SAMPLES x SAMPLES windows, further only while these hold nothing but 0.
+    A mask holds 0 and one other value: 255, or the greatest of its type. The values of image bands vary. Large photos
+    are sampled in SAMPLES x SAMPLES windows, and read further only while these hold nothing but 0.
     """
     counts: dict[int, int] = {}
     windows, whole = _windows(photo)
@@ -142,7 +150,7 @@ def _opaque(path: Path, photo: Any, band: int) -> tuple[int | None, str]:
 
 
 def _windows(photo: Any) -> tuple[Iterator[Window], bool]:
-    """Windows all over a photo, and whether they are all of it."""
+    """Windows spread over a photo, and whether they cover all of it."""
     if photo.width * photo.height <= READ_WHOLE:
         return iter([Window(0, 0, photo.width, photo.height)]), True
     wide, high = min(SAMPLE_EDGE, photo.width), min(SAMPLE_EDGE, photo.height)
@@ -152,7 +160,7 @@ def _windows(photo: Any) -> tuple[Iterator[Window], bool]:
 
 
 def _count(path: Path, photo: Any, band: int, window: Window, counts: dict[int, int]) -> None:
-    """Add how often each value is in a window."""
+    """Add to `counts` how often each value occurs in a window."""
     try:
         values, numbers = np.unique(photo.read(band, window=window), return_counts=True)
     except RasterioError as error:

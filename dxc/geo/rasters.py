@@ -1,7 +1,7 @@
-"""What a cut is made from: rasters read window by window, crossing points and lines, on one projected CRS.
+"""Reads the inputs of a cut in one projected CRS: rasters window by window, crossing points, and lines.
 
-Everything here looks at one input file and says what keeps it from being used; `dxc.geo.chips` decides
-where chips lie and writes them.
+Each function checks one input file and says why it cannot be used. `dxc.geo.chips` decides where chips lie and writes
+them.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from dxc.geo.photobands import PhotoBands
 
 log = logging.getLogger(__name__)
 
-# Of elevations as the file means them, with its scale and offset, in its own unit. Fill values that nobody declared
-# (-9999, -32768, +-3.4e38) lie outside; elevations in metres, feet or cm inside.
+# Limits of elevations in the file's own unit, after its scale and offset. Fill values that nobody declared (-9999,
+# -32768, +-3.4e38) lie outside; elevations in metres, feet or cm lie inside.
 ELEVATION_LIMITS = (-9000.0, 1e6)
 
 
@@ -42,7 +42,7 @@ ELEVATION_LIMITS = (-9000.0, 1e6)
 
 @dataclass(frozen=True)
 class Raster:
-    """One input raster as seen from the target CRS. Threads open their own handle (GDAL's are not shared)."""
+    """One input raster as seen from the target CRS. Each thread opens its own handle, because GDAL's are not shared."""
 
     what: str  # DEM or photo, for messages
     file: RasterFile
@@ -50,9 +50,9 @@ class Raster:
     target_crs: CRS
     footprint: shapely.Polygon  # in the target CRS
     resampling: Resampling
-    aligned: bool  # its pixels are those of the chips' grid: nothing to resample
-    bands: PhotoBands  # the bands to read; of a DEM its one
-    unit: str = "metre"  # of a DEM's elevations, a key of METRES
+    aligned: bool  # its pixels lie on the chips' grid: nothing to resample
+    bands: PhotoBands  # the bands to read; a DEM has one
+    unit: str = "metre"  # of elevations, a key of METRES; a photo ignores it
 
     @classmethod
     def look(
@@ -64,7 +64,19 @@ class Raster:
         bands: PhotoBands,
         unit: str = "metre",
     ) -> Raster:
-        """Describe an open dataset: its outline in the target CRS, and how it will be resampled."""
+        """Describe an open dataset: its outline in the target CRS, and how it will be resampled.
+
+        Args:
+            what: DEM or photo, for messages.
+            file: the checked file.
+            source: the same file, open in rasterio.
+            target_crs: the CRS of the chips.
+            bands: the bands to read.
+            unit: of the elevations, a key of METRES.
+
+        Raises:
+            DataError: the outline does not exist in the target CRS.
+        """
         steps = np.linspace(0, 1, 21)
         edge = [(t, 0.0) for t in steps] + [(1.0, t) for t in steps]
         edge += [(1 - t, 1.0) for t in steps] + [(0.0, 1 - t) for t in steps]
@@ -91,10 +103,19 @@ class Raster:
         return self.file.path
 
     def read(self, source: Any, left: int, top: int, size: int) -> np.ndarray | None:
-        """Pixels of one chip, bands x size x size, of a DEM in metres; None where any of them is without data.
+        """Read the pixels of one chip: (bands, size, size), elevations in metres.
 
-        Validity is worked out here and warped beside the pixels instead of being left to GDAL, which takes
-        the fourth band of a uint8 file for transparency when its writer did not say otherwise.
+        Which pixels have data is decided here and not left to GDAL. GDAL takes the fourth band of a uint8 file for
+        transparency unless its writer said otherwise. The mask is warped like the pixels.
+
+        Args:
+            source: the open dataset of this thread.
+            left: x of the chip's left edge in the target CRS, metres.
+            top: y of the chip's upper edge in the target CRS, metres.
+            size: edge of the chip in pixels of 1 m.
+
+        Returns:
+            None where a pixel of the chip has no data.
         """
         window, inside = self._window(source, left, top, size)
         if window is None:
@@ -130,8 +151,8 @@ class Raster:
         return pixels
 
     def _window(self, source: Any, left: int, top: int, size: int) -> tuple[Window | None, bool]:
-        """The source window under a chip with a margin for the resampling kernel, None if there is none;
-        and whether all of it lies in the raster."""
+        """The source window under a chip, with a margin for the resampling kernel, and whether the raster covers it.
+        The window is None where there is none."""
         steps = np.linspace(0, size, 5)
         xs, ys = (grid.ravel() for grid in np.meshgrid(left + steps, top - steps))
         xs, ys = project_xy(self.target_crs, self.source_crs, xs, ys)
@@ -153,8 +174,8 @@ class Raster:
     ) -> np.ndarray:
         """Which source pixels carry data, bool rows x columns.
 
-        A photo pixel is without data only if all its bands are: NAIP declares nodata 0, and a single 0 is
-        then a dark pixel (red over water).
+        A photo pixel has no data only if none of its bands has: NAIP declares nodata 0, and a 0 in one band may be
+        a dark pixel (red over water).
         """
         valid = np.ones(data.shape[1:], bool)
         if elevations is not None:
@@ -176,13 +197,18 @@ class Raster:
 
 
 def _scaled(source: Any, data: np.ndarray) -> np.ndarray:
-    """Elevations as the file means them, in its own unit, float64 1 x rows x columns."""
+    """Elevations in the file's own unit, with its scale and offset applied: float64 (1, rows, columns)."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(data.astype(np.float64) * source.scales[0] + source.offsets[0])
 
 
 def open_raster(what: str, file: RasterFile) -> Any:
-    """Open the DEM or the photo, or say what keeps it from being used (bands are checked apart)."""
+    """Open the DEM or the photo. Raises DataError that says why it cannot be used; bands are checked apart.
+
+    Args:
+        what: DEM or photo, for messages.
+        file: the checked file.
+    """
     try:
         source = file.open()
     except RasterioIOError as error:
@@ -200,15 +226,20 @@ def open_raster(what: str, file: RasterFile) -> Any:
 
 
 def check_dem(path: Path, dem: Any) -> None:
-    """Refuse band counts and number types that are not those of a DEM."""
+    """Raise DataError for a number of bands or a type that no DEM has.
+
+    Args:
+        path: the file, for messages.
+        dem: the open dataset.
+    """
     if dem.count != 1:
-        raise DataError(f"DEM {path}: has {dem.count} bands, a DEM has 1. Are dem= and photo= swapped?")
+        raise DataError(f"DEM {path}: has {dem.count} bands; a DEM has 1. Are dem= and photo= swapped?")
     kind = np.dtype(dem.dtypes[0] if "complex" not in dem.dtypes[0] else "complex64")
     if kind.kind == "c":
-        raise DataError(f"DEM {path}: is of complex numbers ({dem.dtypes[0]}), elevations are real ones.")
+        raise DataError(f"DEM {path}: holds complex numbers ({dem.dtypes[0]}); elevations are real numbers.")
     if kind.itemsize == 1:
         raise DataError(
-            f"DEM {path}: is {kind}, 256 steps are too coarse for elevations. Is it a hillshade? Give "
+            f"DEM {path}: is {kind}; 256 steps are too coarse for elevations. Is it a hillshade? Give "
             "the elevation model it was made from."
         )
     scale, offset = dem.scales[0], dem.offsets[0]
@@ -228,7 +259,16 @@ def crs_name(crs: CRS) -> str:
 
 
 def metric_crs(wanted: str | None, path: Path, dem: Any) -> CRS:
-    """The CRS of the chips: the wanted one, else the DEM's if that is in metres, else the DEM's UTM zone."""
+    """The CRS of the chips: the wanted one, else the DEM's if that is in metres, else the DEM's UTM zone.
+
+    Args:
+        wanted: the key crs; None leaves the choice to the DEM.
+        path: the DEM, for messages.
+        dem: the open dataset.
+
+    Raises:
+        ConfigError: `wanted` is unknown or not in metres.
+    """
     if wanted is not None:
         try:
             crs = CRS.from_user_input(int(wanted) if wanted.isdigit() else wanted)
@@ -237,7 +277,7 @@ def metric_crs(wanted: str | None, path: Path, dem: Any) -> CRS:
         if not _in_metres(crs):
             unit = "is geographic (degrees)" if crs.is_geographic else "is not projected in metres"
             raise ConfigError(
-                f"crs={wanted} {unit}, chips are measured in metres. Give a projected CRS such as a UTM "
+                f"crs={wanted} {unit}; chips are measured in metres. Give a projected CRS such as a UTM "
                 "zone, or leave crs out."
             )
         return horizontal(crs)
@@ -262,19 +302,29 @@ def _in_metres(crs: CRS) -> bool:
 
 
 def horizontal(crs: CRS) -> CRS:
-    """Without the vertical part of a compound CRS, which `dxc.geo.elevation` looks at."""
+    """A CRS without its vertical part. `dxc.geo.elevation` reads that one."""
     full = pyproj.CRS.from_wkt(crs.wkt)
     return CRS.from_wkt(full.sub_crs_list[0].to_wkt()) if full.is_compound else crs
 
 
 def project_xy(source: CRS, target: CRS, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates in the target CRS, inf where there are none; rasters and points alike go through GDAL."""
+    """Coordinates in the target CRS, inf where there are none. Both rasters and points go through GDAL.
+
+    Args:
+        source: CRS of the coordinates.
+        target: CRS of the result.
+        xs: (n,).
+        ys: (n,).
+
+    Returns:
+        x and y, each (n,).
+    """
     if source == target:
         return np.asarray(xs, float), np.asarray(ys, float)
     try:
         found = transform(source, target, xs, ys)
         return np.array(found[0], float), np.array(found[1], float)
-    except CPLE_BaseError:  # one impossible coordinate, such as latitude 95, fails them all
+    except CPLE_BaseError:  # one impossible coordinate, such as latitude 95, makes all fail
         if len(xs) == 1:
             return np.array([np.inf]), np.array([np.inf])
         alone = [project_xy(source, target, xs[i : i + 1], ys[i : i + 1]) for i in range(len(xs))]
@@ -290,21 +340,33 @@ def extent_text(shape: shapely.Geometry) -> str:
 
 @dataclass(frozen=True)
 class Points:
-    """The crossings: ids, coordinates in the file's CRS and in the target CRS (nan: no geometry), and some columns."""
+    """The crossings: ids, coordinates in the file's CRS and in the target CRS, and some columns.
+
+    A coordinate is NaN where a feature has no geometry.
+    """
 
     ids: np.ndarray  # int, (n,)
     own: np.ndarray  # float, (n, 2)
     crs: str
     xy: np.ndarray  # float, (n, 2), target CRS
-    columns: dict[str, np.ndarray]  # of numbers, float, (n,); nan: none, or no number
+    columns: dict[str, np.ndarray]  # float, (n,); NaN where a value is missing or no number
 
     def shapes(self) -> np.ndarray:
-        """The points in the target CRS, without those that have no place there."""
+        """The points that have a place in the target CRS."""
         return shapely.points(self.xy[np.isfinite(self.xy).all(axis=1)])
 
     @classmethod
     def read(cls, path: Path, target: CRS, columns: Sequence[str] = ()) -> Points:
-        """Read the file of crossings, or raise a DataError that says why it is not one, or lacks a column."""
+        """Read the file of crossings.
+
+        Args:
+            path: the file.
+            target: the CRS of the chips.
+            columns: columns of numbers to keep.
+
+        Raises:
+            DataError: the file cannot be used, or lacks a column; the message says why.
+        """
         frame, crs = _read_vector("crossings", path, "Point", columns)
         shapes = frame.geometry.to_numpy()
         single = shapely.get_num_geometries(shapes) == 1
@@ -316,8 +378,8 @@ class Points:
         if odd.any():
             kinds = sorted({shape.geom_type for shape in shapes[odd]})
             raise DataError(
-                f"crossings {path}: {odd.sum()} of {len(shapes)} geometries are {', '.join(kinds)}, needed "
-                "are single points. Convert them, e.g. ogr2ogr -explodecollections, or centroids in QGIS."
+                f"crossings {path}: {odd.sum()} of {len(shapes)} geometries are {', '.join(kinds)}; single "
+                "points are needed. Convert them, e.g. ogr2ogr -explodecollections, or centroids in QGIS."
             )
         if not present.any():
             raise DataError(f"crossings {path}: holds no point. Give a file with crossing points.")
@@ -330,7 +392,7 @@ class Points:
 
 
 def _numbers(column: Any) -> np.ndarray:
-    """A column as floats, nan where it holds none; numbers written as text count, dates and truth values do not."""
+    """A column as floats, NaN where it holds none. Numbers written as text count; dates and booleans do not."""
     import pandas
 
     if column.dtype.kind not in "iufO":
@@ -339,14 +401,14 @@ def _numbers(column: Any) -> np.ndarray:
 
 
 def _read_vector(what: str, path: Path, kind: str, columns: Sequence[str] = ()) -> tuple[Any, CRS]:
-    """The one layer of `kind` (Point or LineString): a frame of ids, geometries and columns, and its horizontal CRS."""
+    """The one layer of `kind` (Point or LineString), a frame of ids, geometries and columns; and its horizontal CRS."""
     opened = vector_name(what, path)
     try:
         layers = [(str(name), str(geometry)) for name, geometry in pyogrio.list_layers(opened)]
         fitting = [name for name, geometry in layers if kind in geometry] or [name for name, _ in layers]
         if len(fitting) != 1:
             raise DataError(
-                f"{what} {path}: has {len(fitting)} layers that may be meant "
+                f"{what} {path}: has {len(fitting)} layers that could be meant "
                 f"({', '.join(fitting) or 'none'}). Give a file with one."
             )
         info = pyogrio.read_info(opened, layer=fitting[0])
@@ -375,12 +437,24 @@ def _read_vector(what: str, path: Path, kind: str, columns: Sequence[str] = ()) 
 
 
 def read_lines(path: Path, target: CRS, common: shapely.Geometry) -> np.ndarray:
-    """The parts of a file's lines that lie in `common`, as LineStrings in the target CRS."""
+    """Read the parts of a file's lines that lie in `common`.
+
+    Args:
+        path: a file of lines.
+        target: the CRS of the chips.
+        common: the ground that both rasters cover, in the target CRS.
+
+    Returns:
+        LineStrings in the target CRS, (n,).
+
+    Raises:
+        DataError: the file cannot be used, or no line lies in `common`.
+    """
     frame, crs = _read_vector("near", path, "LineString")
     shapes = frame.geometry.to_numpy()
     lines = shapely.get_parts(shapes[~shapely.is_missing(shapes)])
     if (shapely.get_dimensions(lines) != 1).any():
-        raise DataError(f"near {path}: holds other geometries than lines. Give roads or streams as lines.")
+        raise DataError(f"near {path}: holds geometries other than lines. Give roads or streams as lines.")
 
     def project(xy: np.ndarray) -> np.ndarray:
         return np.column_stack(project_xy(crs, target, *xy.T))

@@ -1,8 +1,8 @@
 """Boxes of crossings as Pascal VOC annotations: one XML file beside a photo chip, read and written.
 
 Format: Everingham et al., The Pascal Visual Object Classes (VOC) Challenge, IJCV 88, 2010,
-doi 10.1007/s11263-009-0275-4. Its pixel coordinates count from 1 and include both ends; everything else in dxc
-counts the edges of pixels from 0. The two are converted here and nowhere else: xmin = xmin_voc - 1, xmax = xmax_voc.
+doi 10.1007/s11263-009-0275-4. Its pixel coordinates count from 1 and include both ends. All other code of dxc counts
+the edges of pixels from 0. Only this module converts one into the other: xmin = xmin_voc - 1, xmax = xmax_voc.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 from dxc.files import write_atomically
 from dxc.geo.guarded_xml import UnusableXml, parse_xml
 
-LABEL = "culvert"  # of the published annotations
+LABEL = "culvert"  # the label of the published annotations
 MAX_BYTES = 1_000_000  # thousands of boxes; one chip has a handful
 EDGES = ("xmin", "ymin", "xmax", "ymax")
-ROUNDING = 1e-6  # pixels: what sums of floats may be off
+ROUNDING = 1e-6  # pixels by which sums of floats may be off
 
 
 class UnusableAnnotation(Exception):
@@ -33,20 +33,27 @@ class Annotation(NamedTuple):
 
     boxes: np.ndarray
     """float64 (n, 4): xmin, ymin, xmax, ymax in pixel edges from the upper left corner, y down; 0 <= xmin < xmax <= W.
-    The box of the whole image is 0 0 W H."""
+    The box 0 0 W H is the whole image."""
     notes: tuple[str, ...]
     """What was corrected: boxes that were clipped to the image."""
 
 
 def read_voc(path: Path, *, width: int, height: int, labels: Sequence[str] = (LABEL,)) -> Annotation:
-    """Read the boxes of an image of width x height pixels; an annotation without an object is a negative, boxes (0, 4).
+    """Read the boxes of an image. An annotation without an object is a negative; its boxes are (0, 4).
 
     Fractional coordinates are kept. Boxes that reach beyond the image are clipped and listed in `notes`. Fields
-    that say nothing about the boxes may be missing, or be more than VOC's, in any order.
+    that say nothing about the boxes may be missing or unknown to VOC, in any order. A box with xmin = xmax has no area:
+    in VOC's definition it is one pixel wide, but in practice it is a slip of the mouse.
 
-    Raises UnusableAnnotation for a file that cannot be read or is no VOC annotation, one of an image of another size,
-    an object whose label is not in `labels`, and a box that is inverted, without area or wholly outside of the image.
-    A box with xmin = xmax has no area: by the letter of VOC it is one pixel wide, in practice a slip of the mouse.
+    Args:
+        path: the annotation.
+        width: of the image in pixels.
+        height: of the image in pixels.
+        labels: labels that objects may have.
+
+    Raises:
+        UnusableAnnotation: the file cannot be read, is no VOC annotation, or belongs to an image of another size; an
+            object has another label; or a box is inverted, has no area, or lies outside of the image.
     """
     root = _parse(path)
     if root.tag != "annotation":
@@ -100,11 +107,24 @@ def write_voc(
     depth: int,
     sync: bool = True,
 ) -> None:
-    """Write boxes (n, 4), as in Annotation, of the image file `image` with `depth` bands: whole or not at all.
+    """Write an annotation, whole or not at all.
 
     Boxes are rounded outward to whole pixels, to 2 x 2 at least (see read_voc on xmin = xmax), and end at the
-    image's edge. sync: as in write_atomically. Raises ValueError for a box that has no area in the image, OSError
-    where the file cannot be written.
+    image's edge.
+
+    Args:
+        path: the annotation.
+        boxes: (n, 4), as in Annotation.
+        width: of the image in pixels.
+        height: of the image in pixels.
+        image: name of the image file.
+        label: of every box.
+        depth: number of bands of the image.
+        sync: as in write_atomically.
+
+    Raises:
+        ValueError: a box has no area in the image.
+        OSError: the file cannot be written.
     """
     root = ElementTree.Element("annotation")
     _add(root, folder=path.parent.name, filename=image)
@@ -145,7 +165,7 @@ def _number(parent: ElementTree.Element, tag: str, what: str) -> float:
 
 
 def _whole(low: float, high: float, end: int) -> tuple[int, int]:
-    """The least range of two or more whole pixels of 0..end around low..high."""
+    """The smallest range of at least two whole pixels within 0..end that holds low..high."""
     if not (low < high and low < end and high > 0):  # also where one is not a number
         raise ValueError(f"a box from {low} to {high} has no area in an image of {end} pixels")
     first, last = max(0, math.floor(low + ROUNDING)), min(end, math.ceil(high - ROUNDING))

@@ -74,10 +74,19 @@ class Cutter:
     def collect(
         self, candidates: Iterator[Spot], wanted: int, what: str, progress: bool
     ) -> tuple[list[Spot], list[tuple[Spot, str]]]:
-        """Cut candidates until `wanted` are done; those done and, with the reason, those that would not do.
+        """Cut candidates until `wanted` are done.
 
-        Never more candidates are tried at once than are still wanted, so which ones make it depends on
-        neither the number of threads nor an earlier, interrupted call.
+        No more candidates are tried at once than are still wanted. So the result depends neither on the number of
+        threads nor on an earlier, interrupted call.
+
+        Args:
+            candidates: places to try, in order.
+            wanted: number of chips.
+            what: the kind of chips, for the progress bar.
+            progress: whether to show a progress bar.
+
+        Returns:
+            The chips that are done, and those that cannot be cut with the reason.
         """
         done: list[Spot] = []
         failed: list[tuple[Spot, str]] = []
@@ -89,7 +98,7 @@ class Cutter:
         ) as bar:
             while batch := list(itertools.islice(candidates, wanted - len(done))):
                 reasons: dict[Spot, str | None] = {}
-                # neighbours one after the other find GDAL's blocks still unpacked
+                # neighbours follow each other, so that GDAL still holds their blocks unpacked
                 route = sorted(batch, key=lambda spot: (spot.top // STRIP_M, spot.left, spot.name))
                 for spot, reasons[spot] in zip(route, self._pool.map(self.cut, route), strict=True):
                     bar.update(reasons[spot] is None)
@@ -98,7 +107,7 @@ class Cutter:
         return done, failed
 
     def cut(self, chip: Spot) -> str | None:
-        """Write the files of one chip unless they are there; else the reason why it cannot be cut."""
+        """Write the files of one chip unless they are there. Returns the reason where it cannot be cut."""
         files = self.paths(chip)
         if all(map(_is_whole, files)):
             return None
@@ -129,12 +138,12 @@ class Cutter:
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether a chip's file is there; after a power cut one that was not synced may be there and empty."""
+    """Whether a chip's file is there and not empty. After a power cut, a file that was not synced may be empty."""
     return file.is_file() and file.stat().st_size > 0
 
 
 def _geotiff(pixels: np.ndarray, place: rasterio.Affine, crs: CRS, names: Sequence[str]) -> bytes:
-    """A GeoTIFF in memory: GDAL itself would only log a full disk."""
+    """A GeoTIFF in memory. If GDAL wrote the file itself, it would only log a full disk."""
     profile = {
         "count": len(pixels),
         "height": pixels.shape[1],

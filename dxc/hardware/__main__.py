@@ -1,4 +1,4 @@
-"""Predicted against measured: `python -m dxc.hardware model.onnx other.onnx` (see --help)."""
+"""Compares predicted with measured latency: `python -m dxc.hardware model.onnx other.onnx` (see --help)."""
 
 from __future__ import annotations
 

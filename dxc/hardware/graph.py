@@ -1,4 +1,4 @@
-"""An .onnx file as a torch module, so that torch's profiler and CUDA see the very file that was exported."""
+"""An .onnx file as a torch module, so that torch's profiler and CUDA run the exported file itself."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from dxc.hardware.onnx_file import load_onnx
 
 
 class OnnxModule(nn.Module):
-    """Runs the nodes of an ONNX file with torch operators: inputs in the file's order -> its output, or a tuple of
-    several.
+    """Runs the nodes of an ONNX file with torch operators.
 
-    Weights are buffers, so .cuda() moves them; shapes, indices and single numbers stay on the processor, where the
-    operators read them (from a GPU each would be a copy and a wait that the network does not have). Raises
-    HardwareError for a file that cannot be read and for operators that are not in OPERATORS (all of them named
-    at once).
+    It takes the inputs in the file's order, and returns the output or a tuple of several. Weights are buffers, so
+    .cuda() moves them. Shapes, indices and single numbers stay on the CPU, where the operators read them. Reading each
+    from a GPU would add a copy and a wait that the network does not have.
+
+    Raises:
+        HardwareError: the file cannot be read, or operators are not in OPERATORS; it names all of them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,7 +35,7 @@ class OnnxModule(nn.Module):
         if missing := sorted({node.op_type for node in graph.node} - set(OPERATORS) - {"Constant"}):
             raise HardwareError(
                 f"{path} cannot be run with torch: no {', '.join(missing)} in dxc.hardware.graph. "
-                "ONNX Runtime's figures do not need it: profile=none"
+                "ONNX Runtime can measure the file without torch: profile=none"
             )
         arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         for node in graph.node:
@@ -77,7 +78,7 @@ def _attributes(node: Any) -> dict[str, Any]:
 
 
 def _constant(a: dict[str, Any]) -> np.ndarray:
-    """Value of a Constant node: a tensor, or numbers beside each other (value_int, value_floats, ...)."""
+    """Value of a Constant node: a tensor, or plain numbers (value_int, value_floats, ...)."""
     from onnx import numpy_helper
 
     if "value" in a:
@@ -87,7 +88,7 @@ def _constant(a: dict[str, Any]) -> np.ndarray:
 
 
 def _padded(a: dict[str, Any], x: Tensor, value: float) -> tuple[Tensor, list[int]]:
-    """(image, symmetric padding): uneven padding is done here, even padding is left to the operator."""
+    """Image and symmetric padding. Uneven padding is done here; even padding is left to the operator."""
     top, left, bottom, right = a.get("pads", [0, 0, 0, 0])
     if a.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
         raise HardwareError("auto_pad is not supported; export with explicit pads")
@@ -106,7 +107,7 @@ def _conv(a: dict[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None = No
 def _max_pool(a: dict[str, Any], x: Tensor) -> Tensor:
     kernel = a["kernel_shape"]
     x, padding = _padded(a, x, float("-inf"))
-    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):  # more than torch pads
+    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):  # torch cannot pad that much
         x, padding = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), value=float("-inf")), [0, 0]
     return F.max_pool2d(
         x, kernel, a.get("strides", [1, 1]), padding, a.get("dilations", [1, 1]), bool(a.get("ceil_mode", 0))
@@ -155,7 +156,7 @@ def _slice(
         kept = range(x.shape[axis])[start:end:step]
         if step > 0:
             x = x[(slice(None),) * (axis % x.ndim) + (slice(kept.start, kept.stop, step),)]
-        else:  # torch has no views that run backwards
+        else:  # torch has no views with a negative step
             x = x.index_select(axis, torch.tensor(kept, device=x.device))
     return x
 
@@ -225,7 +226,7 @@ def _cast(a: dict[str, Any], x: Tensor) -> Tensor:
 
 
 def _divide(a: dict[str, Any], x: Tensor, y: Tensor) -> Tensor:
-    """ONNX divides whole numbers into whole numbers."""
+    """Division as in ONNX, where integers give an integer."""
     return torch.div(x, y, rounding_mode=None if x.is_floating_point() else "trunc")
 
 

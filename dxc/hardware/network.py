@@ -1,10 +1,10 @@
 """An ONNX network with the shape of every tensor, and the multiply-accumulates of every node for one image.
 
-A file from elsewhere may be written in many ways. Before anything is counted, what means the same is made the same:
-local functions are put in place, weights that nodes make (Constant, ConstantOfShape, Transpose of a weight, ...) are
-weights, and what ONNX Runtime writes when it optimises or quantises a file (com.microsoft: FusedGemm, QGemm, ...) is
-written with the operators that it stands for. An unknown shape is never taken for a scalar, and an operator whose
-arithmetic is not known never for one without any.
+A file from elsewhere may be written in many ways. So a network is brought into one form before anything is counted.
+Local functions are inlined. Weights that nodes make (Constant, ConstantOfShape, Transpose of a weight, ...) become
+weights. Operators that ONNX Runtime writes when it optimises or quantises a file (com.microsoft: FusedGemm, QGemm, ...)
+are replaced by the standard operators that they stand for. An unknown shape never counts as a scalar, and an operator
+with unknown arithmetic never counts as one without arithmetic.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     import onnx
 
 LARGE = 1024
-"""Initializers with more elements are weights: their shape counts, their values do not."""
+"""Initializers with more elements are weights: only their shape is needed, not their values."""
 
 MICROSOFT = "com.microsoft"
 Shape = list[int]
 
 QUANTISED = re.compile(r"QLinear|QGemm|QAttention|[Qq]uantize|Integer|NBits|QMoE")
-"""Operators of quantised networks, whose kernels compute with whole numbers."""
+"""Operators of quantised networks, whose kernels compute with integers."""
 
 WITHOUT_MACS = """
     Abs Acos Acosh Add AffineGrid And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization Bernoulli
@@ -50,13 +50,13 @@ WITHOUT_MACS = """
     Size Slice Softmax Softplus Softsign SpaceToDepth Split SplitToSequence Sqrt Squeeze Sub Sum Swish Tan Tanh
     ThresholdedRelu Tile TopK Transpose Trilu Unique Unsqueeze Upsample Where Xor
 """.split()  # noqa: SIM905
-"""Standard operators that have none by convention: they move, compare or reduce values, or treat each by itself."""
+"""Standard operators that have no MACs by convention: they move, compare or reduce values, or are elementwise."""
 
 SAME_SHAPE = """
     BiasGelu DequantizeLinear FastGelu Gelu QuantizeLinear QuickGelu SimplifiedLayerNormalization
     SkipLayerNormalization SkipSimplifiedLayerNormalization
 """.split()  # noqa: SIM905
-"""Operators of ONNX Runtime without MACs whose first output has the shape of their first input."""
+"""Operators of ONNX Runtime without MACs. Their first output has the shape of their first input."""
 
 STAND_FOR: dict[str, tuple[str, tuple[int, ...]]] = {
     "QLinearConv": ("Conv", (0, 3, 8)),
@@ -74,17 +74,20 @@ STAND_FOR: dict[str, tuple[str, tuple[int, ...]]] = {
     "QLinearAveragePool": ("AveragePool", (0,)),
     "QLinearGlobalAveragePool": ("GlobalAveragePool", (0,)),
 }
-"""Quantised operator -> the standard one with the same shapes and MACs, and which of the inputs it takes."""
+"""Quantised operator -> the standard operator with the same shapes and MACs, and the inputs that it takes."""
 
 NOT_FOLDED = ("Random", "Bernoulli", "Multinomial", "If", "Loop", "Scan", "Sequence", "Optional")
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network with its shapes. Tensors that do not depend on what is fed are weights (`constants`).
+    """A network with its shapes. Tensors that do not depend on the input are weights (`constants`).
 
-    model: as the head of this file says, nodes named NUMBER:OPERATOR:NAME after the file's. batch: images in `shapes`:
-    one, but for a file that is fixed to more. node_macs: of each node for one image; None where not known.
+    Attributes:
+        model: in the form that the head of this module describes. Nodes are named NUMBER:OPERATOR:NAME, with the
+            operator and name of the file.
+        batch: images in `shapes`: one, unless the file has a fixed batch.
+        node_macs: multiply-accumulates of each node for one image; None where unknown.
     """
 
     source: str
@@ -96,18 +99,18 @@ class Network:
 
     @property
     def macs(self) -> int | None:
-        """Multiply-accumulates for one image; None where those of an operator are not known."""
+        """Multiply-accumulates for one image; None where those of an operator are unknown."""
         each = list(self.node_macs.values())
         return None if None in each else sum(macs for macs in each if macs is not None)
 
     @property
     def uncounted(self) -> str:
-        """'2 Attention, 1 DFT': operators whose MACs are not known; '' where there are none."""
+        """'2 Attention, 1 DFT': operators with unknown MACs; '' where there are none."""
         return _listing(_op(name) for name, macs in self.node_macs.items() if macs is None)
 
     @property
     def other_numbers(self) -> str:
-        """'4 QLinearConv, 2 Conv of FLOAT16': what does not compute in float32; '' where everything does."""
+        """'4 QLinearConv, 2 Conv of FLOAT16': operators that do not compute in float32; '' where all do."""
         from onnx import TensorProto
 
         graph = self.model.graph
@@ -126,15 +129,15 @@ class Network:
         return _listing(found)
 
     def is_constant(self, node: onnx.NodeProto) -> bool:
-        """Whether what a node makes does not depend on what is fed."""
+        """Whether the outputs of a node do not depend on the input of the network."""
         return set(node.output) <= self.constants
 
 
 def read_network(path: Path) -> Network:
     """Read an ONNX file with the shapes of its tensors and its MACs.
 
-    Raises HardwareError for a file that cannot be read, an input with a size that is not fixed, and arithmetic that
-    depends on a shape that cannot be inferred (the node is named).
+    Raises HardwareError for a file that cannot be read, for an input with an open size, and for arithmetic that depends
+    on a shape that cannot be inferred; it names the node.
     """
     model = load_onnx(path)
     absent: HardwareError | None = None
@@ -149,7 +152,12 @@ def read_network(path: Path) -> Network:
 
 
 def network_of(model: onnx.ModelProto, source: str) -> Network:
-    """As read_network, for a model in memory (which is changed)."""
+    """Like read_network, for a model in memory.
+
+    Args:
+        model: the model, which is changed.
+        source: name of the file, for messages.
+    """
     import onnx.inliner
 
     image_shape(model, source)
@@ -162,11 +170,11 @@ def network_of(model: onnx.ModelProto, source: str) -> Network:
         hints = {tensor.name: tensor for tensor in (*model.graph.value_info, *model.graph.output)}
         hints = {name: type(tensor).FromString(tensor.SerializeToString()) for name, tensor in hints.items()}
         _plain(model)
-        # what the file says of its shapes is of its own batch
+        # the shapes in the file are those of its own batch
         shapes, model = _inferred(model, {} if open_batch else hints)
     except HardwareError:
         raise
-    except Exception as error:  # onnx raises what it likes for a damaged graph
+    except Exception as error:  # onnx may raise anything for a damaged graph
         raise HardwareError(f"{source}: the shapes of its tensors cannot be inferred: {error}") from error
     constants = _constants(model)
     network = Network(source, model, batch, shapes, constants)
@@ -175,29 +183,36 @@ def network_of(model: onnx.ModelProto, source: str) -> Network:
             node.name: 0 if network.is_constant(node) else _macs(node, network) for node in model.graph.node
         }
     except (IndexError, ValueError, TypeError) as error:
-        raise HardwareError(f"{source}: its MACs cannot be counted, a node is damaged: {error}") from error
+        raise HardwareError(
+            f"{source}: its MACs cannot be counted because a node is damaged: {error}"
+        ) from error
     per_image = {name: each if each is None else round(each / batch) for name, each in macs.items()}
     return Network(source, model, batch, shapes, constants, per_image)
 
 
 def without_shape(network: Network, nodes: list[onnx.NodeProto]) -> HardwareError:
-    """The error for nodes that depend on a shape that cannot be inferred; it names where that begins."""
+    """The error for nodes that depend on a shape that cannot be inferred. It names the first such nodes.
+
+    Args:
+        network: the network.
+        nodes: the nodes whose shapes are missing.
+    """
     names = [_called(_origin(node, network)) for node in nodes]
     names = list(dict.fromkeys(names))
     return HardwareError(
         f"{network.source}: no shape can be inferred for {', '.join(names[:8])}{' ...' if names[8:] else ''}. Export "
         "the network with a fixed input size and standard ONNX operators, and give that file, not one that a runtime "
-        "has optimised for itself."
+        "has optimised."
     )
 
 
 def _op(name: str) -> str:
-    """The file's operator, from a node's name."""
+    """The operator in the file, from a node's name."""
     return name.split(":", 2)[1]
 
 
 def _called(node: onnx.NodeProto) -> str:
-    """'Conv (stem)', as the file says."""
+    """'Conv (stem)': operator and name in the file."""
     _, op, name = node.name.split(":", 2)
     return f"{op} ({name or 'unnamed'})"
 
@@ -207,7 +222,10 @@ def _listing(ops: Any) -> str:
 
 
 def _fix_inputs(model: onnx.ModelProto, source: str) -> int:
-    """Fix the batch of all inputs: one image, or as many as the file is fixed to. Every other size is in the file."""
+    """Set the batch of all inputs to one image, or to the fixed batch of the file. Returns the batch.
+
+    Raises HardwareError where another size is open.
+    """
     batch = fixed_batch(model, source)
     fed = inputs(model, source)
     for tensor in fed:
@@ -226,15 +244,15 @@ def _fix_inputs(model: onnx.ModelProto, source: str) -> int:
 
 
 def _plain(model: onnx.ModelProto) -> None:
-    """Write the graph as the head of this file says, without the values of weights and without shapes."""
+    """Bring the graph into the form that the head of this module describes, without shapes and values of weights."""
     import onnx
 
     graph = model.graph
-    model.ir_version = max(model.ir_version, 8)  # until 3, weights had to be inputs too
+    model.ir_version = max(model.ir_version, 8)  # up to version 3, weights had to be inputs too
     if not any(each.domain in ("", "ai.onnx") for each in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid("", 17))
     _pass_by_identities(model)
-    del graph.value_info[:]  # it may name the old batch; inference writes it anew
+    del graph.value_info[:]  # it may hold the old batch; inference writes it again
     for tensor in graph.output:
         tensor.ClearField("type")
     nodes: list[onnx.NodeProto] = []
@@ -259,7 +277,7 @@ def _plain(model: onnx.ModelProto) -> None:
                 "uint64_data",
             ):
                 tensor.ClearField(values)
-        tensor.ClearField("external_data")  # small ones too: their values are in no shape
+        tensor.ClearField("external_data")  # for small weights too: no shape depends on their values
         tensor.data_location = tensor.DEFAULT
 
 
@@ -270,7 +288,7 @@ def _set_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
 
 
 def _pass_by_identities(model: onnx.ModelProto) -> None:
-    """Remove Identity nodes: nn-Meter's detector dies on those between initializers (equal biases) and at the end."""
+    """Remove Identity nodes. nn-Meter's detector crashes on those between initializers (equal biases) or at the end."""
     renamed = {
         node.output[0]: node.input[0]
         for node in model.graph.node
@@ -295,7 +313,7 @@ def _pass_by_identities(model: onnx.ModelProto) -> None:
 
 
 def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """The value of a Constant node as a weight; None for other nodes and sparse values."""
+    """The value of a Constant node as a weight. None for other nodes and for sparse values."""
     import numpy as np
     from onnx import helper, numpy_helper
 
@@ -313,7 +331,7 @@ def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
 
 
 def _standard(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """The standard operators that one of ONNX Runtime or of a quantised network stands for; else the node itself."""
+    """The standard operators that replace one of ONNX Runtime or of a quantised network; else the node itself."""
     from onnx import helper
 
     if node.domain not in ("", MICROSOFT):
@@ -333,7 +351,7 @@ def _standard(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def _unfused(node: onnx.NodeProto, attributes: dict[str, Any]) -> list[onnx.NodeProto]:
-    """FusedConv and FusedGemm as the operators that were fused: what they compute, [an addition,] an activation."""
+    """FusedConv or FusedGemm as the operators that were fused: Conv or Gemm, [an addition,] an activation."""
     from onnx import helper
 
     function = attributes.pop("activation", b"").decode(errors="replace")
@@ -355,10 +373,10 @@ def _unfused(node: onnx.NodeProto, attributes: dict[str, Any]) -> list[onnx.Node
 def _inferred(
     model: onnx.ModelProto, hints: Mapping[str, onnx.ValueInfoProto]
 ) -> tuple[dict[str, Shape], onnx.ModelProto]:
-    """Shapes of all tensors where they can be known, and the model that says them.
+    """Infer the shapes of all tensors as far as possible, and write them into the model.
 
-    onnx's inference, and where it stops: operators of ONNX Runtime, nodes whose values follow from the shapes (small
-    ones are computed), and at last what the file itself says (`hints`).
+    This is onnx's inference. Where it stops, the shapes of ONNX Runtime's operators are added, and small nodes whose
+    values follow from the shapes are computed. The shapes that the file itself gives (`hints`) are used last.
     """
     import onnx
 
@@ -399,7 +417,7 @@ def _say(model: onnx.ModelProto, name: str, shape: Shape) -> None:
 
 
 def _shape(tensor: onnx.ValueInfoProto) -> Shape | None:
-    """The shape of a tensor; None where it, or one of its sizes, is not known."""
+    """The shape of a tensor; None where it is unknown or a size in it is."""
     if tensor.type.WhichOneof("value") != "tensor_type" or not tensor.type.tensor_type.HasField("shape"):
         return None
     dims = tensor.type.tensor_type.shape.dim
@@ -415,7 +433,7 @@ def _shapes(model: onnx.ModelProto) -> dict[str, Shape]:
 
 
 def _microsoft_shape(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> Shape | None:
-    """Output shape of an operator of ONNX Runtime that onnx does not know."""
+    """Output shape of an operator that only ONNX Runtime knows."""
     import numpy as np
 
     if node.op_type in SAME_SHAPE and node.input:
@@ -433,7 +451,7 @@ def _microsoft_shape(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> Shape
 
 
 def _fold(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> bool:
-    """Compute small nodes whose inputs are known, and sizes of known tensors; whether there were any."""
+    """Compute small nodes whose inputs are known, and sizes of known tensors. Returns whether there were any."""
     import numpy as np
     from onnx import numpy_helper
     from onnx.reference import ReferenceEvaluator
@@ -458,7 +476,7 @@ def _fold(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> bool:
             and node.input
             and {*node.input} - {""} <= set(values)
         ):
-            with contextlib.suppress(Exception):  # what cannot be computed stays as it is
+            with contextlib.suppress(Exception):  # a node that cannot be computed stays as it is
                 feeds = {name: values[name] for name in node.input if name}
                 (result,) = ReferenceEvaluator(_alone(node, model)).run(None, feeds)
         if isinstance(result, np.ndarray | np.generic) and np.size(result) <= LARGE:
@@ -472,7 +490,7 @@ def _fold(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> bool:
 
 
 def _has_values(tensor: onnx.TensorProto) -> bool:
-    """Whether the values of a weight are here: large ones are dropped, others may lie beside the file."""
+    """Whether the values of a weight are in memory. Large ones are dropped, and others may lie in another file."""
     return (
         bool(tensor.raw_data)
         or math.prod(tensor.dims) == 0
@@ -496,7 +514,7 @@ def _alone(node: onnx.NodeProto, model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _constants(model: onnx.ModelProto) -> frozenset[str]:
-    """Tensors that do not depend on what is fed: weights, and what is made of them alone."""
+    """Tensors that do not depend on the input: weights, and tensors that are computed only from weights."""
     constants = {tensor.name for tensor in model.graph.initializer}
     constants |= {tensor.values.name for tensor in model.graph.sparse_initializer}
     for node in model.graph.node:
@@ -511,7 +529,7 @@ def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
 
 
 def _origin(node: onnx.NodeProto, network: Network) -> onnx.NodeProto:
-    """The node at which the shapes that this one depends on begin to be unknown."""
+    """The first node with an unknown shape among those on which this node depends."""
     makers = {name: each for each in network.model.graph.node for name in each.output}
     seen: set[str] = set()
     while node.name not in seen:
@@ -577,13 +595,13 @@ MACS: dict[str, Callable[[Any, list[Shape], Shape], int | None]] = {
     "RNN": _recurrent,
 }
 NEEDED = {"GRU": 3, "LSTM": 3, "RNN": 3, "Attention": 3}
-"""How many inputs these depend on; the others on two."""
+"""Number of inputs on which the MACs of these operators depend. It is two for all others."""
 
 
 def _macs(node: onnx.NodeProto, network: Network) -> int | None:
-    """Multiply-accumulates of one node for the whole batch; None where they are not known."""
+    """Multiply-accumulates of one node for the whole batch; None where they are unknown."""
     inside = [each for each in all_nodes([node]) if each is not node]
-    if inside:  # If, Loop and Scan: how often they run, or which branch, is not in the file
+    if inside:  # the file does not say how often Loop and Scan run, or which branch If takes
         return 0 if all(_has_none(each) for each in inside) else None
     if _has_none(node):
         return 0
@@ -593,7 +611,7 @@ def _macs(node: onnx.NodeProto, network: Network) -> int | None:
         or (node.op_type == "Attention" and node.domain)
     ):
         return None
-    recurrent = MACS[node.op_type] is _recurrent  # may leave its first output out
+    recurrent = MACS[node.op_type] is _recurrent  # its first output may be absent
     needed = [*node.input[: NEEDED.get(node.op_type, 2)], node.input[0] if recurrent else node.output[0]]
     if any(name not in network.shapes for name in needed):
         raise without_shape(network, [node])
@@ -603,7 +621,7 @@ def _macs(node: onnx.NodeProto, network: Network) -> int | None:
 
 def _has_none(node: onnx.NodeProto) -> bool:
     if node.op_type in ("If", "Loop", "Scan"):
-        return not node.domain  # what is inside is looked at by itself
+        return not node.domain  # the nodes inside are counted separately
     if node.domain in ("", "ai.onnx"):
         return node.op_type in WITHOUT_MACS or node.op_type in SAME_SHAPE
     return node.domain == MICROSOFT and node.op_type in SAME_SHAPE

@@ -1,7 +1,7 @@
-"""An ONNX file as it lies on disk: read without trust, with the files that hold its weights, and its size.
+"""Reads ONNX files from untrusted sources, with the files that hold their weights.
 
-An exporter may leave the weights in files beside the .onnx ("external data"). Their names come from the file, which
-may be anyone's: only files of its own folder are read, measured, copied and counted.
+An exporter may leave the weights in files beside the .onnx ("external data"). Their names come from the file, which is
+not trusted. So only files in its own folder are read, measured, copied and counted.
 """
 
 from __future__ import annotations
@@ -17,24 +17,29 @@ if TYPE_CHECKING:
     import onnx
 
 MAX_BYTES = 2**31 - 1
-"""Of the .onnx itself: no more fits into a protobuf message. Weights beside it may be larger."""
+"""Largest .onnx: no more fits into a protobuf message. Files with weights may be larger."""
 
 
 def load_onnx(path: Path, *, weights: bool = False) -> onnx.ModelProto:
-    """Read an ONNX file; with `weights`, those that lie beside it are read too.
+    """Read an ONNX file.
 
-    Raises HardwareError for a file that is none, and with `weights` for what data_files refuses.
+    Args:
+        path: the file.
+        weights: whether to read the weights in other files too.
+
+    Raises:
+        HardwareError: it is no ONNX file; or with `weights`, what data_files raises.
     """
     import onnx
 
     if not path.is_file():
         raise HardwareError(f"{path}: no such file")
     if not 0 < (size := path.stat().st_size) <= MAX_BYTES:
-        why = f"it has {size / 1e9:.1f} GB, 2.1 at most can be one" if size else "it is empty"
+        why = f"it has {size / 1e9:.1f} GB, but at most 2.1 are possible" if size else "it is empty"
         raise HardwareError(f"{path} cannot be read as an ONNX file: {why}")
     try:
         model = onnx.load(path, format="protobuf", load_external_data=False)
-    except Exception as error:  # onnx raises what its protobuf raises
+    except Exception as error:  # onnx raises the errors of its protobuf
         raise HardwareError(f"{path} cannot be read as an ONNX file: {error}") from error
     if not model.graph.node:
         raise HardwareError(f"{path} cannot be read as an ONNX file: there is no network in it")
@@ -47,7 +52,16 @@ def load_onnx(path: Path, *, weights: bool = False) -> onnx.ModelProto:
 
 
 def load_small(path: Path, model: onnx.ModelProto, elements: int) -> None:
-    """Read weights of at most so many elements that lie beside a file: shapes depend on them. Raises as data_files."""
+    """Read the small weights that lie in other files, because shapes may depend on them.
+
+    Args:
+        path: the .onnx.
+        model: what load_onnx has read; changed.
+        elements: weights with more elements are not read.
+
+    Raises:
+        HardwareError: as data_files.
+    """
     import onnx
 
     if not data_files(path, model):
@@ -60,9 +74,14 @@ def load_small(path: Path, model: onnx.ModelProto, elements: int) -> None:
 
 
 def data_files(path: Path, model: onnx.ModelProto | None = None) -> list[Path]:
-    """The files with weights beside an ONNX file, each once; `model`: what load_onnx has read.
+    """The files with weights beside an ONNX file, each once.
 
-    Raises HardwareError for one that is missing or too short, and for a name that leaves the folder of the .onnx.
+    Args:
+        path: the .onnx.
+        model: what load_onnx has read; None reads it.
+
+    Raises:
+        HardwareError: a file is missing or too short, or a name leads out of the folder of the .onnx.
     """
     model = load_onnx(path) if model is None else model
     files: dict[str, Path] = {}
@@ -79,7 +98,7 @@ def data_files(path: Path, model: onnx.ModelProto | None = None) -> list[Path]:
             end = -1
         if not 0 <= end <= files[location].stat().st_size:
             raise HardwareError(
-                f"{path}: {location!r} beside it does not hold all of its weights ('{tensor.name}'); copy both again"
+                f"{path}: {location!r} beside it lacks some of its weights ('{tensor.name}'); copy both again"
             )
     return list(files.values())
 
@@ -92,27 +111,32 @@ def _own_file(path: Path, location: str) -> Path:
         file = path.parent / location
         if not location or leaves or not file.resolve().is_relative_to(path.parent.resolve()):
             raise HardwareError(
-                f"{path}: its weights are said to lie in {location!r}; only files in the folder of the .onnx are read"
+                f"{path} names {location!r} as the file of its weights; only files in the folder of the .onnx are read"
             )
         there = file.is_file()
-    except (OSError, ValueError):  # a name that cannot be a file's
+    except (OSError, ValueError):  # not a valid name of a file
         there = False
     if not there:
         raise HardwareError(
-            f"{path}: its weights lie in {location!r} beside it, and there is no such file; copy both"
+            f"{path}: its weights lie in {location!r} beside it, but there is no such file; copy both"
         )
     return file
 
 
 def onnx_mb(path: Path) -> float:
-    """Size of an ONNX file with the weights beside it, 1e6 bytes. Raises HardwareError as load_onnx and data_files."""
+    """Size of an ONNX file with its files of weights, 1e6 bytes. Raises HardwareError as load_onnx and data_files."""
     return sum(file.stat().st_size for file in (path, *data_files(path))) / 1e6
 
 
 def inputs(model: onnx.ModelProto, source: str) -> list[onnx.ValueInfoProto]:
-    """What has to be fed: files of ONNX before 1.5 list their weights among the inputs too.
+    """The inputs that take data. Files from before ONNX 1.5 also list their weights among the inputs.
 
-    Raises HardwareError where nothing is fed, or something that is no tensor.
+    Args:
+        model: the file.
+        source: its name, for messages.
+
+    Raises:
+        HardwareError: there is no input, or one is not a tensor.
     """
     weights = {initializer.name for initializer in model.graph.initializer}
     fed = [each for each in model.graph.input if each.name not in weights]
@@ -127,13 +151,13 @@ def inputs(model: onnx.ModelProto, source: str) -> list[onnx.ValueInfoProto]:
 
 
 def fixed_batch(model: onnx.ModelProto, source: str) -> int:
-    """Number of images that the first input is fixed to; 1 where the batch is open. Raises as inputs."""
+    """Fixed batch of the first input; 1 where it is open. Raises HardwareError as inputs() does."""
     dims = inputs(model, source)[0].type.tensor_type.shape.dim
     return dims[0].dim_value if dims and dims[0].dim_value > 0 else 1
 
 
 def image_shape(model: onnx.ModelProto, source: str) -> list[int]:
-    """Shape of the first input without its batch. Raises HardwareError where a size is left open."""
+    """Shape of the first input without its batch. Raises HardwareError where a size is open."""
     tensor = inputs(model, source)[0]
     dims = tensor.type.tensor_type.shape.dim
     free = [dim.dim_param or "?" for dim in dims[1:] if dim.dim_value <= 0]
@@ -146,7 +170,7 @@ def image_shape(model: onnx.ModelProto, source: str) -> list[int]:
 
 
 def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Nodes with those of the graphs inside them (If, Loop, Scan)."""
+    """Nodes, and the nodes of the graphs inside them (If, Loop, Scan)."""
     for node in nodes:
         yield node
         for attribute in node.attribute:

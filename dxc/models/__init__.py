@@ -1,4 +1,4 @@
-"""nn.Modules, and the registry that says what the rest of dxc must know of each. This file is free of torch.
+"""nn.Modules, and the registry that says what the rest of dxc must know about each. This file is free of torch.
 
-registry    one entry a network; free of torch too
+registry    one entry a network; also free of torch
 """

@@ -30,12 +30,13 @@ class MobileNetV1(nn.Module):
     convolution.
 
     Args:
-        in_channels: of the image.
-        num_classes: scores in the output.
+        in_channels: number of channels of the image.
+        num_classes: number of scores in the output.
         width: multiplies the channels of every layer; published: 0.25, 0.5, 0.75, 1.
         stride: of the first convolution; published: 2. 1 suits small images.
 
-    Raises ConfigError for a knob that cannot work.
+    Raises:
+        ConfigError: a knob cannot work.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class MobileNetV1(nn.Module):
         return self.fc(torch.flatten(self.avgpool(self.features(x)), 1))
 
     def check_input_size(self, size: int) -> None:
-        """Chips of any size are large enough: every convolution is padded."""
+        """Accept any size: every convolution is padded."""
 
     def _initialise(self) -> None:
         # He et al. 2015, doi 10.1109/ICCV.2015.123: variance kept through ReLU layers. Forward pass: torch counts the

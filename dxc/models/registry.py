@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 STAGES = 4
 """Stages of a ResNet."""
+MIN_SIZE = 16
+"""Least height and width in pixels of an image for a network of any size. Three poolings of SPP-Net leave 2 x 2
+features of it, and its pyramid needs as many."""
 DEFAULT_OUTPUTS = ("scores",)
 """Outputs of a network with one answer: class scores."""
 
@@ -29,8 +32,10 @@ DEFAULT_OUTPUTS = ("scores",)
 class Calibration:
     """How calibrate.py draws networks of one architecture.
 
-    draw: a random member: its knobs, and `size`, the edge of its image in pixels. Knobs must be independent of each
-    other: calibration also mixes those of two members. weight: how often it is drawn, beside the weights of others.
+    Attributes:
+        draw: draws a random member: its knobs, and `size`, the edge of its image in pixels. Knobs must be independent
+            of each other, because calibration also mixes those of two members.
+        weight: how often it is drawn, relative to the weights of the others.
     """
 
     draw: Callable[[np.random.Generator], Knobs]
@@ -42,12 +47,12 @@ class Network:
     """What others must know of a network.
 
     Attributes:
-        target: its class, as module.Class: the _target_ of a section `model`.
+        target: its class as module.Class, which is the _target_ of a section `model`.
         task: the option of conf/task that trains it.
         space: the option of conf/space that is searched; None for a network that conf/ does not offer.
         outputs: names of its outputs, in the order in which it returns them.
-        any_size: whether it takes images of any size, and its exported file can too.
-        meaningful: knobs -> those that mean something, in one spelling. Knobs may be missing.
+        any_size: whether the network and its exported file can take images of any size.
+        meaningful: knobs -> the knobs that have an effect, in one spelling. Knobs may be missing.
         name: canonical knobs -> the name of the architecture, such as 'resnet18'.
         short_knobs: canonical knobs -> the knobs in a few letters, such as 'k3 s2 p1 w32'.
         calibration: how calibrate.py draws it; None leaves it out.
@@ -82,11 +87,11 @@ def network(model: Mapping[str, Any]) -> Network:
 
 
 def canonical_knobs(model: Mapping[str, Any]) -> Knobs:
-    """A section `model` with the knobs removed that mean nothing in it, and one spelling for the rest.
+    """A section `model` without the knobs that have no effect, and with one spelling for the rest.
 
-    Two sections that describe the same network come out equal: without a pool a ResNet's pool knobs go (the published
-    space of 288 points has 180 networks), and blocks=2 is [2, 2, 2, 2]. Of a class without an entry, as runs of others
-    may name, all knobs count.
+    Two sections that describe the same network come out equal. The pool knobs of a ResNet without a pool are removed
+    (the published space of 288 points has 180 networks), and blocks=2 becomes [2, 2, 2, 2]. Runs of others may name a
+    class without an entry; all its knobs are kept.
     """
     found = _find(model.get("_target_"))
     return dict(model) if found is None else found.meaningful(dict(model))
@@ -103,8 +108,11 @@ def short_label(model: Mapping[str, Any]) -> str:
 
 
 def output_names(module: object) -> tuple[str, ...]:
-    """Names of a module's outputs: of a network its entry's, of any other module what its attribute output_names lists,
-    else DEFAULT_OUTPUTS."""
+    """Names of a module's outputs.
+
+    A registered network has those of its entry. Any other module has those in its attribute output_names, or
+    DEFAULT_OUTPUTS.
+    """
     found = _find(f"{type(module).__module__}.{type(module).__qualname__}")
     return found.outputs if found else tuple(getattr(module, "output_names", DEFAULT_OUTPUTS))
 
@@ -114,7 +122,7 @@ def _find(target: Any) -> Network | None:
 
 
 def _letters(knobs: Knobs, **letters: str) -> str:
-    """kernel="k", width="w" -> 'k3 w32', of the knobs that there are."""
+    """kernel="k", width="w" -> 'k3 w32'. Missing knobs are left out."""
     return " ".join(f"{letter}{knobs[key]}" for key, letter in letters.items() if key in knobs)
 
 
@@ -132,7 +140,7 @@ def _resnet_meaningful(knobs: Knobs) -> Knobs:
 
 
 def _resnet_name(knobs: Knobs) -> str:
-    # two convolutions a block, stem and classifier
+    # layers with weights: two convolutions a block, the stem and the classifier
     return f"resnet{2 * sum(knobs['blocks']) + 2}" if knobs.get("blocks") else "resnet"
 
 
@@ -143,7 +151,7 @@ def _resnet_short(knobs: Knobs) -> str:
 
 
 def _draw_resnet(rng: np.random.Generator) -> Knobs:
-    # Four of five lie in the published space (doi 10.1145/3624062.3624258, table 2); the rest around it.
+    # Four of five lie in the published space (doi 10.1145/3624062.3624258, table 2), the others around it.
     published = rng.random() < 0.8
     pool = _pick(rng, ["none", "max"])
     return {

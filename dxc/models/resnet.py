@@ -44,12 +44,23 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """ResNet with a variable stem, width and depth (space of doi 10.1145/3624062.3624258, table 2).
 
-    kernel, stride, padding: of the first convolution. pool: 'none' or 'max' after it, with pool_kernel and
-    pool_stride (padding 1). width: channels of stage 1; stages 2 to 4 double it and halve the resolution.
-    blocks: basic blocks a stage, one number or four.
+    With kernel 7, stride 2, padding 3, pool max 3/2, width 64 and blocks 2 it is the conventional ResNet-18, with
+    torchvision's state_dict keys.
 
-    kernel 7, stride 2, padding 3, pool max 3/2, width 64, blocks 2 is the conventional ResNet-18, with
-    torchvision's state_dict keys. Raises ConfigError for a knob that cannot work.
+    Args:
+        in_channels: number of channels of the image.
+        num_classes: number of scores in the output.
+        kernel: of the first convolution, in pixels.
+        stride: of the first convolution.
+        padding: of the first convolution, in pixels.
+        pool: 'max' for a max pool (padding 1) after the first convolution, or 'none'.
+        pool_kernel: of the pool, in pixels.
+        pool_stride: of the pool.
+        width: channels of stage 1. Each of stages 2 to 4 doubles the channels and halves the resolution.
+        blocks: basic blocks a stage, one number or four.
+
+    Raises:
+        ConfigError: a knob cannot work.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dxc.errors import ConfigError, require_whole
-from dxc.models.limits import MIN_SIZE
+from dxc.models.registry import MIN_SIZE
 
 CHANNELS = (64, 128, 256)
 LOWER_LEVELS = (2, 1)
@@ -21,8 +21,10 @@ LEVELS = range(1, 6)
 class Detection(NamedTuple):
     """What a detector answers for a batch of images.
 
-    presence: logit that the image holds a crossing, (B,). box: where, (B, 4), as centre x, centre y, width and
-    height, each 0 to 1 of the image's width or height; x to the right, y down.
+    Attributes:
+        presence: (B,) logit that the image holds a crossing.
+        box: (B, 4) centre x, centre y, width and height, each 0 to 1 of the image's width or height; x to the right,
+            y down.
     """
 
     presence: Tensor
@@ -33,18 +35,18 @@ class SpatialPyramid(nn.Module):
     """Spatial pyramid pooling: features (B, C, H, W) of any size -> (B, C x (sum of level^2)).
 
     He et al. 2015, doi 10.1109/TPAMI.2015.2389824. A level l divides the features into l x l bins and keeps the
-    maximum of each. The bins are those of torch's adaptive pooling: along an axis of n, bin i covers floor(i n / l)
-    up to, not with, ceil((i + 1) n / l), so neighbours overlap where l does not divide n.
+    maximum of each. The bins are those of torch's adaptive pooling: along an axis of n, bin i begins at floor(i n / l)
+    and ends before ceil((i + 1) n / l). So neighbours overlap where l does not divide n.
 
-    Adaptive pooling is no ONNX operator. An exported file gets its bins from operators that every runtime has:
-    those of one fixed size, or, with `any_size`, bins that are computed from the size of each image.
+    Adaptive pooling is no ONNX operator. An exported file computes the bins with operators that every runtime has. The
+    bins are those of one fixed size or, with `any_size`, those of each image.
     """
 
     def __init__(self, levels: Sequence[int]) -> None:
         super().__init__()
         self.levels = tuple(levels)
         self.any_size = False
-        """What is exported; dxc.deploy.export.export_any_size sets it while it writes its file."""
+        """Whether an exported file takes any size. dxc.deploy.export.export_any_size sets it while it writes a file."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([self._pool(x, level).flatten(1) for level in self.levels], dim=1)
@@ -56,11 +58,18 @@ class SpatialPyramid(nn.Module):
 
 
 def pool_fixed_size(x: Tensor, level: int) -> Tensor:
-    """F.adaptive_max_pool2d(x, level) from max pooling, which nn-Meter knows, and Gather; its size is fixed in a trace.
+    """F.adaptive_max_pool2d(x, level) built from Gather and max pooling, which nn-Meter knows. A trace fixes the size.
 
-    One MaxPool where the bins lie evenly, as they do where `level` divides the size. Elsewhere bins differ in
-    length by one at most, so each is the union of two windows as long as the shortest bin, one at its beginning
-    and one at its end: pool all windows, gather those, and pool them in pairs.
+    One MaxPool suffices where the bins lie evenly, as they do where `level` divides the size. Elsewhere bins differ in
+    length by one at most. Then each bin is the union of two windows as long as the shortest bin, one at its beginning
+    and one at its end. All windows are pooled, these are gathered, and then they are pooled in pairs.
+
+    Args:
+        x: features (B, C, H, W).
+        level: bins along each axis.
+
+    Returns:
+        (B, C, level, level).
     """
     rows, columns = windows(int(x.shape[2]), level), windows(int(x.shape[3]), level)
     x = F.max_pool2d(x, (rows.length, columns.length), (rows.stride, columns.stride))
@@ -74,7 +83,7 @@ def pool_fixed_size(x: Tensor, level: int) -> Tensor:
 
 
 class Windows(NamedTuple):
-    """Windows along one axis; pairs: those that make up bin 0, 0, 1, 1, ...; empty where a window is a bin."""
+    """Windows along one axis. pairs: the two windows of bin 0, of bin 1, ...; empty where each window is a bin."""
 
     length: int
     stride: int
@@ -82,7 +91,12 @@ class Windows(NamedTuple):
 
 
 def windows(size: int, level: int) -> Windows:
-    """Of the `level` bins along an axis of `size`, as adaptive pooling lays them; see pool_fixed_size."""
+    """The windows that make up the `level` bins of adaptive pooling along an axis of `size`; see pool_fixed_size.
+
+    Args:
+        size: of the axis, in pixels of the features.
+        level: number of bins.
+    """
     bins = [(i * size // level, -(-(i + 1) * size // level)) for i in range(level)]
     lengths = {end - begin for begin, end in bins}
     strides = {after[0] - before[0] for before, after in pairwise(bins)} or {size}  # any, for a single bin
@@ -93,7 +107,15 @@ def windows(size: int, level: int) -> Windows:
 
 
 def pool_any_size(x: Tensor, level: int) -> Tensor:
-    """F.adaptive_max_pool2d(x, level) from Gather, ReduceMax and arithmetic on the size, all of which a trace keeps."""
+    """F.adaptive_max_pool2d(x, level) built from Gather, ReduceMax and arithmetic on the size. A trace keeps them.
+
+    Args:
+        x: features (B, C, H, W).
+        level: bins along each axis.
+
+    Returns:
+        (B, C, level, level).
+    """
     if level == 1:
         return x.amax((2, 3), keepdim=True)
     x = x[:, :, _positions(x.shape[2], level, x.device)].amax(3)
@@ -101,9 +123,12 @@ def pool_any_size(x: Tensor, level: int) -> Tensor:
 
 
 def _positions(size: int | Tensor, level: int, device: torch.device) -> Tensor:
-    """The positions in each bin, (level, longest possible bin); a shorter bin repeats its last one.
+    """The positions in each bin, (level, longest possible bin). A shorter bin repeats its last position.
 
-    size: of one axis; a tensor in a trace, in which whole numbers would be taken for constants.
+    Args:
+        size: of one axis. In a trace it is a tensor, because a trace takes integers for constants.
+        level: bins along the axis.
+        device: of the result.
     """
     size = torch.as_tensor(size, device=device)
     bins = torch.arange(level, device=device)
@@ -117,12 +142,20 @@ def _positions(size: int | Tensor, level: int, device: torch.device) -> Tensor:
 class SppNet(nn.Module):
     """SPP-Net with a variable first kernel, pyramid and linear layers (space of doi 10.1145/3624062.3624260).
 
-    C64,kernel - P2 - C128,3 - P2 - C256,3 - P2 - SPP level,2,1 - F features [- F features2] - two linear heads:
-    C convolution with 'same' padding and bias, P max pool of 2, F linear; ReLU after C and F, no batch norm. Images
-    may have any size of 16 x 16 pixels or more; height and width may differ.
+    C64,kernel - P2 - C128,3 - P2 - C256,3 - P2 - SPP level,2,1 - F features [- F features2] - two linear heads.
+    C is a convolution with 'same' padding and bias, P a max pool of 2, F a linear layer. ReLU follows C and F; there is
+    no batch norm. Images may have any size of 16 x 16 pixels or more; height and width may differ. The published
+    original has kernel 3, level 4 and features 1024.
 
-    kernel: odd. level: 1 to 5. features, features2: sizes of the linear layers; 'none' leaves the second one out.
-    kernel 3, level 4, features 1024 is the published original. Raises ConfigError for a knob that cannot work.
+    Args:
+        in_channels: number of channels of the image.
+        kernel: of the first convolution in pixels, odd.
+        level: of the first level of the pyramid, 1 to 5.
+        features: size of the first linear layer.
+        features2: size of the second linear layer; 'none' leaves it out.
+
+    Raises:
+        ConfigError: a knob cannot work.
     """
 
     def __init__(
@@ -166,7 +199,12 @@ class SppNet(nn.Module):
         return Detection(presence=self.presence(x).squeeze(1), box=self.box(x).sigmoid())
 
     def check_input_size(self, height: int, width: int | None = None) -> None:
-        """Raise ConfigError where images of height x width (None: square) pixels are too small for the pyramid."""
+        """Raise ConfigError where images are too small for the pyramid.
+
+        Args:
+            height: of the images in pixels.
+            width: of the images in pixels; None: square images.
+        """
         width = height if width is None else width
         if min(height, width) < MIN_SIZE:
             raise ConfigError(

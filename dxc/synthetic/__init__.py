@@ -1,1 +1,1 @@
-"""Watersheds that are made: terrain, what a camera sees of it, and the source of chips."""
+"""Synthetic watersheds: terrain, how a camera sees it, and the source of chips."""

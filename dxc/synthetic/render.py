@@ -1,10 +1,10 @@
 """The rasters of a synthetic watershed: 1 m elevation and aerial photo, drawn from the plan in terrain.py.
 
-Channels are carved into the ground and embankments laid over the channels, so that the elevation model shows
-a road running over a channel and not the pipe under it (the "digital dam", which is why crossings have to be
-found at all). Then follows the photo of all that.
+First channels are carved into the ground, then embankments are laid over the channels. So the elevation model shows a
+road that runs over a channel, and not the pipe under it. This is the "digital dam", the reason why crossings have to
+be found. The photo comes last.
 
-Rasters are (height, width), photos (4, height, width) with the bands red, green, blue, nir as reflectance
+Rasters are (height, width), photos (4, height, width) with the bands red, green, blue, nir. Photos hold reflectance
 (fraction) until they are developed.
 """
 
@@ -49,8 +49,8 @@ RIPE = (0.50, 0.47, 0.29, 0.60)
 STUBBLE = (0.60, 0.54, 0.42, 0.63)
 
 WALL_OFF_M = 1.4  # from the road's edge to the middle of a headwall
-WALL_HALF_M = 1.5  # half its thickness
-BOX_MARGIN_M = 1.0  # a person draws a box a pixel larger than what it holds
+WALL_HALF_M = 1.5  # half the thickness of a headwall
+BOX_MARGIN_M = 1.0  # people draw a box one pixel larger than the structure
 LEAST_BOX_M = 8.0
 
 
@@ -74,7 +74,15 @@ class Region:
 def _stamp(
     xy: Floats, last: NDArray[np.bool_], reach_m: float, away: Floats, vertex: NDArray[np.int32]
 ) -> None:  # pragma: no cover - compiled
-    """Lower `away` to the distance from the polylines, and note the nearest vertex, within reach_m."""
+    """Lower `away` to the distance from the polylines, and note the nearest vertex, within reach_m.
+
+    Args:
+        xy: (n, 2) vertices of all lines, m.
+        last: (n,) which vertices end a line.
+        reach_m: distance from a line within which pixels are changed.
+        away: (h, w) distance, m; changed.
+        vertex: (h, w) index of the nearest vertex; changed.
+    """
     height, width = away.shape
     for i in range(len(xy) - 1):
         if last[i]:
@@ -97,7 +105,7 @@ def _stamp(
 
 
 class Near(NamedTuple):
-    """The pixels within reach of some lines, and what the nearest line says there. All (k,)."""
+    """The pixels within reach of some lines, and the values of the nearest line there. All (k,)."""
 
     pixel: NDArray[np.int64]  # index into the flat raster
     away: Floats  # distance to the centre line, m
@@ -131,8 +139,12 @@ def carve_channels(dem: Floats, streams: Near, bank_slope: float) -> None:
 def raise_embankments(dem: Floats, roads: Near, ditch_m: Floats) -> None:
     """Lay road surfaces over whatever is there, channels too; changes dem (h, w), m.
 
-    Fill stands at 1 in 2 on either side, cuts lie back at the same slope. ditch_m (k,) is the depth of a
-    ditch 3 m wide beside the road, 0 for none.
+    Fill slopes at 1 in 2 on either side, and cuts slope the same.
+
+    Args:
+        dem: (h, w), m; changed.
+        roads: the pixels near roads, (k,).
+        ditch_m: (k,) depth of a ditch 3 m wide beside the road, 0 for none.
     """
     flat = dem.reshape(-1)
     ground = flat[roads.pixel]
@@ -152,7 +164,15 @@ class Window(NamedTuple):
 
 
 def window(shape: tuple[int, int], x: float, y: float, reach_m: float, axis: Any = (1.0, 0.0)) -> Window:
-    """Pixels within reach_m of (x, y); u runs along the unit vector `axis`, v to the right of it."""
+    """Pixels within reach_m of a point.
+
+    Args:
+        shape: (h, w) of the raster.
+        x: of the point, m.
+        y: of the point, m.
+        reach_m: half the edge of the window.
+        axis: unit vector along which u runs; v runs to the right of it.
+    """
     top, bottom = max(0, int(y - reach_m)), min(shape[0], int(y + reach_m) + 1)
     left, right = max(0, int(x - reach_m)), min(shape[1], int(x + reach_m) + 1)
     dx, dy = np.arange(left, right)[None, :] + 0.5 - x, np.arange(top, bottom)[:, None] + 0.5 - y
@@ -161,7 +181,14 @@ def window(shape: tuple[int, int], x: float, y: float, reach_m: float, axis: Any
 
 
 def cover(photo: Floats, pixel: NDArray[np.int64], reflectance: Any, shade: Any = 1.0) -> None:
-    """Paint pixels (k,) of photo (4, h, w), given as indices into a flat band, in one reflectance (4,)."""
+    """Paint pixels in one reflectance.
+
+    Args:
+        photo: (4, h, w); changed.
+        pixel: (k,) indices into a flat band.
+        reflectance: (4,), fraction.
+        shade: factor of the reflectance, a number or (k,).
+    """
     for band, value in zip(photo, reflectance, strict=True):
         band.reshape(-1)[pixel] = value * shade
 
@@ -169,13 +196,21 @@ def cover(photo: Floats, pixel: NDArray[np.int64], reflectance: Any, shade: Any 
 def cover_part(
     photo: Floats, w: Window, mask: NDArray[np.bool_], reflectance: Any, shade: float = 1.0
 ) -> None:
-    """Paint those pixels of a window that the mask picks."""
+    """Paint the pixels of a window that a mask picks.
+
+    Args:
+        photo: (4, h, w); changed.
+        w: the window.
+        mask: of the window's shape.
+        reflectance: (4,), fraction.
+        shade: factor of the reflectance.
+    """
     for band, value in zip(photo, reflectance, strict=True):
         band[w.part][mask] = value * shade
 
 
 def texture(rng: Generator, size: int = 1024, exponent: float = 1.0) -> Floats:
-    """Periodic noise (size, size), mean 0 and deviation 1, whose amplitude falls as frequency^-exponent."""
+    """Periodic noise (size, size) with mean 0 and standard deviation 1. Its amplitude falls as frequency^-exponent."""
     f = np.hypot(fft.fftfreq(size)[:, None], fft.rfftfreq(size)[None, :])
     f[0, 0] = 1.0
     noise = fft.irfft2(fft.rfft2(rng.standard_normal((size, size))) * f**-exponent, s=(size, size))
@@ -242,7 +277,7 @@ def _crowns(
 
 
 def reaches(vertices: int, share: float, rng: Generator) -> NDArray[np.bool_]:
-    """(vertices,) marks along a line, true in stretches of some 100 m that make up about `share` of it."""
+    """Marks along a line, (vertices,). They are true in stretches of some 100 m that cover about `share` of it."""
     sigma = 20.0
     wave = ndimage.gaussian_filter1d(rng.standard_normal(vertices + 120), sigma)[60:-60]
     deviation = (2 * np.sqrt(np.pi) * sigma) ** -0.5  # of white noise after that filter
@@ -269,7 +304,7 @@ def plant_trees(streams: list[Line], side_m: float, spec: RegionSpec, rng: Gener
 
 
 def clear_of(xy: Floats, crossings: list[Crossing], roads: list[Line]) -> NDArray[np.bool_]:
-    """(n,) which of the places lie off the right of way, which is kept free of trees, wider at crossings."""
+    """Which places (n, 2) lie outside of the right of way, (n,). It has no trees, and is wider at crossings."""
     centre_lines = KDTree(np.concatenate([road.xy for road in roads]))
     points = KDTree(np.array([[c.x, c.y] for c in crossings]))
     return (centre_lines.query(xy)[0] > 8) & (points.query(xy)[0] > 20)
@@ -279,7 +314,7 @@ def paint_streams(
     photo: Floats, water: NDArray[np.bool_], streams: list[Line], at: Near, broad: Floats, rough: Floats,
     spec: RegionSpec, rng: Generator,
 ) -> None:  # fmt: skip
-    """A ragged strip of grass along the banks, then the bed: open water in some reaches, else bare soil."""
+    """Paint a ragged strip of grass along the banks, then the bed: open water in some reaches, else bare soil."""
     ragged, soft = broad.reshape(-1), rough.reshape(-1)
     strip = at.pixel[at.away < at.half + 4 + 3 * ragged[at.pixel]]
     cover(photo, strip, spec.grass, 0.9 + 0.08 * soft[strip])
@@ -293,7 +328,7 @@ def paint_streams(
 def paint_roads(
     photo: Floats, roads: list[Line], at: Near, rough: Floats, spec: RegionSpec, rng: Generator,
 ) -> None:  # fmt: skip
-    """Grassy verges 2 m wide, then the surface, each road a little lighter or darker than its like."""
+    """Paint grassy verges 2 m wide, then the surface. Each road is a little lighter or darker than its kind."""
     soft = rough.reshape(-1)
     verge = at.pixel[at.away < at.half + 2.0]
     cover(photo, verge, spec.grass, 1 + 0.1 * soft[verge])
@@ -306,12 +341,12 @@ def paint_roads(
 
 
 def paint_trees(photo: Floats, trees: Floats, spec: RegionSpec) -> None:
-    """Trees (n, 4) with their shadows on the side away from the sun."""
+    """Paint trees (n, 4) with their shadows on the side away from the sun."""
     azimuth = np.radians(spec.sun[0])
     _crowns(photo, trees, np.array(TREE), (float(np.sin(azimuth)), float(-np.cos(azimuth))), 0.55)
 
 
-# ---------------------------------------------------------------- works of people at and away from crossings
+# ---------------------------------------------------------------- structures at crossings and elsewhere
 
 
 def dig_pool(
@@ -321,7 +356,7 @@ def dig_pool(
 
     Returns which of the window's pixels lie within its shore.
     """
-    out = np.hypot(w.u / 1.4, w.v) - radius_m  # about the distance from the shore, m
+    out = np.hypot(w.u / 1.4, w.v) - radius_m  # roughly the distance from the shore, m
     dem[w.part] = np.minimum(dem[w.part], level_m + np.maximum(0, out) * bank_slope)
     return out < 0
 
@@ -330,10 +365,10 @@ def scour_pools(
     dem: Floats, photo: Floats, water: NDArray[np.bool_], crossings: list[Crossing], streams: list[Line],
     rng: Generator,
 ) -> None:  # fmt: skip
-    """Below the outlet of a culvert a scour pool, above its inlet some ponding; most hold water.
+    """Dig a scour pool below the outlet of each culvert, and some ponding above its inlet. Most hold water.
 
-    The outlet jet of a culvert scours a pool some pipe diameters wide (FHWA HEC-14, chapter 5). To be called
-    before the embankments are raised, which fill what lies under them.
+    The outlet jet of a culvert scours a pool some pipe diameters wide (FHWA HEC-14, chapter 5). Call this before the
+    embankments are raised, because they fill what lies under them.
     """
     for c in crossings:
         xy = streams[c.stream].xy
@@ -352,7 +387,7 @@ def scour_pools(
 
 
 def build_headwalls(photo: Floats, crossings: list[Crossing], rng: Generator) -> None:
-    """Concrete walls where the stream passes under the road, on both sides of nearly every crossing."""
+    """Paint concrete walls where the stream passes under the road, on both sides of nearly every crossing."""
     for c in crossings:
         if rng.random() < 0.93:
             for side in (-1, 1):
@@ -365,10 +400,10 @@ def build_headwalls(photo: Floats, crossings: list[Crossing], rng: Generator) ->
 
 
 def structure_box_m(crossing: Crossing, streams: list[Line]) -> tuple[float, float]:
-    """Width (east-west) and height (m) of the box that a person would draw around a crossing, centred on it.
+    """Width (east-west) and height in m of the box that a person would draw around a crossing, centred on it.
 
-    It holds the road where the stream passes under it and the two ends of the pipe or bridge: headwalls along the
-    road, as far apart as the road is wide; without walls, ends as wide as the channel.
+    The box holds the road where the stream passes under it, and the two ends of the pipe or bridge. The ends are as far
+    apart as the road is wide. An end is as wide as its headwall or, without one, as the channel.
     """
     xy, halves = streams[crossing.stream].xy, streams[crossing.stream].half_m
     channel = float(halves[np.argmin(np.hypot(xy[:, 0] - crossing.x, xy[:, 1] - crossing.y))])
@@ -383,9 +418,9 @@ def scatter_works(
     dem: Floats, photo: Floats, water: NDArray[np.bool_], streams: list[Line], roads: list[Line],
     crossings: list[Crossing], spec: RegionSpec, rng: Generator,
 ) -> None:  # fmt: skip
-    """Ponds, slabs, sheds, berms and lots away from crossings: no part of a crossing gives it away by itself.
+    """Add ponds, slabs, sheds, berms and lots away from crossings. So no single part of a crossing gives it away.
 
-    Two in three stand by a road or a stream, the rest anywhere; all keep 40 m off crossings.
+    Two in three stand by a road or a stream, the others anywhere. All stay 40 m away from crossings.
     """
     side = dem.shape[0]
     km2 = side**2 / 1e6
@@ -419,7 +454,7 @@ def scatter_works(
             w = window(dem.shape, x, y, 9.0, axis)
             slab = (np.abs(w.u) < rng.uniform(2.5, 6)) & (np.abs(w.v) < rng.uniform(0.9, 2))
             cover_part(photo, w, slab, CONCRETE, rng.uniform(0.65, 1.1))
-        elif kind == 2 and gap > 14:  # shed, its shadow beside it
+        elif kind == 2 and gap > 14:  # a shed, with its shadow beside it
             w = window(dem.shape, x, y, 16.0, axis)
             a, b = rng.uniform(4, 9), rng.uniform(3, 5)
             cover_part(photo, w, (np.abs(w.u - 1.5) < a) & (np.abs(w.v - 2) < b), spec.soil, 0.4)
@@ -441,9 +476,16 @@ def scatter_works(
 
 
 def simulate_region(spec: RegionSpec, crossings: int, seed: int, edge_m: float = EDGE_M) -> Region:
-    """One region with exactly `crossings` crossings, all edge_m or more inside the raster.
+    """Simulate one region with an exact number of crossings.
 
-    Errors: DataError when the ground would not take that many (five ever larger rasters were tried).
+    Args:
+        spec: the kind of region.
+        crossings: their number.
+        seed: of the random numbers.
+        edge_m: least distance of a crossing from the edge of the raster.
+
+    Raises:
+        DataError: there is no room for all crossings; five rasters of increasing size were tried.
     """
     rng = np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
     side = max(600.0, 1000 * np.sqrt(crossings / CROSSINGS_PER_KM2)) + 2 * edge_m
@@ -481,12 +523,22 @@ def simulate_region(spec: RegionSpec, crossings: int, seed: int, edge_m: float =
     paint_trees(photo, trees, spec)
     paint_roads(photo, roads, by_road, rough, spec, rng)
     build_headwalls(photo, points, rng)
-    water &= photo[3] < 1.5 * WATER[3]  # not where trees, roads or walls were painted over it
+    water &= photo[3] < 1.5 * WATER[3]  # except where trees, roads or walls were painted over it
     return Region(spec, dem.astype(np.float32), develop(photo, dem, spec, rng), streams, roads, points, water)
 
 
 def develop(photo: Floats, dem: Floats, spec: RegionSpec, rng: Generator) -> NDArray[np.uint8]:
-    """Light the reflectance (4, h, w) by the sun, add haze and sensor noise: uint8 (4, h, w), never 0."""
+    """Turn reflectance into a photo: light it by the sun, and add haze and sensor noise.
+
+    Args:
+        photo: (4, h, w) reflectance, fraction.
+        dem: (h, w), m.
+        spec: the kind of region.
+        rng: of the noise.
+
+    Returns:
+        uint8 (4, h, w), never 0.
+    """
     azimuth, elevation = np.radians(spec.sun)
     south, east = np.gradient(dem)
     lit = np.sin(elevation) + np.cos(elevation) * (np.cos(azimuth) * south - np.sin(azimuth) * east)

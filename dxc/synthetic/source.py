@@ -1,7 +1,7 @@
-"""Synthetic watersheds as files, and the source of chips that are cut from them like from real ones.
+"""Synthetic watersheds as files, and a source of chips. Chips are cut from them like from real watersheds.
 
-Four farmland regions, loosely Nebraska, Illinois, California and North Dakota. terrain.py makes the plan of a region,
-render.py its rasters.
+There are four farmland regions, loosely like Nebraska, Illinois, California and North Dakota. terrain.py makes the plan
+of a region, and render.py makes its rasters.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import json
 import logging
 import math
 import multiprocessing
-import shutil
-import tempfile
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -27,7 +25,7 @@ from scipy import ndimage
 from dxc.data.cache import usable_cores
 from dxc.data.source import Source
 from dxc.errors import ConfigError, DataError, require_whole
-from dxc.files import sync_everything, sync_to_disk
+from dxc.files import sync_everything, whole_folder
 from dxc.geo.bands import PHOTO_BANDS
 from dxc.processes import end_with_parent
 from dxc.synthetic.render import Region, simulate_region, structure_box_m
@@ -40,7 +38,7 @@ GENERATOR_VERSION = (
 )
 NODATA = -9999.0
 CHIP_M = 100  # edge of the published chips
-LEAST_CHIP_M, LARGEST_CHIP_M = 16, 400  # there is no room for larger ones without a crossing
+LEAST_CHIP_M, LARGEST_CHIP_M = 16, 400  # larger chips without a crossing find no room
 
 REGIONS: tuple[RegionSpec, ...] = (
     RegionSpec(
@@ -76,7 +74,7 @@ REGIONS: tuple[RegionSpec, ...] = (
 
 
 class RegionFiles(NamedTuple):
-    """The files of one region: dem.tif, photo.tif, the rest .gpkg; in the region's UTM zone."""
+    """The files of one region: dem.tif, photo.tif, and the others as .gpkg. Their CRS is the region's UTM zone."""
 
     dem: Path
     photo: Path
@@ -84,17 +82,25 @@ class RegionFiles(NamedTuple):
     roads: Path
     streams: Path
     approaches: Path
-    """Parts of roads that come close to a stream far from any crossing: the hardest negatives."""
+    """Parts of roads that come close to a stream but are far from any crossing: the hardest negatives."""
 
 
 def make_region(
     spec: RegionSpec, folder: Path | str, *, crossings: int, seed: int, boxes: bool = False, edge_m: float = EDGE_M
 ) -> RegionFiles:  # fmt: skip
-    """Simulate a region, its crossings edge_m or more inside, and write its rasters and vectors (see RegionFiles).
+    """Simulate a region and write its rasters and vectors. The files appear all at once.
 
-    With boxes each crossing says how large a box around it is: columns width_m (east-west) and height_m.
-    The files appear in `folder` all at once (a temporary folder, then a rename).
-    Errors: ConfigError when crossings < 1; DataError when the folder is there already or no room was found.
+    Args:
+        spec: the kind of region.
+        folder: a new folder for the files.
+        crossings: number of crossings.
+        seed: of the random numbers.
+        boxes: whether crossings have the size of a box around them, in the columns width_m (east-west) and height_m.
+        edge_m: least distance of a crossing from the edge of the raster.
+
+    Raises:
+        ConfigError: crossings < 1.
+        DataError: the folder exists already, or there is no room for the crossings.
     """
     import geopandas
     import rasterio
@@ -129,8 +135,7 @@ def make_region(
         frame.to_file(path, driver="GPKG")
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with whole_folder(folder) as part:
         write_raster(part / "dem.tif", region.dem[None], NODATA, ("elevation",))
         write_raster(part / "photo.tif", region.photo, None, PHOTO_BANDS)
         at = to_world(np.array([[c.x, c.y] for c in region.crossings]))
@@ -146,15 +151,11 @@ def make_region(
             write_vectors(part / f"{name}.gpkg", shapes, {"kind": [line.kind for line in lines]})
         close = [shapely.LineString(to_world(xy)) for xy in find_approaches(region)]
         write_vectors(part / "approaches.gpkg", close, {"kind": ["approach"] * len(close)})
-        part.chmod(0o755)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return region_files(folder)
 
 
 def find_approaches(region: Region, close_m: float = 38.0, far_m: float = 100.0) -> list[Floats]:
-    """Parts (n, 2) of roads within close_m of a stream and at least far_m from every crossing."""
+    """Parts of roads, each (n, 2), within close_m of a stream and at least far_m from every crossing."""
     from scipy.spatial import KDTree
 
     water = KDTree(np.concatenate([stream.xy for stream in region.streams]))
@@ -179,15 +180,19 @@ def region_files(folder: Path) -> RegionFiles:
 class SyntheticSource(Source):
     """Chips of four synthetic regions, built once and kept.
 
-    chips: how many in all: a quarter a region, half of them crossings. A multiple of 8.
-    seed: another seed gives another watershed and other chips.
-    cache_dir: holds synthetic-HASH/{regions,chips}/; HASH covers everything that the chips depend on.
-    on_bad_chip: raise | skip, for the reader.
-    jobs: regions made at once, one process each; None takes as many as there are cores, at most 4.
-    near_share: share of the negatives that lie on a road or a stream, the rest lies anywhere.
-    jitter_m: how far a crossing may lie off its chip's centre, on either axis; less than half a chip.
-    boxes: give each chip with a crossing an annotation with the boxes of the crossings in it (dxc.geo.voc).
-    size_m: edge of a chip in metres and pixels; chips of more than 100 m may show several crossings.
+    Args:
+        chips: number of chips, a multiple of 8. Each region has a quarter, and half of them show a crossing.
+        seed: another seed gives another watershed and other chips.
+        cache_dir: holds synthetic-HASH/{regions,chips}/; HASH covers everything that the chips depend on.
+        on_bad_chip: raise | skip, for the reader.
+        jobs: regions made at once, one process each; None takes as many as there are cores, at most 4.
+        near_share: share of the negatives that lie on a road or a stream; the others lie anywhere.
+        jitter_m: largest distance of a crossing from its chip's centre, on either axis; less than half a chip.
+        boxes: whether each chip with a crossing gets an annotation with the boxes in it (dxc.geo.voc).
+        size_m: edge of a chip in metres and pixels. Chips of more than 100 m may show several crossings.
+
+    Raises:
+        ConfigError: a value cannot work.
     """
 
     def __init__(
@@ -249,17 +254,9 @@ class SyntheticSource(Source):
         with FileLock(self.folder.with_suffix(".lock")):
             if root.is_dir():
                 return root
-            for stale in self.cache_dir.glob(f".{self.folder.name}-*"):
-                shutil.rmtree(stale, ignore_errors=True)  # of a killed process: the lock is ours
-            part = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.cache_dir))
-            try:
+            with whole_folder(self.folder, locked=True) as part:
                 self._build(part)
-                part.chmod(0o755)
                 sync_everything()
-                part.rename(self.folder)
-                sync_to_disk(self.cache_dir)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
         return root
 
     def _build(self, part: Path) -> None:
@@ -297,7 +294,7 @@ def _make_and_cut(
     from dxc.geo.chips import cut_region
 
     edge_m = max(EDGE_M, size_m / 2 + jitter_m + 10)
-    # one seed in all regions shifts their chips alike: crossings would lie in the same pixels everywhere
+    # with the same seed, all regions would shift their chips alike: crossings would lie in the same pixels
     shifts = zlib.crc32(f"{seed} {spec.name}".encode()) if boxes else seed
     files = make_region(
         spec, part / "regions" / spec.name, crossings=crossings, seed=seed, boxes=boxes, edge_m=edge_m
@@ -305,10 +302,10 @@ def _make_and_cut(
     close = [files.approaches] * 2 if read_info(files.approaches)["features"] else []
     cut_region(
         dem=files.dem, photo=files.photo, crossings=files.crossings, out=part / "chips", region=spec.name,
-        # places are drawn by length: twice makes the short approaches about a quarter of the hard negatives
+        # places are drawn by length: named twice, the short approaches give about a quarter of the hard negatives
         jitter_m=jitter_m, near=(files.roads, files.streams, *close), near_share=near_share,
         seed=shifts, progress=False, size_m=size_m, boxes=["width_m", "height_m"] if boxes else None,
-        # as far beyond a chip's corner as the cutter's own 100 m are for chips of 100 m
+        # the same distance beyond a chip's corner as the cutter's 100 m have for chips of 100 m
         min_distance_m=max(100.0, size_m / math.sqrt(2) + 29),
     )  # fmt: skip
     for label in "TF":

@@ -1,7 +1,7 @@
 """The plan of a synthetic watershed: ground, streams and roads as lines, and where they cross.
 
-In the order in which the terrain is made: fractal ground, flow and streams, roads. render.py turns the plan into
-rasters, source.py into files.
+The module follows the order in which the terrain is made: fractal ground, flow and streams, roads. render.py turns the
+plan into rasters, and source.py writes files.
 
 Local coordinates are metres: x to the east, y to the south, (0, 0) the upper left corner of the raster, so
 pixel (row, column) of a 1 m raster has its centre at (column + 0.5, row + 0.5).
@@ -19,13 +19,15 @@ from scipy import fft, ndimage
 
 Floats = NDArray[np.floating[Any]]
 
-FLOW_CELL_M = 4  # grid on which flow is routed: 16 times fewer cells than at 1 m, streams get smoothed anyway
+FLOW_CELL_M = (
+    4  # grid on which flow is routed: 16 times fewer cells than at 1 m, and streams are smoothed anyway
+)
 STEP_M = 2.0  # spacing of the vertices of every line
-EDGE_M = 110.0  # no crossing nearer to the raster's edge: every chip of 100 m lies inside, jitter included
+EDGE_M = 110.0  # from a crossing to the edge: every chip of 100 m lies inside, jitter included
 SPACING_M = 120.0  # between crossings: no chip of 100 m shows two
-CLEAR_M = 15.0  # a road that does not cross keeps at least this far off a stream's centre line
+CLEAR_M = 15.0  # least distance from a stream's centre line to a road that does not cross it
 MIN_ANGLE_DEG = 45.0  # between road and stream at a crossing
-CROSSINGS_PER_KM2 = 10.0  # what roads and streams of the densities below give without crowding
+CROSSINGS_PER_KM2 = 10.0  # what the roads and streams below give without crowding
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class RegionSpec:
 
 @dataclass
 class Line:
-    """A stream (running downstream) or a road. All arrays have one value a vertex, STEP_M apart."""
+    """A stream (running downstream) or a road. Arrays have one value a vertex, and vertices are STEP_M apart."""
 
     xy: Floats  # (n, 2), m
     z: Floats  # (n,), elevation of the bed or of the road surface, m
@@ -91,8 +93,8 @@ def fractal_terrain(cells: int, cell_m: float, spec: RegionSpec, rng: Generator)
     """Elevation (cells, cells) in m: fractional Brownian ground on a tilted plane.
 
     Spectral synthesis: white noise, each frequency f scaled by f^-(H+1) (Saupe 1988, "Algorithms for random
-    fractals", doi 10.1007/978-1-4612-3784-6_2). Wavelengths over 2 km are held back so that relief does not
-    grow with the size of the raster.
+    fractals", doi 10.1007/978-1-4612-3784-6_2). Wavelengths over 2 km are damped so that relief does not grow with
+    the size of the raster.
     """
     size = max(cells, round(2000 / cell_m))  # a small raster is cut from ground that has all wavelengths
     fx = fft.rfftfreq(size, cell_m)
@@ -113,10 +115,16 @@ def find_streams(ground: Floats, spec: RegionSpec, rng: Generator) -> tuple[Floa
     """Route water over the ground (FLOW_CELL_M grid) and trace channels.
 
     Channels begin at a threshold of contributing area (O'Callaghan & Mark 1984, doi
-    10.1016/S0734-189X(84)80011-0). They widen and deepen downstream as hydraulic geometry says, w ~ Q^0.5 and
-    d ~ Q^0.4 (Leopold & Maddock 1953, doi 10.3133/pp252), with Q growing somewhat slower than the area.
+    10.1016/S0734-189X(84)80011-0). They widen and deepen downstream by hydraulic geometry, w ~ Q^0.5 and d ~ Q^0.4
+    (Leopold & Maddock 1953, doi 10.3133/pp252). Q grows somewhat slower than the area.
 
-    Returns the ground with depressions filled (the flow's own surface) and the streams.
+    Args:
+        ground: (n, n) elevation in m, cells of FLOW_CELL_M.
+        spec: the kind of region.
+        rng: of the random numbers.
+
+    Returns:
+        The ground with depressions filled, as water sees it, and the streams.
     """
     import pyflwdir
     from affine import Affine
@@ -143,7 +151,7 @@ def find_streams(ground: Floats, spec: RegionSpec, rng: Generator) -> tuple[Floa
 
 
 def smooth(xy: Floats, sigma: float) -> Floats:
-    """A line (n, 2) smoothed over sigma vertices. Its ends stay in place: confluences stay joined."""
+    """A line (n, 2) smoothed over sigma vertices. Its ends stay in place, so confluences stay joined."""
     n = len(xy)
     straight = xy[0] + np.linspace(0, 1, n)[:, None] * (xy[-1] - xy[0])
     bend = np.concatenate(
@@ -153,7 +161,7 @@ def smooth(xy: Floats, sigma: float) -> Floats:
 
 
 def resample(xy: Floats, step_m: float = STEP_M) -> Floats:
-    """The line (n, 2) with vertices about step_m apart, ends kept."""
+    """The line (n, 2) with vertices about step_m apart. Its ends stay."""
     length = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(xy, axis=0).T))])
     at = np.linspace(0, length[-1], max(2, round(length[-1] / step_m) + 1))
     return np.column_stack([np.interp(at, length, xy[:, 0]), np.interp(at, length, xy[:, 1])])
@@ -165,10 +173,16 @@ def resample(xy: Floats, step_m: float = STEP_M) -> Floats:
 def candidate_roads(
     streams: list[Line], side_m: float, spec: RegionSpec, rng: Generator
 ) -> list[tuple[str, Floats]]:
-    """Lines (kind, (n, 2)) along which roads may run, in the order in which they get built.
+    """Lines (kind, (n, 2)) along which roads may run, in the order in which they are built.
 
-    Valley roads that keep to one bank of a stream, section roads on the field grid, and field tracks across
-    streams. The valley roads matter: road and stream in one chip without a crossing.
+    They are valley roads along one bank of a stream, section roads on the field grid, and field tracks across streams.
+    The valley roads matter: they give chips with a road and a stream but no crossing.
+
+    Args:
+        streams: the streams.
+        side_m: edge of the region.
+        spec: the kind of region.
+        rng: of the random numbers.
     """
     found: list[tuple[str, Floats]] = []
     km2 = (side_m / 1000) ** 2
@@ -201,7 +215,7 @@ def candidate_roads(
         dx, dy = stream[i + 5] - stream[i - 5]
         heading = np.arctan2(dy, dx) + np.pi / 2 + rng.uniform(-0.7, 0.7)
         bend = rng.normal(0, 0.15)
-        if rng.random() < 0.6:  # along the field grid, whichever axis is nearer
+        if rng.random() < 0.6:  # along the nearer axis of the field grid
             heading, bend = turn + np.pi / 2 * np.round((heading - turn) / (np.pi / 2)), 0.0
         reach = rng.uniform(60, 220, 2) * (-1, 1)
         steps = np.linspace(reach[0], reach[1], 40)
@@ -214,12 +228,21 @@ def candidate_roads(
 def lay_roads(
     streams: list[Line], side_m: float, count: int, spec: RegionSpec, rng: Generator, edge_m: float = EDGE_M
 ) -> tuple[list[tuple[str, Floats]], list[Crossing]]:
-    """Build candidate roads until they make `count` crossings; nothing else of them touches a stream.
+    """Build candidate roads until they make `count` crossings. Roads touch streams only at crossings.
 
-    A crossing has to be SPACING_M or more from the others, edge_m from the edge, not too oblique, and off
-    the confluences. Where a candidate fails that, the road stops short of the stream and goes on behind it.
+    A crossing has to be SPACING_M or more from the others, edge_m from the edge, not too oblique, and away from
+    confluences. Where a candidate fails, the road stops before the stream and goes on behind it.
 
-    Returns roads (kind, (n, 2)) and crossings, maybe fewer than count.
+    Args:
+        streams: the streams.
+        side_m: edge of the region.
+        count: number of crossings.
+        spec: the kind of region.
+        rng: of the random numbers.
+        edge_m: least distance of a crossing from the edge of the raster.
+
+    Returns:
+        Roads (kind, (n, 2)), and crossings, which may be fewer than count.
     """
     import shapely
 
@@ -238,7 +261,7 @@ def lay_roads(
             continue
         col, row = (resample(np.asarray(line.coords), 10.0) // 10).astype(int).T
         if taken[row, col].mean() > 0.3:
-            continue  # beside a road that is there already
+            continue  # runs beside an existing road
         good: list[Crossing] = []
         bad: list[Crossing] = []
         for j in tree.query(line, predicate="intersects"):
@@ -255,7 +278,7 @@ def lay_roads(
                 )
                 (good if ok else bad).append(Crossing(at.x, at.y, down, along, int(j)))
         chosen: list[Crossing] = []
-        for c in good:  # a failed crossing nearby would cut the road right beside this one
+        for c in good:  # a failed crossing nearby would interrupt the road right beside this one
             clear = all(np.hypot(c.x - o.x, c.y - o.y) >= SPACING_M for o in (*chosen, *bad))
             if clear and len(crossings) + len(chosen) < count:
                 chosen.append(c)
@@ -277,7 +300,7 @@ def lay_roads(
 
 
 def heading_at(line: Any, point: Any, reach_m: float = 6.0) -> Floats:
-    """Unit vector (dx, dy) along a shapely line at the given point of it, taken over 2 x reach_m."""
+    """Unit vector (dx, dy) along a shapely line at one of its points, taken over 2 x reach_m."""
     at = line.project(point)
     a, b = line.interpolate(max(0.0, at - reach_m)), line.interpolate(min(line.length, at + reach_m))
     step = np.array([b.x - a.x, b.y - a.y])
@@ -290,8 +313,8 @@ def profile_roads(
 ) -> list[Line]:  # fmt: skip
     """Give every road its width and its surface elevation (m), and every crossing its bed and deck.
 
-    The surface follows the ground (FLOW_CELL_M grid) smoothed along the road over some 25 m, raised by the
-    embankment; at a crossing it lies at least 1.2 m above the bed.
+    The surface follows the ground (FLOW_CELL_M grid), smoothed along the road over some 25 m and raised by the
+    embankment. At a crossing it lies at least 1.2 m above the bed.
     """
     vertices = np.concatenate([s.xy for s in streams])
     bed = np.concatenate([s.z for s in streams])

@@ -1,7 +1,7 @@
 """Tracking of runs in MLflow. No other room imports mlflow.
 
     run        a run that is written while it is computed
-    record     a run on disk, uploaded later, so that nothing is lost while the server is away
+    record     a run on disk, which is uploaded later, so that nothing is lost while the server is away
     store      one study in a store, for writing; calls are repeated
     reader     reads a store without changing it
     patience   repeats calls to a store that does not answer
@@ -10,9 +10,9 @@
     view       the saved view of a study in MLflow's UI
     client     opens a store, and logs in few calls
 
-One run = one configuration; experiment = study.
+One run is one configuration. An experiment is a study.
 """
 
 import os
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported first
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # mlflow reads it on import

@@ -37,7 +37,16 @@ def log_batch(
     tags: Mapping[str, str] | None = None,
     time_ms: int | None = None,
 ) -> None:
-    """Log to a run in as few calls as MLflow allows. A value that is not finite is missing and is not logged."""
+    """Log to a run in as few calls as MLflow allows. A value that is not finite is missing and is not logged.
+
+    Args:
+        client: MLflow's client.
+        run_id: the run.
+        points: (metric, value, step).
+        params: by name.
+        tags: by name.
+        time_ms: time of the points in ms since 1970; None: now.
+    """
     from mlflow.entities import Metric, Param, RunTag
 
     now_ms = int(time.time() * 1000) if time_ms is None else time_ms
@@ -50,12 +59,17 @@ def log_batch(
 
 
 def param_text(value: Any) -> str:
-    """A param's value as it is stored."""
+    """The text that is stored for a param's value."""
     return masked(str(value))[:MAX_PARAM_LENGTH]
 
 
 def open_store(uri: str, study: str) -> tuple[Any, str]:
-    """Client and experiment id; an embedded store is created, one process at a time."""
+    """MLflow's client and the id of a study's experiment. An embedded store is created, one process at a time.
+
+    Args:
+        uri: address of the store.
+        study: name of the experiment.
+    """
     from filelock import FileLock
     from mlflow.exceptions import MlflowException
 
@@ -68,7 +82,7 @@ def open_store(uri: str, study: str) -> tuple[Any, str]:
         database.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{database}.lock"):
             client = new_client(uri)
-            # beside its database, wherever the command was started
+            # artifacts lie beside the database, wherever the command was started
             artifacts = (database.resolve().parent / "mlartifacts").as_uri()
             return client, _experiment_id(client, study, artifacts=artifacts)
     except OSError as error:
@@ -77,7 +91,7 @@ def open_store(uri: str, study: str) -> tuple[Any, str]:
 
 def new_client(uri: str) -> Any:
     """MLflow's client for an address. For a database it creates missing tables."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its default waits for minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the default waits for minutes
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines per run
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # two bars per file
     from mlflow import MlflowClient
@@ -89,8 +103,11 @@ def new_client(uri: str) -> Any:
 
 
 def server_address(uri: str) -> str:
-    """The address that MLflow is given. The login of a server is moved to the environment variables that MLflow reads,
-    so that no message, redirect or artifact address of MLflow repeats it."""
+    """The address for MLflow, without the login of a server.
+
+    The login is moved to the environment variables that MLflow reads. So no message, redirect or artifact address of
+    MLflow repeats it.
+    """
     login = login_of(uri) if uri.startswith(("http://", "https://")) else None
     if login is None:
         return uri
@@ -143,11 +160,11 @@ def _user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):
-        return "unknown"  # a container with a numeric user
+        return "unknown"  # a container whose user has no name
 
 
 def git_commit() -> str | None:
-    """Commit of this checkout, with '+changes' where the working tree differs; None outside git."""
+    """Commit of this checkout, with '+changes' if the working tree differs. None outside of git."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(PROJECT_ROOT), *arguments]

@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 
 IDENTITIES = ("dxc.trial", "dxc.design", "dxc.base", "dxc.search")
-"""Tags that hold 12 hexadecimal digits; anything else in them is no identity, and is not kept as one."""
+"""Tags that hold 12 hexadecimal digits. Any other value is no identity and is dropped."""
 
 
 @contextlib.contextmanager
 def full_disk_said(uri: str) -> Iterator[None]:
-    """Turn the error of a full disk, wherever it occurs, into a TrackingError that names the place."""
+    """Turn any error that a full disk causes into a TrackingError that names the place."""
     try:
         yield
     except DxcError:
@@ -38,7 +38,7 @@ def full_disk_said(uri: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class StoredRun:
-    """One run of a store; metrics hold the last value of each curve."""
+    """One run of a store. Its metrics hold the last value of each curve."""
 
     run_id: str
     status: str
@@ -126,7 +126,7 @@ class Patient:
             if (full := disk_full(error, self.uri)) is not None:
                 raise full from error
             if isinstance(error, OSError) and not isinstance(error, RequestException):
-                raise  # a file that is not there, say: waiting does not bring it
+                raise  # waiting does not help, for instance where a file is missing
             raise TrackingError(store_message(self.uri, error)) from error
 
 
@@ -139,10 +139,10 @@ PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_D
 
 
 def disk_full(error: BaseException, uri: str = "") -> TrackingError | None:
-    """The TrackingError to raise where a full disk caused this error; None where it did not.
+    """The TrackingError to raise if a full disk caused this error, else None.
 
     Args:
-        error: an error, whose causes are searched too.
+        error: the error. Its causes are searched too.
         uri: the store that was written to. The message names it where a database does not name its file.
 
     """
@@ -152,7 +152,7 @@ def disk_full(error: BaseException, uri: str = "") -> TrackingError | None:
         if full or "database or disk is full" in str(cause):
             if isinstance(error, DxcError):  # it says where, and what to do
                 return TrackingError(str(error))
-            # where a file was being copied, the second name is the target, which has no space
+            # of a copy, the second name is the target, and the target has no space
             where = getattr(cause, "filename2", None) or getattr(cause, "filename", None)
             if where is None and uri.startswith("sqlite:///"):
                 where = uri.removeprefix("sqlite:///")
@@ -170,7 +170,7 @@ def sound_runs(runs: Iterable[Any]) -> Iterator[StoredRun]:
         if is_run_id(run.info.run_id):
             yield stored_run(run)
         else:
-            log.warning("a run is set aside: its id %r is not 32 hexadecimal digits", run.info.run_id)
+            log.warning("a run is skipped: its id %r is not 32 hexadecimal digits", run.info.run_id)
 
 
 def stored_run(run: Any) -> StoredRun:
@@ -179,7 +179,7 @@ def stored_run(run: Any) -> StoredRun:
     for key in IDENTITIES:
         if tags.get(key) and not is_hash(tags[key]):
             log.warning(
-                "run %s: its tag %s is ignored, %r is not 12 hexadecimal digits",
+                "run %s: its tag %s is ignored: %r is not 12 hexadecimal digits",
                 run.info.run_id,
                 key,
                 tags.pop(key),

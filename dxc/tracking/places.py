@@ -26,14 +26,14 @@ class OutsideError(TrackingError):
 class Places:
     """Where files of runs may lie. The address in a run is not trusted: anyone who writes to the store can change it.
 
-    For a SQLite file the places are the folders mlartifacts and mlruns beside it; for a server, the addresses that it
-    serves itself (mlflow-artifacts:). The reader has to name all other folders and addresses.
+    For a SQLite file, the places are the folders mlartifacts and mlruns beside it. For a server, they are the addresses
+    that it serves itself (mlflow-artifacts:). All other folders and addresses have to be named by the user.
     """
 
     folders: Sequence[Path]
     addresses: Sequence[str]
     server: str | None
-    """host:port of the store, where it is a server."""
+    """host:port of the store if it is a server."""
 
     @classmethod
     def of(cls, uri: str, more: Sequence[str]) -> Places:
@@ -46,7 +46,12 @@ class Places:
         return cls(folders, [each.rstrip("/") for each in more if not _is_path(each)], server)
 
     def of_run(self, run_id: str, address: str) -> Path | str:
-        """A run's folder, or its address. Raises OutsideError."""
+        """A run's folder, or its address. Raises OutsideError.
+
+        Args:
+            run_id: the run, for messages.
+            address: artifact address of the run.
+        """
         if _is_path(address):
             path = Path(unquote(urlsplit(address).path) if address.startswith("file:") else address)
             self._require_below(run_id, address, path)
@@ -62,7 +67,12 @@ class Places:
         raise OutsideError(run_id, address)
 
     def file(self, run_id: str, path: Path) -> Path | None:
-        """The path of a file. Raises OutsideError where a link leads out of the places."""
+        """The path of a file. Raises OutsideError if a link leads out of the places.
+
+        Args:
+            run_id: the run, for messages.
+            path: the file.
+        """
         self._require_below(run_id, str(path), path)
         return path if path.is_file() else None
 

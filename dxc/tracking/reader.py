@@ -26,7 +26,7 @@ MAX_LISTED = 2000  # run ids in one condition: databases and MLflow's parser lim
 
 @dataclass(frozen=True)
 class Study:
-    """An experiment of a store. created_ms tells it apart from one with the same id in another database."""
+    """An experiment of a store. created_ms distinguishes it from one with the same id in another database."""
 
     name: str
     experiment_id: str
@@ -54,7 +54,7 @@ class Reader(Patient):
             self._client = self._patiently(lambda: new_client(uri))
 
     def studies(self) -> list[Study]:
-        """Oldest first, without deleted ones."""
+        """The studies of the store, oldest first, without deleted ones."""
         found: list[Any] = []
         token = None
         while True:
@@ -69,7 +69,7 @@ class Reader(Patient):
                 return [_study(each) for each in found]
 
     def study(self, name: str) -> Study:
-        """The study of this name. Raises TrackingError that lists the existing ones where there is none."""
+        """The study with this name. If there is none, raises TrackingError, which lists the existing ones."""
         found = self._patiently(lambda: self._client.get_experiment_by_name(name))
         if found is None:
             raise TrackingError(self._no_study(name))
@@ -78,7 +78,13 @@ class Reader(Patient):
         return _study(found)
 
     def _no_study(self, name: str, listed: int = 12, counted: int = 100) -> str:
-        """The error message. Runs are counted up to `counted`, because MLflow reads all runs that it counts."""
+        """The error message for a missing study.
+
+        Args:
+            name: of the study.
+            listed: number of studies that the message lists.
+            counted: runs are counted up to this number, because MLflow reads all runs that it counts.
+        """
         studies = {each.name: each for each in self.studies()}
         close = difflib.get_close_matches(name, studies, n=3)
         lines = []
@@ -98,13 +104,13 @@ class Reader(Patient):
     ) -> Iterator[list[StoredRun]]:
         """Runs that have ended, in any state, in pages ordered by end time.
 
-        A page begins at the end time of the run before it, not at a position. Positions shift when runs are deleted or
-        resumed meanwhile, and runs would be skipped.
+        A page begins at the end time of the last run of the page before, not at a position. Positions shift when runs
+        are deleted or resumed meanwhile, and runs would be skipped.
 
         Args:
             study: the experiment.
             since_ms: earliest end time. A run without an end time has not ended.
-            before_ms: end times lie before this one.
+            before_ms: runs that ended at this time or later are left out.
             without: at most MAX_LISTED run ids to leave out.
 
         """
@@ -124,7 +130,7 @@ class Reader(Patient):
                 return
             seen = {run.info.run_id for run in page}
             if page[-1].info.end_time == since_ms:
-                size *= 2  # more runs than fit on a page ended at one time
+                size *= 2  # more runs ended at one time than fit on a page
             since_ms = page[-1].info.end_time
 
     def unfinished(self, study: Study) -> list[StoredRun]:
@@ -135,25 +141,25 @@ class Reader(Patient):
         )
 
     def deleted(self, study: Study, *, without: Collection[str] = ()) -> list[str]:
-        """Ids of deleted runs, without at most MAX_LISTED run ids."""
+        """Ids of deleted runs. `without` holds at most MAX_LISTED run ids to leave out."""
         condition = f"run_id NOT IN ({_listed(without)})" if without else ""
         return [run.run_id for run in self._search(study.experiment_id, condition, deleted=True)]
 
     def among(self, study: Study, run_ids: Collection[str]) -> list[StoredRun]:
-        """Of at most MAX_LISTED run ids, the runs that have ended and are not deleted."""
+        """The runs with these ids that have ended and are not deleted; at most MAX_LISTED ids."""
         condition = f"status != 'RUNNING' and status != 'SCHEDULED' and run_id IN ({_listed(run_ids)})"
         return list(self._search(study.experiment_id, condition)) if run_ids else []
 
     def artifact(self, run_id: str, name: str, folder: Path, *, under: str | None = None) -> Path | None:
         """The path of one file of a run; None where the run does not have it.
 
-        Do not write to it: it is the store's own file where the store is a local folder. Else it is a copy in `folder`.
+        Do not write to it. If the store is a local folder, it is the store's own file. Else it is a copy in `folder`.
 
         Args:
             run_id: the run.
             name: path of the file in the run's artifacts.
             folder: where a copy is put.
-            under: the run's artifact_uri, where it is known.
+            under: the run's artifact_uri if it is known.
 
         Raises:
             OutsideError: the address does not belong to the store. Nothing is opened.
@@ -195,7 +201,7 @@ def _listed(run_ids: Collection[str]) -> str:
 
 @contextlib.contextmanager
 def _no_garbage() -> Iterator[None]:
-    """Switch off garbage collection, which takes a quarter of the time of importing MLflow and finds nothing."""
+    """Switch off garbage collection. It takes a quarter of the time of importing MLflow and finds nothing."""
     enabled = gc.isenabled()
     gc.disable()
     try:

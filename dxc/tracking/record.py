@@ -23,8 +23,9 @@ MAX_RECORD_BYTES = 64_000_000  # of record.json: curves of many folds and epochs
 class Record:
     """The record of a trial on disk: a Sink that writes record.json at every step. It is uploaded later.
 
-    content: name, params, tags, metrics, curves, time_ms, and what its owner adds (dxc.search.trial). An existing
-        record is continued.
+    Args:
+        folder: folder of the trial. An existing record in it is continued.
+        content: name, params, tags, metrics, curves, time_ms, and what its owner adds (dxc.search.trial).
     """
 
     stored = False  # the files stay where they are until they are uploaded
@@ -36,7 +37,7 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:
-        """The record in `folder`; None where there is none or it cannot be read."""
+        """The record in `folder`; None where there is none that can be read."""
         try:
             return cls(folder, **load_json(folder / "record.json", limit=MAX_RECORD_BYTES))
         except (OSError, ValueError, TypeError):
@@ -76,7 +77,7 @@ class Record:
         artifacts: Sequence[str] = (),
         enabled: bool = True,
     ) -> Iterator[Record]:
-        """Takes the place of start_run where a run is recorded on disk. Signals raise Stopped here too."""
+        """Replaces start_run, with the same arguments, for a run that is recorded on disk. Signals raise Stopped."""
         self.write(name=name, params={key: param_text(value) for key, value in params.items()})
         self.tag(tags)
         with signals_raise():

@@ -1,6 +1,6 @@
 """An MLflow run that is written while it is computed.
 
-An exception ends it as FAILED, a signal as KILLED, with the traceback as an artifact. What was logged before stays.
+An exception ends it as FAILED, and a signal as KILLED. The traceback becomes an artifact. What was logged before stays.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Sink(Protocol):
     experiment_id: str
     uri: str
     stored: bool
-    """Whether log_files has copied the files, so that they may be removed."""
+    """Whether log_files copies the files, so that they may be removed."""
 
     def log(self, metrics: Mapping[str, float], curves: Sequence[Point] = ()) -> None: ...
 
@@ -37,7 +37,7 @@ class Sink(Protocol):
 
 
 class Run:
-    """An MLflow run that is being written; without a client it writes nothing."""
+    """An MLflow run that is being written. Without a client it writes nothing."""
 
     stored = True
 
@@ -51,10 +51,14 @@ class Run:
         self.uri = uri
 
     def log(self, metrics: Mapping[str, float], curves: Sequence[Point] = ()) -> None:
-        """Metrics of dxc.metrics and curves (name, value, step), in as few calls as MLflow allows.
+        """Log in as few calls as MLflow allows. A value that is not finite is missing and is not logged.
 
-        A value that is not finite is missing and is not logged. A metric that dxc.metrics does not declare
-        is a KeyError: it has no unit and no direction.
+        Args:
+            metrics: by name, as in dxc.metrics.
+            curves: (name, value, step).
+
+        Raises:
+            KeyError: dxc.metrics does not declare a metric, so it has no unit and no direction.
         """
         for name in metrics:
             metric_of(name)
@@ -68,9 +72,14 @@ class Run:
             log_batch(self._client, self.run_id, tags=tags)
 
     def log_files(self, folder: Path, under: str | None = None) -> None:
-        """Log all files of `folder` as artifacts with their relative paths, below the artifact folder `under`.
+        """Log all files of a folder as artifacts with their relative paths.
 
-        Raises OutsideError where the artifact address of the run lies outside the store's places; see Places.
+        Args:
+            folder: the files.
+            under: artifact folder to put them in; None: the root.
+
+        Raises:
+            OutsideError: the artifact address of the run lies outside the store's places; see Places.
         """
         if self._client is not None:
             self._places.of_run(self.run_id, self._client.get_run(self.run_id).info.artifact_uri)
@@ -88,9 +97,7 @@ def start_run(
     artifacts: Sequence[str] = (),
     enabled: bool = True,
 ) -> Iterator[Run]:
-    """Open a run in experiment `study` of the store at `uri`, with params and tags; close it with its status.
-
-    SIGINT and SIGTERM raise Stopped while it is open.
+    """Open a run with params and tags, and close it with its status. SIGINT and SIGTERM raise Stopped meanwhile.
 
     Args:
         uri: address of the store.
@@ -98,8 +105,8 @@ def start_run(
         name: name of the run.
         params: params of the run.
         tags: tags of the run.
-        artifacts: where files may be put besides the store's own places (see Places).
-        enabled: False writes nothing. One process writes a run, however many compute it.
+        artifacts: further folders and addresses where files may be put (see Places).
+        enabled: False writes nothing. One process writes a run even if several compute it.
 
     Raises:
         TrackingError: the store cannot be used.
@@ -127,7 +134,7 @@ def start_run(
             text = "".join(traceback.format_exception(error))
             if not isinstance(error, OutsideError):
                 client.log_text(run_id, masked(text, uri), "traceback.txt")
-        with contextlib.suppress(MlflowException, OSError):  # it ends even where it keeps no files
+        with contextlib.suppress(MlflowException, OSError):  # the run ends even if its files cannot be kept
             client.set_terminated(run_id, status)
         if isinstance(error, MlflowException):  # its message repeats the address
             raise TrackingError(store_message(uri, error)) from error

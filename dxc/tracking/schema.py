@@ -10,7 +10,7 @@ from dxc.masking import masked
 
 
 def require_tables(uri: str) -> None:
-    """Raise TrackingError unless a database is there and has the tables of this MLflow.
+    """Raise TrackingError unless a database exists and has the tables of this MLflow.
 
     MLflow itself would create a missing SQLite file, and migrate the tables of an older MLflow without asking.
     Addresses that are not databases are not checked.
@@ -45,7 +45,12 @@ def require_tables(uri: str) -> None:
 
 
 def version_message(uri: str, version: str) -> str | None:
-    """The error message for a database with tables of this version (alembic's revision); None where they fit."""
+    """The error message for a database whose tables do not fit the installed MLflow; None if they fit.
+
+    Args:
+        uri: address of the database.
+        version: of the tables, an alembic revision.
+    """
     import mlflow
     from alembic.script import ScriptDirectory
 

@@ -15,11 +15,18 @@ from dxc.tracking.record import Record
 from dxc.tracking.view import view_address, view_tag
 
 WENT_ON_WITH = "dxc.went_on_with"
-"""Tag of a trial that went on with other params than it was begun with: {param: value}, JSON."""
+"""Tag of a trial that was resumed with other params than it began with: {param: value}, JSON."""
 
 
 class Store(Patient):
-    """One study in an MLflow store. It is created if needed."""
+    """One study in an MLflow store. It is created if needed.
+
+    Args:
+        uri: address of the store.
+        study: name of the experiment.
+        patience_s: how long calls are repeated, seconds.
+        artifacts: further folders and addresses where files may be put (see Places).
+    """
 
     def __init__(self, uri: str, study: str, *, patience_s: float, artifacts: Sequence[str] = ()) -> None:
         super().__init__(uri, patience_s)
@@ -35,7 +42,14 @@ class Store(Patient):
         params: Mapping[str, Any] | None = None,
         parent: str | None = None,
     ) -> str:
-        """A new run; returns its id."""
+        """Create a run. Returns its id.
+
+        Args:
+            name: of the run.
+            tags: of the run.
+            params: of the run.
+            parent: id of the parent run.
+        """
         nested = {"mlflow.parentRunId": parent} if parent else {}
         every = {**standard_tags(), **nested, **tags}
         run_id: str = self._patiently(
@@ -73,18 +87,28 @@ class Store(Patient):
         self._patiently(lambda: log_batch(self._client, run_id, points=points))
 
     def save_view(self, columns: Sequence[str], *, order_by: str, ascending: bool) -> str:
-        """Make these (as view_columns() has them) the columns of the study's saved view in MLflow's UI, in this order,
-        and sort its runs by one of them. Returns the address that shows it."""
+        """Save a view of the study for MLflow's UI. Returns the address that shows it.
+
+        Args:
+            columns: in their order, spelled as in view_columns().
+            order_by: the column that runs are sorted by.
+            ascending: whether the smallest value comes first.
+        """
         ((key, value),) = view_tag(columns, order_by, ascending=ascending).items()
         self._patiently(lambda: self._client.set_experiment_tag(self.experiment_id, key, value))
         return view_address(self.uri, self.experiment_id)
 
     def upload(self, run_id: str, record: Record, *, files: Path, tags: Mapping[str, str]) -> None:
-        """Upload the files of a folder, if it exists, then the content of a record and further tags. Repeating it
-        changes nothing.
+        """Upload files, then the content of a record and further tags. Repeating it changes nothing.
 
-        A trial may be resumed on another GPU, or without one, and MLflow refuses a param that changes. So the first
-        params stay, and the tag dxc.went_on_with holds the different ones (JSON).
+        A trial may be resumed on another GPU or without one, but MLflow refuses a param that changes. So the first
+        params stay, and the tag dxc.went_on_with holds those that differ (JSON).
+
+        Args:
+            run_id: the run.
+            record: the record of the trial.
+            files: a folder, which need not exist.
+            tags: further tags.
         """
         content = record.content
         points = [(name, value, 0) for name, value in content["metrics"].items()]

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dxc.masking import for_link
 from dxc.metrics import METRICS
 
-UI = "http://127.0.0.1:5000"  # where `make ui` serves a store that is no server
+UI = "http://127.0.0.1:5000"  # where `make ui` serves a store that is not a server
 VIEW = "designs"  # name and key of the saved view of a study's runs
 SETTINGS = (
     *(f"tags.{name}" for name in ("dxc.rank", "dxc.front", "data")),
     *(f"params.model.{knob}" for knob in ("kernel", "stride", "padding", "pool", "width")),
     "params.data.batch_size",
 )
-"""The tags and params of a new study's saved view, beside metrics (Metric.in_view)."""
+"""The tags and params in the saved view of a new study. Its metrics are those with Metric.in_view."""
 
 
 def view_columns() -> list[str]:
@@ -27,9 +27,13 @@ def view_columns() -> list[str]:
 
 
 def view_address(uri: str, experiment_id: str) -> str:
-    """The address at which MLflow's UI compares the designs of a study: on the server, or on the one of `make ui`.
+    """The address at which MLflow's UI compares the designs of a study, on the store's server or on that of `make ui`.
 
-    The plain address of an experiment opens the language model pages of MLflow 3.17.
+    The plain address of an experiment would open MLflow 3.17's pages for language models.
+
+    Args:
+        uri: address of the store.
+        experiment_id: the experiment of the study.
     """
     server = for_link(uri) if uri.startswith("http") else UI
     return (
@@ -40,13 +44,15 @@ def view_address(uri: str, experiment_id: str) -> str:
 def view_tag(
     columns: Sequence[str] | None = None, order_by: str | None = None, *, ascending: bool = False
 ) -> dict[str, str]:
-    """The tag of an experiment that holds a saved view of its finished designs, as the UI's `Save as new view` writes
-    it since MLflow 3.15 (mlflow/demo/generators/saved_views.py does it for traces).
+    """The tag of an experiment that holds a saved view of its finished designs.
+
+    It is the tag that `Save as new view` in the UI writes since MLflow 3.15. mlflow/demo/generators/saved_views.py
+    writes one for traces.
 
     Args:
         columns: in their order; None: view_columns().
         order_by: the column that runs are sorted by; None: the first one.
-        ascending: the least value first.
+        ascending: whether the smallest value comes first.
     """
     columns = view_columns() if columns is None else columns
     order_by = order_by or columns[0]
@@ -58,9 +64,9 @@ def view_tag(
     run = "attributes.`Run Name`"
     widths = {
         quoted(column): max(100, 8 * len(column.partition(".")[2])) for column in columns
-    }  # of their names
+    }  # from their names
     state = {
-        # not the run of a search, nor an analysis
+        # leaves out the runs of searches and analyses
         "searchFilter": "tags.`dxc.design` LIKE '%' and attributes.status = 'FINISHED'",
         "orderByKey": quoted(order_by),
         "orderByAsc": ascending,

@@ -19,14 +19,19 @@ log = logging.getLogger(__name__)
 
 
 def is_first_process() -> bool:
-    """Whether this is the main process. Lightning starts more of them where trainer.devices > 1."""
+    """Whether this is the main process. Lightning starts further processes where trainer.devices > 1."""
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def check_task(plan: Plan, task: Task) -> None:
-    """Raise ConfigError where network, task, boxes and score do not go together."""
+    """Raise ConfigError where network, task, boxes and score do not go together.
+
+    Args:
+        plan: with the section it was built from.
+        task: the built task.
+    """
     entry, name = plan.model.entry, plan.model.name
     if entry.outputs != task.answers:
         raise ConfigError(
@@ -40,7 +45,7 @@ def check_task(plan: Plan, task: Task) -> None:
         )
     if plan.score not in task.scores:
         raise ConfigError(
-            f"score={plan.score} is not known of a fold; choose one of {', '.join(task.scores)}"
+            f"score={plan.score} is not a score of a fold; choose one of {', '.join(task.scores)}"
         )
 
 

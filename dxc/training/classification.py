@@ -70,8 +70,11 @@ class ClassificationTask(Task):
 def pooled_metrics(probability: Tensor, label: Tensor) -> dict[str, float]:
     """average_precision, f1 (threshold 0.5) and auroc of pooled out-of-fold predictions, as fractions.
 
-    probability: float (n,) of a crossing; label: int (n,) 1 = crossing. A metric that the labels leave
-    undefined (only one class present) is left out, not set to 0.
+    A metric that the labels do not define (one class only) is left out; it is not 0.
+
+    Args:
+        probability: float (n,) of a crossing.
+        label: int (n,) 1 = crossing.
     """
     metrics: dict[str, Any] = {"f1": BinaryF1Score()}
     if 0 < int(label.sum()) < len(label):

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TAKEN = "DXC_TAKEN_FOLDS"
-"""Environment variable: names of the folds that are not trained, for the processes that Lightning starts for further
-devices. All processes must train the same folds, and the files may change between two looks at them."""
+"""Environment variable with the names of the folds that are not trained. It is for the processes that Lightning starts
+for further devices: all processes must train the same folds, but the kept files may change meanwhile."""
 ROOMS = ("data", "evaluation", "models", "training")
-"""Packages of dxc that the numbers of a fold come from."""
+"""Packages of dxc that determine the numbers of a fold."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class TrainedFold:
     predictions: dict[str, torch.Tensor]
     curves: list[Point]
     seconds: float
-    """Wall time of the whole fold; train_seconds is its training alone, in which trained_images went through."""
+    """Wall time of the whole fold. train_seconds is the training alone, which processed trained_images."""
     train_seconds: float
     trained_images: int
     device: str
-    """What it was trained on, as in the tag device."""
+    """The device it was trained on, as in the tag device."""
     trained_at: float
     """When its training ended, in seconds since 1970."""
 
@@ -66,17 +66,17 @@ def trained_folds(
     since: float = 0.0,
     after_fold: Callable[[list[float]], None] | None = None,
 ) -> list[TrainedFold]:
-    """The folds of a datamodule in their order: from the folder `kept` where they are there, else trained.
+    """The folds of a datamodule in their order. A fold is read from the folder `kept` if it is there, else trained.
 
-    A kept fold that cannot be read, or that other code trained, is trained again. In the processes of further devices
-    only the folds that are trained are returned.
+    A kept fold is trained again if it cannot be read, or if other code trained it. Processes of further devices return
+    only the folds that they train.
 
     Args:
         plan: fitted to this machine.
         datamodule: with its chips read.
         kept: folder of this configuration's folds on these chips, and of nothing else.
-        device: what folds are trained on here.
-        count: only the first so many; None: all.
+        device: name of the device that trains here.
+        count: only this many folds, from the first; None: all.
         since: folds that were trained before this time (seconds since 1970) are trained again.
         after_fold: called with the scores so far after each fold.
     """
@@ -117,7 +117,7 @@ def _taken(folds: Sequence[TrainedFold], of: int) -> str:
 
 
 def _read(path: Path, plan: Plan) -> TrainedFold | None:
-    """A kept fold; None where none is, or it is not what would be kept of a fold today, which is said."""
+    """Read a kept fold. None where there is none, or where it cannot be used; the log says why."""
     import torch
 
     if not path.exists():
@@ -132,21 +132,21 @@ def _read(path: Path, plan: Plan) -> TrainedFold | None:
                 **kept, model=model, curves=[(name, value, step) for name, value, step in points]
             )
         reason = "other code of dxc trained it"
-    except Exception as error:  # what torch raises for a damaged file is of many classes
+    except Exception as error:  # torch raises errors of many classes for a damaged file
         reason = f"it is damaged ({type(error).__name__})"
     log.warning("%s of the cache is trained again: %s (%s)", path.stem, reason, path)
     return None
 
 
 def _keep(path: Path, fold: TrainedFold) -> None:
-    """Write a fold where _read finds it. A disk that has no room for it costs no training."""
+    """Write a fold where _read finds it. If the disk has no room for it, the training goes on."""
     import torch
 
     own = {each.name for each in fields(TrainedFold)} - {"model", "curves"}
     content: dict[str, Any] = {name: getattr(fold, name) for name in own}
     content |= {"weights": fold.model.state_dict(), "points": [list(point) for point in fold.curves]}
     content["code"] = _code()
-    buffer = io.BytesIO()  # torch would hide a full disk behind an error of its own
+    buffer = io.BytesIO()  # torch reports a full disk as an error of its own
     torch.save(content, buffer)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def _keep(path: Path, fold: TrainedFold) -> None:
 
 @functools.cache
 def _code() -> str:
-    """Digest of the modules that a fold's numbers come from: a network that was edited is trained again."""
+    """Digest of the modules that determine a fold's numbers: an edited network is trained again."""
     root = Path(dxc.__file__).parent
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(path for room in ROOMS for path in (root / room).rglob("*.py")):
@@ -166,16 +166,17 @@ def _code() -> str:
 
 
 def train_fold(plan: Plan, datamodule: ChipDataModule, fold: Fold, number: int, device: str) -> TrainedFold:
-    """Train a fresh network on one fold. The seed depends on the fold alone: folds may run in any order.
+    """Train a new network on one fold. The seed depends only on the fold, so folds may run in any order.
 
     Args:
         plan: fitted to this machine.
         datamodule: with its chips read.
         fold: the chips to train and to validate on.
         number: of the fold, from 0.
-        device: what it is trained on, by name.
+        device: name of the device that trains.
 
-    Raises ConfigError where the score is not known of the fold.
+    Raises:
+        ConfigError: the fold does not have the requested score.
     """
     import pytorch_lightning as pl
 
@@ -192,7 +193,8 @@ def train_fold(plan: Plan, datamodule: ChipDataModule, fold: Fold, number: int, 
     if score is None:
         known = ", ".join(name.removeprefix("val_") for name in metrics if name.startswith("val_"))
         raise ConfigError(
-            f"score={plan.score} is not known of {fold.name}'s {len(fold.val)} validation chips; known are {known}"
+            f"score={plan.score}: the {len(fold.val)} validation chips of {fold.name} do not define it; they "
+            f"define {known}"
         )
     return TrainedFold(
         name=fold.name,

@@ -39,7 +39,7 @@ def _giou_loss(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 BOX_LOSSES = {"smooth_l1": smooth_l1_loss, "giou": _giou_loss}
-"""Each of cxcywh boxes (..., 4) -> (...)."""
+"""Losses of pairs of cxcywh boxes: (..., 4), (..., 4) -> (...)."""
 
 
 class DetectionTask(Task):
@@ -50,7 +50,11 @@ class DetectionTask(Task):
     one with the least loss counts.
 
     Args:
+        model: (B, C, H, W) -> DetectorOutput.
+        optimizer: makes the optimizer of the parameters.
+        scheduler: see Task.
         box_loss: smooth_l1 or giou, see dxc.evaluation.boxes.
+        box_weight: weight of the box loss.
         min_precision: the precision of recall_at_precision.
 
     Raises:
@@ -115,7 +119,7 @@ class DetectionTask(Task):
         return {"probability": probability, "box": outputs["box"]}
 
     def pooled_metrics(self, predictions: pd.DataFrame, truth: TrueBoxes | None = None) -> dict[str, float]:
-        """The metrics of classification for presence, and recall_at_precision, box_ap50, box_ap and mean_iou.
+        """For presence the metrics of classification and recall_at_precision; for boxes box_ap50, box_ap and mean_iou.
 
         Raises ValueError where `truth` is missing.
         """

@@ -15,6 +15,10 @@ def seconds_per_image(plan: Plan, *, at_least_s: float = 1.0) -> tuple[float, fl
     """Median seconds per image in training and in validation, measured on random chips.
 
     Loading chips and the work of the trainer are not included; they are small in comparison.
+
+    Args:
+        config: resolved, fitted to this machine.
+        at_least_s: shortest duration of each of the two measurements, seconds.
     """
     import torch
 

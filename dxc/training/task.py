@@ -26,6 +26,8 @@ class Task(pl.LightningModule):
     """Trains a module on dict batches (see dxc.data.datamodule); a subclass defines how outputs are evaluated.
 
     Args:
+        model: the network.
+        optimizer: makes the optimizer of the parameters.
         scheduler: makes the learning rate schedule for an optimizer. It is stepped once per epoch. None: no schedule.
 
     Raises:
@@ -39,7 +41,7 @@ class Task(pl.LightningModule):
     answers: ClassVar[tuple[str, ...]]
     """Names of the module's outputs that the task can judge, as its entry in dxc.models.registry lists them."""
     scores: ClassVar[tuple[str, ...]]
-    """Metrics of a fold, logged as val_NAME, that more is better of: what the key `score` may be."""
+    """Metrics of a fold, logged as val_NAME, of which more is better. The key `score` is one of them."""
 
     def __init__(
         self, model: nn.Module, optimizer: OptimizerFactory, *, scheduler: SchedulerFactory | None = None
@@ -57,7 +59,7 @@ class Task(pl.LightningModule):
         raise NotImplementedError
 
     def judged(self, output: Any, batch: Batch) -> dict[str, Tensor]:
-        """The part of the module's output that validation keeps, for a batch of B images: float tensors (B, ...). Only
+        """The part of the module's output that validation keeps: float tensors (B, ...) for a batch of B images. Only
         B may differ between batches."""
         raise NotImplementedError
 
@@ -84,7 +86,7 @@ class Task(pl.LightningModule):
         optimizer = self.optimizer(self.parameters())
         if self.scheduler is None:
             return optimizer
-        # the monitored metric matters to ReduceLROnPlateau alone
+        # only ReduceLROnPlateau uses the monitored metric
         schedule = {"scheduler": self.scheduler(optimizer), "interval": "epoch", "monitor": "val_loss"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -93,8 +95,8 @@ class Task(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.batch_loss(self.model(batch["image"]), batch)
-        # accumulated by hand: self.log in every step takes longer
-        # once an image: torchmetrics 1.9.0 drops weights with this nan_strategy
+        # not with self.log, which takes longer in every step
+        # one value per image: torchmetrics 1.9.0 ignores weights with this nan_strategy
         self.train_loss.update(loss.detach().expand(len(batch["label"])))
         return loss
 

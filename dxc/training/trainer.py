@@ -23,17 +23,21 @@ warnings.filterwarnings("ignore", ".*does not have many workers.*")
 warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # a search's trials are single processes
 warnings.filterwarnings(
     "ignore", ".*treespec, LeafSpec.*"
-)  # Lightning 2.6.6 on torch 2.13, nothing to mend here
+)  # comes from Lightning 2.6.6 on torch 2.13; nothing can be done here
 
 
 class FoldTrainer(pl.Trainer):
-    """pl.Trainer for one fold. `conf/trainer/*.yaml` is its argument list; any other option of pl.Trainer
-    can be added on the command line (`+trainer.gradient_clip_val=1`).
+    """pl.Trainer for one fold. `conf/trainer/*.yaml` is its argument list. Any other option of pl.Trainer can be added
+    on the command line (`+trainer.gradient_clip_val=1`).
 
     Args:
+        max_epochs: number of epochs.
         channels_last: keep the weights in NHWC memory order, which is faster on CPUs by a seventh or more. Networks
             that torch 2.13.0 would crash on are exempt on a CPU (see breaks_in_channels_last).
         progress: a progress bar per fold on a terminal, one line per fold elsewhere.
+        title: of the progress bar.
+        callbacks: further callbacks.
+        options: of pl.Trainer.
 
     After fit(): `history` holds (metric, value, epoch) of every epoch, `train_seconds` the wall time of the
     training epochs without validation, `trained_images` how many images these took.
@@ -81,7 +85,7 @@ class FoldTrainer(pl.Trainer):
 
 
 class _ChannelsLast(pl.Callback):
-    """Convolutions follow the memory format of their weights: converting the model is enough."""
+    """Converts the weights to channels_last. Convolutions follow the memory format of their weights."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.strategy.root_device.type == "cpu" and breaks_in_channels_last(pl_module):
@@ -95,9 +99,10 @@ class _ChannelsLast(pl.Callback):
 def breaks_in_channels_last(module: nn.Module) -> bool:
     """Whether torch would corrupt memory with this network in channels_last on a CPU.
 
-    In torch 2.13.0 the backward pass of a strided 1x1 convolution in channels_last writes out of bounds where
-    its input channels fill no vector register, 16 with AVX-512 (github.com/uxlfoundation/oneDNN/issues/6035):
-    wrong gradients, or a crash. The shortcuts of a ResNet narrower than that are such convolutions.
+    In torch 2.13.0 the backward pass of a strided 1x1 convolution in channels_last writes out of bounds where its input
+    channels do not fill a vector register, which holds 16 with AVX-512
+    (github.com/uxlfoundation/oneDNN/issues/6035). The gradients are wrong, or the process crashes. The shortcuts of a
+    ResNet narrower than that are such convolutions.
     """
     return any(
         conv.kernel_size == (1, 1) and max(conv.stride) > 1 and conv.in_channels < 16

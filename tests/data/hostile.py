@@ -1,4 +1,4 @@
-"""TIFF files as nobody's camera writes them, byte by byte: GDAL itself would refuse to write most of them."""
+"""Writes malformed TIFF files byte by byte. GDAL itself would refuse to write most of them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def write_tiff(
 
 
 def _zeros(count: int) -> bytes:
-    """So many zero bytes, deflated."""
+    """This many zero bytes, deflated."""
     packer, chunk = zlib.compressobj(), bytes(2**20)
     parts = [
         packer.compress(chunk[: min(len(chunk), count - start)]) for start in range(0, count, len(chunk))

@@ -105,7 +105,7 @@ def test_repair_mean_without_any_neighbour_gives_zero() -> None:
 
 
 def _published_repair(index: np.ndarray) -> np.ndarray:
-    """The published recipe in other words: flat loop over NaN positions found beforehand."""
+    """The published repair, written differently: a flat loop over NaN positions that were found before."""
     size = index.shape[0]
     values = {(r, c): float(index[r, c]) for r in range(size) for c in range(size)}
     for place in [p for p in values if np.isnan(values[p])]:  # dicts keep row-major order
@@ -194,7 +194,7 @@ def test_per_column_takes_only_what_float32_cannot_tell_apart_for_constant() -> 
 
 
 def test_repair_mean_of_each_neighbour_alone() -> None:
-    """A hole in the middle that has one valid neighbour: above, below, left, right; no diagonal one counts."""
+    """A hole in the middle with one valid neighbour (above, below, left or right). Diagonal ones do not count."""
     for row, column in ((0, 1), (2, 1), (1, 0), (1, 2)):
         index = np.full((3, 3), NAN, np.float32)
         index[row, column] = 0.5
@@ -207,7 +207,7 @@ def test_repair_mean_of_each_neighbour_alone() -> None:
 
 
 def test_repair_reference_looks_at_the_border_pixel_itself() -> None:
-    """Coordinates are clamped: beyond the border lies the pixel itself, which is without a value."""
+    """Coordinates are clamped: beyond the border lies the pixel itself, which has no value."""
     repaired = repair_reference(np.array([[NAN, 0.8], [0.4, 0.2]], np.float32))
     assert repaired[0, 0] == pytest.approx((0.8 + 0.4) / 4)
     repaired = repair_reference(np.array([[0.1, 0.8], [0.4, NAN]], np.float32))

@@ -24,7 +24,7 @@ SIZES = ((20, 20), (16, 40), (40, 16))  # two rectangles with as many pixels, to
 
 
 def _xml(path: Path, *boxes: tuple[float, float, float, float], size: tuple[int, int] = (20, 20)) -> Path:
-    """An annotation as annotators' programs write it: VOC coordinates, from 1, both ends included."""
+    """An annotation as annotation programs write it: VOC coordinates count from 1 and include both ends."""
     objects = "".join(
         f"<object><name>culvert</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax>"
         "</bndbox></object>"
@@ -39,7 +39,7 @@ def _xml(path: Path, *boxes: tuple[float, float, float, float], size: tuple[int,
 
 
 def _chip(root: Path, klass: str, name: str, height: int = 20, width: int = 20) -> Path:
-    """Two files of random pixels; returns where the annotation goes."""
+    """Write two files of random pixels. Returns the path of their annotation."""
     rng = np.random.default_rng(height * width)
     write_tif(
         root / "NE/NEDEM" / klass / f"{name}.tif", rng.normal(300, 1, (1, height, width)).astype("float32")
@@ -203,7 +203,7 @@ def test_chips_of_many_sizes_keep_their_pixels(
             ):
                 bands = {"nir": photo.read(4)}
                 np.testing.assert_array_equal(pixels, stack_channels(dem.read(1), bands, CHANNELS))
-    with pytest.raises(ValueError, match="of one size"):
+    with pytest.raises(ValueError, match="need one size"):
         cache.images([0, 1])
     assert pickle.loads(pickle.dumps(cache)).images([4]).shape == (1, 2, 16, 40)
     assert "_images" not in cache.__getstate__()

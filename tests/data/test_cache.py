@@ -105,7 +105,7 @@ def test_data_hash_is_the_same_for_a_copy_elsewhere(make_chips: ChipMaker, tmp_p
 
 
 def test_names_and_hash_of_a_cache(make_chips: ChipMaker) -> None:
-    """dxc.data, the hash of the content, names the chips in results: the same wherever they are read."""
+    """The tag dxc.data is a hash of the content. It is the same wherever the chips are read."""
     root = make_chips(per_class=2)
     files = sorted(root.rglob("*.tif"))
     stats = [(path.relative_to(root), path.stat()) for path in files]
@@ -149,7 +149,7 @@ def test_two_processes_build_one_cache(make_chips: ChipMaker) -> None:
 def test_a_killed_build_is_not_taken_for_a_cache(make_chips: ChipMaker) -> None:
     root = make_chips()
     whole = _open(root).folder
-    half = whole.with_name(f"{whole.name}.partial")
+    half = whole.with_name(f".{whole.name}.0123456789abcdef")
     whole.rename(half)
     (half / "cache.json").unlink()
     (half / "images.npy").write_bytes(b"rubbish")

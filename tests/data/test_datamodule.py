@@ -143,7 +143,7 @@ def test_the_order_of_calls(make_chips: ChipMaker) -> None:
 
 
 def test_what_is_not_given(make_chips: ChipMaker) -> None:
-    """As conf/data says: five stratified folds with seed 42, batches of 16 chips of 100 pixels."""
+    """The defaults are those of conf/data: five stratified folds with seed 42, batches of 16 chips of 100 pixels."""
     given = ChipDataModule(FolderSource("x"), channels=["dem"])
     assert (given.batch_size, given.num_workers, given.progress) == (16, 0, True)
     recipe = given.recipe

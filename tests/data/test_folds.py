@@ -49,7 +49,7 @@ def test_region_leaves_one_region_out() -> None:
         ([0] * 9 + [1] * 4, ["A"] * 13, {}, DataError, "class T has 4 chips.*at least 5.*lower data.folds"),
         ([0] * 9, ["A"] * 9, {}, DataError, "class T has 0 chips"),
         ([0] * 9 + [1] * 4, ["A"] * 13, {"split": "holdout"}, DataError, "class T has 4"),
-        ([0, 1], ["A", "A"], {"split": "region"}, DataError, "at least two regions, there is only A"),
+        ([0, 1], ["A", "A"], {"split": "region"}, DataError, "at least two regions; there is only A"),
         ([0, 1], ["A", "B"], {"split": "region"}, DataError, "without region A"),
         ([0, 1], ["A", "B"], {"split": "kfolds"}, ConfigError, "unknown split 'kfolds'"),
         ([0, 1], ["A", "B"], {"folds": 1}, ConfigError, "at least 2, not 1"),
@@ -103,7 +103,7 @@ def test_as_many_chips_of_a_class_as_folds_are_enough() -> None:
 def test_regions_are_sorted_and_need_no_crossing_of_their_own() -> None:
     folds = make_folds([0, 1, 0, 1, 0, 0], ["b", "b", "a", "a", "c", "c"], split="region")
     assert [fold.name for fold in folds] == ["a", "b", "c"]
-    with pytest.raises(DataError, match="at least two regions, there is only none"):
+    with pytest.raises(DataError, match="at least two regions; there is only none"):
         make_folds([], [], split="region")
     with pytest.raises(ConfigError, match="data.fold_seed must be a whole number of at least 0, not -1"):
         make_folds([0, 1], ["A", "B"], split="region", seed=-1)

@@ -1,4 +1,4 @@
-"""Files that ask for gigabytes, are none, or are gone: each is one bad chip, and the others are read.
+"""Files that claim gigabytes, are not files, or are gone: each is one bad chip, and the others are read.
 
 And disks that are full, caches that were damaged, folders that may not be read.
 """
@@ -41,7 +41,7 @@ def _open(root: Path, recipe: Recipe = RECIPE, **options: object) -> ChipCache:
 
 
 def _in_a_process_of_its_own(script: str, *arguments: object) -> tuple[str, float]:
-    """What a Python script prints, and its peak resident memory in MB (1e6 bytes)."""
+    """Run a Python script. Returns its output and its peak resident memory in MB (1e6 bytes)."""
     script += (
         "\nimport re, sys\n"
         "print('peak', re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1], file=sys.stderr)\n"
@@ -96,7 +96,7 @@ def test_a_photo_of_huge_blocks_of_four_bands_is_refused(make_chips: ChipMaker) 
 
 
 def test_a_raster_of_huge_blocks_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    """As prepare.py opens its rasters."""
+    """Open the file as prepare.py opens rasters."""
     path = write_tiff(tmp_path / "dem.tif", width=3000, height=3000, tile=32_000)
     script = (
         "import sys\nfrom pathlib import Path\nfrom dxc.geo.formats import raster_file\n"
@@ -291,7 +291,7 @@ def test_a_cache_that_goes_while_it_is_used_says_what_to_do(make_chips: ChipMake
 
 
 def test_a_disk_that_fills_up_under_the_cache(make_chips: ChipMaker, small_disk: Path) -> None:
-    """10 chips of 100 x 100 pixels and two channels need 0.8 MB of 1 MB; then so much more that they do not fit."""
+    """10 chips of 100 x 100 pixels and two channels need 0.8 MB of 1 MB. Then further chips do not fit."""
     root = make_chips(size=100)
     recipe = Recipe(("dem", "nir"), size=100)
     filler = small_disk / "filler"
@@ -309,7 +309,7 @@ def test_a_disk_that_fills_up_under_the_cache(make_chips: ChipMaker, small_disk:
 def test_a_disk_that_is_fuller_than_it_says(
     make_chips: ChipMaker, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others write to it too: there was room when it was asked."""
+    """Other processes write too: there was room when dxc checked."""
     root = make_chips(size=100)
     (small_disk / "filler").write_bytes(bytes(600_000))
     monkeypatch.setattr(cache_module, "_require_space", lambda folder, needed_bytes: None)
@@ -322,7 +322,7 @@ def test_a_disk_that_is_fuller_than_it_says(
 
 @contextlib.contextmanager
 def _as_nobody() -> Iterator[None]:
-    """Without root's right to read and write everything."""
+    """Drop root's right to read and write everything."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)

@@ -88,9 +88,9 @@ def test_files_that_make_no_chip_are_listed(tmp_path: Path) -> None:
         reasons.setdefault(chip.path.stem, []).append(chip.reason)
     assert reasons["lonely_dem"] == ["elevation chip without a photo of the same name"]
     assert reasons["lonely_photo"] == ["photo chip without an elevation chip of the same name"]
-    assert reasons["twice"] == ["the name twice stands 2 times in region NE"] * 2
-    assert reasons["both"] == ["the name both stands 2 times in region NE"] * 4
-    assert reasons["again"] == ["the name again stands 2 times in region NE"] * 2  # its photos
+    assert reasons["twice"] == ["the name twice occurs 2 times in region NE"] * 2
+    assert reasons["both"] == ["the name both occurs 2 times in region NE"] * 4
+    assert reasons["again"] == ["the name again occurs 2 times in region NE"] * 2  # its photos
     assert reasons["moved"] == ["in class T, its photo in F"]
     assert [chip.path for chip in manifest.bad] == sorted(chip.path for chip in manifest.bad)
 

@@ -1,4 +1,4 @@
-"""Export: published sizes, one file, dynamic batch, the same numbers."""
+"""Export: published sizes, one file, a dynamic batch, and the same numbers as torch."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ SPP_SIZES = [(100, 100), (64, 64), (96, 128), (37, 53), (16, 16)]
 
 
 def _sppnet(level: int) -> SppNet:
-    """With biases as training leaves them (equal ones would be shared in the file), and logits away from 0."""
+    """Biases are those of a trained network (the file would share equal ones), and logits are not near 0."""
     torch.manual_seed(level)
     model = SppNet(3, level=level, features=16).eval()
     for parameter in model.parameters():
@@ -99,7 +99,7 @@ def _sppnet(level: int) -> SppNet:
 
 
 def _assert_same(path: Path, model: nn.Module, *shape: int) -> None:
-    """ONNX Runtime's outputs are torch's, each to 1e-4 of its largest value."""
+    """ONNX Runtime's outputs equal torch's to 1e-4 of the largest value of each."""
     images = torch.randn(*shape)
     with torch.inference_mode():
         expected = model(images)
@@ -180,7 +180,7 @@ def test_a_resnet_takes_images_of_any_size_too(tmp_path: Path) -> None:
 
 
 class _Tied(nn.Module):
-    """The trace takes the size of its example for a constant."""
+    """Its trace takes the size of the example for a constant."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -222,7 +222,7 @@ class _HalfNoisy(nn.Module):
 
 
 def test_every_output_is_checked(tmp_path: Path) -> None:
-    """By its own size: the first output is a thousand times larger."""
+    """Each output is compared with its own size: the first is a thousand times larger."""
     with pytest.raises(ExportError, match="differs from the trained one"):
         export_onnx(_HalfNoisy(), tmp_path / "m.onnx", in_channels=5, size=8)
 
@@ -231,7 +231,7 @@ def test_every_output_is_checked(tmp_path: Path) -> None:
 def test_not_a_number_in_one_output_is_refused(head: str, tmp_path: Path) -> None:
     model = _sppnet(2)
     nn.init.constant_(model.get_submodule(head).bias, float("nan"))
-    with pytest.raises(ExportError, match="not a number: its training went astray"):
+    with pytest.raises(ExportError, match="NaN, because its training diverged"):
         export_onnx(model, tmp_path / "m.onnx", in_channels=3, size=16)
     assert list(tmp_path.iterdir()) == []
 
@@ -260,7 +260,7 @@ def test_the_error_is_relative_to_the_largest_value(share: float, refused: bool,
 
 
 def test_outputs_near_nothing_are_judged_by_the_least_scale(tmp_path: Path) -> None:
-    """Logits of 0.001 that are off by a hundredth: 1e-5, to a least scale of 0.01, is 1e-3. Of 1e-5 it is 1e-5."""
+    """Logits of 0.001 that are off by 1 % have an error of 1e-3 of the least scale, 0.01; logits of 1e-5 have 1e-5."""
     with pytest.raises(ExportError, match=r"relative error (9\.\de-04|1\.\de-03)"):
         export_onnx(_Off(0.01, scale=2e-3), tmp_path / "m.onnx", in_channels=3, size=8)
     assert (
@@ -272,7 +272,7 @@ def test_outputs_near_nothing_are_judged_by_the_least_scale(tmp_path: Path) -> N
 
 
 def test_negative_logits_export(tmp_path: Path) -> None:
-    """An output whose values all lie far below 0 is large, not small: 1e-6 of it is no error."""
+    """An output far below 0 is large, not small: a difference of 1e-6 of it passes."""
     exported = export_onnx(_Off(1e-6, scale=-1e6), tmp_path / "m.onnx", in_channels=3, size=8)
     assert exported.max_relative_error < 1e-5
     with pytest.raises(ExportError, match=r"relative error 1\.0e-03"):
@@ -280,7 +280,7 @@ def test_negative_logits_export(tmp_path: Path) -> None:
 
 
 def test_parameters_and_macs_by_hand() -> None:
-    """Trainable ones only; MACs of one image, of convolutions and linear layers, for height and width that differ."""
+    """Only trainable parameters count. MACs are those of convolutions and linear layers for one oblong image."""
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )

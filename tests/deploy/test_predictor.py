@@ -1,4 +1,4 @@
-"""A file that says how it is fed, and the predictor that believes it: what training computed, from raw bands."""
+"""The metadata of an exported file, and the predictor: from raw bands it computes the same as training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Bands = dict[str, np.ndarray]
 
 
 def _network(channels: int, *, detector: bool = False) -> nn.Module:
-    """With weights as training leaves them: answers differ from chip to chip."""
+    """A network with weights as after training, so that answers differ from chip to chip."""
     torch.manual_seed(channels)
     model = SppNet(channels, features=16) if detector else ResNet(channels, width=4)
     for part in model.modules():
@@ -48,7 +48,7 @@ def _network(channels: int, *, detector: bool = False) -> nn.Module:
 
 
 def _exported(path: Path, recipe: Recipe, *, detector: bool = False) -> tuple[nn.Module, Path]:
-    """A network and its file, fed as the recipe says."""
+    """A network and its file, with the preprocessing of the recipe."""
     model, count = _network(len(recipe.channels), detector=detector), len(recipe.channels)
     metadata = Metadata(channels=recipe.channels, normalise=recipe.normalise, repair=recipe.repair)
     if recipe.size == "any":
@@ -58,7 +58,7 @@ def _exported(path: Path, recipe: Recipe, *, detector: bool = False) -> tuple[nn
 
 
 def _raw(root: Path, cache: ChipCache, number: int) -> Bands:
-    """The raw bands of one chip, as its GeoTIFFs hold them."""
+    """The raw bands in the GeoTIFFs of one chip."""
     region, klass = cache.regions[number], "FT"[cache.labels[number]]
     name = f"{klass}/{cache.names[number]}.tif"
     with rasterio.open(root / region / f"{region}DEM" / name) as raster:
@@ -89,7 +89,7 @@ def _edited(path: Path, **changes: object) -> Path:
 def test_raw_chips_give_what_training_computes(
     count: int, normalise: str, detector: bool, make_chips: ChipMaker, tmp_path: Path
 ) -> None:
-    """Of the GeoTIFFs themselves; torch is fed by the cache that training reads."""
+    """The predictor gets the GeoTIFFs, and torch gets the cache that training reads."""
     root = make_chips(per_class=3, size=SIZE, boxes=detector)
     dark = root / "NE/NEAer/T/NE_T_000.tif"
     with rasterio.open(dark, "r+") as raster:  # where an index is 0/0
@@ -201,8 +201,8 @@ def test_no_image_gives_no_answer(path: Path, tmp_path: Path) -> None:
     ("changes", "says"),
     [
         ({"dem": None, "nir": None}, "bands dem, red, green, blue, nir; missing are dem, nir"),
-        ({"red": np.zeros((SIZE, SIZE + 1))}, r"have one shape, .* not dem \(1, 24, 24\), red \(1, 24, 25\)"),
-        ({"red": np.zeros((2, SIZE, SIZE))}, "bands of one image have one shape"),
+        ({"red": np.zeros((SIZE, SIZE + 1))}, r"need one shape, .* not dem \(1, 24, 24\), red \(1, 24, 25\)"),
+        ({"red": np.zeros((2, SIZE, SIZE))}, "bands of one image need one shape"),
         ({"red": np.zeros(SIZE)}, r"band red has the shape \(24,\), not \(H, W\)"),
         ({"red": np.zeros((SIZE, SIZE), bool)}, "band red is of type bool"),
         ({"red": np.zeros((SIZE, SIZE), complex)}, "band red is of type complex128"),
@@ -231,7 +231,7 @@ def test_arrays_and_arguments_that_cannot_be_fed_are_refused(path: Path, chip: B
         predictor.predict(array, ["dem", "red", "red", "blue", "nir"])
     with pytest.raises(DataError, match=r"2 names \(dem, red\) need an array .* not \(5, 24, 24\)"):
         predictor.predict(array, ["dem", "red"])
-    with pytest.raises(DataError, match="names are of the bands of an array"):
+    with pytest.raises(DataError, match="names belong to an array of bands"):
         predictor.predict(chip, ["dem"])
     with pytest.raises(ConfigError, match="batch_size must be a whole number"):
         predictor.predict(chip, batch_size=0)
@@ -262,7 +262,7 @@ def test_files_that_cannot_be_fed_are_refused(path: Path, tmp_path: Path) -> Non
     with pytest.raises(ExportError, match="it has 2 metadata under the key"):
         Predictor(tmp_path / "twice.onnx")
     onnx.save(model, tmp_path / "beside.onnx", save_as_external_data=True, location="weights.bin")
-    with pytest.raises(ExportError, match="weights are said to lie in other files"):
+    with pytest.raises(ExportError, match="names other files with weights"):
         Predictor(tmp_path / "beside.onnx")
     model = onnx.load(path)
     del model.graph.node[3:]
@@ -352,7 +352,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
 
 
 def test_the_numbers_in_the_file_are_those_of_the_chips(chip: Bands) -> None:
-    """Who has no dxc computes the channels of a chip from what the file says; steep, flat and almost flat columns."""
+    """Without dxc, the channels of a chip follow from the metadata alone, for steep, flat and almost flat columns."""
     from dxc.data.bands import stack_channels
 
     said = json.loads(Metadata(**KNOWN).to_json())

@@ -150,16 +150,16 @@ def test_mcnemar_by_hand() -> None:
 
 
 def test_other_chips_cannot_be_compared() -> None:
-    with pytest.raises(AnalysisError, match="not judged by the same chips"):
+    with pytest.raises(AnalysisError, match="not evaluated on the same chips"):
         compare(_outcomes(np.ones(8, dtype=bool)), _outcomes(np.ones(9, dtype=bool)), draws=10, seed=0)
-    with pytest.raises(AnalysisError, match="not judged by the same chips"):
+    with pytest.raises(AnalysisError, match="not evaluated on the same chips"):
         compare(_outcomes(np.ones(8, dtype=bool)), Outcomes.of_folds([0.9] * 8), draws=10, seed=0)
 
 
 def test_folds_of_other_chips_are_not_paired() -> None:
     first, second = (Outcomes.of_folds([0.8, 0.9, 1.0], data) for data in "ab")
     assert first.folds_only and not _outcomes(np.ones(8, dtype=bool)).folds_only
-    with pytest.raises(AnalysisError, match="not judged by the same chips"):
+    with pytest.raises(AnalysisError, match="not evaluated on the same chips"):
         compare(first, second, draws=10, seed=0)
     a, b, again = accuracy_draws([[first], [second], [first]], draws=50, seed=0)
     assert (a == again).all() and (a != b).any()

@@ -1,4 +1,4 @@
-"""Chips are held against rasters whose every pixel is known; nothing here trusts the code under test."""
+"""Chips are compared with rasters whose every pixel is known. No test trusts the code under test."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_a_plane_stays_a_plane_at_any_resolution(job: dict[str, Any], step: floa
 
 
 def test_dem_in_another_crs_is_warped_to_the_place_it_belongs(job: dict[str, Any]) -> None:
-    """The plane is defined in zone 15, the DEM written in zone 14, 6 degrees off its centre."""
+    """The plane is defined in zone 15, but the DEM is written in zone 14, 6 degrees from its centre."""
     (x0,), (y0,) = transform(CRS, "EPSG:26914", [LEFT + 200], [TOP - 200])
     cells = np.arange(700) + 0.5
     x14, y14 = np.meshgrid(x0 - 350 + cells, y0 + 350 - cells)
@@ -282,7 +282,7 @@ def test_the_layer_of_points_is_found_among_others(job: dict[str, Any], tmp_path
     gpd.GeoDataFrame(geometry=[shapely.Point(p) for p in POINTS], crs=CRS).to_file(path, layer="points")
     assert cut_region(**(job | {"crossings": path})).positives == 3
     gpd.GeoDataFrame(geometry=[shapely.Point(0, 0)], crs=CRS).to_file(path, layer="wells")
-    with pytest.raises(DataError, match=r"2 layers that may be meant \(points, wells\)"):
+    with pytest.raises(DataError, match=r"2 layers that could be meant \(points, wells\)"):
         cut_region(**(job | {"crossings": path}), overwrite=True)
 
 
@@ -397,7 +397,7 @@ def test_boxes_only_add_annotations(job: dict[str, Any], tmp_path: Path) -> None
 
 
 def test_a_tile_holds_the_boxes_of_all_its_crossings(job: dict[str, Any]) -> None:
-    """Two crossings are painted as white rectangles: the boxes have to be where the white pixels are."""
+    """Two crossings are painted as white rectangles. The boxes have to lie on the white pixels."""
     photo = np.minimum(aerial(600), 200)
     crossings = {(250.0, 300.0): (30.0, 12.0), (371.0, 330.0): (16.0, 24.0)}
     for (x, y), (width, height) in crossings.items():
@@ -619,7 +619,7 @@ def test_nodata_0_of_a_photo_means_all_bands(job: dict[str, Any]) -> None:
 
 
 def test_nodata_on_another_grid(job: dict[str, Any]) -> None:
-    """One missing pixel spoils a chip after resampling too, dark pixels of one band still do not."""
+    """Also after resampling, one missing pixel spoils a chip, but dark pixels of one band do not."""
     dem = terrain()
     dem[100, 109] = -9999
     write_raster(job["dem"], dem, left=LEFT + 0.5, nodata=-9999)
@@ -736,7 +736,7 @@ def test_a_folder_that_is_no_region_is_never_replaced(job: dict[str, Any]) -> No
 
 
 def test_gdal_caches_little_while_cutting(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own limit is 5 % of the machine, which makes memory grow with the raster."""
+    """GDAL's own limit is 5 % of the machine's memory, so that memory grows with the raster."""
     limits, cut = set(), cutter_module.Cutter.cut
 
     def spy(self: Any, spot: Any) -> str | None:
@@ -810,12 +810,12 @@ BAD_INPUT = {
     "dem without crs": (rewrite("dem", terrain(), crs=None), "DEM .*has no known CRS.*gdal_edit"),
     "photo without crs": (rewrite("photo", aerial(), crs=None), "photo .*has no known CRS"),
     "dem without place": (lambda job: bare_raster(job["dem"]), "DEM .*has no georeference"),
-    "dem of 3 bands": (rewrite("dem", aerial(bands=3)), "has 3 bands, a DEM has 1"),
-    "dem of uint8": (rewrite("dem", aerial(bands=1)), "uint8, 256 steps.*hillshade"),
+    "dem of 3 bands": (rewrite("dem", aerial(bands=3)), "has 3 bands; a DEM has 1"),
+    "dem of uint8": (rewrite("dem", aerial(bands=1)), "uint8; 256 steps.*hillshade"),
     "complex dem": (rewrite("dem", terrain().astype(np.complex64)), "complex numbers"),
     "photo of 3 bands": (rewrite("photo", aerial(bands=3)), r"has 3 bands, .* names 4.*=\[red,green,blue\]"),
     "photo of 5 bands": (rewrite("photo", aerial(bands=5)), "has 5 bands, .* names 4. Name the bands"),
-    "photo of floats": (rewrite("photo", aerial().astype(np.float32)), "is float32, .*uint8 or uint16"),
+    "photo of floats": (rewrite("photo", aerial().astype(np.float32)), "is float32; .*uint8 or uint16"),
     "no overlap": (
         rewrite("photo", aerial(), left=LEFT + 2000), r"do not overlap.*500000\.\.500400.*502000\.\.502400",
     ),
@@ -846,7 +846,7 @@ BAD_INPUT = {
         "holds no positive number in seen",
     ),
     "near is missing": (lambda job: job.update(near=[Path("none.gpkg")]), r"near none\.gpkg: no such file"),
-    "near are points": (shapes(shapely.Point(LEFT, TOP), key="near"), "other geometries than lines"),
+    "near are points": (shapes(shapely.Point(LEFT, TOP), key="near"), "geometries other than lines"),
     "near is elsewhere": (shapes(FAR_LINE, key="near"), "no line lies where both rasters are"),
     "no room for negatives": (
         lambda job: job.update(min_distance_m=1000), "only 0 of 3 chips without.*1000 m.*min_distance_m",

@@ -39,7 +39,7 @@ def reasons(report: Any) -> dict[int, str]:
 
 
 def test_millimetres_as_whole_numbers_are_elevations_once_scaled(job: dict[str, Any]) -> None:
-    """1,609 m are 1,609,000 mm: more than any elevation, were they metres."""
+    """1,609 m are 1,609,000 mm. Taken as metres, this is more than any elevation."""
     millimetres = np.round((heights() + 1309) * 1000).astype(np.int32)
     rewrite(job, millimetres, scale=0.001, nodata=-(2**31), unit="m")
     report = cut_region(**job)
@@ -92,7 +92,7 @@ def test_the_unit_of_the_band(
     expected = under(heights(), 1).astype(float) * metres
     np.testing.assert_allclose(chip(report.folder, "DEM", 1)[0], expected, rtol=1e-7)
     name = {FOOT: "feet", SURVEY_FOOT: "US survey feet"}.get(metres)
-    assert (f"elevations are in {name}, says its band; the chips are in metres" in caplog.text) == (
+    assert (f"elevations are in {name} (from its band); the chips are in metres" in caplog.text) == (
         name is not None
     )
     assert ("elevations are in" in caplog.text) == (name is not None)
@@ -119,18 +119,19 @@ def test_the_key_overrides_the_file(job: dict[str, Any], caplog: pytest.LogCaptu
     with caplog.at_level(logging.INFO):
         report = cut_region(**job, dem_units="feet")
     np.testing.assert_array_equal(chip(report.folder, "DEM", 1), np.float32(304.8))
-    assert "in feet, says dem_units" in caplog.text
+    assert "in feet (dem_units)" in caplog.text
 
 
 def test_units_that_are_not_known_or_disagree_name_the_key(job: dict[str, Any]) -> None:
     rewrite(job, heights(), unit="yard")
     with pytest.raises(
-        DataError, match=r"in 'yard', says its band; that unit is not known.*dem_units=m, ft or us-ft"
+        DataError,
+        match=r"its band says that its elevations are in 'yard', an unknown unit.*dem_units=m, ft or us-ft",
     ):
         cut_region(**job)
     rewrite(job, heights(), crs=f"{CRS}+6360", unit="m")
     with pytest.raises(
-        DataError, match=r"in US survey feet, says its CRS; in metres, says its band.*dem_units="
+        DataError, match=r"its CRS says .* in US survey feet, and its band in metres.*dem_units="
     ):
         cut_region(**job)
     with pytest.raises(ConfigError, match="dem_units=yard is not a known unit"):
@@ -144,7 +145,7 @@ def test_of_two_kinds_of_feet_the_crs_decides(job: dict[str, Any]) -> None:
 
 
 def test_fill_values_in_feet(job: dict[str, Any]) -> None:
-    """Undeclared -9999 ft would be 3,048 m below the sea; Death Valley and Denver in feet are ground."""
+    """An undeclared -9999 ft would be 3,048 m below the sea. Death Valley and Denver in feet are ground."""
     feet = np.full((EDGE, EDGE), 5280, np.float32)
     feet[60, 60], feet[80, 240], feet[240, 150] = -9999, -999999, -282
     rewrite(job, feet, nodata=-999999, unit="ft")
@@ -159,11 +160,11 @@ def test_feet_of_the_map_alone_are_warned_of(job: dict[str, Any], caplog: pytest
     rewrite(job, np.full((1200, 1200), 300.0), crs="EPSG:26849", left=x - 600, top=y + 600)
     report = cut_region(**job)
     np.testing.assert_allclose(chip(report.folder, "DEM", 1), 300)
-    assert "its map is in US survey feet: elevations are taken for metres" in caplog.text
+    assert "its map is in US survey feet. Elevations are taken as metres" in caplog.text
     caplog.clear()
     report = cut_region(**job, dem_units="us-ft", overwrite=True)
     np.testing.assert_allclose(chip(report.folder, "DEM", 1), 300 * SURVEY_FOOT, rtol=1e-6)
-    assert "taken for metres" not in caplog.text
+    assert "taken as metres" not in caplog.text
 
 
 def test_spellings() -> None:

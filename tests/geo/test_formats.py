@@ -1,4 +1,4 @@
-"""Files that are not what their names say, or that name others, are refused before GDAL follows them."""
+"""Files that do not match their names, or that name other files, are refused before GDAL follows them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ HALF = EDGE // 2
 
 
 class Listener:
-    """Something on 127.0.0.1 that counts who connects, and has nothing."""
+    """A server on 127.0.0.1 that counts connections and serves nothing."""
 
     def __init__(self) -> None:
         self.connections = 0
@@ -79,7 +79,7 @@ def job(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def private(tmp_path: Path) -> Path:
-    """Elevations of someone else, on the same ground."""
+    """A private DEM of the same ground."""
     return write_raster(tmp_path / "private" / "secret.tif", heights() + 1000)
 
 
@@ -169,9 +169,9 @@ def refused(job: dict[str, Any], message: str, **changes: Any) -> None:
 
 def test_a_vrt_named_tif_is_refused(job: dict[str, Any], private: Path) -> None:
     job["dem"].write_text(mosaic(source(private)))
-    refused(job, r"dem\.tif: is a virtual raster \(VRT\) by its content")
+    refused(job, r"dem\.tif: is a virtual raster \(VRT\), which reads other files")
     job["dem"].write_bytes(b"\xef\xbb\xbf\n <?xml version='1.0'?>\n" + mosaic(source(private)).encode())
-    refused(job, r"dem\.tif: is a virtual raster \(VRT\) by its content")
+    refused(job, r"dem\.tif: is a virtual raster \(VRT\), which reads other files")
 
 
 def test_sources_elsewhere_need_a_key(
@@ -266,7 +266,7 @@ def test_a_mask_beside_a_mosaic_is_not_dropped_in_silence(job: dict[str, Any]) -
 
 
 def test_a_link_to_a_raster_is_that_raster(job: dict[str, Any], private: Path) -> None:
-    """The user gave the link; what lies beside it belongs to it."""
+    """The user gave the link, so the files beside it belong to it."""
     job["dem"].unlink()
     job["dem"].symlink_to(private)
     job["dem"].with_name("dem.tif.aux.xml").write_text("<PAMDataset/>")
@@ -277,7 +277,7 @@ def test_a_link_to_a_raster_is_that_raster(job: dict[str, Any], private: Path) -
 def test_nothing_beside_a_raster_leads_elsewhere(
     job: dict[str, Any], private: Path, listener: Listener
 ) -> None:
-    """Masks, overviews and metadata are opened by GDAL without being asked."""
+    """GDAL opens masks, overviews and metadata without being asked."""
     folder = job["photo"].parent
     beside = mosaic(source(f"/vsicurl/{listener.url}/a.tif"))
     for name in ("photo.tif.msk", "photo.tif.MSK", "photo.tif.ovr", "photo.tif.ovr.msk", "photo.aux"):
@@ -304,7 +304,7 @@ def test_nothing_beside_a_raster_leads_elsewhere(
 
 
 def test_gdal_itself_may_open_no_address(job: dict[str, Any], listener: Listener) -> None:
-    """Should anything slip through: the options under which rasters are opened and read leave no way out."""
+    """If a check fails, the GDAL options still allow no access to other addresses."""
     with rasterio.Env(**formats.GDAL_OPTIONS), pytest.raises(rasterio.errors.RasterioIOError):
         rasterio.open(f"/vsicurl/{listener.url}/dem.tif")
     assert listener.connections == 0
@@ -386,7 +386,7 @@ def test_archives_are_to_be_unpacked(job: dict[str, Any]) -> None:
 
 
 def test_a_mosaic_of_many_tiles_is_looked_at_quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder is listed once, not once a tile: that would be quadratic."""
+    """The folder is listed once. Once per tile would be quadratic."""
     count = 300
     first = write_raster(tmp_path / "t000.tif", np.ones((8, 8), np.float32))
     for number in range(1, count):

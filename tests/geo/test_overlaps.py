@@ -55,7 +55,7 @@ def test_any_shared_ground_counts_and_a_seam_does_not(dx: float, dy: float, toge
 
 
 def test_chips_are_linked_over_others_and_numbered_as_they_come() -> None:
-    """0, 2 and 5 are a chain of which the ends do not touch; 1 and 4 overlap; 3 says nothing about its place."""
+    """0, 2 and 5 are a chain whose ends do not touch, 1 and 4 overlap, and 3 has no georeference."""
     chips = [
         _at(X, Y), _at(X + 5000, Y), _at(X + 60, Y), None, _at(X + 5000, Y + 10), _at(X + 120, Y), None,
     ]  # fmt: skip
@@ -116,7 +116,7 @@ def test_no_outline_without_a_place(crs: CRS | None, transform: Affine) -> None:
 
 
 def _place(root: Path, name: str, x: float, y: float, **options: object) -> None:
-    """Write the chip REGION_CLASS_NUMBER anew at a place."""
+    """Write the chip REGION_CLASS_NUMBER again at another place."""
     region, klass, _ = name.split("_")
     rng = np.random.default_rng(len(name))
     place = {"transform": from_origin(x, y, 1, 1)} | options
@@ -147,13 +147,13 @@ def _datamodule(root: Path, **options: object) -> ChipDataModule:
 
 
 def _crossed(groups: np.ndarray, folds: list[Fold]) -> int:
-    """Chips that validate while one of their group trains."""
+    """Chips that validate while another chip of their group trains."""
     return sum(int(np.isin(groups[fold.val], groups[fold.train]).sum()) for fold in folds)
 
 
 @pytest.fixture
 def twins(make_chips: ChipMaker) -> Path:
-    """20 crossings of two pipes 3 m apart, each a chip of 20 m; 40 chips without, all alone."""
+    """20 crossings have two pipes 3 m apart, each with a chip of 20 m. 40 chips without a crossing lie alone."""
     root = make_chips(per_class=40)
     for number in range(40):
         _place(root, f"NE_T_{number:03d}", X + 500 * (number // 2) + 3 * (number % 2), Y + 50_000)
@@ -172,7 +172,7 @@ def test_twin_pipes_share_a_fold(twins: Path, caplog: pytest.LogCaptureFixture) 
     for fold in folds:
         assert sorted([*fold.train, *fold.val]) == list(range(80))
     assert (
-        "40 of 80 chips overlap another on the ground: 20 groups share a fold, of up to 2 chips"
+        "40 of 80 chips overlap another on the ground: they form 20 groups of up to 2 chips that stay in one fold"
         in caplog.messages
     )
     # as it was: most have their twin in training
@@ -202,7 +202,7 @@ def test_a_chip_without_a_crossing_counts_too(make_chips: ChipMaker) -> None:
 
 
 def test_without_overlaps_folds_are_the_published_ones(make_chips: ChipMaker) -> None:
-    """StratifiedKFold and train_test_split to the chip, whether groups are given or not."""
+    """The folds are exactly those of StratifiedKFold and train_test_split, with or without groups."""
     datamodule = _datamodule(make_chips(regions=("NE", "CA"), per_class=15))
     assert datamodule.cache is not None
     labels = datamodule.cache.labels
@@ -239,7 +239,7 @@ def test_places_that_are_wrong_can_be_left_out_of_it(
         for number in range(10):
             _place(root, f"NE_{klass}_{number:03d}", X, Y)
     with pytest.raises(
-        DataError, match=r"20 of 20 chips overlap one another.*source.check_georeference=false"
+        DataError, match=r"overlaps join 20 of 20 chips into one group.*source.check_georeference=false"
     ):
         _datamodule(root)
     caplog.clear()
@@ -291,7 +291,7 @@ def test_a_pixel_on_the_ground_is_as_large_as_every_chip_says() -> None:
 
 
 def test_one_chip_more_than_its_share_is_only_rounding(caplog: pytest.LogCaptureFixture) -> None:
-    """Of 6 crossings in 5 folds one fold has 2, a third of them."""
+    """With 6 crossings in 5 folds, one fold has 2, which is a third."""
     groups = [*range(29), 0]
     folds = make_folds([0] * 23 + [1] * 6 + [0], ["A"] * 30, groups=groups)
     assert sorted(sum(23 <= i < 29 for i in fold.val) for fold in folds) == [1, 1, 1, 1, 2]
@@ -303,13 +303,16 @@ def test_a_group_that_is_most_of_the_chips_is_said_or_refused(caplog: pytest.Log
     groups = np.where(np.arange(100) < 50, 0, np.arange(100))
     folds = make_folds(labels, ["A"] * 100, groups=groups)
     assert _crossed(groups, folds) == 0 and sorted(len(fold.val) for fold in folds) == [10, 10, 10, 10, 60]
-    assert "a fold validates 60 % of a class instead of 20 %, because 50 of 100 chips overlap" in caplog.text
+    assert (
+        "a fold validates 60 % of a class instead of 20 %, because overlaps join 50 of 100 chips"
+        in caplog.text
+    )
     caplog.clear()
     (fold,) = make_folds(labels, ["A"] * 100, groups=groups, split="holdout")
     assert 10 <= len(fold.val) <= 14 and not caplog.text  # the group trains, and another fold is even enough
     groups = np.where(np.arange(100) < 94, 0, np.arange(100))
     with pytest.raises(
-        DataError, match=r"data.split=kfold needs 5 parts .*94 of 100 chips overlap.*Lower data.folds"
+        DataError, match=r"data.split=kfold needs 5 parts .*94 of 100 chips into one group.*Lower data.folds"
     ):
         make_folds(labels, ["A"] * 100, groups=groups)
     with pytest.raises(DataError, match="data.split=kfold needs 5 parts"):  # fewer groups than folds
@@ -326,7 +329,7 @@ def test_three_hundred_folds() -> None:
 
 
 def test_regions_that_overlap_validate_together(caplog: pytest.LogCaptureFixture) -> None:
-    """A and C are linked over B; D is apart, though its own chips overlap."""
+    """B links A and C. D is apart, although its own chips overlap."""
     regions = list("AAABBBCCCDDDEEE")
     labels = [0, 1, 0] * 5
     groups = [0, 1, 2, 2, 3, 4, 4, 5, 6, 7, 7, 7, 8, 9, 10]
@@ -335,5 +338,5 @@ def test_regions_that_overlap_validate_together(caplog: pytest.LogCaptureFixture
     assert [fold.val.tolist() for fold in folds] == [list(range(9)), [9, 10, 11], [12, 13, 14]]
     assert folds[1].train.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 14]
     assert caplog.messages == ["regions A, B, C overlap on the ground: they validate together, as one fold"]
-    with pytest.raises(DataError, match="two regions apart, and chips of A, B overlap on the ground"):
+    with pytest.raises(DataError, match="two separate regions, but chips of A, B overlap on the ground"):
         make_folds([0, 1, 0, 1], list("AABB"), groups=[0, 1, 1, 2], split="region")

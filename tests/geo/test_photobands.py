@@ -70,7 +70,7 @@ def test_its_transparent_pixels_are_without_data(
 
 
 def test_the_mask_is_warped_with_the_photo(job: dict[str, Any]) -> None:
-    """On another grid, one transparent pixel still spoils a chip."""
+    """Also on another grid, one transparent pixel spoils a chip."""
     pixels = photo()
     pixels[3] = 255
     pixels[3, 240, 150] = 0
@@ -79,7 +79,7 @@ def test_the_mask_is_warped_with_the_photo(job: dict[str, Any]) -> None:
 
 
 def test_a_fifth_band_may_be_the_mask(job: dict[str, Any]) -> None:
-    """Near infrared and a mask: what warping a photo with an alpha band gives."""
+    """Near infrared and a mask, as from warping a photo with an alpha band."""
     pixels = np.concatenate([photo(), rgba()[3:]])
     write_raster(job["photo"], pixels, photometric="minisblack")
     with rasterio.open(job["photo"], "r+") as file:
@@ -103,7 +103,7 @@ def test_near_infrared_that_is_marked_as_alpha_is_data(
 
 
 def test_the_band_beside_three_colours_is_near_infrared(job: dict[str, Any]) -> None:
-    """Where it has no name of its own: in a file of blue, green and red it is not the order that counts."""
+    """A band without a name: in a file of blue, green and red, the order does not count."""
     with rasterio.open(job["photo"], "r+") as file:
         file.colorinterp = [ColorInterp.blue, ColorInterp.green, ColorInterp.red, ColorInterp.undefined]
     report = cut_region(**job, photo_bands=["nir", "red", "green"])
@@ -114,7 +114,7 @@ def test_the_band_beside_three_colours_is_near_infrared(job: dict[str, Any]) -> 
 def test_three_bands_of_four(
     job: dict[str, Any], caplog: pytest.LogCaptureFixture, profile: dict[str, str]
 ) -> None:
-    """By the colours in the file (rgb), or by the customary order where it names none."""
+    """Bands are chosen by the colours in the file (rgb), or by the customary order if it has none."""
     write_raster(job["photo"], photo(), **profile)
     with caplog.at_level(logging.INFO):
         report = cut_region(**job, photo_bands=RGB)
@@ -150,7 +150,7 @@ def test_a_band_that_looks_like_a_mask_but_is_not_marked_is_warned_of(
 
 
 def decide(path: Path, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> tuple[PhotoBands | str, int]:
-    """What is decided with RGB asked for, and how many pixels of the alpha band were looked at."""
+    """The decision for RGB, and the number of pixels of the alpha band that were read."""
     write_raster(path, pixels, **ALPHA)
     looked = 0
     count = photobands._count
@@ -168,7 +168,7 @@ def decide(path: Path, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> t
 
 
 def test_a_large_photo_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows of 64 x 64 all over it decide, half transparent pixels along an edge do not count against a mask."""
+    """Windows of 64 x 64 all over the photo decide. Half transparent pixels along an edge do not rule out a mask."""
     edge = 1200
     pixels = np.full((4, edge, edge), 100, np.uint8)
     pixels[3] = 255

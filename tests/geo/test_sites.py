@@ -17,7 +17,7 @@ CHIP = {"left": 100, "top": 200, "size": 20}
 
 
 def _boxes(*rows: tuple[int, float, float, float, float]) -> CrossingBoxes:
-    """Of rows (id, x, y, metres east-west, metres north-south)."""
+    """Boxes from rows (id, x, y, metres east-west, metres north-south)."""
     ids, x, y, wide, high = zip(*rows, strict=True)
     return CrossingBoxes(np.array(ids), np.column_stack([x, y]), np.column_stack([wide, high]))
 
@@ -40,7 +40,7 @@ def test_boxes_in_a_chip_by_hand() -> None:
 
 
 def test_crossings_of_unknown_size_in_a_chip() -> None:
-    """The left and upper edge belong to a chip, the right and lower one to its neighbours."""
+    """The left and upper edges belong to a chip, the right and lower edges to its neighbours."""
     corners = [
         (1, 100, 200),
         (2, 120, 190),
@@ -83,12 +83,12 @@ def _area(width: int, height: int, *crossings: tuple[float, float], distance: fl
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """20,000 draws in vain are enough where there are at most 1681 places."""
+    """20,000 failed draws are enough for at most 1681 places."""
     monkeypatch.setattr(module, "DRAWS_IN_VAIN", 10)
 
 
 def test_corners_by_hand() -> None:
-    """Pixel (10, 10) of a chip of 20 holds the point: x from left + 10, y from top - 10 down."""
+    """Pixel (10, 10) of a chip of 20 holds the point. It extends right from left + 10 and down from top - 10."""
     left, top = _area(100, 100).corner(np.array([50.0, 50.7, 50.0]), np.array([60.0, 60.0, 60.3]))
     assert (left.tolist(), top.tolist()) == ([40, 40, 40], [70, 70, 71])
     odd = replace(_area(100, 100), size=5)
@@ -116,7 +116,7 @@ def test_every_place_is_drawn_once_and_then_it_ends() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_places_keep_away_from_crossings_and_their_boxes() -> None:
-    """From the chip's centre to a crossing it is more than 12 m; no part of the crossing's box of 30 x 2 m is in it."""
+    """The chip's centre is over 12 m from a crossing, and no part of the crossing's box of 30 x 2 m is in the chip."""
     area = _area(60, 60, (30, 30), distance=12.0)
     spots = list(area.negatives(np.random.default_rng(0), [], set()))
     free = {

@@ -1,4 +1,4 @@
-"""Pascal VOC annotations: files as other tools write them, and boxes that come back as they went."""
+"""Pascal VOC annotations: files of other tools, and boxes that are written and read back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def annotation(*objects: str, size: str = "<size><width>100</width><height>80</h
 
 
 def read(folder: Path, text: str | bytes, labels: tuple[str, ...] = ("culvert",)) -> tuple[list, tuple]:
-    """Boxes and notes of an image of 100 x 80 pixels."""
+    """Read boxes and notes of an image of 100 x 80 pixels."""
     path = folder / "chip.xml"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     found = read_voc(path, width=100, height=80, labels=labels)

@@ -18,7 +18,7 @@ from dxc.models.resnet import ResNet
 def exported_resnet(
     path: Path, *, in_channels: int = 5, size: int = 32, trained: bool = True, **knobs: Any
 ) -> Path:
-    """A ResNet with batch norms as training leaves them (or, not `trained`, all alike)."""
+    """A ResNet with batch norms as after training. Without `trained` they are all alike."""
     torch.manual_seed(0)
     model = ResNet(in_channels, 2, **{"width": 8, **knobs})
     for module in model.modules():
@@ -33,7 +33,7 @@ def exported_resnet(
 def one_operator(
     path: Path, op: str, *, shape: list[Any], weights: dict[str, list[int]] | None = None, **attributes: Any
 ) -> Path:
-    """A network of a single node on input `image`; weights of ones by name and shape."""
+    """A network of a single node on input `image`. Its weights are ones, given by name and shape."""
     weights = weights or {}
     node = helper.make_node(op, ["image", *weights], ["scores"], name=op, **attributes)
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)

@@ -1,4 +1,4 @@
-"""All costs of one file together: what is missing is absent and says why, and nothing stops a run."""
+"""All costs of one file: a missing one is absent with its reason, and none stops a run."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_network_that_is_over_a_limit_is_said(network: Path, tmp_path: Path) -
 
 
 def test_every_limit_is_checked_or_said_not_to_be(network: Path, tmp_path: Path) -> None:
-    """Against what is counted elsewhere too; a limit on what nobody knows is no limit that is kept."""
+    """Limits also apply to costs that are counted elsewhere. A limit on an unknown cost is reported as not checked."""
     limits = {"macs": 1000, "params": 50, "measured_latency_ms": 30}
     mine = hardware(tmp_path, limits=limits, measure=False)
     found = cost(network, mine, tmp_path / "c", known={"macs": 1001, "params": 50}, profile="none")
@@ -177,7 +177,7 @@ def test_predicted_beside_measured(network: Path, tmp_path: Path) -> None:
 
 
 def test_each_part_of_each_file_stands_alone(network: Path, tmp_path: Path) -> None:
-    """Files that cannot be read, predicted or measured lose that, say why, and take nothing else with them."""
+    """A part that fails (reading, predicting or measuring) gives its reason and does not affect the others."""
     (tmp_path / "empty.onnx").touch()
     quantised = one_operator(tmp_path / "quantised.onnx", "Relu", shape=["n", 3, 8, 8])
     model = onnx.load(quantised)
@@ -243,7 +243,7 @@ def test_a_fault_of_a_library_costs_one_part_of_one_file(
 
 
 def test_a_file_of_a_fixed_batch_is_measured_at_it_and_says_so(tmp_path: Path) -> None:
-    """MACs and prediction are of one image, and so is a measured latency: the batch's time is in a note."""
+    """MACs, prediction and measured latency are those of one image. The time of the batch is in a note."""
     eight = one_operator(
         tmp_path / "b8.onnx", "Conv", shape=[8, 3, 32, 32], weights={"w": [8, 3, 3, 3]}, kernel_shape=[3, 3]
     )

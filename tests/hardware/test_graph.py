@@ -21,7 +21,7 @@ from tests.hardware.networks import exported_resnet, one_operator
 
 
 def both(path: Path, *shape: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(ours, ONNX Runtime's) for each output of a file."""
+    """Pairs (dxc's output, ONNX Runtime's output) for each output of a file."""
     image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     with torch.inference_mode():
@@ -47,7 +47,7 @@ def test_calibration_networks(family: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("level", [4, 5])
 def test_exported_sppnets(level: int, tmp_path: Path) -> None:
-    """Both outputs, of the file of one size and of the one for all sizes."""
+    """Both outputs of both files: that of one size, and that for any size."""
     torch.manual_seed(0)
     model = SppNet(3, level=level, features=16)
     fixed = export_onnx(model, tmp_path / "fixed.onnx", in_channels=3, size=(37, 53), check=False).path
@@ -237,7 +237,7 @@ def test_every_operator_is_tested() -> None:
 
 
 def test_weights_move_and_settings_stay(tmp_path: Path) -> None:
-    """What the operators read as numbers is not on the device: it would be copied back in every run."""
+    """Numbers that operators read are not on the device. They would be copied back in every run."""
     nodes, constants = CASES["shapes"]
     module = OnnxModule(chain(tmp_path / "m.onnx", nodes, constants)).to("meta")
     assert [tuple(buffer.shape) for buffer in module.buffers()] == [(36, 1)]

@@ -1,4 +1,4 @@
-"""ONNX files that others made: what they hold is counted right, or missing with the reason; nothing else is read."""
+"""ONNX files from elsewhere: costs are counted correctly or missing with the reason, and no other file is read."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def model_of(
     out: str = "z",
     **more: Any,
 ) -> onnx.ModelProto:
-    """A model from input `x` of a shape to `z`, whose shape it does not say."""
+    """A model from input `x` of this shape to `z`. The file does not give the shape of `z`."""
     graph = helper.make_graph(
         list(nodes),
         "g",
@@ -92,7 +92,7 @@ def kinds(path: Path, package: Package) -> list[str]:
 
 
 def test_weights_that_nodes_make_are_weights(tmp_path: Path, shipped: Package) -> None:
-    """ConstantOfShape makes weights and statistics; a weight is transposed; nothing of it is work."""
+    """ConstantOfShape makes weights and statistics, and a weight is transposed. None of it counts."""
     value = helper.make_tensor("v", TensorProto.FLOAT, [1], [0.01])
     weights: Weights = {"c": np.array([8]), "t": normal(3, 3, 8, 8)}
     nodes = []
@@ -211,7 +211,7 @@ def with_constant_nodes(path: Path) -> Path:
 
 
 def test_a_resnet_50_with_constant_nodes(tmp_path: Path, shipped: Package) -> None:
-    """The published network at 224 x 224 pixels; torch's own count says the same."""
+    """The published network at 224 x 224 pixels. torch's own count agrees."""
     model = resnet50()
     export_onnx(model, tmp_path / "m.onnx", in_channels=3, size=224, check=False)
     path = with_constant_nodes(tmp_path / "m.onnx")
@@ -259,7 +259,7 @@ def test_fused_operators_by_hand(shipped: Package) -> None:
 
 
 def test_operators_of_one_machine_are_named_not_guessed(tmp_path: Path) -> None:
-    """What ONNX Runtime writes for its own blocked layout has no shape that onnx can infer."""
+    """onnx cannot infer the shapes of ONNX Runtime's own blocked layout."""
     blocked = helper.make_node("ReorderInput", ["x"], ["b"], "blocks", domain="com.microsoft.nchwc")
     nodes = [blocked, conv("b", "w", "z", name="second")]
     path = tmp_path / "m.onnx"
@@ -344,7 +344,7 @@ def test_attention_by_hand() -> None:
 
 
 def test_operators_that_nobody_knows_are_said_not_taken_for_free(tmp_path: Path, shipped: Package) -> None:
-    """MACs are missing then, not 0, and so is the share of what is not covered; the rest is still predicted."""
+    """The MACs and the uncovered share are then missing, not 0. The rest is still predicted."""
     nodes = [
         conv("x", "w", "a"),
         helper.make_node("Relu", ["a"], ["b"]),
@@ -358,7 +358,7 @@ def test_operators_that_nobody_knows_are_said_not_taken_for_free(tmp_path: Path,
     prediction = predict(tmp_path / "m.onnx", shipped)
     assert [each.kernel.op for each in prediction.kernels] == ["conv-relu", "Mystery"]
     assert prediction.uncovered_macs_share is None
-    assert "1 Mystery (a share of the MACs that is not known)" in str(describe_coverage(prediction))
+    assert "1 Mystery (an unknown share of the MACs)" in str(describe_coverage(prediction))
     metrics = latency_metrics([prediction])
     assert metrics["latency_ms"] > 0
     assert "uncovered_macs_share" not in metrics
@@ -366,7 +366,7 @@ def test_operators_that_nobody_knows_are_said_not_taken_for_free(tmp_path: Path,
 
 
 def test_a_shape_that_the_file_says_is_not_believed_where_the_batch_is_open() -> None:
-    """It may be of another batch; the shape of an operator that nobody knows is then unknown."""
+    """Shapes in the file may be those of another batch. So the shape of an unknown operator stays unknown."""
     nodes = [helper.make_node("Mystery", ["x"], ["z"], "riddle", domain="nobody")]
     model = model_of(nodes, ["n", 4, 8, 8], domains=["nobody"])
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("z", TensorProto.FLOAT, [3, 8]))
@@ -487,7 +487,7 @@ def test_half_precision_is_not_predicted_as_float32() -> None:
 
 
 def test_weights_only_in_whole_numbers_are_float32(shipped: Package) -> None:
-    """Dequantised once, before the first image."""
+    """The weights are dequantised once, before the first image."""
     nodes = [helper.make_node("DequantizeLinear", ["q", "s"], ["w"]), conv("x", "w", "y"), node("Relu", "y")]
     weights = {"q": np.ones((8, 3, 3, 3), np.int8), "s": np.float32(0.1)}
     graph = graph_of_network(network_of(model_of(nodes, [1, 3, 8, 8], weights), "m"))
@@ -508,7 +508,7 @@ def test_a_fixed_batch_is_counted_and_predicted_for_one_image(tmp_path: Path, sh
 
 
 def test_products_of_several_rows_are_no_linear_layer(shipped: Package) -> None:
-    """nn-Meter's features hold no rows: 7 of them would be predicted as one."""
+    """nn-Meter's features do not hold the number of rows: 7 rows would be predicted as one."""
 
     def product(shape: list[int]) -> Prediction:
         weights = {"w": normal(70, 3, 3, 3), "s": np.array(shape), "m": normal(shape[-1], 5)}
@@ -558,7 +558,7 @@ def test_old_and_new_operator_sets(version: int) -> None:
 
 @pytest.fixture
 def beside(tmp_path: Path) -> Path:
-    """All weights, the shape of a Reshape too, in weights/w.bin."""
+    """All weights, also the shape of a Reshape, are in weights/w.bin."""
     folder = tmp_path / "network"
     (folder / "weights").mkdir(parents=True)
     onnx.save(
@@ -624,9 +624,9 @@ def test_weights_elsewhere_are_refused(location: str, beside: Path) -> None:
         ("weights", {}, "there is no such file; copy both"),
         ("x" * 5000, {}, "there is no such file; copy both"),
         ("a\0b", {}, "there is no such file; copy both"),
-        ("weights/w.bin", {"length": "99999999"}, "does not hold all of its weights"),
-        ("weights/w.bin", {"offset": "-5", "length": "1"}, "does not hold all of its weights"),
-        ("weights/w.bin", {"offset": "many"}, "does not hold all of its weights"),
+        ("weights/w.bin", {"length": "99999999"}, "lacks some of its weights"),
+        ("weights/w.bin", {"offset": "-5", "length": "1"}, "lacks some of its weights"),
+        ("weights/w.bin", {"offset": "many"}, "lacks some of its weights"),
     ],
 )
 def test_weights_that_are_not_whole_are_said(location: str, more: dict, said: str, beside: Path) -> None:
@@ -635,7 +635,7 @@ def test_weights_that_are_not_whole_are_said(location: str, more: dict, said: st
 
 
 def test_weights_of_constants_and_branches_are_found(tmp_path: Path) -> None:
-    """Tensors may lie beside the file wherever a file holds one."""
+    """Wherever a file holds a tensor, its values may lie in another file."""
 
     def outside(name: str) -> onnx.TensorProto:
         tensor = TensorProto(name=name, dims=[1], data_type=1, data_location=TensorProto.EXTERNAL)
@@ -727,7 +727,7 @@ def test_an_open_input_takes_the_batch_that_the_first_is_fixed_to() -> None:
 
 
 def test_every_operator_is_of_one_kind() -> None:
-    """Counted, or without MACs, or named here: those that are said, because nobody counts them."""
+    """Every operator is counted, or has no MACs, or is listed here as uncounted."""
     standard = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain}
     assert not set(WITHOUT_MACS) & set(MACS)
     assert set(WITHOUT_MACS) <= standard
@@ -739,7 +739,7 @@ def test_every_operator_is_of_one_kind() -> None:
 def test_damaged_files_give_errors_that_a_user_can_read(
     tmp_path: Path, quantised: Path, shipped: Package
 ) -> None:
-    """Files cut short, and files with other bytes, of which some are still networks: nothing else than DxcError."""
+    """Truncated and altered files, some of which are still networks, raise nothing but DxcError."""
     small = tmp_path / "small.onnx"
     nodes = [
         conv("x", "w", "a", name="stem"),

@@ -45,7 +45,7 @@ def test_sizes(stride: int, left: int) -> None:
 
 
 def test_variance_is_kept_through_its_layers() -> None:
-    """As training sees it, with batch statistics, no score vanishes or explodes."""
+    """With batch statistics, as in training, no score vanishes or explodes."""
     torch.manual_seed(0)
     scores = MobileNetV1(3, 50, width=0.5).train()(torch.rand(16, 3, 64, 64))
     assert 0.05 < scores.std().item() < 5

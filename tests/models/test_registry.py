@@ -1,4 +1,4 @@
-"""The registry: its entries say what their modules and conf/ do, and a new entry is all that the house asks for."""
+"""The registry: entries agree with their modules and conf/, and a new network needs only a new entry."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _compose(*overrides: str, script: str = "train") -> DictConfig:
 
 @pytest.mark.parametrize("option", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
 def test_conf_says_what_the_entry_says(option: str) -> None:
-    """Its task, its space, and the outputs that its task judges."""
+    """Each option of conf/model has a task, a space, and the outputs that the task judges."""
     config = resolved(_compose(f"model={option}"))
     entry = registry.network(config["model"])
     trained_by = OmegaConf.load(CONF / "task" / f"{entry.task}.yaml")
@@ -67,7 +67,7 @@ def test_conf_says_what_the_entry_says(option: str) -> None:
 
 
 def test_every_entry_is_of_a_module() -> None:
-    """Its class exists, and takes the knobs that calibration draws."""
+    """Each class exists and takes the knobs that calibration draws."""
     for entry in NETWORKS.values():
         module, _, name = entry.target.rpartition(".")
         arguments = inspect.signature(getattr(importlib.import_module(module), name)).parameters
@@ -98,7 +98,7 @@ def test_labels() -> None:
 
 
 def test_a_class_without_an_entry() -> None:
-    """Its knobs all count, as those of a stranger's run must; what needs an entry says where to add it."""
+    """All knobs of an unregistered class count, as in runs of others. Errors say where to add a missing entry."""
     model = {"_target_": "dxc.models.other.Other", "pool": "none", "pool_kernel": 3}
     assert canonical_knobs(model) == model
     for read in (model_name, short_label, registry.network):
@@ -109,7 +109,7 @@ def test_a_class_without_an_entry() -> None:
 
 
 class Tiny(nn.Module):
-    """A convolution, perhaps a second one of its own kernel, and the mean: a network that nobody has heard of."""
+    """A network that dxc does not know: a convolution, an optional second one with its own kernel, and the mean."""
 
     def __init__(
         self, in_channels: int, *, channels: int = 8, second: str = "none", second_kernel: int = 3
@@ -139,7 +139,7 @@ def _draw_tiny(rng: np.random.Generator) -> dict:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Callable[..., DictConfig]:
-    """A network is added: a module dxc.models.tiny, its entry, and an option of conf/model given as overrides."""
+    """Add a network: a module dxc.models.tiny, its entry, and an option of conf/model given as overrides."""
     module = types.ModuleType("dxc.models.tiny")
     monkeypatch.setattr(Tiny, "__module__", module.__name__)
     module.Tiny = Tiny  # type: ignore[attr-defined]

@@ -96,7 +96,7 @@ def test_a_block_adds_its_input() -> None:
 
 
 def test_macs_by_hand() -> None:
-    """One conv layer counted by hand and added up for the smallest network: k^2 Cin Cout H W."""
+    """Each layer of the smallest network counted by hand as k^2 Cin Cout H W, and added up."""
     model = ResNet(2, kernel=3, stride=1, padding=1, width=1, blocks=1)
     stem = 9 * 2 * 1 * 8 * 8
     stages = 2 * 9 * 1 * 1 * 64  # stage 1 at 8 x 8

@@ -1,4 +1,4 @@
-"""SPP-Net against counts by hand, torch's adaptive pooling, and what nn-Meter reads in it."""
+"""SPP-Net against counts by hand, torch's adaptive pooling, and nn-Meter's kernels."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_parameters_by_hand() -> None:
 
 
 def test_the_table_in_the_docs() -> None:
-    """Its counts are those of the networks, and the published one differs as the text says."""
+    """The counts in the text are those of the networks, and the published one differs as described."""
     text = (PROJECT_ROOT / "docs/detection.md").read_text().split("## Export")[0]
     rows = {
         cells[0].strip("`"): cells[1:]
@@ -107,7 +107,7 @@ def test_shapes(size: tuple[int, int]) -> None:
 
 
 def test_macs_by_hand() -> None:
-    """k^2 Cin Cout H W a convolution; 37 x 53 pixels become 18 x 26, 9 x 13 and 4 x 6."""
+    """A convolution has k^2 Cin Cout H W. 37 x 53 pixels become 18 x 26, 9 x 13 and 4 x 6."""
     model = SppNet(4, kernel=5, level=3, features=8, features2=6)
     convolutions = 25 * 4 * 64 * 37 * 53 + 9 * 64 * 128 * 18 * 26 + 9 * 128 * 256 * 9 * 13
     linear = 256 * 14 * 8 + 8 * 6 + 6 * 5

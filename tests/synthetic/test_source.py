@@ -1,4 +1,4 @@
-"""Synthetic watersheds: what a hydrologist would check, and that the same seed gives the same pixels."""
+"""Synthetic watersheds: the checks of a hydrologist, and the same pixels for the same seed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> RegionFiles:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> SyntheticSource:
-    """32 chips, built already."""
+    """32 chips that are built already."""
     source = SyntheticSource(chips=32, seed=5, cache_dir=str(tmp_path_factory.mktemp("cache")), jobs=1)
     source.prepare()
     return source
@@ -65,7 +65,7 @@ def test_same_seed_same_pixels_and_another_seed_others(region: Region) -> None:
 
 
 def test_regions_differ_under_one_seed() -> None:
-    """Also where only the name differs: regions do not share their random numbers."""
+    """Regions that differ only in their names do not share random numbers."""
     twin = replace(REGIONS[0], name="twin")
     a, b = (simulate_region(spec, 1, seed=0) for spec in (REGIONS[0], twin))
     assert a.dem.shape == b.dem.shape
@@ -296,7 +296,7 @@ def test_a_box_holds_road_and_headwalls(
 
 
 def test_boxes_hold_the_walls_that_are_painted_and_little_else(region: Region) -> None:
-    """The walls are painted anew, on black: where there is light, there is a wall."""
+    """The walls are painted again on black, so every light pixel is a wall."""
     photo = np.zeros((4, *region.dem.shape), np.float32)
     points = [replace(c, wall_half_m=0.0) for c in region.crossings]
     build_headwalls(photo, points, np.random.default_rng(0))
@@ -317,7 +317,7 @@ def test_boxes_hold_the_walls_that_are_painted_and_little_else(region: Region) -
 
 @pytest.fixture(scope="module")
 def boxed(source: SyntheticSource) -> SyntheticSource:
-    """The same chips with boxes, built already."""
+    """The same chips with boxes, also built already."""
     boxed = SyntheticSource(
         chips=32, seed=5, cache_dir=str(source.cache_dir), jobs=1, boxes=True, jitter_m=35.0
     )
@@ -380,7 +380,7 @@ def test_large_tiles_show_several_crossings_each_with_its_box(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_parallel_builds_of_one_thing_agree(tmp_path: Path) -> None:
-    """Two processes that want the same chips at once: one builds, one waits."""
+    """Of two processes that need the same chips at once, one builds and one waits."""
     import subprocess
     import sys
 

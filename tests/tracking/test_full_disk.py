@@ -19,7 +19,7 @@ from dxc.tracking.store import Store
 
 @pytest.fixture
 def full_artifacts(store_file: Path, small_disk: Path) -> str:
-    """A store whose artifacts lie on a disk without room."""
+    """A store whose artifacts lie on a full disk."""
     (small_disk / "mlartifacts").mkdir()
     (store_file.parent / "mlartifacts").symlink_to(small_disk / "mlartifacts")
     return f"sqlite:///{store_file}"

@@ -1,4 +1,4 @@
-"""Calls to a store that does not answer: when they are repeated, how long, and what comes after that."""
+"""Calls to a store that does not answer: when and for how long they are repeated, and how they end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dxc.tracking.patience import Patient
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that were made, in s, while a clock of the test's own goes on."""
+    """The pauses in s, on a clock that the test controls."""
     made: list[float] = []
     monkeypatch.setattr("tenacity.nap.time.sleep", made.append)
     monkeypatch.setattr("time.monotonic", lambda: sum(made))
@@ -24,7 +24,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def _failing(times: int, error: Exception) -> Callable[[], str]:
-    """A call that raises `error` so many times, then answers."""
+    """A call that raises `error` this many times, then answers."""
     left = [error] * times
 
     def call() -> str:

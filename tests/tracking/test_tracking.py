@@ -188,7 +188,7 @@ def test_a_password_is_not_shown_with_what_is_missing(store_file: Path) -> None:
 
 
 def test_a_study_has_a_view_of_its_designs(store_file: Path) -> None:
-    """In the form in which MLflow's UI saves one: zlib, base64, JSON."""
+    """The tag has the form in which MLflow's UI saves a view: zlib, base64, JSON."""
     store = Store(f"sqlite:///{store_file}", "first", patience_s=0)
     address = store.save_view(
         ["metrics.accuracy", "tags.dxc.rank"], order_by="metrics.accuracy", ascending=False

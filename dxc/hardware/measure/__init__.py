@@ -1,1 +1,1 @@
-"""Latency and memory in a fresh process, here or over SSH."""
+"""Measures latency and memory in a fresh process, here or over SSH."""

@@ -1,9 +1,9 @@
-"""Inference efficiency: time per image when images are processed in batches.
+"""Inference efficiency: the time per image when images are processed in batches.
 
     e(n) = latency of one execution / n        ms per image, n images per batch; less is better
 
 The batch size with the least e(n) is the optimum (doi 10.1145/3624062.3624260, where n is 1, 2, 4, ..., 64 and 32 is
-best on an RTX A5500). All batch sizes run the same file, whose outputs for a batch are checked against those of its
+best on an RTX A5500). All batch sizes run the same file. Its outputs for a batch are compared with its outputs for the
 images one by one.
 """
 
@@ -26,28 +26,28 @@ MAX_SECONDS = 30.0
 """Longest time to measure one batch size. Larger ones are left out."""
 
 EXECUTIONS = 17  # 2 and StopRule's min_runs
-"""Executions of a measurement of a slow file: the first, one to warm up, and those that count."""
+"""Executions when a slow file is measured: the first, one to warm up, and the timed ones."""
 
 CHECK_IMAGES = 4
-MAX_RELATIVE_ERROR = 1e-4  # as between the exported file and torch
+MAX_RELATIVE_ERROR = 1e-4  # as for the exported file against torch
 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Measurements of one file at ascending batch sizes. notes: batch sizes that are missing or invalid, and why."""
+    """Measurements of one file at ascending batch sizes. The notes say which are missing or invalid, and why."""
 
     measurements: tuple[Measurement, ...]
     notes: tuple[str, ...] = ()
 
     @property
     def ms_per_image(self) -> dict[int, float]:
-        """e(n) in ms by batch size n, of valid measurements; of two batch sizes at least, else empty."""
+        """e(n) in ms by batch size n, for valid measurements. It is empty for fewer than two batch sizes."""
         valid = {m.batch: m.median_ms / m.batch for m in self.measurements if m.valid}
         return valid if len(valid) > 1 else {}
 
     @property
     def optimum_batch(self) -> int | None:
-        """Batch size with the least e(n), the smallest of equal ones; None where there is nothing to compare."""
+        """Batch size with the least e(n), the smallest of several. None where there is nothing to compare."""
         return optimum(self.ms_per_image)
 
     def metrics(self) -> dict[str, float]:
@@ -60,8 +60,7 @@ class Efficiency:
         return {"efficiency_ms": per_image[best], **parts, "optimum_batch": float(best)}
 
     def table(self) -> pd.DataFrame:
-        """One row per batch size: batch, ms_per_image (median), q25_ms and q75_ms (quartiles of the runs, per image),
-        valid.
+        """One row per batch size: batch, ms_per_image (median), q25_ms and q75_ms (quartiles per image), valid.
 
         dxc.report.efficiency draws it.
         """
@@ -75,7 +74,7 @@ class Efficiency:
 
 
 def optimum(ms_per_image: Mapping[int, float]) -> int | None:
-    """The batch size with the least time per image, the smallest of equal ones. None for fewer than two sizes.
+    """The batch size with the least time per image, the smallest of several. None for fewer than two sizes.
 
     Args:
         ms_per_image: time per image in ms by batch size, of valid measurements.
@@ -92,10 +91,19 @@ def measure_batches(
     *,
     max_seconds: float = MAX_SECONDS,
 ) -> Efficiency:
-    """Measure one file at ascending batch sizes; `measure` takes the batch size.
+    """Measure one file at ascending batch sizes.
 
-    It ends, with a note, before the first batch size that would take over max_seconds or that cannot be measured (too
-    little memory, a file that is fixed to one batch). Raises what `measure` raises for the first batch size.
+    It ends with a note before the first batch size that would take over max_seconds, or that cannot be measured (too
+    little memory, a file with a fixed batch).
+
+    Args:
+        onnx: the file.
+        batches: batch sizes.
+        measure: measures one batch size.
+        max_seconds: longest time to measure one batch size.
+
+    Raises:
+        DxcError: `measure` cannot measure the first batch size.
     """
     first, *larger = batches
     taken = [measure(first)]
@@ -130,7 +138,7 @@ def _notes(efficiency: Efficiency) -> list[str]:
     unsteady = [str(m.batch) for m in efficiency.measurements if not m.valid]
     if unsteady:
         notes.append(
-            f"batch {', '.join(unsteady)}: an invalid measurement is not a candidate for optimum_batch"
+            f"batch {', '.join(unsteady)}: the measurement is invalid and does not count for optimum_batch"
         )
     best = efficiency.optimum_batch
     if best is None:
@@ -149,10 +157,14 @@ def _notes(efficiency: Efficiency) -> list[str]:
 
 
 def check_batch(onnx: Path, images: int = CHECK_IMAGES) -> None:
-    """Raise HardwareError unless every output for a batch of random images is that of its images one by one.
+    """Raise HardwareError unless a batch of random images gives the same outputs as its images one by one.
 
-    Compared on this machine's processor, relative to the largest value of the output (MAX_RELATIVE_ERROR). A graph
-    that mixes up its batch (a size fixed inside, a sum over it) would be timed at something else than n images.
+    They are compared on this machine's CPU, relative to the largest value of the output (MAX_RELATIVE_ERROR). If a
+    graph mixes up its batch (a size fixed inside, a sum over it), its time is not that of n images.
+
+    Args:
+        onnx: the file.
+        images: number of images in the batch.
     """
     from dxc.hardware.measure.ort import session
 
@@ -163,7 +175,7 @@ def check_batch(onnx: Path, images: int = CHECK_IMAGES) -> None:
         batch = np.random.default_rng(0).random((images, *image.shape[1:]), dtype=np.float32)
         alone = [runner.run(None, {image.name: batch[i : i + 1]}) for i in range(images)]
         together = runner.run(None, {image.name: batch})
-    except Exception as error:  # onnxruntime's own classes differ between versions
+    except Exception as error:  # the error classes of onnxruntime differ between versions
         raise HardwareError(
             f"{onnx} cannot compute a batch of {images}: {type(error).__name__}: {error}; export it with an open "
             "batch, or measure single images only: hardware.batches=[1]"

@@ -1,4 +1,4 @@
-"""Measured latency and memory of an exported file: each time in a fresh process, here or on a device over SSH."""
+"""Measures latency and memory of an exported file in a fresh process, here or on a device over SSH."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ WORKER = Path(__file__).with_name("worker.py")
 MARK = "dxc-worker:"
 
 MAX_SPREAD = 0.10
-"""A median whose runs spread further is not good to the 10 % that predictions are judged by."""
+"""Largest spread of a valid measurement. Predictions are judged at 10 %, and the median has to be as good."""
 
 COOL_DOWN_SECONDS = 2.0
 TIMEOUT_SECONDS = 300
 GRACE_SECONDS = 30
-"""The worker ends itself at TIMEOUT_SECONDS; where even that does not work, so much later it is left alone."""
+"""The worker ends itself at TIMEOUT_SECONDS. If that fails, dxc stops waiting for it after this further time."""
 
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
-"""Runs the worker once: its request in, its answer out."""
+"""Runs the worker once: request -> answer."""
 
 
 @dataclass(frozen=True)
 class StopRule:
     """When a measurement ends: at max_runs, or once max_seconds are over and min_runs are done.
 
-    Before it come at least warmup_runs and warmup_seconds that do not count, but no more than max_seconds of them.
-    Together 2 to 3 s for a network of 5 ms, and about 10 s for one of 500 ms.
+    The warm-up before it does not count. It takes at least warmup_runs and warmup_seconds, but at most max_seconds.
+    Together they take 2 to 3 s for a network of 5 ms, and about 10 s for one of 500 ms.
     """
 
     warmup_runs: int = 5
@@ -56,10 +56,13 @@ class StopRule:
 class Measurement:
     """Latency of one execution of a batch, and memory of the process that ran it.
 
-    raw_ms: every timed run in order. spread: see spread_of. peak_memory_mb: 1e6 bytes of resident memory above the
-    process before it had a session (baseline_memory_mb). environment: device, provider, threads, cores in use
-    (affinity), versions, date, load average before it began, where memory was read (memory_from), and the median
-    and spread of every attempt (attempts).
+    Attributes:
+        raw_ms: every timed run in order.
+        spread: see spread_of.
+        peak_memory_mb: peak resident memory in 1e6 bytes, less baseline_memory_mb, that of the process before it had a
+            session.
+        environment: device, provider, threads, cores in use (affinity), versions, date, load average before it began,
+            where memory was read (memory_from), and the median and spread of every attempt (attempts).
     """
 
     raw_ms: tuple[float, ...]
@@ -74,8 +77,8 @@ class Measurement:
     environment: dict[str, Any]
 
     def metrics(self) -> dict[str, float]:
-        """Metrics of dxc.metrics. An invalid record has no latency; memory does not suffer from noise. A batch
-        of several images (a file that is fixed to it) has neither: both are of one image."""
+        """Metrics of dxc.metrics. An invalid record has no latency, but it has memory, which noise does not affect. A
+        batch of several images (fixed in the file) has neither, because both are defined for one image."""
         if self.batch != 1:
             return {}
         memory = {"peak_memory_mb": self.peak_memory_mb}
@@ -84,16 +87,16 @@ class Measurement:
         return {"measured_latency_ms": self.median_ms, "measured_latency_p95_ms": self.p95_ms, **memory}
 
     def save(self, path: Path) -> None:
-        """Everything, raw values included, as JSON; the file appears when it is complete."""
+        """Write everything, with the raw values, as JSON. The file appears when it is complete."""
         write_atomically(path, json.dumps(asdict(self), indent=1) + "\n")
 
 
 def spread_of(raw_ms: Sequence[float]) -> float:
-    """How far a record's median can be trusted: the larger of two shares of it.
+    """Spread of a record as a fraction of its median: the larger of two measures.
 
-    The interquartile range (noise, or two speeds that take turns), and the largest difference between the
-    medians of its first, second and last third (a machine that gets slower or faster meanwhile). Single slow
-    runs, up to a quarter of all, move neither; nor do they move the median. They are in the 95th percentile.
+    One is the interquartile range, which shows noise, or two alternating speeds. The other is the largest difference
+    between the medians of the first, second and last third, which shows a machine that gets slower or faster. Up to a
+    quarter of slow runs changes neither measure, nor the median. They show in the 95th percentile.
     """
     raw = np.asarray(raw_ms, dtype=float)
     thirds = [np.median(part) for part in np.array_split(raw, 3) if len(part)]
@@ -116,16 +119,30 @@ def measure(
     ssh_options: Sequence[str] = (),
     remote_python: str = "python3",
 ) -> Measurement:
-    """Time ONNX Runtime on one file with random input, only session.run inside the clock; see worker.py.
+    """Time ONNX Runtime on one file with random input. Only session.run is inside the clock; see worker.py.
 
-    A record that spreads further than `max_spread` is taken again after a pause, up to `attempts` times; none
-    being good, the one with the least spread is returned with valid=False. Records are never averaged: a
-    machine that is busy half of the time would give a number that it shows at no time.
+    A record that spreads further than `max_spread` is taken again after a pause, up to `attempts` times. If none is
+    good, the one with the least spread is returned with valid=False. Records are never averaged: on a machine that is
+    busy half of the time, the mean is a value that never occurs.
 
-    host: user@address of a device with python3, numpy and onnxruntime, reached by ssh with a key; the file, those with
-    weights beside it, and the worker are copied into a temporary folder there. python: the interpreter here, if not
-    this one; remote_python is the one there. Raises HardwareError where it cannot be done and ConfigError for an
-    argument that cannot work, both saying what to do.
+    Args:
+        onnx: the file.
+        provider: cpu or cuda.
+        threads: number of CPU threads for one operator.
+        batch: images in one execution.
+        affinity: cores to run on; None: any.
+        host: user@address of a device with python3, numpy and onnxruntime, which ssh reaches with a key. The file, its
+            files with weights and the worker are copied into a temporary folder there. None: this machine.
+        python: interpreter on this machine; None: this one.
+        stop: when the measurement ends.
+        max_spread: largest spread of a valid record, a fraction of its median.
+        attempts: greatest number of records.
+        ssh_options: further options of ssh.
+        remote_python: interpreter on the device.
+
+    Raises:
+        HardwareError: the measurement is not possible; the message says what to do.
+        ConfigError: an argument cannot work.
     """
     require_whole("hardware.threads", threads, at_least=1)
     require_whole("batch", batch, at_least=1)
@@ -172,7 +189,15 @@ def _cores(affinity: Sequence[int] | None) -> list[int] | None:
 def record(
     answer: dict[str, Any], spread: float, max_spread: float, batch: int, attempts: list[dict[str, float]]
 ) -> Measurement:
-    """A worker's answer as a Measurement, judged by its spread."""
+    """Make a Measurement from a worker's answer.
+
+    Args:
+        answer: of the worker.
+        spread: of its runs, a fraction of the median.
+        max_spread: largest spread of a valid measurement.
+        batch: images in one execution.
+        attempts: median and spread of every attempt.
+    """
     valid = spread <= max_spread
     return Measurement(
         raw_ms=tuple(answer["raw_ms"]),
@@ -191,7 +216,7 @@ def record(
     )
 
 
-# What a user's shell says of threads and logging is meant for training: the request decides here.
+# A user's shell sets threads and logging for training. Here the request decides.
 DROPPED = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "ORT_")
 
 
@@ -199,7 +224,7 @@ DROPPED = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "ORT_")
 def _here(python: str) -> Iterator[Ask]:
     """The worker on this machine, each time a fresh process."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(DROPPED)}
-    environment["PYTHONSAFEPATH"] = "1"  # files beside the worker are not modules of its own
+    environment["PYTHONSAFEPATH"] = "1"  # the worker does not import the files beside it
 
     def ask(request: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -220,11 +245,11 @@ def _here(python: str) -> Iterator[Ask]:
 
 
 def _answer(done: subprocess.CompletedProcess[bytes], doing: str) -> dict[str, Any]:
-    """What the worker answered; HardwareError where it ended without an answer."""
+    """The answer of the worker. Raises HardwareError if it ended without one."""
     for line in reversed(done.stdout.decode(errors="replace").splitlines()):
         if line.startswith(MARK):
             return json.loads(line.removeprefix(MARK))
-    # Negative for a child of ours, 128 and more as a shell on a device reports it.
+    # Negative for a child process, 128 and more in the report of a device's shell.
     killed_by = -done.returncode if done.returncode < 0 else done.returncode - 128
     if killed_by == signal.SIGALRM:
         raise _too_long(doing)
@@ -235,18 +260,18 @@ def _answer(done: subprocess.CompletedProcess[bytes], doing: str) -> dict[str, A
 
 
 def _said(done: subprocess.CompletedProcess[bytes], lines: int) -> str:
-    """The end of what a command wrote to stderr."""
+    """The last lines that a command wrote to stderr."""
     return " / ".join(done.stderr.decode(errors="replace").strip().splitlines()[-lines:]) or "no message"
 
 
 def _too_long(doing: str) -> HardwareError:
     return HardwareError(
-        f"{doing}: no answer within {TIMEOUT_SECONDS} s, given up; is the machine busy, or the network too large?"
+        f"{doing}: no answer within {TIMEOUT_SECONDS} s; is the machine busy, or the network too large?"
     )
 
 
 def _refusal(answer: dict[str, str], onnx: Path, host: str | None) -> HardwareError | ConfigError:
-    """The worker's refusal with what to do about it."""
+    """The error for a refusal of the worker; it says what to do."""
     where = f"on {host}" if host else "here"
     install = f"{where}: python3 -m pip install"
     # Debian and Raspberry Pi OS keep pip out of their own Python (PEP 668).
@@ -261,28 +286,32 @@ def _refusal(answer: dict[str, str], onnx: Path, host: str | None) -> HardwareEr
         "batch": "export with an open batch, or measure images of that batch only",
         "size": "export with a fixed image size; only the batch may be left open",
         "type": "export the network in float32",
-        "run": "a smaller batch needs less memory; or do sizes inside the file fit one batch only?",
+        "run": "a smaller batch needs less memory; or do sizes inside the file fit only one batch?",
     }[answer["error"]]
     kind = ConfigError if answer["error"] == "affinity" else HardwareError
     return kind(f"{onnx} cannot be measured {where}: {answer['message']}; {advice}")
 
 
-# Never asks for a password: a run must not wait for one. A lost connection ends within a minute.
+# ssh never asks for a password, because nobody answers. A lost connection ends within a minute.
 SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=15")
 
 
 @contextlib.contextmanager
 def _there(files: Sequence[Path], host: str, ssh: list[str], remote_python: str) -> Iterator[Ask]:
-    """The worker and the files in a temporary folder of the device, which is removed again.
+    """Copy the worker and the files into a temporary folder of the device, and remove it at the end.
 
-    files: those with weights, in the folder of the .onnx or below it, and the .onnx at the end.
+    Args:
+        files: files with weights, which lie below the folder of the .onnx, and the .onnx as the last one.
+        host: user@address of the device.
+        ssh: the command up to the host.
+        remote_python: interpreter on the device.
     """
     onnx = files[-1]
     if not isinstance(host, str) or not host or host.startswith("-") or any(c.isspace() for c in host):
         raise ConfigError(f"hardware.host must read user@address, not {host!r}")
     made = _remote(ssh, host, "mktemp -d")
     said = made.stdout.decode(errors="replace").strip()
-    folder = said.rpartition("\n")[2].strip()  # below what the device's shell may greet with
+    folder = said.rpartition("\n")[2].strip()  # after a greeting of the device's shell
     if made.returncode or not folder.startswith("/"):
         raise HardwareError(
             f"hardware.host={host} has no temporary folder: {_said(made, 2)}; is its disk full or read-only?"
@@ -299,7 +328,7 @@ def _there(files: Sequence[Path], host: str, ssh: list[str], remote_python: str)
         return _answer(done, f"hardware.host={host}: measuring {onnx} there")
 
     try:
-        # in a folder of their own: what an .onnx calls its weights must not take the worker's place
+        # in a folder of their own, because a file with weights could be named like the worker
         copies = [(file, f"network/{file.relative_to(onnx.parent)}") for file in files]
         for file, name in [(WORKER, "worker.py"), *copies]:
             to = shlex.quote(f"{folder}/{name}")
@@ -319,8 +348,15 @@ def _there(files: Sequence[Path], host: str, ssh: list[str], remote_python: str)
 def _remote(
     ssh: list[str], host: str, command: str, content: bytes = b""
 ) -> subprocess.CompletedProcess[bytes]:
-    """A command of the device's shell, with `content` on its stdin; HardwareError where ssh itself fails."""
-    # "&& true" keeps the shell: a command it became itself would, when killed, look like a failure of ssh
+    """Run a command in the device's shell. Raises HardwareError if ssh itself fails.
+
+    Args:
+        ssh: the command up to the host.
+        host: user@address of the device.
+        command: for its shell.
+        content: for the command's stdin.
+    """
+    # "&& true" keeps the shell. Without it the shell would become the command, whose kill looks like a failure of ssh
     command = f"{command} && true"
     try:
         done = subprocess.run(
@@ -335,7 +371,7 @@ def _remote(
         ) from error
     except subprocess.TimeoutExpired as error:
         raise _too_long(f"hardware.host={host}") from error
-    if done.returncode != 255:  # ssh's own failures
+    if done.returncode != 255:  # 255 is a failure of ssh itself
         return done
     said = _said(done, 2)
     if "Permission denied" in said:

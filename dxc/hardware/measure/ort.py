@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions on the processor, and what its node profiler wrote."""
+"""ONNX Runtime sessions on the CPU, and the files of its node profiler."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 TRUNCATED_MS = 0.0005
-"""The profiler cuts durations to whole microseconds: half of one is lost on average."""
+"""The profiler truncates durations to microseconds, so half of one is lost on average."""
 
 
 class NodeTimes(NamedTuple):
@@ -22,7 +22,13 @@ class NodeTimes(NamedTuple):
 
 
 def session(model: bytes | str, threads: int, *, profile: str | None = None) -> Any:
-    """An InferenceSession of `threads` threads; with `profile` (beginning of a file name) it records each node."""
+    """Open an InferenceSession on the CPU.
+
+    Args:
+        model: bytes or path of the file.
+        threads: number of threads for one operator.
+        profile: beginning of a file's name; each node is recorded in this file. None: nothing is recorded.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -35,7 +41,12 @@ def session(model: bytes | str, threads: int, *, profile: str | None = None) -> 
 
 
 def node_times(profile: Path, runs: int) -> list[NodeTimes]:
-    """The nodes in order of execution, from the file of a session that made `runs` runs."""
+    """Times of the nodes in order of execution.
+
+    Args:
+        profile: file of the profiler.
+        runs: number of runs in it.
+    """
     events = json.loads(profile.read_text())
     nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
     count = len(nodes) // runs

@@ -1,14 +1,15 @@
-"""Times one ONNX file in the process it runs in: `python worker.py`, request on stdin, result on stdout (JSON).
+"""Times one ONNX file in its own process: `python worker.py`, request on stdin, result on stdout (JSON).
 
-Self-contained (standard library, numpy, onnxruntime; torch for CUDA events), because dxc.hardware.measure.latency also
-copies this one file to a device and runs it there: Python 3.9 and onnxruntime 1.16 are enough (1.17 for CUDA).
+It needs only the standard library, numpy and onnxruntime (and torch for CUDA events), because
+dxc.hardware.measure.latency also copies this one file to a device and runs it there. Python 3.9 and onnxruntime 1.16
+are enough (1.17 for CUDA).
 
     empty process | session | warm-up | timed runs          only session.run is inside the clock
     ^ baseline    |         |         ^ until max_runs, or until max_seconds and min_runs
                   |         ^ until warmup_runs and warmup_seconds, but not for longer than max_seconds
                   ^ peak: highest resident memory from here on, less the baseline
 
-Memory is the host's; what a GPU allocates on its own board is not in it.
+Memory is that of the host. It does not include memory of the GPU.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ import sys
 import time
 from typing import Any, Callable
 
-MARK = "dxc-worker:"  # the line with the result: libraries may print others
+MARK = "dxc-worker:"  # begins the line with the result, because libraries may print other lines
 
 
 class Refused(Exception):
-    """What a user can mend; its kind tells dxc.hardware.measure.latency which advice to give."""
+    """A fault that the user can mend. Its kind tells dxc.hardware.measure.latency which advice to give."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -33,12 +34,12 @@ class Refused(Exception):
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
-    """Time request['model']; see dxc.hardware.measure.latency for what goes in and comes out."""
-    load = list(os.getloadavg())  # before this process adds to it
-    signal.alarm(request.get("timeout_seconds", 0))  # nobody is left to end it on a device whose line is cut
+    """Time request['model']. dxc.hardware.measure.latency describes the request and the answer."""
+    load = list(os.getloadavg())  # read before this process adds to it
+    signal.alarm(request.get("timeout_seconds", 0))  # nobody ends it on a device whose connection is lost
     if request.get("affinity"):
         pin(request["affinity"])
-    # From 1.29 on it reports its use to Microsoft, from threads of its own, unless this is set before it starts.
+    # From 1.29 on, onnxruntime reports its use to Microsoft in its own threads unless this is set before it starts.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     cuda = request["provider"] == "cuda"
     try:
@@ -55,12 +56,12 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = request["threads"]
-    options.inter_op_num_threads = 1  # more do nothing since onnxruntime 1.14
+    options.inter_op_num_threads = 1  # more have had no effect since onnxruntime 1.14
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(request["model"], options, providers=[(provider, settings)])
-    except Exception as error:  # onnxruntime's own classes differ between versions
+    except Exception as error:  # the error classes of onnxruntime differ between versions
         raise Refused("model", str(error)) from error
     if session.get_providers()[0] != provider:
         raise Refused("cuda", provider + " could not be started")
@@ -111,22 +112,24 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def pin(cores: list[int]) -> None:
-    """Run on these cores only; threads that start later inherit it."""
+    """Run only on these cores. Threads that start later inherit it."""
     if not hasattr(os, "sched_setaffinity"):
         raise Refused("affinity", "this system cannot pin a process to cores")
     try:
         os.sched_setaffinity(0, cores)
     except (OSError, ValueError, OverflowError) as error:
         raise Refused("affinity", "cores %s: %s" % (cores, error)) from error
-    missing = sorted(set(cores) - os.sched_getaffinity(0))  # the kernel leaves out what it does not have
+    missing = sorted(
+        set(cores) - os.sched_getaffinity(0)
+    )  # the kernel silently leaves out cores that it does not have
     if missing:
         raise Refused("affinity", "there is no core " + ", ".join(str(core) for core in missing))
 
 
 def cuda_settings() -> dict[str, str]:
-    """Options that make onnxruntime work in torch's current stream, so that torch's events see its work.
+    """Options that make onnxruntime work in torch's current stream, so that torch's events time its work.
 
-    A stream of its own: torch's default one is number 0, which onnxruntime takes for none
+    The stream is a new one: torch's default stream has number 0, which means none to onnxruntime
     (https://github.com/microsoft/onnxruntime/pull/19619).
     """
     try:
@@ -140,7 +143,7 @@ def cuda_settings() -> dict[str, str]:
 
 
 def random_input(np: Any, tensor: Any, batch: int) -> Any:
-    """Random values of an input's shape, images a batch; the batch is its only open dimension."""
+    """Random values for an input. Only its batch may be open."""
     dims = list(tensor.shape)
     if dims and not isinstance(dims[0], int):
         dims[0] = batch
@@ -155,7 +158,7 @@ def random_input(np: Any, tensor: Any, batch: int) -> Any:
 
 
 def timed_cpu(session: Any, feeds: dict[str, Any]) -> Callable[[], float]:
-    """One execution and its milliseconds."""
+    """A function that executes once and returns the milliseconds."""
 
     def run() -> float:
         before = time.perf_counter()
@@ -166,7 +169,10 @@ def timed_cpu(session: Any, feeds: dict[str, Any]) -> Callable[[], float]:
 
 
 def timed_cuda(session: Any, feeds: dict[str, Any]) -> Callable[[], float]:
-    """Inputs and outputs stay on the device; the time between two events around the run."""
+    """A function that executes once and returns the milliseconds between two events around the run.
+
+    Inputs and outputs stay on the device.
+    """
     import onnxruntime
     import torch
 
@@ -185,12 +191,12 @@ def timed_cuda(session: Any, feeds: dict[str, Any]) -> Callable[[], float]:
         torch.cuda.synchronize()
         return float(start.elapsed_time(end))
 
-    run.inputs = kept  # type: ignore[attr-defined]  # lives as long as what is bound to it
+    run.inputs = kept  # type: ignore[attr-defined]  # keeps the bound arrays alive
     return run
 
 
 def resident_bytes() -> int:
-    """Resident memory now; the highest so far where /proc is missing."""
+    """Resident memory now. Where /proc is missing, the peak so far."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -199,19 +205,19 @@ def resident_bytes() -> int:
 
 
 def reset_peak() -> bool:
-    """Forget the peak so far: importing may have needed more than it kept. False where the system cannot."""
+    """Reset the peak, because imports may have needed more than they kept. Returns False if the system cannot."""
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")
     except OSError:
-        return False  # the peak is then an upper bound
+        return False  # the measured peak is then an upper bound
     return True
 
 
 def peak_bytes() -> tuple[int, str]:
-    """Highest resident memory since reset_peak, or of the process's life; and where that was read.
+    """Peak resident memory since reset_peak or since the start of the process; and where it was read.
 
-    ru_maxrss is second choice: Linux starts it at what the parent had when it started this process.
+    ru_maxrss is the second choice, because on Linux it begins with the value of the parent.
     """
     try:
         with open("/proc/self/status") as file:

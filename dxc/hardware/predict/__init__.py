@@ -1,1 +1,1 @@
-"""nn-Meter's way: the kernels of an exported file, and a package of predictors."""
+"""Predicts latency with nn-Meter's method: the kernels of an exported file, and a package of predictors."""

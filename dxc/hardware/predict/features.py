@@ -1,9 +1,9 @@
-"""What a calibrated predictor computes from nn-Meter's kernel features before its trees see them.
+"""Features of calibrated predictors, computed from nn-Meter's kernel features.
 
-Published packages take nn-Meter's features as they are and predict milliseconds. A package made by
-dxc.hardware.calibrate.calibrate predicts the logarithm of milliseconds per unit of work, which varies by a factor of
-ten where milliseconds vary by ten thousand, from the same features and what follows from them: bytes moved,
-arithmetic intensity, and how channels fill vector registers.
+Published packages use nn-Meter's features unchanged and predict milliseconds. A package of
+dxc.hardware.calibrate.calibrate predicts the logarithm of milliseconds per unit of work, because this varies by a
+factor of ten where milliseconds vary by ten thousand. It uses the same features and others derived from them: bytes
+moved, arithmetic intensity, and how channels fill vector registers.
 """
 
 from __future__ import annotations
@@ -19,12 +19,18 @@ if TYPE_CHECKING:
 TARGET = "log_ms_per_work"
 """Value of `target` in the package.json of a calibrated package."""
 
-VECTOR = 16  # float32 lanes of the widest vector registers there are (AVX-512); divides those of the others
+VECTOR = 16  # float32 lanes of the widest vector registers (AVX-512); others have a divisor of it
 REGISTER_ROWS = 6  # output pixels that ONNX Runtime's convolutions keep in registers at a time
 
 
 def to_ms(package: Package, name: str, features: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Predicted milliseconds for rows of nn-Meter's features, by the predictor `name` of a package."""
+    """Predicted milliseconds (n,) of one predictor.
+
+    Args:
+        package: the package.
+        name: of the predictor.
+        features: rows of nn-Meter's features (n, k).
+    """
     forest = package.regressors[name]
     if package.about.get("target") != TARGET:
         return forest.predict(features)
@@ -32,12 +38,18 @@ def to_ms(package: Package, name: str, features: NDArray[np.float64]) -> NDArray
 
 
 def calibrated_ms(model: Any, name: str, features: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Milliseconds from what predicts TARGET: a Forest, or the scikit-learn model that it was made of."""
+    """Milliseconds (n,) from a model that predicts TARGET.
+
+    Args:
+        model: a Forest, or the scikit-learn model from which it was made.
+        name: of the predictor.
+        features: rows of nn-Meter's features (n, k).
+    """
     return np.exp(model.predict(derive(name, features))) * work(name, features)
 
 
 def derive(name: str, features: NDArray[np.float64]) -> NDArray[np.float64]:
-    """nn-Meter's features (n, k) with what follows from them appended, for the predictor `name`."""
+    """nn-Meter's features (n, k) with the derived ones appended, for the predictor `name`."""
     columns = list(features.T)
     if "conv" in name:
         size, c_in, c_out, kernel, stride = columns[:5]
@@ -60,7 +72,7 @@ def derive(name: str, features: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def work(name: str, features: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Millions of operations of each row, with a floor where a call costs more than its arithmetic."""
+    """Millions of operations of each row (n,), with a minimum for calls that cost more than their arithmetic."""
     if "conv" in name:
         return _convolution(name, features)[1] / 1e6
     if name in ("maxpool", "avgpool"):
@@ -74,7 +86,7 @@ def work(name: str, features: NDArray[np.float64]) -> NDArray[np.float64]:
 def _convolution(
     name: str, features: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Output size (for 'same' padding: the features hold no other), multiply-accumulates, weights."""
+    """Output size, multiply-accumulates and weights. The features do not hold the padding; 'same' is assumed."""
     size, c_in, c_out, kernel, stride = features.T[:5]
     out = np.ceil(size / stride)
     weights = c_out * kernel**2 * (1 if "dwconv" in name else c_in)

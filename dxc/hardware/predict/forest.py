@@ -1,6 +1,6 @@
-"""Regression trees as plain arrays: what a predictor package stores, and what evaluates it.
+"""Regression trees as plain arrays, in which a predictor package stores them, and their evaluation.
 
-Independent of the scikit-learn version that grew the trees, and nothing in it is code.
+The arrays do not depend on the version of scikit-learn that trained the trees, and they contain no code.
 """
 
 from __future__ import annotations
@@ -36,11 +36,16 @@ ARRAYS = {
 
 @dataclass(frozen=True)
 class Forest:
-    """All trees in one row of nodes: prediction = base + weight x the sum over trees of the leaf's value.
+    """The nodes of all trees in common arrays. The prediction is base + weight x the sum of the leaves' values.
 
-    A forest's weight is 1 / trees (mean), a boosting's its learning rate. feature, left, right: int32 per node,
-    feature LEAF at a leaf; left and right are positions in the same arrays. threshold, value: float64 per node.
-    roots: position of each tree's root.
+    Attributes:
+        weight: 1 / number of trees for a forest (the mean), the learning rate for boosting.
+        feature: int32 per node; LEAF at a leaf.
+        left: int32 per node, position of the left child in the same arrays.
+        right: int32 per node, position of the right child.
+        threshold: float64 per node.
+        value: float64 per node.
+        roots: position of each tree's root.
     """
 
     feature: NDArray[np.int32]
@@ -58,30 +63,30 @@ class Forest:
             raise ValueError(problem)
 
     def _problem(self) -> str:
-        """What is wrong with the arrays; '' if evaluating them ends and stays inside of them."""
+        """What is wrong with the arrays; '' if their evaluation ends and stays inside of them."""
         nodes = len(self.feature)
         lengths = {len(array) for array in (self.threshold, self.left, self.right, self.value)}
         if lengths != {nodes} or not nodes or not len(self.roots):
-            return "its arrays do not belong together"
+            return "its arrays do not fit together"
         if not 1 <= self.n_features <= MAX_FEATURES:
             return f"it takes {self.n_features} features; 1 to {MAX_FEATURES} make sense"
         inner = self.feature != LEAF
         index = np.arange(nodes)
         if (self.feature[inner] < 0).any() or (self.feature >= self.n_features).any():
-            return "a node asks for a feature that there is not"
+            return "a node uses a feature that does not exist"
         for child in (self.left, self.right):
-            # behind its parent: no node is met twice, so every walk ends
+            # children come after their parent, so no walk meets a node twice and every walk ends
             if (child[inner] <= index[inner]).any() or (child[inner] >= nodes).any():
                 return "a node has a child outside of its tree"
         if (self.roots < 0).any() or (self.roots >= nodes).any():
-            return "a tree begins outside of its nodes"
+            return "a root lies outside of its nodes"
         numbers = [self.threshold[inner], self.value[~inner], [self.base, self.weight]]
         if not all(np.isfinite(each).all() for each in numbers):
             return "it holds numbers that are not finite"
         return ""
 
     def predict(self, features: ArrayLike) -> NDArray[np.float64]:
-        """Predictions (n,) for rows of features (n, n_features); all rows go down all trees together.
+        """Predictions (n,) for rows of features (n, n_features). All rows descend all trees at once.
 
         As in scikit-learn, features are rounded to float32 and go left where they are <= the threshold.
         """
@@ -104,7 +109,18 @@ class Forest:
     def joined(
         cls, trees: list[dict[str, NDArray[Any]]], *, base: float, weight: float, n_features: int
     ) -> Forest:
-        """From single trees, each with feature, threshold, left, right (from 0, below 0 at a leaf) and value."""
+        """Make a forest from single trees.
+
+        Args:
+            trees: each with feature, threshold, left, right and value. Positions count from 0 in each tree, and are
+                negative at a leaf.
+            base: see Forest.
+            weight: see Forest.
+            n_features: number of features.
+
+        Raises:
+            ValueError: the trees are not sound.
+        """
         sizes = np.array([len(tree["feature"]) for tree in trees])
         if not len(sizes) or not sizes.all() or sizes.sum() > MAX_NODES:
             raise ValueError("it has no trees, or one without nodes, or too many")
@@ -114,7 +130,7 @@ class Forest:
         def together(key: str) -> NDArray[Any]:
             return np.concatenate([tree[key] for tree in trees])
 
-        # here, and not on the joined arrays: there a child beyond its own tree would be a node of the next
+        # checked before joining: afterwards a child beyond its own tree would be a node of the next tree
         leaf = together("left") < 0
         own_size = np.repeat(sizes, sizes)[~leaf]
         for key, limit in (("left", own_size), ("right", own_size), ("feature", n_features)):
@@ -135,7 +151,7 @@ class Forest:
 
     @classmethod
     def from_sklearn(cls, model: Any) -> Forest:
-        """From a fitted RandomForestRegressor, ExtraTreesRegressor or GradientBoostingRegressor (squared error)."""
+        """Convert a fitted RandomForestRegressor, ExtraTreesRegressor or GradientBoostingRegressor (squared error)."""
         estimators = np.ravel(model.estimators_)
         boosted = hasattr(model, "learning_rate")
         trees = [
@@ -156,7 +172,7 @@ class Forest:
         )
 
     def save(self, path: Path) -> None:
-        """Write a compressed .npz; the file appears at `path` only when it is complete."""
+        """Write a compressed .npz. The file appears only when it is complete."""
         arrays: dict[str, Any] = {k: np.asarray(getattr(self, k), kind) for k, kind in ARRAYS.items()}
         content = io.BytesIO()
         np.savez_compressed(content, allow_pickle=False, **arrays)
@@ -164,7 +180,7 @@ class Forest:
 
     @classmethod
     def load(cls, path: Path) -> Forest:
-        """Read what save() wrote. Raises HardwareError for a file that holds no sound forest."""
+        """Read a file of save(). Raises HardwareError if it holds no sound forest."""
         try:
             with zipfile.ZipFile(path) as archive:
                 if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
@@ -177,8 +193,8 @@ class Forest:
             if any(array.ndim != 1 for array in arrays.values()):
                 raise ValueError("its arrays have other shapes")
             return cls(**arrays, **scalars)
-        except Exception as error:  # numpy and zipfile raise what they like for a damaged file
+        except Exception as error:  # numpy and zipfile may raise anything for a damaged file
             raise HardwareError(
-                f"{path} holds no forest of a predictor: {error}. Remove it; it is made again from the .pkl beside "
-                "it, or copy the package anew"
+                f"{path} holds no forest of a predictor: {error}. Remove it. It is made again from the .pkl beside "
+                "it; if there is none, copy the package again"
             ) from error

@@ -1,6 +1,6 @@
-"""Exported file -> the kernels that a device runs, found by nn-Meter's own reader, detector and fusion rules.
+"""Exported file -> the kernels that a device runs. nn-Meter's own reader, detector and fusion rules find them.
 
-A kernel is one or more operators that a runtime computes together (conv-relu). Method: Zhang et al. 2021,
+A kernel is one or more operators that a runtime computes together, such as conv-relu. Method: Zhang et al. 2021,
 "nn-Meter: towards accurate latency prediction of deep-learning model inference on diverse edge devices",
 doi 10.1145/3458864.3467882.
 """
@@ -34,17 +34,19 @@ NO_WORK = {
     "ConstantOfShape",
     "Range",
 }
-"""Operators that only compute shapes, or pass a tensor on."""
+"""Operators that only compute shapes or forward a tensor."""
 
 
 @dataclass(frozen=True)
 class Kernel:
     """One kernel of a network.
 
-    op: nn-Meter's type, such as 'conv-relu'. features: what its predictors take, for convolutions height =
-    width of the input, channels in and out, kernel, stride, MFLOPs / 2 and parameters in millions; None where
-    nn-Meter knows no features for it. macs: multiply-accumulates for one image, None where those of an operator in it
-    are not known. nodes: the ONNX nodes in it.
+    Attributes:
+        op: nn-Meter's type, such as 'conv-relu'.
+        features: inputs of its predictors; None where nn-Meter has none for it. A convolution has height = width of the
+            input, channels in and out, kernel, stride, MFLOPs / 2 and parameters in millions.
+        macs: multiply-accumulates for one image; None where those of an operator in it are unknown.
+        nodes: the ONNX nodes in it.
     """
 
     op: str
@@ -61,30 +63,35 @@ class Graph:
     ir: Mapping[str, Any]
     macs: Mapping[str, int | None]
     unlike: frozenset[str] = frozenset()
-    """Nodes that nn-Meter would take for others: convolutions in groups that are not depthwise (for dense ones), and
-    products of several rows (for a linear layer, which has one)."""
+    """Nodes that nn-Meter would mistake for others. It takes grouped convolutions that are not depthwise for dense
+    ones, and products of several rows for a linear layer, which has one row."""
 
 
 def read_graph(path: Path) -> Graph:
-    """Read an ONNX file for prediction; the size of its input comes from the file, the batch is one image.
+    """Read an ONNX file for prediction. The size of the input comes from the file; the batch is one image.
 
-    Raises HardwareError for a file that cannot be read, an input with a size that is not fixed, operators whose
-    shapes cannot be inferred (each is named), and a network that does not compute in float32.
+    Raises HardwareError for a file that cannot be read, for an input with an open size, for operators whose shapes
+    cannot be inferred (it names each), and for a network that does not compute in float32.
     """
     return graph_of_network(read_network(path))
 
 
 def graph_of(model: onnx.ModelProto, source: str) -> Graph:
-    """As read_graph, for a model in memory (which is changed: weights are dropped, nodes get names)."""
+    """Like read_graph, for a model in memory.
+
+    Args:
+        model: the model. It is changed: weights are dropped and nodes get names.
+        source: name of the file, for messages.
+    """
     return graph_of_network(network_of(model, source))
 
 
 def graph_of_network(network: Network) -> Graph:
-    """As read_graph, for a network that is read."""
+    """Like read_graph, for a network that read_network has read."""
     if network.other_numbers:
         raise HardwareError(
-            f"{network.source}: it does not compute in float32 ({network.other_numbers}), and predictors describe "
-            "float32 kernels only; it can be measured"
+            f"{network.source}: it does not compute in float32 ({network.other_numbers}), but predictors describe "
+            "only float32 kernels; it can be measured"
         )
     nodes = [node for node in network.model.graph.node if not network.is_constant(node)]
     if unknown := [node for node in nodes if not any(name in network.shapes for name in node.output)]:
@@ -96,7 +103,9 @@ def graph_of_network(network: Network) -> Graph:
         raise _not_read(network.source, error) from error
     for node in ir.values():
         for side in ("inbounds", "outbounds"):
-            node[side] = [name for name in node[side] if name in ir]  # its own removal skips every other name
+            node[side] = [
+                name for name in node[side] if name in ir
+            ]  # nn-Meter's own removal skips every other name
         for side in ("input_shape", "output_shape"):
             node["attr"][side] = [
                 [1, *shape[1:]] if shape and shape[0] == network.batch else shape
@@ -106,7 +115,7 @@ def graph_of_network(network: Network) -> Graph:
 
 
 def _for_nn_meter(network: Network, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
-    """The network without the nodes that make weights: what they make is a weight without values."""
+    """The network without the nodes that make weights. Their outputs become weights without values."""
     from onnx import TensorProto
 
     model = type(network.model).FromString(network.model.SerializeToString())
@@ -126,18 +135,19 @@ def _for_nn_meter(network: Network, nodes: list[onnx.NodeProto]) -> onnx.ModelPr
 
 
 def _complete(ir: dict[str, Any], node: onnx.NodeProto, network: Network) -> bool:
-    """Take a node out of nn-Meter's IR if it only computes a shape, and say what nn-Meter does not say of it.
+    """Complete a node in nn-Meter's IR, or remove it if it only computes a shape.
 
-    Returns whether nn-Meter would take it for another kind of node.
+    Returns:
+        Whether nn-Meter would mistake it for another kind of node.
     """
     shapes = network.shapes
     if node.name not in ir:
-        return False  # a second Slice of a tensor: nn-Meter makes one kernel of them
+        return False  # a second Slice of a tensor: nn-Meter joins both into one kernel
     given = [shapes[name] for name in node.input if name in shapes and name not in network.constants]
     made = [shapes[name] for name in node.output if name in shapes]
     attr = ir[node.name]["attr"]
     macs = network.node_macs[node.name]
-    if "type" not in attr:  # nn-Meter leaves out what begins or ends with a vector
+    if "type" not in attr:  # nn-Meter omits nodes whose input or output is a vector
         if macs == 0 and (node.op_type in NO_WORK or max(map(len, made)) <= 1):
             del ir[node.name]
             return False
@@ -146,9 +156,9 @@ def _complete(ir: dict[str, Any], node: onnx.NodeProto, network: Network) -> boo
     if node.op_type == "Conv":
         attr["attr"].setdefault(
             "kernel_shape", shapes[node.input[1]][2:]
-        )  # a file may leave it to the weights
+        )  # a file may omit it, because the weights imply it
         if len(given[0]) != 4:
-            attr["type"] = f"Conv{len(given[0]) - 2}d"  # nn-Meter's are of images
+            attr["type"] = f"Conv{len(given[0]) - 2}d"  # nn-Meter's types are those of images
         return 1 < attribute(node, "group", 1) != given[0][1]
     if node.op_type in ("Gemm", "MatMul"):
         return math.prod(made[0][:-1]) != network.batch or len(given) > 1
@@ -162,8 +172,15 @@ def _not_read(source: str, error: Exception) -> HardwareError:
 def detect(graph: Graph, rules: Path) -> list[Kernel]:
     """The kernels of a graph under a package's fusion rules (fusion_rules.json), in order of execution.
 
-    Nodes that nn-Meter's detector leaves out (it drops a node without neighbours) come last, without features:
-    nothing is lost silently.
+    nn-Meter's detector drops nodes without neighbours. They come last here, without features, so that nothing is lost
+    silently.
+
+    Args:
+        graph: the network.
+        rules: path of fusion_rules.json.
+
+    Raises:
+        HardwareError: the rules or the network cannot be read.
     """
     check_rules(rules)
     try:
@@ -176,7 +193,9 @@ def detect(graph: Graph, rules: Path) -> list[Kernel]:
     blocks = [
         tuple(part for name in block for part in name.split(";"))
         for block in detector.bbs
-        if any(graph_types(name) not in (None, "", *_nn_meter().dummy_types) for name in block)  # as it does
+        if any(
+            graph_types(name) not in (None, "", *_nn_meter().dummy_types) for name in block
+        )  # as nn-Meter does
     ]
     kernels = []
     for kernel, nodes in zip(found, blocks, strict=True):
@@ -195,16 +214,16 @@ def detect(graph: Graph, rules: Path) -> list[Kernel]:
 def predictor_names(op: str) -> tuple[str, ...]:
     """Names under which a package may hold the predictor of a kernel type, the most specific first.
 
-    nn-Meter has one predictor for all convolutions (conv-bn-relu); a package may hold a finer one.
+    nn-Meter has one predictor for all convolutions (conv-bn-relu). A package may hold a more specific one.
     """
     return tuple(dict.fromkeys((op, _nn_meter().predictor_name(op))))
 
 
 def _gathered(attr: dict[str, Any]) -> tuple[float, ...] | None:
-    """Height = width and channels of the input, and the axis (2 rows, 3 columns) of a Gather from images.
+    """Features of a Gather from images: height = width and channels of the input, and the axis (2 rows, 3 columns).
 
-    dxc's own, as nn-Meter knows none: calibrate.py makes a predictor from them for the bins of a spatial pyramid
-    (dxc.models.sppnet), of which columns take several times as long as rows.
+    nn-Meter has no features for it, so these are dxc's own. calibrate.py makes a predictor from them for the bins of a
+    spatial pyramid (dxc.models.sppnet). Columns take several times as long as rows.
     """
     image = attr["input_shape"][0]
     if len(image) != 4 or (axis := attr["attr"].get("axis", 0)) not in (2, 3):
@@ -225,7 +244,7 @@ def _features(kernel: dict[str, Any]) -> tuple[float, ...] | None:
 
 
 def sum_macs(each: Iterable[int | None]) -> int | None:
-    """Their sum; None where one is not known."""
+    """Sum of multiply-accumulates; None where one is unknown."""
     known = list(each)
     return None if None in known else sum(macs for macs in known if macs is not None)
 
@@ -238,7 +257,7 @@ def check_rules(path: Path) -> None:
         raise HardwareError(f"{path} is not a file of fusion rules: {error}") from error
     if not isinstance(rules, dict) or not all(isinstance(r, dict) and "obey" in r for r in rules.values()):
         raise HardwareError(
-            f'{path} is not a file of fusion rules: it must read {{"BF_conv_relu": {{"obey": true}}}}'
+            f'{path} is not a file of fusion rules, such as {{"BF_conv_relu": {{"obey": true}}}}'
         )
 
 
@@ -254,7 +273,7 @@ class _NnMeter(NamedTuple):
 
 @functools.cache
 def _nn_meter() -> _NnMeter:
-    """Import nn-Meter (2 s) once, without its warning about pkg_resources and its lines on stdout."""
+    """Import nn-Meter once (2 s), without its warning about pkg_resources and its lines on stdout."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from nn_meter.ir_converter.onnx_converter import OnnxConverter

@@ -1,11 +1,11 @@
-"""Predictor packages in nn-Meter's layout: found, fetched, unpacked, read.
+"""Finds, fetches, unpacks and reads predictor packages in nn-Meter's layout.
 
     NAME/fusion_rules.json    which operators the device runs together
-    NAME/KERNEL.npz           one predictor (dxc.hardware.predict.forest); from KERNEL.pkl, where there is one
-    NAME/package.json         what it describes (packages made by calibrate.py)
+    NAME/KERNEL.npz           one predictor (dxc.hardware.predict.forest), converted from KERNEL.pkl if there is one
+    NAME/package.json         description of the package (packages of calibrate.py)
 
-A name is looked for in the user's folder, then among the packages that come with dxc, then, for the four that
-nn-Meter publishes, at its release address.
+A name is looked up in the user's folder, then among the packages that come with dxc. The four packages that nn-Meter
+publishes are fetched from its release address.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SHIPPED = Path(__file__).parents[1] / "shipped"
 MAX_UNPACKED_BYTES = 4_000_000_000
 MAX_ENTRIES = 1_000
 CHUNK_BYTES = 1 << 16
-TIMEOUT_SECONDS = (10, 60)  # to connect; between two pieces
+TIMEOUT_SECONDS = (10, 60)  # to connect; between two pieces of data
 
 
 class UnreachableError(HardwareError):
@@ -54,7 +54,7 @@ class UnreachableError(HardwareError):
 
 @dataclass(frozen=True)
 class Package:
-    """Predictors of one device. regressors: by kernel name, such as 'conv-bn-relu'. about: its package.json."""
+    """Predictors of one device: regressors by kernel name, such as 'conv-bn-relu'; `about` is its package.json."""
 
     name: str
     folder: Path
@@ -64,15 +64,15 @@ class Package:
 
 
 def load_package(folder: Path) -> Package:
-    """Read a package's folder. Pickles are turned into .npz beside them, once, without running them.
+    """Read a package's folder. Pickles are converted once into .npz files beside them, and are never executed.
 
-    Raises HardwareError for a folder that is no package, or holds a damaged or foreign file, which it names.
+    Raises HardwareError if the folder is no package, or holds a damaged or foreign file; it names the file.
     """
     rules = folder / "fusion_rules.json"
     if not rules.is_file():
         raise HardwareError(
             f"{folder} is not a predictor package: it has no fusion_rules.json. A package is a folder with that file "
-            "and one KERNEL.pkl or KERNEL.npz for each kernel, as nn-Meter publishes them"
+            "and one KERNEL.pkl or KERNEL.npz for each kernel, as published by nn-Meter"
         )
     check_rules(rules)
     regressors = {}
@@ -81,7 +81,7 @@ def load_package(folder: Path) -> Package:
         if arrays.exists() and arrays.stat().st_mtime_ns >= path.stat().st_mtime_ns:
             continue
         regressors[path.stem] = read_forest(path)
-        with contextlib.suppress(OSError):  # a folder that cannot be written: read again each time
+        with contextlib.suppress(OSError):  # in a read-only folder the pickle is read again each time
             regressors[path.stem].save(arrays)
     for path in sorted(folder.glob("*.npz")):
         if path.stem not in regressors:
@@ -99,10 +99,18 @@ def find_package(
     progress: bool = True,
     shipped: Path = SHIPPED,
 ) -> Package:
-    """The package of a name; a published one is fetched on first use, with a bar, and resumed when interrupted.
+    """Find a package by its name. A published one is fetched on first use; an interrupted download is resumed.
 
-    Raises HardwareError for an unknown name (listing those there are), a package that cannot be fetched (with
-    the address, and the folder to put it into by hand) or read.
+    Args:
+        name: of the package.
+        packages_dir: the user's folder of packages.
+        packages_url: where published packages are fetched from.
+        progress: whether to show a progress bar.
+        shipped: the folder of packages that come with dxc.
+
+    Raises:
+        HardwareError: the name is unknown (the message lists those that exist), the package cannot be fetched (it gives
+            the address and the folder to put the package into), or it cannot be read.
     """
     check_name(name, packages_dir, shipped)
     folder = packages_dir / name
@@ -121,19 +129,25 @@ def find_package(
                 if fetched:
                     _fetch(f"{packages_url.rstrip('/')}/{name}.zip", archive, progress)
                 unpack(archive, packages_dir, name)
-                # only now: a log-in page that came instead must not be what later ones have to equal
+                # only after unpacking: the hash of a log-in page that came instead must not be recorded
                 if fetched:
                     _record(archive)
     except OSError as error:
         raise HardwareError(
-            f"{name} cannot be put into {packages_dir}: {error}. Make room or choose a folder that can be written: "
+            f"{name} cannot be put into {packages_dir}: {error}. Make room or choose a writable folder: "
             "hardware.packages_dir=DIR"
         ) from error
     return load_package(folder)
 
 
 def check_name(name: str, packages_dir: Path, shipped: Path = SHIPPED) -> None:
-    """Raise HardwareError unless a package of this name is here or published; nothing is fetched."""
+    """Raise HardwareError unless a package with this name is here or published. Nothing is fetched.
+
+    Args:
+        name: of the package.
+        packages_dir: the user's folder of packages.
+        shipped: the folder of packages that come with dxc.
+    """
     here = available(packages_dir, shipped)
     if FOLDER_NAME.fullmatch(str(name)) and (name in here or name in PUBLISHED):
         return
@@ -152,7 +166,16 @@ def available(packages_dir: Path, shipped: Path = SHIPPED) -> list[str]:
 
 
 def unpack(archive: Path, packages_dir: Path, name: str) -> None:
-    """Unpack NAME.zip to packages_dir/NAME. Entries that would leave that folder are refused, all of them unread."""
+    """Unpack NAME.zip to packages_dir/NAME. If an entry would leave that folder, nothing is unpacked.
+
+    Args:
+        archive: NAME.zip.
+        packages_dir: the folder of packages.
+        name: of the package.
+
+    Raises:
+        HardwareError: the archive is damaged, too large, unsafe or no predictor package.
+    """
     with tempfile.TemporaryDirectory(dir=packages_dir, prefix=f".{name}.") as place:
         whole = Path(place) / "whole"
         try:
@@ -165,15 +188,15 @@ def unpack(archive: Path, packages_dir: Path, name: str) -> None:
                     or len(entries) > MAX_ENTRIES
                 ):
                     raise HardwareError(
-                        f"{archive} unpacks to over {MAX_UNPACKED_BYTES / 1e9:g} GB or {MAX_ENTRIES} files: no "
-                        "predictor package; nothing was unpacked"
+                        f"{archive} unpacks to over {MAX_UNPACKED_BYTES / 1e9:g} GB or {MAX_ENTRIES} files, too many "
+                        "for a predictor package; nothing was unpacked"
                     )
                 opened.extractall(whole)  # checks each file's length and CRC
         except HardwareError:
             raise
-        except Exception as error:  # zipfile, zlib and lzma each have their own for a damaged file
+        except Exception as error:  # zipfile, zlib and lzma have different errors for a damaged file
             raise HardwareError(
-                f"{archive} cannot be unpacked: {error}. Is there room? If it is damaged, remove it, so that it is "
+                f"{archive} cannot be unpacked: {error}. Is there room? If it is damaged, remove it; then it is "
                 "fetched again"
             ) from error
         source = whole / name if (whole / name).is_dir() else whole  # with or without a folder of its own
@@ -200,7 +223,7 @@ def _check_entry(entry: zipfile.ZipInfo, archive: Path) -> None:
 
 
 def _fetch(url: str, archive: Path, progress: bool) -> None:
-    """Download to `archive`. What it was at first is on record in hashes.json: later copies have to be the same."""
+    """Download to `archive`. hashes.json records the hash of the first copy, and later copies must have the same."""
     import pooch
     import requests
 
@@ -216,33 +239,37 @@ def _fetch(url: str, archive: Path, progress: bool) -> None:
             downloader=_Resuming(archive, progress),
         )
     except requests.RequestException as error:
-        kept = "; what has arrived is kept, and the next try goes on from there" if partial.exists() else ""
+        kept = (
+            "; the part that has arrived is kept, and the next try goes on from there"
+            if partial.exists()
+            else ""
+        )
         raise UnreachableError(
             f"{archive.stem} cannot be fetched from {masked(url)} ({_short(error)}{kept}). Fetch it where there is a "
             f"network and put {archive.name} (or its folder) into {archive.parent}, or name a folder: "
             "hardware.packages_dir=DIR"
         ) from error
-    except ValueError as error:  # pooch's word for a hash that differs
+    except ValueError as error:  # pooch raises it for a hash that differs
         partial.unlink(missing_ok=True)
         raise HardwareError(
-            f"{masked(url)} is not what it was when it was first fetched (SHA-256 in {archive.parent / HASHES}): "
-            f"{_short(error)}. If that is meant, remove its line there"
+            f"{masked(url)} has changed since it was first fetched (SHA-256 in {archive.parent / HASHES}): "
+            f"{_short(error)}. If that is intended, remove its line there"
         ) from error
 
 
 def _known_hashes(packages_dir: Path) -> dict[str, str]:
-    """SHA-256 of each archive when it was first fetched, by its file's name."""
+    """SHA-256 of the first copy of each archive, by the name of the file."""
     record = packages_dir / HASHES
     if not record.is_file():
         return {}
     try:
         known = load_json(record)
         if not isinstance(known, dict) or not all(isinstance(each, str) for each in known.values()):
-            raise ValueError("it has to be an object of texts")
+            raise ValueError("it must be a JSON object of strings")
         return known
     except ValueError as error:
         raise HardwareError(
-            f"{record} is damaged: {error}. Mend or remove it; then what is fetched next counts as the first"
+            f"{record} is damaged: {error}. Mend or remove it; without it the next copy counts as the first"
         ) from error
 
 
@@ -253,7 +280,7 @@ def _record(archive: Path) -> None:
 
 
 class _Resuming:
-    """A downloader for pooch that keeps what has arrived in ARCHIVE.partial, and goes on from there."""
+    """A downloader for pooch. It keeps an interrupted download in ARCHIVE.partial and resumes it."""
 
     def __init__(self, archive: Path, progress: bool) -> None:
         self._partial = archive.with_name(f"{archive.name}.partial")
@@ -275,7 +302,7 @@ class _Resuming:
             resumed = response.status_code == 206
             said = response.headers.get("Content-Range", "")
             elsewhere = resumed and said and not said.startswith(f"bytes {have}-")
-            # what has arrived was whole already, or is of another file: once more, from the beginning
+            # the kept part was complete, or belongs to another file: start again
             if have and (response.status_code == 416 or elsewhere):
                 self._partial.unlink(missing_ok=True)
                 return self(url, output_file, pooch)
@@ -306,7 +333,7 @@ class _Resuming:
 
 
 def _short(error: Exception) -> str:
-    """The end of requests' nested messages is what a person can use."""
+    """The end of requests' nested messages, which is the useful part."""
     text = masked(str(error).splitlines()[0])
     return text if len(text) < 160 else f"{type(error).__name__}: ...{text[-120:]}"
 
@@ -322,5 +349,5 @@ def _about(path: Path) -> dict[str, Any]:
         return about
     except (OSError, ValueError) as error:
         raise HardwareError(
-            f"{path} does not describe a calibrated package: {error}. Calibrate again, or copy it again"
+            f"{path} does not describe a calibrated package: {error}. Calibrate or copy it again"
         ) from error

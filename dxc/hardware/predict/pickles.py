@@ -1,8 +1,8 @@
-"""scikit-learn forests out of pickles that arrive from elsewhere, without running what is in them.
+"""Reads scikit-learn forests from untrusted pickles without executing them.
 
-A pickle is a program: it may name any function and call it. Here every name it may ask for stands for an inert
-object of ours, made anew for each file, that only keeps what it is given; any other name is refused. Arrays are
-decoded from their bytes. (nn-Meter's packages are pickles of scikit-learn 0.23, which today's refuses to load.)
+A pickle is a program: it may name any function and call it. Here each allowed name becomes an inert object, new for
+each file, that only keeps its arguments. Any other name is refused. Arrays are decoded from their bytes. (nn-Meter's
+packages are pickles of scikit-learn 0.23, which current versions refuse to load.)
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ MAX_BYTES = 2_000_000_000
 PLAIN = re.compile(r"[biuf][1248]")  # dtypes without objects
 KINDS = {"feature": "i", "threshold": "f", "left_child": "i", "right_child": "i"}
 
-# What find_class never sees (an extension code may come out of copyreg's cache as a function), or forests never need.
+# Operations that bypass find_class (copyreg's cache may give a function for an extension code), or that no forest
+# needs.
 REFUSED = {"EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "DUP", "NEXT_BUFFER", "READONLY_BUFFER"}
 PUTS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
 GETS = {"GET", "BINGET", "LONG_BINGET"}
-# Operations whose result costs nothing to use twice. Tuples do: a tuple of two that hold two that ..., fifty deep,
-# has 2**50 members to hash when it is a key.
+# Operations whose result is cheap to use twice. Tuples are not: pairs of pairs of ..., fifty deep, have 2**50 members
+# to hash when they are a key.
 CHEAP_TO_REPEAT = {
     "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8",
     "GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "EMPTY_LIST", "EMPTY_DICT",
 }  # fmt: skip
 MAX_REPEATS = 16
 
-# name in the pickle -> what stands for it; both the names of 0.22 and later and those before
+# name in the pickle -> what replaces it; with the names since 0.22 and those before
 NAMES = {
     "sklearn.ensemble._forest.RandomForestRegressor": "forest",
     "sklearn.ensemble.forest.RandomForestRegressor": "forest",
@@ -54,7 +55,7 @@ NAMES = {
 
 
 class _Kept:
-    """Keeps what a pickle hands over. Subclasses are made for one reading each and only say what they stand for."""
+    """Keeps the arguments that a pickle passes. Each reading makes its own subclasses, one for each allowed name."""
 
     kind = ""
 
@@ -81,18 +82,20 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if full not in NAMES:
-            shown = full[:200] if full[:200].isprintable() else ascii(full[:200])  # no escapes for terminals
+            shown = (
+                full[:200] if full[:200].isprintable() else ascii(full[:200])
+            )  # no terminal escapes in a message
             raise HardwareError(
                 f"{self._path} asks for {shown}, which no scikit-learn forest needs. Nothing of it was run. Do not use "
-                "this file; fetch the package anew from where nn-Meter publishes it"
+                "this file; fetch the package again from nn-Meter's release address"
             )
         return self._stand_ins.setdefault(full, type("Kept", (_Kept,), {"kind": NAMES[full]}))
 
 
 def read_forest(path: Path) -> Forest:
-    """The forest in a pickle of a RandomForestRegressor (scikit-learn up to 0.24), as plain arrays.
+    """Read the forest in a pickle of a RandomForestRegressor (scikit-learn up to 0.24).
 
-    Raises HardwareError that names the file, and the global it asked for, where the file is anything else.
+    Raises HardwareError for any other file. It names the file and the global that the file asks for.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -102,38 +105,43 @@ def read_forest(path: Path) -> Forest:
         return _forest(_Reader(content, path).load(), max_bytes=len(content))
     except HardwareError:
         raise
-    except Exception as error:  # a damaged pickle fails in any way
+    except Exception as error:  # a damaged pickle may raise anything
         raise HardwareError(
             f"{path} holds no scikit-learn forest that can be read: {type(error).__name__}: {str(error)[:300]}. "
-            "Remove the package's folder, so that it is fetched or unpacked anew"
+            "Remove the package's folder, so that it is fetched or unpacked again"
         ) from error
 
 
 def _check_operations(content: bytes) -> None:
-    """Read the program once without running it: refuse what goes round find_class, hangs, or eats memory."""
+    """Check the program without running it. Raises ValueError if it bypasses find_class, hangs or exhausts memory."""
     repeats = 0
-    memo: dict[int, str] = {}  # position -> the operation before it was kept
+    memo: dict[int, str] = {}  # position -> the operation that made what is kept there
     before = ""
     for operation, found, _ in pickletools.genops(content):
         name, argument = operation.name, cast("int | None", found)
         if name in REFUSED:
             raise ValueError(f"it uses the operation {name}, which no forest needs; nothing of it was run")
         if name in PUTS:
-            at = len(memo) if argument is None else argument  # as the reader counts
+            at = len(memo) if argument is None else argument  # as pickle counts
             if (
                 not 0 <= at <= len(memo) + 1
-            ):  # picklers count up; the reader allocates up to the highest position
+            ):  # picklers count up, and the reader allocates memory up to the highest position
                 raise ValueError("it asks for more memory than a file of its size can need")
             memo[at] = before
         elif name in GETS and memo.get(argument or 0) not in CHEAP_TO_REPEAT:
             repeats += 1
             if repeats > MAX_REPEATS:
-                raise ValueError("it repeats tuples, as only a file does that is to hang its reader")
+                raise ValueError("it repeats tuples, which only a file does that is meant to hang its reader")
         before = name
 
 
 def _forest(top: Any, *, max_bytes: int) -> Forest:
-    """max_bytes: of the file; trees that hold more are one tree many times over."""
+    """The forest in an unpickled object.
+
+    Args:
+        top: the object.
+        max_bytes: size of the file. Larger trees repeat one tree many times.
+    """
     estimators = _state(top, "forest")["estimators_"]
     if not isinstance(estimators, list) or not estimators:
         raise ValueError("it has no trees")
@@ -166,27 +174,27 @@ def _forest(top: Any, *, max_bytes: int) -> Forest:
 
 def _state(kept: Any, kind: str) -> dict[str, Any]:
     if not isinstance(kept, _Kept) or kept.kind != kind or not isinstance(kept.state, dict):
-        raise ValueError(f"where a {kind} should be is something else")
+        raise ValueError(f"something else is in the place of a {kind}")
     return kept.state
 
 
 def _whole(value: Any) -> int:
-    """A whole number, plain or numpy's. Anything else is refused unseen: to print or to multiply it may be a trap."""
+    """An integer of Python or numpy. Anything else is refused untouched: to print or to multiply it may be a trap."""
     if isinstance(value, _Kept) and value.kind == "scalar":
         kind, content = value.arguments
         value = np.frombuffer(content, _dtype(kind), count=1)[0].item()
     if not isinstance(value, int) or not 0 <= value < 2**31:
-        raise ValueError("where a whole number should be is something else")
+        raise ValueError("something else is in the place of a whole number")
     return value
 
 
 def _array(kept: Any) -> NDArray[Any]:
-    """Array from what numpy's __setstate__ is given: version, shape, dtype, column order, bytes."""
+    """Array from the arguments of numpy's __setstate__: version, shape, dtype, column order, bytes."""
     if not isinstance(kept, _Kept) or kept.kind != "array":
-        raise ValueError("where an array should be is something else")
+        raise ValueError("something else is in the place of an array")
     _, shape, kind, by_columns, content = kept.state
     if not isinstance(shape, tuple) or len(shape) > 3:
-        raise ValueError("an array has no shape that trees have")
+        raise ValueError("an array has a shape that no tree has")
     shape = tuple(_whole(each) for each in shape)
     dtype = _dtype(kind)
     if not isinstance(content, bytes) or math.prod(shape) * dtype.itemsize != len(content):
@@ -197,7 +205,7 @@ def _array(kept: Any) -> NDArray[Any]:
 def _dtype(kept: Any) -> np.dtype[Any]:
     """dtype from numpy's arguments and state: version, byte order, subarray, names, fields, item size, ..."""
     if not isinstance(kept, _Kept) or kept.kind != "dtype":
-        raise ValueError("where a dtype should be is something else")
+        raise ValueError("something else is in the place of a dtype")
     name = kept.arguments[0]
     if not isinstance(name, str):
         raise ValueError("a dtype has no name")
@@ -209,7 +217,7 @@ def _dtype(kept: Any) -> np.dtype[Any]:
         raise ValueError(f"an array has the type {name[:20]!r}, not numbers")
     names, fields, size = kept.state[3:6]
     if len(names) > 16:
-        raise ValueError("an array has more fields than nodes have")
+        raise ValueError("an array has more fields than a node")
     formats = [_dtype(fields[each][0]) for each in names]
     if any(each.names for each in formats):
         raise ValueError("an array has fields within fields")

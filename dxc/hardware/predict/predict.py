@@ -1,4 +1,4 @@
-"""Exported file -> predicted latency, kernel by kernel, with nn-Meter's method and packages of predictors."""
+"""Exported file -> predicted latency of each kernel, with nn-Meter's method and packages of predictors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KernelLatency:
-    """One kernel with its predicted latency; `ms` is None where the package has no predictor for it."""
+    """One kernel with its predicted latency. `ms` is None if the package has no predictor for it."""
 
     kernel: Kernel
     predictor: str | None
@@ -38,18 +38,17 @@ class Prediction:
 
     @property
     def latency_ms(self) -> float:
-        """Sum over the covered kernels: a lower bound where `uncovered` is not empty."""
+        """Sum over the covered kernels. It is a lower bound if `uncovered` is not empty."""
         return sum(each.ms for each in self.kernels if each.ms is not None)
 
     @property
     def uncovered(self) -> tuple[Kernel, ...]:
-        """Kernels that the package has no predictor for; they are in no sum."""
+        """Kernels for which the package has no predictor. They are in no sum."""
         return tuple(each.kernel for each in self.kernels if each.ms is None)
 
     @property
     def uncovered_macs_share(self) -> float | None:
-        """Share of the network's multiply-accumulates that lie in uncovered kernels, 0 to 1; None where they are not
-        known."""
+        """Share of the network's multiply-accumulates in uncovered kernels, 0 to 1; None where they are unknown."""
         total = sum_macs(each.kernel.macs for each in self.kernels)
         if total is None:
             return None
@@ -61,7 +60,7 @@ class Prediction:
 
     @property
     def says_something(self) -> bool:
-        """False where all arithmetic lies in uncovered kernels: what the rest takes is no latency of the network."""
+        """False if all arithmetic lies in uncovered kernels: then the covered ones do not give a latency."""
         return not self.uncovered or any(each.kernel.macs and each.ms is not None for each in self.kernels)
 
     def table(self) -> pd.DataFrame:
@@ -83,10 +82,14 @@ class Prediction:
 
 
 def predict(network: Path | Graph, package: Package) -> Prediction:
-    """Latency of a network for one image, as one package predicts it.
+    """Predict the latency of a network for one image with one package.
 
-    network: an .onnx file, or one that read_graph has read (several packages, one reading). Raises HardwareError
-    for a file that cannot be read or fusion rules that are none.
+    Args:
+        network: an .onnx file, or the graph from read_graph, so that several packages share one reading.
+        package: the package of predictors.
+
+    Raises:
+        HardwareError: the file or the fusion rules cannot be read.
     """
     graph = network if isinstance(network, Graph) else read_graph(network)
     kernels = detect(graph, package.rules)
@@ -110,10 +113,10 @@ def predict(network: Path | Graph, package: Package) -> Prediction:
 
 
 def latency_metrics(predictions: Sequence[Prediction]) -> dict[str, float]:
-    """Metrics of dxc.metrics: latency_ms/NAME each, their mean and sample standard deviation.
+    """Metrics of dxc.metrics: latency_ms/NAME of each package, and their mean and sample standard deviation.
 
-    One package has no spread: latency_std_ms is missing then, not 0. uncovered_macs_share is the largest of all; it is
-    missing where MACs are not known. A package that covers none of the arithmetic predicts no latency.
+    With one package latency_std_ms is missing, not 0. uncovered_macs_share is the largest of all packages; it is
+    missing where MACs are unknown. A package that covers none of the arithmetic predicts no latency.
     """
     each = {f"latency_ms/{p.package}": p.latency_ms for p in predictions if p.says_something}
     metrics = {"latency_ms": statistics.mean(each.values()), **each} if each else {}
@@ -124,7 +127,7 @@ def latency_metrics(predictions: Sequence[Prediction]) -> dict[str, float]:
 
 
 def describe_coverage(prediction: Prediction) -> str | None:
-    """'NAME has no predictor for 2 gap, 1 fc (0.00% of the MACs) ...'; None if it has one for every kernel."""
+    """'NAME has no predictor for 2 gap, 1 fc (0.00% of the MACs) ...'; None if every kernel has one."""
     if not prediction.uncovered:
         return None
     counts: dict[str, int] = defaultdict(int)
@@ -132,7 +135,7 @@ def describe_coverage(prediction: Prediction) -> str | None:
         counts[kernel.op] += 1
     listing = ", ".join(f"{count} {op}" for op, count in counts.items())
     share = prediction.uncovered_macs_share
-    of_all = "a share of the MACs that is not known" if share is None else f"{share:.2%} of the MACs"
+    of_all = "an unknown share of the MACs" if share is None else f"{share:.2%} of the MACs"
     so = (
         "its latency leaves them out"
         if prediction.says_something

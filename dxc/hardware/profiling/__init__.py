@@ -1,1 +1,1 @@
-"""Reduces traces of a network to tables."""
+"""Profiles a network and reduces the traces to tables."""

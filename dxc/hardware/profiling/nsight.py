@@ -1,8 +1,8 @@
-"""Nsight Systems: record an exported file's inference on a GPU, and reduce the report to tables.
+"""Records an exported file's inference on a GPU with Nsight Systems, and reduces the report to tables.
 
 Reads the SQLite file of `nsys export`: NVTX_EVENTS (our ranges, 'batch 8'), CUPTI_ACTIVITY_KIND_RUNTIME (API calls),
-_KERNEL, _MEMCPY and _MEMSET, StringIds (names). Times there are nanoseconds. A table is there only if something
-of its kind happened. (docs.nvidia.com/nsight-systems/UserGuide: "SQLite schema reference")
+_KERNEL, _MEMCPY and _MEMSET, StringIds (names). Times are in nanoseconds. A table exists only if something of its kind
+happened. (docs.nvidia.com/nsight-systems/UserGuide: "SQLite schema reference")
 """
 
 from __future__ import annotations
@@ -36,16 +36,36 @@ RECORD_OPTIONS = (
 
 
 def profile(onnx: Path, out: Path, batches: Sequence[int]) -> pd.DataFrame:
-    """Record and reduce; the report stays in `out` as nsight.nsys-rep. Raises HardwareError where nsys cannot."""
+    """Record and reduce. The report stays in `out` as nsight.nsys-rep.
+
+    Args:
+        onnx: the file.
+        out: folder of the report.
+        batches: batch sizes.
+
+    Raises:
+        HardwareError: nsys cannot record.
+    """
     sqlite = record(onnx, out, batches)
     try:
         return reduce(sqlite)
     finally:
-        sqlite.unlink(missing_ok=True)  # several times the report's size, and `nsys export` makes it again
+        sqlite.unlink(
+            missing_ok=True
+        )  # several times as large as the report, and `nsys export` can make it again
 
 
 def record(onnx: Path, out: Path, batches: Sequence[int]) -> Path:
-    """Run dxc.hardware.profiling.worker under `nsys profile` and export its report: path of the .sqlite."""
+    """Run dxc.hardware.profiling.worker under `nsys profile` and export its report. Returns the path of the .sqlite.
+
+    Args:
+        onnx: the file.
+        out: folder of the report.
+        batches: batch sizes.
+
+    Raises:
+        HardwareError: nsys or a GPU is missing, or nsys fails.
+    """
     import torch
 
     nsys = shutil.which("nsys")
@@ -69,7 +89,7 @@ def record(onnx: Path, out: Path, batches: Sequence[int]) -> Path:
 
 
 def _nsys(command: list[str], made: Path) -> None:
-    """Run nsys, which has to make a file. It may end with status 0 and none: then it said why on stderr."""
+    """Run nsys, which has to make a file. It may end with status 0 but no file, with the reason on stderr."""
     made.unlink(missing_ok=True)
     try:
         done = subprocess.run(
@@ -80,7 +100,7 @@ def _nsys(command: list[str], made: Path) -> None:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HardwareError(f"nsys {command[1]} could not be run: {error}") from error
-    # what it recorded, tens of MB, stays where nsys could not make a report of it
+    # the recording, tens of MB, stays there if nsys could not make a report from it
     made.with_suffix(".qdstrm").unlink(missing_ok=True)
     if done.returncode or not made.is_file():
         lines = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines()]
@@ -88,16 +108,16 @@ def _nsys(command: list[str], made: Path) -> None:
         made.unlink(missing_ok=True)
         raise HardwareError(
             f"nsys {command[1]} made no {made.name} (status {done.returncode}: "
-            f"{' / '.join(said[-3:]) or 'no message'}). `nsys status -e` says what is missing; it may need the "
+            f"{' / '.join(said[-3:]) or 'no message'}). `nsys status -e` says what is missing, such as the "
             "permission to profile (administrators: developer.nvidia.com/ERR_NVGPUCTRPERM)"
         )
 
 
 def reduce(sqlite: Path) -> pd.DataFrame:
-    """The tables of dxc.hardware.profiling.tables from an exported report, source 'nsight', one set a batch range.
+    """Read the tables of dxc.hardware.profiling.tables from an exported report: source 'nsight', one set per batch.
 
-    A kernel or copy belongs to the range in which its API call began, however late it ran (they share a
-    correlationId). Raises HardwareError for a file that is no such report or has no ranges of ours.
+    A kernel or copy belongs to the range in which its API call began, however late it ran. Both share a correlationId.
+    Raises HardwareError if the file is no such report or lacks dxc's ranges.
     """
     import pandas as pd
 
@@ -136,7 +156,7 @@ def reduce(sqlite: Path) -> pd.DataFrame:
         memory = sum((end - start) / 1e6 for each, _, start, end in copies if each in launched)
         api: dict[str, float] = {}
         for _, name, start, end in inside:
-            # cudaLaunchKernel_v7000 and the like: the version of the interface is no other call
+            # names such as cudaLaunchKernel_v7000: calls are counted together across versions
             text = names.get(name, str(name)).split("_v")[0]
             api[text] = api.get(text, 0.0) + (end - start) / 1e6
         rows += gpu_rows("nsight", batch, by_kernel, memory, api)
@@ -146,6 +166,6 @@ def reduce(sqlite: Path) -> pd.DataFrame:
 
 
 def _read(db: sqlite3.Connection, table: str, columns: str) -> list[tuple[Any, ...]]:
-    """Rows of a table; none where it is absent. Both arguments are words of this file."""
+    """Rows of a table; none if it is absent. Both names come from this module, not from a user."""
     there = db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)).fetchone()
     return db.execute(f"SELECT {columns} FROM {table}").fetchall() if there else []

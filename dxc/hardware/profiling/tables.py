@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 
 COLUMNS = ("source", "batch", "table", "name", "ms", "share")
 
-# Operators of torch and ONNX Runtime, kernels of cuDNN and cuBLAS; the first that is found in the name counts.
+# Operators of torch and ONNX Runtime, and kernels of cuDNN and cuBLAS. The first match in the name counts.
 MEMORY = re.compile(
     r"nchwto|nhwcto|converttensor|reorder|memcpy|memset|copy_|::clone|contiguous|transpose", re.I
 )
-TRANSFER = re.compile(r"memcpy|memset", re.I)  # what a GPU does beside kernels, as torch.profiler calls it
+TRANSFER = re.compile(
+    r"memcpy|memset", re.I
+)  # torch.profiler's names for the work of a GPU outside of kernels
 API = re.compile(r"cu(da)?[A-Z]")
 CLASSES = (
-    # a mean or maximum over the image is global pooling: aten::mean calls aten::sum, on a GPU a kernel with MeanOps
+    # a mean or maximum over the image is global pooling: aten::mean calls aten::sum, or on a GPU a kernel with MeanOps
     ("pooling", re.compile(r"pool|reduce_?mean|reduce_?max|aten::(mean|sum|amax)$|MeanOps", re.I)),
     ("conv", re.compile(r"conv|fprop|winograd|implicit_gemm|dgrad|wgrad|im2col|fft2d", re.I)),
     ("matmul", re.compile(r"gemm|gemv|addmm|matmul|aten::mm$|aten::bmm$|linear|cublas|nvjet|splitk", re.I)),
@@ -37,7 +39,7 @@ def operator_class(name: str) -> str:
 
 @dataclass(frozen=True)
 class Profile:
-    """A profile. mode: the profiler used, torch | nsight | none. note: a line where it is not the requested one."""
+    """A profile. mode: the profiler used, torch | nsight | none. note: the reason if it is not the requested one."""
 
     mode: str
     note: str
@@ -46,7 +48,7 @@ class Profile:
     files: tuple[Path, ...]
 
     def curves(self) -> list[tuple[str, float, int]]:
-        """(name, value, batch size): shares by class and of API calls, memory time, time an image."""
+        """(name, value, batch size): shares by class and of API calls, memory time, time per image."""
         points = []
         for row in self.table.itertuples():
             name = {
@@ -61,7 +63,13 @@ class Profile:
 
 
 def share_rows(source: str, batch: int, ms_by_name: Mapping[str, float]) -> list[tuple[Any, ...]]:
-    """Rows of the tables `operators` and `memory` from times by operator or kernel name."""
+    """Rows of the tables `operators` and `memory`.
+
+    Args:
+        source: the profiler.
+        batch: images in one execution.
+        ms_by_name: time by name of an operator or kernel.
+    """
     total = sum(ms_by_name.values())
     by_class = dict.fromkeys([*(kind for kind, _ in CLASSES), "other"], 0.0)
     for name, ms in ms_by_name.items():
@@ -80,7 +88,15 @@ def share_rows(source: str, batch: int, ms_by_name: Mapping[str, float]) -> list
 def gpu_rows(
     source: str, batch: int, kernels: Mapping[str, float], memory_ms: float, api: Mapping[str, float]
 ) -> list[tuple[Any, ...]]:
-    """Rows of a GPU's tables: kernel times by class, copies and memsets beside them, times of API calls."""
+    """Rows of a GPU's tables: kernel times by class, copies and memsets, and API calls.
+
+    Args:
+        source: the profiler.
+        batch: images in one execution.
+        kernels: ms by name of a kernel.
+        memory_ms: time of copies and memsets.
+        api: ms by name of an API call.
+    """
     rows = [row for row in share_rows(source, batch, kernels) if row[2] == "operators"]
     busy, spent = sum(kernels.values()) + memory_ms, sum(api.values()) or float("nan")
     rows.append((source, batch, "memory", "all", memory_ms, memory_ms / (busy or float("nan"))))

@@ -1,4 +1,4 @@
-"""Profiler traces of an exported file at several batch sizes, reduced to one table.
+"""Profiles an exported file at several batch sizes and reduces the traces to one table.
 
     source       batch  table      name      ms     share
     torch        8      operators  conv      40.2   0.91      share of operator (on a GPU: kernel) time by class
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 AUTO_SECONDS = 1.0
-"""Time limit for the trace of every run. Larger batches are left out."""
+"""Time limit for each trace. Batches that would take longer are left out."""
 
 
 def profile_network(
@@ -47,12 +47,21 @@ def profile_network(
     batches: Sequence[int] = BATCHES,
     budget_seconds: float | None = None,
 ) -> Profile:
-    """Profile a file's inference; traces and profile.parquet go to the folder `out`.
+    """Profile a file's inference.
 
-    mode: none; torch (torch.profiler; on the CPU ONNX Runtime's profiler too); nsight (nsys and a GPU; where that
-    fails, torch, and a note says why); auto: nsight where nsys and a GPU are, else torch in about a second.
-    Raises ConfigError for another mode, HardwareError for a file that torch cannot run and for accelerator gpu
-    without one.
+    Args:
+        onnx: the file.
+        out: folder for the traces and profile.parquet.
+        mode: none; torch: torch.profiler, and on the CPU ONNX Runtime's profiler too; nsight: nsys on a GPU, or torch
+            with a note if that fails; auto: nsight if there are nsys and a GPU, else torch in about a second.
+        accelerator: cpu or gpu.
+        threads: number of CPU threads.
+        batches: batch sizes.
+        budget_seconds: time limit; None: that of the mode.
+
+    Raises:
+        ConfigError: an unknown mode.
+        HardwareError: torch cannot run the file, or there is no GPU for accelerator gpu.
     """
     import pandas as pd
     import torch
@@ -90,7 +99,16 @@ def profile_network(
 def torch_rows(
     onnx: Path, out: Path, accelerator: str, threads: int, batches: Sequence[int], seconds: float | None
 ) -> list[tuple[Any, ...]]:
-    """torch.profiler on the file's operators: one run to warm up and one profiled run a batch size."""
+    """Profile the file's operators with torch.profiler: for each batch size one run to warm up and one profiled run.
+
+    Args:
+        onnx: the file.
+        out: folder for the traces.
+        accelerator: cpu or gpu.
+        threads: number of CPU threads.
+        batches: batch sizes.
+        seconds: time limit; None: no limit.
+    """
     import torch
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, record_function
@@ -106,7 +124,7 @@ def torch_rows(
     try:
         with torch.inference_mode(), _without_usdt():
             with torch.profiler.profile(activities=activities):
-                pass  # the first one imports for a second
+                pass  # the first use takes a second for imports
             for batch in _within(seconds, batches):
                 image = images(onnx, batch)
                 execute(module, image, device)
@@ -138,7 +156,15 @@ def torch_rows(
 def onnxruntime_rows(
     onnx: Path, out: Path, threads: int, batches: Sequence[int], seconds: float | None
 ) -> list[tuple[Any, ...]]:
-    """The same tables from ONNX Runtime's node profiler: node times of one run after one to warm up."""
+    """The same tables from ONNX Runtime's node profiler: one run to warm up, then one profiled run.
+
+    Args:
+        onnx: the file.
+        out: folder for the traces.
+        threads: number of CPU threads.
+        batches: batch sizes.
+        seconds: time limit; None: no limit.
+    """
     import numpy as np
 
     from dxc.hardware.measure.ort import node_times, session
@@ -167,7 +193,7 @@ def onnxruntime_rows(
 
 
 def _within(seconds: float | None, batches: Sequence[int]) -> Iterator[int]:
-    """Batch sizes in ascending order, until the next would not fit: it takes its multiple of the last one's time."""
+    """Batch sizes in ascending order while the next fits the time limit. Time is assumed proportional to the batch."""
     begun = last = time.perf_counter()
     before = 0
     for batch in sorted(batches):
@@ -197,14 +223,20 @@ def network_shape(onnx: Path) -> list[int]:
 
 
 def images(onnx: Path, batch: int) -> Tensor:
-    """A batch of random images (B, C, H, W) for a file; the global random numbers are left as they are."""
+    """A batch of random images (B, C, H, W) for a file. The global random state does not change."""
     import torch
 
     return torch.rand(batch, *network_shape(onnx), generator=torch.Generator().manual_seed(0))
 
 
 def execute(module: nn.Module, image: Tensor, device: str) -> None:
-    """One inference as it is used: images (B, C, H, W) from the host, answers back to it, which waits for a GPU."""
+    """One inference as in use: images (B, C, H, W) come from the host, outputs go back, and it waits for the GPU.
+
+    Args:
+        module: the network.
+        image: images on the host.
+        device: cpu or cuda.
+    """
     answer = module(image.to(device))
     for output in answer if isinstance(answer, tuple) else (answer,):
         output.cpu()
@@ -212,7 +244,7 @@ def execute(module: nn.Module, image: Tensor, device: str) -> None:
 
 @contextlib.contextmanager
 def _without_usdt() -> Iterator[None]:
-    """torch 2.13's profiler prints 'USDT:' lines to stderr by itself; everything else is passed on."""
+    """Drop the 'USDT:' lines that torch 2.13's profiler prints to stderr. Other lines pass."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as file:

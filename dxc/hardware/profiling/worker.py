@@ -1,7 +1,7 @@
-"""What Nsight Systems watches: `python -m dxc.hardware.profiling.worker model.onnx 1 2 4`.
+"""The process that Nsight Systems records: `python -m dxc.hardware.profiling.worker model.onnx 1 2 4`.
 
-One execution a batch size on the GPU, images copied there and scores back, each in an NVTX range 'batch N', after
-one outside of any range.
+For each batch size it executes the network once outside of any range, then once in an NVTX range 'batch N'. Images are
+copied to the GPU and scores back.
 """
 
 from __future__ import annotations

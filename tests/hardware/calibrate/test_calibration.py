@@ -1,4 +1,4 @@
-"""Calibration: kernels add up to their network, interrupted ones go on, packages say what they describe."""
+"""Calibration: kernels add up to their network, interrupted calibrations resume, and packages describe themselves."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_calibration_networks_run(family: str) -> None:
 
 
 def test_the_same_spec_is_the_same_network() -> None:
-    """And drawing its weights leaves torch's own random numbers as they were."""
+    """Drawing the weights does not change torch's random state."""
     before = torch.get_rng_state()
     module(RESNET)
     assert torch.equal(torch.get_rng_state(), before)
@@ -85,7 +85,7 @@ def test_the_same_spec_is_the_same_network() -> None:
 
 @pytest.mark.parametrize("family", ["resnet", "sppnet", "mobilenet"])
 def test_a_calibration_network_has_the_kernels_of_the_exported_one(family: str, tmp_path: Path) -> None:
-    """Kernel by kernel that of a network as training leaves it: biases and statistics are all different."""
+    """It has the kernels of a trained network, in which biases and statistics all differ."""
     spec = draw(family, np.random.default_rng(2))
     knobs = {key: spec[key] for key in spec if key not in ("family", "size")}
     model = {"resnet": ResNet, "sppnet": SppNet, "mobilenet": MobileNetV1}[family](**knobs)
@@ -115,13 +115,13 @@ def test_a_calibration_network_has_the_kernels_of_the_exported_one(family: str, 
 def test_bins_that_do_not_divide_the_features_are_gathered(
     level: int, size: int, gathered: list[tuple[int, int, int]], tmp_path: Path
 ) -> None:
-    """Of level 5 at 100 pixels they are pooled, gathered along rows and columns, and pooled in pairs."""
+    """The bins of level 5 at 100 pixels are pooled, gathered along rows and columns, and pooled in pairs."""
     kernels = kernels_of(onnx_model({**SPPNET, "level": level, "size": size}), tmp_path)
     assert [kernel.features for kernel in kernels if kernel.op == "Gather"] == gathered
 
 
 def test_networks_of_the_shipped_package_can_be_made_again() -> None:
-    """Its table names them in the words that are drawn today."""
+    """The table of the shipped package has the knobs that are drawn today."""
     specs = [
         json.loads(text) for text in pd.read_parquet(SHIPPED / "ort_cpu_xeon" / "networks.parquet")["spec"]
     ]
@@ -147,7 +147,7 @@ def test_calibration_draws_every_level_of_the_pyramid() -> None:
 
 
 def test_the_shipped_package_says_that_it_leaves_the_fifth_level_out(tmp_path: Path) -> None:
-    """It was measured before level 5 was drawn: a predictor of that needs a calibration anew."""
+    """The shipped package was measured before level 5 was drawn. A predictor for it needs a new calibration."""
     onnx.save(onnx_model(SPPNET), tmp_path / "m.onnx")
     prediction = predict(tmp_path / "m.onnx", load_package(SHIPPED / "ort_cpu_xeon"))
     assert describe_coverage(prediction) == (
@@ -156,7 +156,7 @@ def test_the_shipped_package_says_that_it_leaves_the_fifth_level_out(tmp_path: P
 
 
 def test_kernels_add_up_to_their_network() -> None:
-    """Of every family: all of ONNX Runtime's time belongs to a kernel, and the kernels' sum is the plain time."""
+    """In every family all time of ONNX Runtime belongs to a kernel, and the kernels add up to the plain time."""
     for family in families():
         record = measure_kernels(draw(family, np.random.default_rng(1)), 1, Reference(1))
         assert all(features is not None for _, features, _, _ in record.kernels)
@@ -231,7 +231,7 @@ def test_errors_by_hand() -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small networks, short runs, few trees: what is tested is the way, not the figures."""
+    """Small networks, short runs and few trees: the test is about the procedure, not the figures."""
     monkeypatch.setattr(calibrate, "SECONDS", 0.003)
     monkeypatch.setattr(calibrate, "MIN_RUNS", 1)
     monkeypatch.setattr(calibrate, "MAX_SPREAD", 10.0)
@@ -280,7 +280,7 @@ def test_an_interrupted_calibration_goes_on(
     assert networks["reference_ms"][:7].tolist() == [json.loads(line)["reference_ms"] for line in lines]
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
-    # the same networks are drawn without an interruption
+    # an uninterrupted calibration draws the same networks
     again = calibrate.calibrate("again", hardware(tmp_path), networks=20, progress=False)
     plain = 13  # of 20; the last third depends on what was measured
     assert (
@@ -337,7 +337,7 @@ def test_what_cannot_be_calibrated(name: str, facts: dict, said: str, tmp_path: 
 
 @pytest.mark.slow
 def test_a_killed_command_goes_on(tmp_path: Path) -> None:
-    """calibrate.py itself, killed with SIGKILL, then started again with the same words."""
+    """calibrate.py itself is killed with SIGKILL and started again with the same command."""
     command = [
         sys.executable,
         "calibrate.py",

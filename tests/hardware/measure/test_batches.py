@@ -1,4 +1,4 @@
-"""Latency / batch over batch sizes: the optimum by hand, what is left out, and graphs that mix up their images."""
+"""Latency per image by batch size: the optimum by hand, what is left out, and graphs that mix up their images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.hardware.networks import exported_resnet
 
 
 def measurement(batch: int, median_ms: float, *, spread: float = 0.001) -> Measurement:
-    """As dxc.hardware.measure.latency.record makes it, of runs of 0.9, 1 and 1.2 times the median."""
+    """A measurement as dxc.hardware.measure.latency.record makes it, from runs of 0.9, 1 and 1.2 times the median."""
     answer = {
         "raw_ms": [0.9 * median_ms, median_ms, 1.2 * median_ms],
         "peak_memory_mb": 50.0,
@@ -36,7 +36,7 @@ def measurement(batch: int, median_ms: float, *, spread: float = 0.001) -> Measu
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """No file is there; the sizes of the batches that would have been checked."""
+    """There is no file. The fixture collects the batch sizes that would be checked."""
     requested: list[int] = []
     monkeypatch.setattr(efficiency, "check_batch", lambda onnx, images: requested.append(images))
     return requested
@@ -47,7 +47,7 @@ def by_median(medians: dict[int, float], **spreads: float) -> Callable[[int], Me
 
 
 def test_latency_over_batch_by_hand(unchecked: list[int]) -> None:
-    """4 / 1 = 4, 6 / 2 = 3, 14 / 4 = 3.5 ms an image: 2 images a batch are best."""
+    """4 / 1 = 4, 6 / 2 = 3 and 14 / 4 = 3.5 ms per image: a batch of 2 is best."""
     found = measure_batches(Path("x.onnx"), [1, 2, 4], by_median({1: 4, 2: 6, 4: 14}))
     assert found.metrics() == {
         "efficiency_ms": 3.0,
@@ -64,7 +64,7 @@ def test_latency_over_batch_by_hand(unchecked: list[int]) -> None:
 
 
 def test_the_table_has_quartiles_of_an_image(unchecked: list[int]) -> None:
-    """Of runs of 0.9, 1 and 1.2 times 6 ms, a quarter lies below 0.95 and above 1.1 times it."""
+    """Runs take 0.9, 1 and 1.2 times 6 ms. Their quartiles are 0.95 and 1.1 times 6 ms."""
     found = measure_batches(Path("x.onnx"), [1, 2], by_median({1: 4, 2: 6}, of2=0.5))
     assert list(found.table()) == ["batch", "ms_per_image", "q25_ms", "q75_ms", "valid"]
     assert found.table().iloc[1].tolist() == pytest.approx([2, 3.0, 2.85, 3.3, False])
@@ -92,7 +92,7 @@ def test_invalid_measurements_are_no_candidates(unchecked: list[int]) -> None:
     found = measure_batches(Path("x.onnx"), [1, 2, 4], by_median({1: 4, 2: 6, 4: 4}, of4=0.5))
     assert found.ms_per_image == {1: 4.0, 2: 3.0}
     assert found.optimum_batch == 2
-    assert found.notes == ("batch 4: an invalid measurement is not a candidate for optimum_batch",)
+    assert found.notes == ("batch 4: the measurement is invalid and does not count for optimum_batch",)
     assert [m.batch for m in found.measurements] == [1, 2, 4]
 
 
@@ -108,7 +108,7 @@ def test_one_batch_is_measured_as_ever(unchecked: list[int]) -> None:
 
 
 def test_batches_that_take_too_long_are_left_out(unchecked: list[int]) -> None:
-    """A batch of 4 is expected to take twice the 0.8 s of a batch of 2 for each of 17 executions: 27 s, over 20."""
+    """A batch of 4 should take twice the 0.8 s of a batch of 2. 17 executions take 27 s, which is over 20 s."""
     requested: list[int] = []
 
     def measured(batch: int) -> Measurement:
@@ -244,7 +244,7 @@ def test_a_graph_that_mixes_up_its_images_is_refused(case: str, tmp_path: Path) 
 
 
 def test_graphs_that_keep_images_apart_pass(tmp_path: Path) -> None:
-    """Every batch size of theirs is measured. Rounding is no mistake: 5e-5 of the largest value, all being negative."""
+    """These graphs pass. Rounding by 5e-5 of the largest value passes too, also where all values are negative."""
     nodes = [("Relu", ["image"], "presence", {}), ("Neg", ["image"], "box", {})]
     rounded = [
         ("ReduceMean", ["image"], "mean", {"axes": [0]}),
@@ -269,7 +269,7 @@ def test_graphs_that_keep_images_apart_pass(tmp_path: Path) -> None:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Costs without timing: 10 + 2 n ms for a batch of n, so 12, 7, 4.5 ms an image; the batches in order."""
+    """Costs without timing. A batch of n takes 10 + 2 n ms: 12, 7 or 4.5 ms per image. Returns the batches in order."""
     requested: list[int] = []
 
     def measure_on(onnx: Path, hardware: Hardware, batch: int) -> Measurement:

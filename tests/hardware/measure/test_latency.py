@@ -49,7 +49,7 @@ def network(tmp_path: Path) -> Path:
 
 
 def heavy(path: Path, weight_mb: int) -> Path:
-    """A linear layer with so many 1e6 bytes of weights."""
+    """A linear layer with this many 1e6 bytes of weights."""
     side = int((weight_mb * 1e6 / 4) ** 0.5)
     weight = numpy_helper.from_array(np.full((side, side), 0.5, np.float32), "w")
     node = helper.make_node("MatMul", ["image", "w"], ["scores"])
@@ -74,7 +74,7 @@ def save(path: Path, nodes: list, inputs: list, weights: dict[str, np.ndarray]) 
 
 
 def script(path: Path, text: str) -> str:
-    """An executable shell script; its name has a blank, which a shell would take apart."""
+    """An executable shell script. Its name has a space, at which a shell would split it."""
     path = path.with_name(f"{path.name} script")
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
@@ -119,7 +119,7 @@ def running_worker() -> psutil.Process:
 
 
 def test_threads_are_those_asked_for(network: Path) -> None:
-    """ONNX Runtime starts one fewer than it may use: the caller works too."""
+    """ONNX Runtime starts one thread fewer than it may use, because the caller works too."""
     rule = StopRule(max_runs=10**9, max_seconds=0.5)
     counts = []
     for threads in (1, 3):
@@ -152,7 +152,7 @@ def test_warm_up_goes_on_until_both_runs_and_seconds_are_over(network: Path) -> 
 
 
 def test_times_are_milliseconds_of_execution(tmp_path: Path) -> None:
-    """Runs of some ms fill the timed phase but for the loop around them: their sum is its length."""
+    """Runs of some ms fill the timed phase, so their sum is about its length."""
     rule = StopRule(warmup_runs=1, warmup_seconds=0.0, min_runs=1, max_runs=10**6, max_seconds=0.6)
     raw_ms = measure(heavy(tmp_path / "heavy.onnx", 64), batch=16, stop=rule, max_spread=ANY).raw_ms
     assert len(raw_ms) > 1
@@ -179,7 +179,7 @@ def test_making_the_session_is_not_timed(tmp_path: Path) -> None:
 
 
 def test_peak_memory_counts_the_network_not_the_process(network: Path, tmp_path: Path) -> None:
-    """64 MB of weights take at least that, and at most a few copies; the process without them is left out."""
+    """64 MB of weights take at least 64 MB and at most a few copies. The memory of the empty process does not count."""
     small = measure(network, stop=QUICK, max_spread=ANY)
     large = measure(heavy(tmp_path / "heavy.onnx", 64), stop=QUICK, max_spread=ANY)
     assert small.peak_memory_mb < 30
@@ -248,7 +248,7 @@ def test_noisy_attempts_are_repeated_and_kept(network: Path, monkeypatch: pytest
 
 
 def test_what_is_measured_by_default() -> None:
-    """As docs and the costs of a search say: 10 % of spread, and 2 to 3 s for a network of 5 ms."""
+    """The defaults are those of the docs and of a search: 10 % of spread, and 2 to 3 s for a network of 5 ms."""
     assert StopRule() == StopRule(
         warmup_runs=5, warmup_seconds=0.3, min_runs=15, max_runs=1000, max_seconds=1.5
     )
@@ -309,13 +309,13 @@ def test_files_that_cannot_be_measured(network: Path, tmp_path: Path) -> None:
     stuck = save(tmp_path / "stuck.onnx", [reshape], [image], {"size": np.array([2, 2])})
     assert measure(stuck, stop=QUICK, max_spread=ANY).valid
     with pytest.raises(
-        HardwareError, match=r"(?s)stuck.onnx cannot be measured here: .*Reshape.*fit one batch only"
+        HardwareError, match=r"(?s)stuck.onnx cannot be measured here: .*Reshape.*fit only one batch"
     ):
         measure(stuck, batch=3, stop=QUICK)
 
 
 def test_the_worker_is_alone(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings for training and files beside the worker do not reach what is measured; it reports to nobody."""
+    """Settings for training and files beside the worker do not affect a measurement, and telemetry is off."""
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv("DXC_TEST", "kept")
     (tmp_path / "temporary").mkdir()
@@ -336,7 +336,7 @@ def test_the_worker_is_alone(network: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_worker_runs_on_an_older_python() -> None:
-    """Syntax of 3.9, and nothing imported that a bare device lacks."""
+    """The worker has the syntax of Python 3.9 and imports nothing that a bare device lacks."""
     tree = ast.parse(module.WORKER.read_text(), feature_version=(3, 9))
     nodes = list(ast.walk(tree))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
@@ -345,7 +345,7 @@ def test_the_worker_runs_on_an_older_python() -> None:
 
 
 def test_a_worker_that_is_killed_is_said(network: Path) -> None:
-    """As the kernel does it where memory ends."""
+    """Kill the worker as the kernel does when memory runs out."""
 
     threading.Thread(target=lambda: running_worker().send_signal(signal.SIGKILL), daemon=True).start()
     forever = StopRule(max_runs=10**9, max_seconds=20.0)
@@ -355,7 +355,7 @@ def test_a_worker_that_is_killed_is_said(network: Path) -> None:
 
 def test_a_worker_that_does_not_end_is_given_up(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TIMEOUT_SECONDS", 1)
-    with pytest.raises(HardwareError, match="no answer within 1 s, given up"):
+    with pytest.raises(HardwareError, match="no answer within 1 s; is the machine busy"):
         measure(network, stop=StopRule(max_runs=10**9, max_seconds=20.0))
 
 
@@ -368,7 +368,7 @@ def test_a_python_without_onnxruntime_is_told_what_it_needs(network: Path, tmp_p
 
 
 class Server(NamedTuple):
-    """A device: options for ssh to reach it, and its lists of keys."""
+    """A device: the ssh options that reach it, and its lists of keys."""
 
     options: list[str]
     folder: Path
@@ -378,7 +378,7 @@ class Server(NamedTuple):
         return [str(key) if each == str(self.folder / "user") else each for each in self.options]
 
     def forced(self, name: str, prefix: str) -> list[str]:
-        """Options whose logins run every command after `prefix`, as a device's shell profile would."""
+        """Options whose logins run `prefix` before every command, like the shell profile of a device."""
         make_key(self.folder / name)
         wrapped = script(self.folder / name, f'{prefix}\neval "$SSH_ORIGINAL_COMMAND"').replace(" ", "\\ ")
         with (self.folder / "authorized").open("a") as keys:
@@ -438,7 +438,7 @@ HOST = f"{getpass.getuser()}@127.0.0.1"
 
 
 def test_a_device_is_measured_over_ssh(network: Path, sshd: Server, tmp_path: Path) -> None:
-    """Also where its shell greets before every command; nothing is left there."""
+    """A shell may print a greeting before every command. No file stays on the device."""
     (tmp_path / "device's folder").mkdir()
     measured = measure(
         network,
@@ -473,7 +473,7 @@ def beside(folder: Path, location: str) -> Path:
 
 @pytest.mark.parametrize("location", ["worker.py", "deep/w $HOME.bin"])
 def test_weights_beside_the_file_are_copied_to_a_device(location: str, tmp_path: Path) -> None:
-    """By a shell as a device's: they lie where the file says, and one called worker.py is not the worker."""
+    """Weights are copied to where the .onnx expects them. A file of weights named worker.py is not the worker."""
     path = beside(tmp_path / "here", location)
     (tmp_path / "device").mkdir()
     shell = script(tmp_path / "ssh", f'export TMPDIR="{tmp_path}/device"\nshift 2\nexec sh -c "$1"')
@@ -537,7 +537,7 @@ def test_a_device_out_of_memory_space_or_time_is_said(
         measure(network, host=HOST, ssh_options=nowhere, stop=QUICK)
     monkeypatch.setattr(module, "TIMEOUT_SECONDS", 1)
     forever = StopRule(max_runs=10**9, max_seconds=20.0)
-    with pytest.raises(HardwareError, match="no answer within 1 s, given up"):
+    with pytest.raises(HardwareError, match="no answer within 1 s; is the machine busy"):
         measure(network, host=HOST, ssh_options=sshd.options, remote_python=sys.executable, stop=forever)
 
 

@@ -1,4 +1,4 @@
-"""What calibrated predictors see of a kernel, by hand."""
+"""The features of calibrated predictors, by hand."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_features_and_work_by_hand(
 
 
 class _Sum:
-    """Predicts a thousandth of the sum of what it sees."""
+    """Predicts a thousandth of the sum of its features."""
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         return features.sum(axis=1) / 1000

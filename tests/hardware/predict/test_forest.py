@@ -1,4 +1,4 @@
-"""Forests as arrays: what is refused, and that damaged files say so."""
+"""Forests as arrays: unsound ones and damaged files are refused."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_tree_that_is_not_sound_by_itself_is_refused(first: dict[str, Any], sa
 
 
 def test_the_sum_over_trees_by_hand() -> None:
-    """base + weight x (leaf + leaf); a feature is rounded to float32, and equal to the threshold goes left."""
+    """base + weight x (leaf + leaf). A feature is rounded to float32, and goes left where it equals the threshold."""
     other = TREE | {"threshold": np.array([0.1, -2, -2]), "value": np.array([0.0, 10, 20])}
     forest = Forest.joined([TREE, other], base=1.0, weight=0.5, n_features=2)
     # 2 <= 2 and 2 > 0.1; 0.1 as float32 is more than 0.1; 0 is left of both; 3 is right of both; column 1 is not asked
@@ -104,18 +104,18 @@ def _rewritten(path: Path, **other: Any) -> None:
         ({"left": np.array([0, -1, -1], np.int32)}, "outside of its tree"),  # a loop
         ({"right": np.array([3, -1, -1], np.int32)}, "outside of its tree"),
         ({"right": np.array([0, -1, -1], np.int32)}, "outside of its tree"),
-        ({"feature": np.array([1, -1, -1], np.int32)}, "a feature that there is not"),  # of one: 0
-        ({"feature": np.array([-3, -1, -1], np.int32)}, "a feature that there is not"),
+        ({"feature": np.array([1, -1, -1], np.int32)}, "a feature that does not exist"),  # of one: 0
+        ({"feature": np.array([-3, -1, -1], np.int32)}, "a feature that does not exist"),
         ({"n_features": np.int64(0)}, "features"),
         ({"n_features": np.int64(10_001)}, "10001 features"),
-        ({"roots": np.array([3], np.int32)}, "begins outside"),
-        ({"roots": np.array([-1], np.int32)}, "begins outside"),
-        ({"roots": np.array([], np.int32)}, "do not belong together"),
+        ({"roots": np.array([3], np.int32)}, "a root lies outside"),
+        ({"roots": np.array([-1], np.int32)}, "a root lies outside"),
+        ({"roots": np.array([], np.int32)}, "do not fit together"),
         ({"base": np.float64(np.nan)}, "not finite"),
         ({"weight": np.float64(np.inf)}, "not finite"),
         ({"threshold": np.array([np.nan, 0, 0])}, "not finite"),
         ({"value": np.array([0, np.inf, 5])}, "not finite"),
-        ({"value": np.zeros(2)}, "do not belong together"),
+        ({"value": np.zeros(2)}, "do not fit together"),
         ({"value": np.zeros((3, 1))}, "other shapes"),
         ({"left": np.array([1, -1, -1], np.int64)}, "other types"),
         ({"value": np.array([None] * 3, dtype=object)}, "pickle"),

@@ -1,4 +1,4 @@
-"""Kernels of an exported file: nn-Meter's own reading, and nothing lost."""
+"""Kernels of an exported file: they are nn-Meter's own, and none is lost."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def rules(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("pool", ["none", "max"])
 @pytest.mark.parametrize("fusion", [TFLITE, FUSION_RULES], ids=["tflite", "onnxruntime"])
 def test_kernels_are_those_that_nn_meter_finds(pool: str, fusion: dict, tmp_path: Path) -> None:
-    """Against nn-Meter's own path from a file to kernels, with a fixed batch (it reads an open one as 0)."""
+    """The kernels are those of nn-Meter's own path from a file, with a fixed batch (it reads an open one as 0)."""
     path = exported_resnet(tmp_path / "model.onnx", pool=pool)
     rules = tmp_path / "fusion_rules.json"
     rules.write_text(json.dumps(fusion))
@@ -77,7 +77,7 @@ def test_features_and_macs_by_hand(tmp_path: Path, rules: Path) -> None:
 
 
 def test_an_untrained_export_with_identities_is_read(tmp_path: Path, rules: Path) -> None:
-    """Equal biases become Identity nodes, on which nn-Meter's detector dies."""
+    """Equal biases become Identity nodes, on which nn-Meter's detector crashes."""
     untrained = exported_resnet(tmp_path / "u.onnx", trained=False)
     assert any(node.op_type == "Identity" for node in onnx.load(untrained).graph.node)
     trained = exported_resnet(tmp_path / "t.onnx")
@@ -86,7 +86,7 @@ def test_an_untrained_export_with_identities_is_read(tmp_path: Path, rules: Path
 
 
 def test_an_identity_at_the_end_is_no_kernel(tmp_path: Path, rules: Path) -> None:
-    """nn-Meter's detector dies on it."""
+    """nn-Meter's detector crashes on it."""
     path = exported_resnet(tmp_path / "m.onnx")
     model = onnx.load(path)
     before = [(kernel.op, kernel.macs) for kernel in detect(read_graph(path), rules)]
@@ -108,7 +108,7 @@ def network(path: Path, nodes: list[onnx.NodeProto], shape: list, **weights: np.
 
 
 def test_chained_identities_lead_to_their_source(tmp_path: Path, rules: Path) -> None:
-    """Between weights, between nodes and at the end, two in a row each."""
+    """Two Identity nodes in a row: between weights, between nodes, and at the end."""
     weight = np.ones((4, 3, 3, 3), np.float32)
     chain = [("w", "w1"), ("w1", "w2"), ("c", "c1"), ("c1", "c2"), ("r", "r1"), ("r1", "scores")]
     passed = {out: helper.make_node("Identity", [given], [out]) for given, out in chain}
@@ -130,7 +130,7 @@ def test_chained_identities_lead_to_their_source(tmp_path: Path, rules: Path) ->
 
 
 def test_only_what_computes_a_shape_is_no_kernel(tmp_path: Path, rules: Path) -> None:
-    """Shape and its vectors leave; a table that is made of a vector, and a product of vectors, stay."""
+    """Shape and its vectors are removed. A table made from a vector and a product of vectors stay."""
     nodes = [
         helper.make_node("ReduceMean", ["image"], ["v"], axes=[0, 2, 3], keepdims=0),  # 3 numbers
         helper.make_node("MatMul", ["v", "w"], ["u"], "product"),  # a vector, but with MACs
@@ -149,7 +149,7 @@ def test_only_what_computes_a_shape_is_no_kernel(tmp_path: Path, rules: Path) ->
 
 
 def test_kernels_of_a_fixed_batch_are_those_of_one_image(tmp_path: Path, rules: Path) -> None:
-    """Also where features begin with the first size: of a ReLU of (1, 5), not of (8, 5)."""
+    """This also holds where features begin with the first size: the ReLU has (1, 5), not (8, 5)."""
     nodes = [
         helper.make_node("Flatten", ["image"], ["f"]),
         helper.make_node("MatMul", ["f", "w"], ["m"]),
@@ -164,7 +164,7 @@ def test_kernels_of_a_fixed_batch_are_those_of_one_image(tmp_path: Path, rules: 
 
 
 def test_gathering_from_images_has_features(tmp_path: Path, rules: Path) -> None:
-    """Height, channels and axis; of other axes there are none."""
+    """Height, channels and axis. A Gather along another axis has no features."""
     nodes = [
         helper.make_node("Gather", ["image", "at"], ["a"], axis=2),
         helper.make_node("Gather", ["a", "at"], ["b"], axis=3),
@@ -197,7 +197,7 @@ def test_a_lone_node_is_not_lost(tmp_path: Path, rules: Path) -> None:
 
 
 def test_grouped_convolutions_have_no_features(tmp_path: Path, rules: Path) -> None:
-    """nn-Meter takes them for dense ones, with the groups' number of times their cost; depthwise ones it knows."""
+    """nn-Meter takes grouped convolutions for dense ones, which cost many times more. It knows depthwise ones."""
     model = nn.Sequential(
         nn.Conv2d(8, 8, 3, groups=4),
         nn.ReLU(),

@@ -1,4 +1,4 @@
-"""Published packages: forests out of pickles without running them, fetching, unpacking."""
+"""Published packages: forests from pickles that are not executed, fetching, unpacking."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_zip_entries_that_leave_the_folder_are_refused(entry: str, tmp_path: Pat
 
 
 def test_a_predictor_that_was_not_converted_is_converted_beside_those_that_were(package: Path) -> None:
-    """As after a kill: the first of several is there, a later one is not."""
+    """The state after a kill: the first of several files exists, a later one does not."""
     kernels = sorted(load_package(package).regressors)
     assert len(kernels) > 1
     (package / f"{kernels[-1]}.npz").unlink()
@@ -251,7 +251,7 @@ def test_zips_that_unpack_to_too_much_are_refused(tmp_path: Path, monkeypatch: p
 
 
 def test_a_zip_with_damaged_content_is_named(tmp_path: Path) -> None:
-    """Its directory is whole: only decompressing shows it, and zlib has an error of its own."""
+    """The directory of the archive is intact, so only decompression reveals the damage. zlib has its own error."""
     archive = tmp_path / "p.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
         opened.writestr("p/fusion_rules.json", os.urandom(300) * 50)
@@ -328,14 +328,14 @@ def test_an_interrupted_download_goes_on(knows_ranges: bool, release: str, tmp_p
     shutil.rmtree(tmp_path / PUBLISHED[0])
     (tmp_path / f"{PUBLISHED[0]}.zip").unlink()
     _Release.content = _Release.content + b"x"
-    with pytest.raises(HardwareError, match="is not what it was"):
+    with pytest.raises(HardwareError, match="has changed since"):
         find_package(PUBLISHED[0], packages_dir=tmp_path, packages_url=release, progress=False)
     assert not (tmp_path / PUBLISHED[0]).exists()
 
 
 @pytest.mark.parametrize("left_over", ["longer than the file", "from another place"])
 def test_what_is_left_of_another_file_is_dropped(left_over: str, release: str, tmp_path: Path) -> None:
-    """416, or a 206 whose Content-Range begins elsewhere: it is fetched from the beginning, in the same call."""
+    """After 416, or 206 with a Content-Range that begins elsewhere, the same call fetches from the beginning."""
     longer = left_over == "longer than the file"
     _Release.ranges.append("so that the first transfer is not cut")
     _Release.content_range = "bytes 0-99/100"
@@ -347,7 +347,7 @@ def test_what_is_left_of_another_file_is_dropped(left_over: str, release: str, t
 
 
 def test_a_log_in_page_does_not_become_the_record(release: str, tmp_path: Path) -> None:
-    """What a hotel's network answers is no archive; the true one, fetched later, must not be refused for it."""
+    """The log-in page of a hotel's network is no archive. It must not make a later fetch of the real one fail."""
     _Release.ranges.append("so that the first transfer is not cut")
     true, _Release.content = _Release.content, b"<html>log in</html>"
     with pytest.raises(HardwareError, match="cannot be unpacked.*remove it"):

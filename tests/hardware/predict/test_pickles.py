@@ -1,4 +1,4 @@
-"""Pickles that mean harm to the reader: calls round find_class, hangs, memory, trees that are none."""
+"""Hostile pickles: calls that bypass find_class, hangs, exhausted memory, and false trees."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VALUES = np.array([0.0, 3, 5]).reshape(3, 1, 1)
 
 
 class _Is:
-    """Pickles as a call of `function` with a state: the real classes' own pickles are written this way."""
+    """Pickles as a call of `function` with a state, like the real classes."""
 
     def __init__(self, function: Any, arguments: tuple[Any, ...], state: Any = None) -> None:
         self.parts = (function, arguments, state)
@@ -77,7 +77,7 @@ def test_a_file_may_be_as_large_as_is_allowed(tmp_path: Path, monkeypatch: pytes
 
 
 def test_trees_beyond_one_frame_are_read(tmp_path: Path) -> None:
-    """Bytes over 64 kB lie outside of the pickle's frames; published trees are that large."""
+    """Bytes over 64 kB lie outside of a pickle's frames. Published trees are that large."""
     rng = np.random.default_rng(0)
     features = rng.random((3000, 2))
     fitted = RandomForestRegressor(3, random_state=0).fit(features, features.sum(axis=1))
@@ -89,7 +89,7 @@ def test_trees_beyond_one_frame_are_read(tmp_path: Path) -> None:
 
 
 def test_extension_codes_call_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A code that the process has met before comes out of copyreg's cache, past find_class."""
+    """An extension code that the process has seen before comes from copyreg's cache and bypasses find_class."""
     path, marker = tmp_path / "fc.pkl", tmp_path / "touched"
     monkeypatch.setitem(copyreg._extension_cache, 7, os.system)  # type: ignore[attr-defined]
     command = f"touch {marker}".encode()
@@ -102,7 +102,7 @@ def test_extension_codes_call_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def _nested_key(depth: int, *, miscounted: bool = False) -> bytes:
-    """A dict whose key is a tuple of two that are tuples of two that ...: 2**depth members to hash.
+    """A dict whose key is a pair of pairs of pairs ...: it has 2**depth members to hash.
 
     miscounted: texts are kept at position 0 again and again first. The reader counts positions, not how often it
     keeps; who counts the latter takes its tuples for the texts kept after them.
@@ -136,7 +136,7 @@ TRAPS = {
     "shape below zero": (_forest(nodes=_array((-1, -3), NODE, NODES.tobytes())), "whole number"),
     "huge shape": (_forest(nodes=_array((2**30, 2**30), NODE, NODES.tobytes())), "does not fit"),
     "too few bytes": (_forest(nodes=_array((4,), NODE, NODES.tobytes())), "does not fit"),
-    "many dimensions": (_forest(nodes=_array((1,) * 40, NODE, b"")), "no shape"),
+    "many dimensions": (_forest(nodes=_array((1,) * 40, NODE, b"")), "a shape that no tree has"),
     "type of lists": (_forest(nodes=_array((3,), _dtype(DEEP_LIST), b"")), "no name"),
     "types in types": (_forest(nodes=_array((3,), DEEP_DTYPE, b"")), "fields within fields"),
     "many fields": (
@@ -160,13 +160,13 @@ TRAPS = {
     "child before its parent": (_forest(nodes=_changed("left_child", 0)), "outside of its tree"),
     "feature beyond": (_forest(nodes=_changed("feature", 1)), "feature of a node"),
     "no trees": (_forest(trees=0), "no trees"),
-    "estimator for a forest": (_Is(DecisionTreeRegressor, (), _forest().parts[2]), "a forest should be"),
-    "forest without a state": (_Is(RandomForestRegressor, ()), "a forest should be"),
+    "estimator for a forest": (_Is(DecisionTreeRegressor, (), _forest().parts[2]), "the place of a forest"),
+    "forest without a state": (_Is(RandomForestRegressor, ()), "the place of a forest"),
     "tree for an array": (
         _forest(nodes=_Is(Tree, (1, None, 1), (1, (3,), NODE, False, NODES.tobytes()))),
-        "an array should be",
+        "the place of an array",
     ),
-    "array for a dtype": (_forest(nodes=_array((3,), _of(VALUES), NODES.tobytes())), "a dtype should be"),
+    "array for a dtype": (_forest(nodes=_array((3,), _of(VALUES), NODES.tobytes())), "the place of a dtype"),
 }
 
 
@@ -186,7 +186,7 @@ def test_traps_are_refused(case: str, tmp_path: Path) -> None:
 
 
 def test_a_depth_that_no_stack_holds_is_refused(tmp_path: Path) -> None:
-    """100,000 lists in each other, and a dtype that is its own field."""
+    """100,000 nested lists, and a dtype that is its own field."""
     path = tmp_path / "fc.pkl"
     path.write_bytes(b"\x80\x04" + b"]" * 100_000 + b"a" * 99_999 + b".")
     with pytest.raises(HardwareError, match="fc.pkl"):

@@ -1,4 +1,4 @@
-"""Predicted latency: sums by hand, spread over packages, and what a package does not cover."""
+"""Predicted latency: sums by hand, spread over packages, and kernels that a package does not cover."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_kernels_without_a_predictor_are_reported_not_counted(network: Path, tmp
 
 
 def test_a_network_without_a_covered_kernel_has_no_latency(network: Path, tmp_path: Path) -> None:
-    """Not 0 ms. A network without MACs is not covered at all, or whole."""
+    """Its latency is not 0 ms. A network without MACs is covered as a whole or not at all."""
     nothing = package(tmp_path, "nothing", {"hswish": constant(1.0, 2)})
     prediction = predict(network, nothing)
     assert (prediction.latency_ms, prediction.says_something) == (0.0, False)
@@ -183,7 +183,7 @@ def test_mean_and_sample_deviation_over_packages(network: Path, tmp_path: Path) 
 
 
 def test_calibrated_packages_predict_time_per_work(tmp_path: Path) -> None:
-    """By hand: 2 ms per million multiply-accumulates, for 50 x 50 x 32 x (32 x 9) of them."""
+    """By hand: 50 x 50 x 32 x (32 x 9) multiply-accumulates at 2 ms per million."""
     features = np.array([[50.0, 32, 32, 3, 1, 23.12, 0.009248], [50, 32, 64, 1, 2, 1.32, 0.002112]])
     columns = derive("conv-bn-relu", features).shape[1]
     forest = {"conv-bn-relu": constant(np.log(2.0), columns)}

@@ -37,7 +37,7 @@ PROCESS = THREAD >> 24 << 24
 
 
 def insert(db: sqlite3.Connection, table: str, **values: Any) -> None:
-    """A row; columns that nothing here reads are 0 where they must not be NULL."""
+    """Insert a row. Columns that are not read and must not be NULL are 0."""
     needed = {name: 0 for _, name, _, not_null, *_ in db.execute(f"PRAGMA table_info({table})") if not_null}
     row = needed | values
     marks = ", ".join("?" * len(row))
@@ -153,7 +153,7 @@ def test_tables_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_recorded_report(tmp_path: Path) -> None:
-    """Its ranges as nsys wrote them; there was no GPU, so there are no kernels, and no shares of nothing."""
+    """The ranges are those that nsys wrote. Without a GPU there are no kernels and no shares."""
     with sqlite3.connect(tmp_path / "r.sqlite") as db:
         db.executescript(RECORDED.read_text())
     table = reduce(tmp_path / "r.sqlite")
@@ -171,7 +171,7 @@ def test_tables_that_are_absent_are_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Puts a shell script in the place of nsys, on a machine that says that it has a GPU."""
+    """Replaces nsys by a shell script, on a machine that claims to have a GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
     (tmp_path / "bin").mkdir()
@@ -184,7 +184,7 @@ def nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
 
 
 def test_nsys_records_the_worker_and_exports_its_report(tmp_path: Path, nsys: Callable[[str], None]) -> None:
-    """The script makes what nsys would; its last argument but one is what it makes, or what it is made of."""
+    """The script makes the files of nsys. Its last argument but one is the output, or the input of an export."""
     report(tmp_path / "made.sqlite")
     out = tmp_path / "out"
     out.mkdir()

@@ -168,7 +168,7 @@ def test_every_run_carries_a_trace(network: Path, tmp_path: Path) -> None:
 
 
 def _conv_ms(events: list[dict]) -> float:
-    """Time in convolutions of a chrome trace: their outermost events, less what else they call (allocations)."""
+    """Time of convolutions in a chrome trace: their outermost events without the other calls in them (allocations)."""
     operators = [e for e in events if e.get("cat") == "cpu_op"]
     outer = [e for e in operators if e["name"] == "aten::conv2d"]
     assert len(outer) == 20
@@ -182,7 +182,7 @@ def _conv_ms(events: list[dict]) -> float:
 
 
 def test_onnxruntime_nodes_are_those_of_its_own_file(network: Path, tmp_path: Path) -> None:
-    """Sums against ONNX Runtime's events, read here in another way."""
+    """The sums equal those of ONNX Runtime's events, which the test reads in another way."""
     import numpy as np
 
     profiled = session(str(network), 1, profile=str(tmp_path / "p"))
@@ -267,7 +267,7 @@ def test_an_nsys_that_fails_is_quoted(
 
 @pytest.mark.gpu
 def test_on_a_gpu(network: Path, tmp_path: Path) -> None:
-    """torch.profiler's tables, and the same ones by Nsight Systems where it is installed."""
+    """The tables of torch.profiler, and those of Nsight Systems if it is installed."""
     profiled = profile_network(network, tmp_path / "torch", mode="torch", accelerator="gpu", batches=[1, 8])
     both = [profiled]
     if shutil.which("nsys"):
