@@ -94,8 +94,9 @@ def stack_channels(
 ) -> Array:
     """The channels of one chip, float32 (C, H, W).
 
-    dem: (H, W) elevations in metres, None where no channel needs them; photo: band name -> (H, W) digital numbers. Elevation and photo bands
-    are normalised as requested. Indices are not: they are computed from the raw bands and lie in [-1, 1] anyway.
+    dem: (H, W) elevations in metres, None where no channel needs them; photo: band name -> (H, W) digital numbers.
+    Elevation and photo bands are normalised as requested. Indices are not: they are computed from the raw bands and
+    lie in [-1, 1] anyway.
     """
     rescale = {"per_chip": scale_per_chip, "per_column": scale_per_column, "none": _as_float32}[normalise]
     mend = {"mean": repair_mean, "reference": repair_reference}[repair]

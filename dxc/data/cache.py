@@ -435,8 +435,7 @@ class _Outcome(NamedTuple):
     """What reading one chip gave: digests of its files, and the reason if it is unusable."""
 
     digests: tuple[str, ...]
-    """Digests of elevation and photo, as far as chips hold them; with boxes also of the annotation, empty where there is
-    none."""
+    """Digests of elevation and photo, if a chip holds it; with boxes also of the annotation, empty if there is none."""
     bad: BadChip | None
     boxes: tuple[tuple[float, ...], ...] = ()
     """As in ChipCache.boxes."""
@@ -477,7 +476,7 @@ def _make_slots(
 
 
 def _read_sizes(chips: Sequence[Chip]) -> list[_Size | None]:
-    """Worker: size of each chip by the header of its first file, elevation if there is one; None if it cannot be read or be a chip's.
+    """Worker: size of each chip by the header of its first file; None if it cannot be read or be a chip's.
 
     Why a chip has no usable size is found out when it is read, with everything else that can be wrong with it.
     """

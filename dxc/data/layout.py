@@ -107,7 +107,9 @@ def _scan(root: Path, boxes: bool) -> Manifest:
         key=lambda path: path.name,
     )
     dems, photos, annotations = [], [], []
-    kinds: dict[tuple[int, int], str] = {}  # how many folders of elevation and photos, and the first region with so many
+    kinds: dict[
+        tuple[int, int], str
+    ] = {}  # folders of elevation and of photos -> the first region that has so many
     for region in regions:
         dem_folders = _subfolders(region, DEM_FOLDER_ENDS)
         photo_folders = _subfolders(region, PHOTO_FOLDER_ENDS)

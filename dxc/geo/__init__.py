@@ -9,5 +9,8 @@ chips        cuts a region into chips
 windows      reads and writes one chip: pixels of both rasters as GeoTIFFs
 overlaps     finds chips that share ground
 voc          reads and writes boxes in Pascal VOC files
-bands        names of a photo's bands rasterfiles, guarded_xml, limits    limits for untrusted files
+tables       points out of a CSV
+record       what a finished region says about itself
+bands        names of a photo's bands
+rasterfiles, guarded_xml, limits    limits for untrusted files
 """

@@ -8,7 +8,7 @@ file or address, and a file named roads.gpkg or roads.geojson for a virtual laye
   is refused.
 - a .vrt is parsed here and written again from what may be in it; GDAL sees only that. It has no masks or overviews of
   its own, no computed bands, and sources that lie below its folder.
-- vectors are GeoPackage, GeoJSON, shapefile and file geodatabase (.gdb). A .csv of points is not GDAL's (dxc.geo.tables).
+- vectors are GeoPackage, GeoJSON, shapefile and file geodatabase (.gdb). dxc.geo.tables reads .csv.
 - files are local: no addresses, no /vsi... paths, no archives, no names of layers or bands inside a file.
 """
 

@@ -375,7 +375,13 @@ class Points:
 
     @classmethod
     def _of(
-        cls, ids: np.ndarray, own: np.ndarray, crs: CRS, target: CRS, columns: dict[str, np.ndarray], path: Path
+        cls,
+        ids: np.ndarray,
+        own: np.ndarray,
+        crs: CRS,
+        target: CRS,
+        columns: dict[str, np.ndarray],
+        path: Path,
     ) -> Points:
         present = np.isfinite(own).all(axis=1)
         if not present.any():
@@ -468,8 +474,12 @@ def _read_vector(
         ) from error
     if not hasattr(frame, "geometry") or not len(frame):
         raise DataError(f"{what} {path}: holds no geometry. Give a file with {kind} geometries.")
+    if missing := [name for name in columns if name not in there]:
+        raise DataError(
+            f"{what} {path}: has no column {', '.join(missing)}; it has {', '.join(there) or 'no columns'}."
+        )
     if frame.crs is None and stated_crs is not None:
-        return _with_columns(what, path, frame, columns, there), horizontal(known_crs("crossings_crs", stated_crs))
+        return frame, horizontal(known_crs("crossings_crs", stated_crs))
     if frame.crs is None or not (frame.crs.is_projected or frame.crs.is_geographic):
         raise DataError(
             f"{what} {path}: has no CRS, so its place on the rasters is unknown. Give it one, e.g. "
@@ -481,16 +491,7 @@ def _read_vector(
             f"crossings_crs={stated_crs}: {path} says that it is in {crs_name(crs)}. Leave crossings_crs out, or "
             "correct the file: ogr2ogr -a_srs EPSG:26915 NEW.gpkg FILE."
         )
-    return _with_columns(what, path, frame, columns, there), crs
-
-
-def _with_columns(what: str, path: Path, frame: Any, columns: Sequence[str], there: Sequence[str]) -> Any:
-    """The frame, which has these columns; else a DataError."""
-    if missing := [name for name in columns if name not in there]:
-        raise DataError(
-            f"{what} {path}: has no column {', '.join(missing)}; it has {', '.join(there) or 'no columns'}."
-        )
-    return frame
+    return frame, crs
 
 
 def read_lines(path: Path, target: CRS, common: shapely.Geometry, layer: str | None = None) -> np.ndarray:

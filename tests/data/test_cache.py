@@ -55,7 +55,9 @@ def _without(root: Path, kind: str) -> Path:
 @pytest.mark.parametrize("size", [20, "any"])
 def test_elevation_alone_and_photos_alone(make_chips: ChipMaker, size: int | str) -> None:
     both = _open(make_chips(per_class=3, boxes=True), Recipe(SEVEN.channels, size=size))
-    dem = _open(_without(make_chips(per_class=3, root=both.folder / "dem"), "Aer"), Recipe(("dem",), size=size))
+    dem = _open(
+        _without(make_chips(per_class=3, root=both.folder / "dem"), "Aer"), Recipe(("dem",), size=size)
+    )
     np.testing.assert_array_equal(dem.images(range(6))[:, 0], both.images(range(6))[:, 0])
     root = _without(make_chips(per_class=3, root=both.folder / "photo", boxes=True), "DEM")
     photo = _open(root, Recipe(SEVEN.channels[1:], size=size, boxes=True))
@@ -70,13 +72,17 @@ def test_elevation_alone_and_photos_alone(make_chips: ChipMaker, size: int | str
 
 def test_a_channel_that_chips_do_not_hold(make_chips: ChipMaker) -> None:
     dem = _without(make_chips(per_class=2), "Aer")
-    with pytest.raises(DataError, match=r"elevation alone \(dem\).* needs red, green, blue, nir too\. data=1ch fits"):
+    with pytest.raises(
+        DataError, match=r"elevation alone \(dem\).* needs red, green, blue, nir too\. data=1ch fits"
+    ):
         _open(dem)
     photo = _without(make_chips(per_class=2, root=dem.parent / "photo"), "DEM")
     with pytest.raises(DataError, match=r"photos alone \(red, .*needs dem too\. data=4ch fits these chips"):
         _open(photo)
     rgb = ("red", "green", "blue")
-    with pytest.raises(ConfigError, match=r"data=3ch fits the photos, data\.channels=\[dem,red,green,blue\] fits with"):
+    with pytest.raises(
+        ConfigError, match=r"data=3ch fits the photos, data\.channels=\[dem,red,green,blue\] fits with"
+    ):
         Recipe(SEVEN.channels, photo_bands=rgb)
 
 

@@ -143,7 +143,15 @@ def test_annotations_belong_to_photos(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["dem", "photo"])
 def test_elevation_alone_and_photos_alone(tmp_path: Path, kind: str) -> None:
-    names = ("F/plain.tif", "T/boxed.tif", "T/boxed.xml", "T/bare.tif", "F/twice.tif", "T/twice.tif", "T/stray.xml")
+    names = (
+        "F/plain.tif",
+        "T/boxed.tif",
+        "T/boxed.xml",
+        "T/bare.tif",
+        "F/twice.tif",
+        "T/twice.tif",
+        "T/stray.xml",
+    )
     _touch(tmp_path, *(f"NE/{kind}/{name}" for name in names))
     manifest = scan(tmp_path)
     assert (manifest.has_dem, manifest.has_photo) == (kind == "dem", kind == "photo")
