@@ -219,7 +219,12 @@ def train(
     return run_printed
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = ("boxes and photo_bands", "elevation alone")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case in QUICK else [pytest.mark.slow]) for case in CASES]
+)
 def test_the_printed_command_runs(case: str, survey: Path, train: Callable[[str], Result]) -> None:
     arguments, expected = CASES[case]
     out = case.replace(" ", "_")
@@ -243,6 +248,7 @@ def test_the_printed_command_runs_whatever_the_folder_is_called(
     train(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_printed_command_is_for_all_regions(survey: Path, train: Callable[[str], Result]) -> None:
     def cut(region: str, *arguments: str) -> str:
         given = (
