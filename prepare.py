@@ -15,16 +15,14 @@ from dxc.text import for_terminal
 @hydra.main(version_base="1.3", config_path="conf", config_name="prepare")
 def main(cfg: DictConfig) -> None:
     with exit_cleanly():
+        from dxc.data.next_step import next_step
         from dxc.geo.chips import cut_from_config
 
         try:
             report = cut_from_config(resolved(cfg))
         except KeyboardInterrupt:
             sys.exit("\ninterrupted; the same command goes on where it stopped")
-        model = "" if cfg.boxes is None else "model=sppnet "
-        size = "" if cfg.size_m == 100 else f" data.size={cfg.size_m}"
-        said = f"{report.describe()}\nnext: python train.py {model}source=chips source.root={cfg.out}{size}"
-        print(for_terminal(said, lines=True))
+        print(for_terminal(f"{report.describe()}\nnext: {next_step(report.folder.parent)}", lines=True))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.config.identity import canonical, trial_hash
 from dxc.config.names import flatten
+from dxc.config.overrides import quoted_value
 from dxc.errors import AnalysisError, ConfigError
 from dxc.untrusted import load_yaml
 
@@ -25,7 +25,6 @@ CONF = PROJECT_ROOT / "conf"
 GROUPS = ("source", "data", "model", "task", "optimizer", "scheduler", "hardware", "trainer")
 NEEDED = ("source.root",)  # no part of the identity, and nothing runs without
 KEY = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
-INTERPOLATION = re.compile(r"(\\*)\$\{")
 COMMIT = "use the commit in the run's tag mlflow.source.git.commit"
 
 
@@ -96,7 +95,7 @@ def _overrides(config: Mapping[str, Any]) -> list[str]:
             raise ValueError(f"{key!r} is not a key of a configuration")
         if not _is_printable(value):
             raise ValueError(f"{key} has characters that cannot be shown: {value!r}")
-    return chosen + [f"{key}={_quoted(value)}" for key, value in keys.items()]
+    return chosen + [f"{key}={quoted_value(value)}" for key, value in keys.items()]
 
 
 def _differences(config: Mapping[str, Any], overrides: Sequence[str], *sections: str) -> dict[str, Any]:
@@ -132,26 +131,6 @@ def _composed(*overrides: str) -> dict[str, Any]:
         GlobalHydra.instance().hydra = running
 
 
-def _quoted(value: Any) -> str:
-    """A value in Hydra's override grammar."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_quoted, value))}]"
-    text = str(value)
-    plain = text.replace("_", "").replace("-", "").replace(".", "").replace("/", "")
-    if plain.isascii() and plain.isalnum() and not _reads_as_another(text):
-        return text
-    text = INTERPOLATION.sub(
-        lambda match: match[1] * 2 + r"\${", text
-    )  # OmegaConf's way to say that it is none
-    return QuotedString(text, Quote.single).with_quotes()  # only backslashes before a quote are doubled
-
-
 def _is_printable(value: Any) -> bool:
     """Whether all texts in a value can be shown and pasted; control characters would reach the terminal."""
     if isinstance(value, list | tuple):
@@ -159,14 +138,3 @@ def _is_printable(value: Any) -> bool:
     return not isinstance(value, str) or all(
         character.isprintable() or character == "\t" for character in value
     )
-
-
-def _reads_as_another(text: str) -> bool:
-    """Whether Hydra would read a text as a number, a truth value or nothing."""
-    if text.lower() in ("null", "true", "false", "nan", "inf"):
-        return True
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

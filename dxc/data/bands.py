@@ -29,6 +29,35 @@ LEAST_RANGE = float(10 * np.finfo(np.float32).eps)
 """per_column: a column with a smaller range counts as constant, like constant features in scikit-learn."""
 
 
+CHANNEL_SETS: dict[str, tuple[str, ...]] = {
+    "1ch": ("dem",),
+    "3ch": ("red", "green", "blue"),
+    "4ch": ("red", "green", "blue", "nir"),
+    "5ch": ("dem", "red", "green", "blue", "nir"),
+    "7ch": ("dem", "red", "green", "blue", "nir", "ndwi", "ndvi"),
+}
+"""The options of conf/data with their channels."""
+
+
+def fitting_override(bands: Sequence[str]) -> str:
+    """The override that uses all bands of chips: data=NAME of the largest set made of just these, else data.channels.
+
+    Args:
+        bands: that the chips hold: dem, if they hold elevation, and those of the photo.
+
+    >>> fitting_override(["dem"]), fitting_override(["dem", "red", "green", "blue"])
+    ('data=1ch', 'data.channels=[dem,red,green,blue]')
+    """
+    fitting = [
+        name
+        for name, channels in CHANNEL_SETS.items()
+        if {*needed_photo_bands(channels), *({"dem"} & {*channels})} == {*bands}
+    ]
+    if fitting:
+        return f"data={max(fitting, key=lambda name: len(CHANNEL_SETS[name]))}"
+    return f"data.channels=[{','.join(bands)}]"
+
+
 def needed_photo_bands(channels: Sequence[str]) -> list[str]:
     """Photo bands from which the channels are made, each once, in the order of PHOTO_BANDS."""
     used = {band for channel in channels for band in INDICES.get(channel, (channel,))}
@@ -52,14 +81,16 @@ def check_channels(channels: Sequence[str], photo_bands: Sequence[str] = PHOTO_B
         raise ConfigError(f"data.channels names a channel twice: {', '.join(channels)}")
     missing = [band for band in needed_photo_bands(channels) if band not in photo_bands]
     if missing:
+        alone = f"{fitting_override(photo_bands)} fits the photos, " if photo_bands else ""
         raise ConfigError(
             f"data.channels needs the photo band(s) {', '.join(missing)}, but source.photo_bands has only "
-            f"{', '.join(photo_bands)}; drop the channels made of them or give photos that have them"
+            f"{', '.join(photo_bands) or 'none'}; drop the channels made of them or give photos that have them: {alone}"
+            f"{fitting_override(('dem', *photo_bands))} fits with elevation"
         )
 
 
 def stack_channels(
-    dem: Array,
+    dem: Array | None,
     photo: Mapping[str, Array],
     channels: Sequence[str],
     *,
@@ -68,24 +99,20 @@ def stack_channels(
 ) -> Array:
     """The channels of one chip, float32 (C, H, W).
 
+    dem: (H, W) elevations in metres, None where no channel needs them; photo: band name -> (H, W) digital numbers.
     Elevation and photo bands are normalised as requested. Indices are not: they are computed from the raw bands and
     lie in [-1, 1] anyway.
-
-    Args:
-        dem: (H, W) elevations in metres.
-        photo: band name -> (H, W) digital numbers.
-        channels: names of the channels, in order.
-        normalise: one of NORMALISATIONS.
-        repair: one of REPAIRS, for the 0/0 pixels of indices.
     """
     rescale = {"per_chip": scale_per_chip, "per_column": scale_per_column, "none": _as_float32}[normalise]
     mend = {"mean": repair_mean, "reference": repair_reference}[repair]
 
+    bands = {**photo} if dem is None else {**photo, "dem": dem}
+
     def channel(name: str) -> Array:
         if name in INDICES:
             first, second = INDICES[name]
-            return mend(normalised_difference(photo[first], photo[second]))
-        return rescale(dem if name == "dem" else photo[name])
+            return mend(normalised_difference(bands[first], bands[second]))
+        return rescale(bands[name])
 
     return np.stack([channel(name) for name in channels])
 

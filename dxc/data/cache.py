@@ -39,10 +39,11 @@ from dxc.data.bands import (
     NORMALISATIONS,
     REPAIRS,
     check_channels,
+    fitting_override,
     needed_photo_bands,
     stack_channels,
 )
-from dxc.data.layout import CLASSES, Chip, Manifest, scan
+from dxc.data.layout import CLASSES, LAYOUT_HELP, Chip, Manifest, scan
 from dxc.errors import BadChip, BadChipsError, ConfigError, DataError, require_whole
 from dxc.files import sync_to_disk, whole_folder
 from dxc.geo.bands import PHOTO_BANDS
@@ -54,7 +55,7 @@ from dxc.processes import end_with_parent
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # raise it when the meaning of a cache changes: old caches are then no longer found
+FORMAT = 4  # raise it when the meaning of a cache changes: old caches are then no longer found
 CHUNK = 32  # chips a worker takes at a time: small enough for a smooth progress bar
 SERIAL_BELOW = 256  # chips; starting worker processes takes longer than reading these
 GDAL_OPTIONS = {
@@ -139,6 +140,8 @@ class ChipCache:
     data_hash: str
     """Identity of the chips by their content (region, name, label, bytes of the files). It is the same on every
     machine."""
+    photo_bands: tuple[str, ...]
+    """Bands of the photos, in file order; none where chips hold elevation alone."""
     _rows: np.ndarray
     _one_size: bool
     _boxes: np.ndarray | None
@@ -218,8 +221,8 @@ def open_cache(
         progress: whether to show progress bars.
 
     Raises:
-        BadChipsError: there are bad chips and on_bad_chip is 'raise'. It lists all of them.
-        DataError: no chip is left, or the disk is full.
+        BadChipsError: there are bad chips, all of which it lists, and on_bad_chip is 'raise'.
+        DataError: no chip is left, the chips do not hold what a channel is made of, or the disk is full.
 
     """
     from filelock import FileLock
@@ -227,6 +230,7 @@ def open_cache(
     if on_bad_chip not in ("raise", "skip"):
         raise ConfigError(f"source.on_bad_chip must be raise or skip, not {on_bad_chip!r}")
     manifest = scan(root, boxes=recipe.boxes)
+    _check_held(manifest, recipe)
     if manifest.bad and on_bad_chip == "raise" and not manifest.chips:
         raise BadChipsError(manifest.bad, root=manifest.root)
     folder = Path(cache_dir) / f"chips-{_cache_key(manifest.fingerprint, recipe)}"
@@ -249,6 +253,19 @@ def open_cache(
     if not len(cache):
         raise DataError(f"no usable chip is left under {root}: all {len(cache.excluded)} were excluded")
     return cache
+
+
+def _check_held(manifest: Manifest, recipe: Recipe) -> None:
+    """Raise DataError where a channel is made of elevation or photos, and the chips hold none."""
+    held = [*(["dem"] if manifest.has_dem else []), *(recipe.photo_bands if manifest.has_photo else [])]
+    needed = [*(["dem"] if "dem" in recipe.channels else []), *needed_photo_bands(recipe.channels)]
+    if missing := [band for band in needed if band not in held]:
+        alone = "elevation alone (dem)" if manifest.has_dem else f"photos alone ({', '.join(held)})"
+        raise DataError(
+            f"source.root: the chips under {manifest.root} hold {alone}, and data.channels="
+            f"[{','.join(recipe.channels)}] needs {', '.join(missing)} too. {fitting_override(held)} fits these chips. "
+            f"If they should hold more: {LAYOUT_HELP}"
+        )
 
 
 def _cache_key(fingerprint: str, recipe: Recipe) -> str:
@@ -321,6 +338,7 @@ def _from_record(folder: Path, record: Any, recipe: Recipe) -> ChipCache:
         unplaced=int(record["unplaced"]),
         pixel_m=None if record["pixel_m"] is None else float(record["pixel_m"]),
         data_hash=record["data_hash"],
+        photo_bands=recipe.photo_bands if record["has_photo"] else (),
         _rows=np.asarray(rows, dtype=np.int64),
         _one_size=one_size,
         _boxes=np.array([box for of_chip in boxes for box in of_chip], np.float32).reshape(-1, 4)
@@ -420,7 +438,7 @@ class _Outcome(NamedTuple):
     """Result of reading one chip: digests of its files, and the reason if it is unusable."""
 
     digests: tuple[str, ...]
-    """Digests of elevation and photo; with boxes also of the annotation. Empty where there is no file."""
+    """Digests of elevation and photo, if a chip holds it; with boxes also of the annotation, empty if there is none."""
     bad: BadChip | None
     boxes: tuple[tuple[float, ...], ...] = ()
     """As in ChipCache.boxes."""
@@ -461,7 +479,7 @@ def _make_slots(
 
 
 def _read_sizes(chips: Sequence[Chip]) -> list[_Size | None]:
-    """Worker: size of each chip from the header of its elevation file; None for a size that is not usable.
+    """Worker: size of each chip by the header of its first file; None if it cannot be read or be a chip's.
 
     The reason is found later, when the chip is read.
     """
@@ -472,8 +490,8 @@ def _read_sizes(chips: Sequence[Chip]) -> list[_Size | None]:
     with rasterio.Env(**GDAL_OPTIONS):
         for chip in chips:
             try:
-                _check_file(chip.dem)
-                with rasterio.open(chip.dem, driver="GTiff") as raster:
+                _check_file(chip.files[0])
+                with rasterio.open(chip.files[0], driver="GTiff") as raster:
                     sizes.append(None if _size_trouble(*raster.shape) else raster.shape)
             except (RasterioError, OSError, _Unusable):
                 sizes.append(None)
@@ -522,38 +540,47 @@ def _read_chip(chip: Chip, recipe: Recipe, size: _Size | None) -> tuple[np.ndarr
     digests: list[str] = []
     boxes: tuple[tuple[float, ...], ...] = ()
     notes: tuple[Note, ...] = ()
-    path = chip.dem
+    path = chip.files[0]
+    elevation: np.ndarray | None = None
+    bands: dict[str, np.ndarray] = {}
+    places: list[_Place] = []
     try:
-        dem, dem_place, digest = _read_raster(path, size, bands=("dem",), dtypes=DEM_DTYPES)
-        digests.append(digest)
-        dem_band = _checked_elevation(dem[0], dem_place.nodata)
-        path = chip.photo
-        photo, photo_place, digest = _read_raster(
-            path,
-            size,
-            bands=recipe.photo_bands,
-            dtypes=PHOTO_DTYPES,
-            expected="its elevation chip" if recipe.size == ANY_SIZE else "expected",
-        )
-        digests.append(digest)
-        if not photo.any() or (photo_place.nodata is not None and (photo == photo_place.nodata).all()):
-            raise _Unusable("the photo has no data anywhere in the chip")
-        if recipe.check_georeference:
-            _check_same_place(dem_place, photo_place)
+        if chip.dem is not None:
+            dem, place, digest = _read_raster(path, size, bands=("dem",), dtypes=DEM_DTYPES)
+            digests.append(digest)
+            places.append(place)
+            elevation = _checked_elevation(dem[0], place.nodata)
+        if chip.photo is not None:
+            path = chip.photo
+            beside = chip.dem is not None and recipe.size == ANY_SIZE
+            photo, place, digest = _read_raster(
+                path,
+                size,
+                bands=recipe.photo_bands,
+                dtypes=PHOTO_DTYPES,
+                expected="its elevation chip" if beside else "expected",
+            )
+            digests.append(digest)
+            places.append(place)
+            if not photo.any() or (place.nodata is not None and (photo == place.nodata).all()):
+                raise _Unusable("the photo has no data anywhere in the chip")
+            bands = dict(zip(recipe.photo_bands, photo, strict=True))
+        if recipe.check_georeference and len(places) == 2:
+            _check_same_place(*places)
+        height, width = (photo[0] if elevation is None else elevation).shape
         if recipe.boxes and chip.annotation is None:
             digests.append("")
         elif recipe.boxes and chip.annotation is not None:
             path = chip.annotation
-            boxes, notes, digest = _read_boxes(path, chip.label, *dem_band.shape)
+            boxes, notes, digest = _read_boxes(path, chip.label, height, width)
             digests.append(digest)
     except (_Unusable, UnusableAnnotation) as reason:
         return None, _Outcome(tuple(digests), BadChip(path, str(reason)))
-    bands = dict(zip(recipe.photo_bands, photo, strict=True))
     used = {band: bands[band] for band in needed_photo_bands(recipe.channels)}
-    image = stack_channels(dem_band, used, recipe.channels, normalise=recipe.normalise, repair=recipe.repair)
+    image = stack_channels(elevation, used, recipe.channels, normalise=recipe.normalise, repair=recipe.repair)
     outline = None
     if recipe.check_georeference:  # without this check the places in the files are not reliable
-        outline = outline_of(dem_place.crs, dem_place.transform, *dem_band.shape)
+        outline = outline_of(places[0].crs, places[0].transform, height, width)
     return image, _Outcome(tuple(digests), None, boxes, notes, outline)
 
 
@@ -713,6 +740,7 @@ def _write_record(
         ),
         "data_hash": hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest(),
     }
+    record["has_photo"] = any(chip.photo for chip in chips)
     outlines = [outcome.outline for *_, outcome in good]
     record["groups"] = overlap_groups(outlines).tolist()
     record["unplaced"] = outlines.count(None) if recipe.check_georeference else 0

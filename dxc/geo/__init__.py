@@ -9,6 +9,8 @@ chips        cuts a region into chips
 windows      reads and writes one chip: pixels of both rasters as GeoTIFFs
 overlaps     finds chips that share ground
 voc          reads and writes boxes in Pascal VOC files
+tables       points out of a CSV
+record       what a finished region says about itself
 bands        names of a photo's bands
 rasterfiles  limits of size for rasters, checked before a pixel is read
 guarded_xml  reads XML from untrusted sources

@@ -1,14 +1,17 @@
-"""Cut an elevation model and an aerial photo into pairs of chips, with and without a drainage crossing.
+"""Cut an elevation model, an aerial photo or both into chips, with and without a drainage crossing.
 
 One call of `cut_region` makes one region in the published folder layout (one file stem = one place):
 
     OUT/NE/NEDEM/{F,T}/*.tif    elevation, float32, 1 x size x size
     OUT/NE/NEAer/{F,T}/*.tif    photo, uint8 or uint16, bands x size x size
     OUT/NE/NEAer/T/*.xml        with boxes: where the crossings lie in the photo, as Pascal VOC
+    OUT/NE/cut.json             what the chips hold, and what they were cut with
     OUT/NE/chips.csv            where each chip lies and which point it shows
     OUT/NE/left_out.csv         the points that gave no chip, and why
 
-Both rasters are warped to one grid of 1 m pixels whose lines are whole metres of a projected CRS. They are
+With elevation alone, or a photo alone, there is no folder for the other, and boxes lie beside the elevation.
+
+The rasters are warped to one grid of 1 m pixels whose lines are whole metres of a projected CRS. They are
 only read in windows a little larger than a chip, so memory does not grow with the raster.
 """
 
@@ -16,7 +19,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import hashlib
 import io
 import itertools
 import json
@@ -35,12 +37,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import rasterio
 import shapely
+from rasterio.crs import CRS
 
 from dxc.errors import ConfigError, DataError
 from dxc.files import sync_everything, sync_to_disk, write_atomically
 from dxc.geo.bands import PHOTO_BANDS
 from dxc.geo.elevation import elevation_unit
-from dxc.geo.formats import GDAL_OPTIONS, raster_file
+from dxc.geo.formats import GDAL_OPTIONS, RasterFile, raster_file
 from dxc.geo.photobands import PhotoBands, choose_bands
 from dxc.geo.rasterfiles import MAX_SIZE
 from dxc.geo.rasters import (
@@ -53,6 +56,7 @@ from dxc.geo.rasters import (
     open_raster,
     read_lines,
 )
+from dxc.geo.record import CHIPS, LEFT_OUT, NAME, Record, digest_of, foreign_files
 from dxc.geo.sites import Area, CrossingBoxes, Spot
 from dxc.geo.windows import Cutter
 
@@ -84,16 +88,22 @@ class CutReport:
     left_out: tuple[LeftOut, ...]
     boxes: int | None = None
     """Number of boxes in all chips; None where none were requested."""
+    bands: tuple[str, ...] = ("dem", *PHOTO_BANDS)
+    """What a chip holds: dem, if it holds elevation, then the bands of its photo."""
+    found_complete: bool = False
+    """Whether all chips were there already. left_out is then empty: left_out.csv has the points."""
 
     def describe(self) -> str:
         """Several lines for people: counts, CRS, folder, boxes, left-out points by reason."""
+        done = "complete, nothing to do: " if self.found_complete else ""
         lines = [
-            f"{self.region}: {self.positives} chips with a crossing, {self.negatives} without, in {self.crs}",
+            f"{self.region}: {done}{self.positives} chips with a crossing, {self.negatives} without, in {self.crs}",
             f"folder: {self.folder}",
         ]
         if self.boxes is not None:
-            where = self.folder / f"{self.region}Aer" / "T"
-            lines.append(f"boxes: {self.boxes}, in an XML file beside each photo in {where}")
+            kind, image = ("DEM", "elevation") if self.bands == ("dem",) else ("Aer", "photo")
+            where = self.folder / f"{self.region}{kind}" / "T"
+            lines.append(f"boxes: {self.boxes}, in an XML file beside each {image} in {where}")
         if self.left_out:
             noun = "point" if len(self.left_out) == 1 else "points"
             lines.append(f"{len(self.left_out)} {noun} left out, see {self.folder / 'left_out.csv'}:")
@@ -108,8 +118,8 @@ def _by_reason(left_out: Iterable[LeftOut]) -> list[str]:
 
 def cut_region(
     *,
-    dem: Path,
-    photo: Path,
+    dem: Path | None = None,
+    photo: Path | None = None,
     crossings: Path,
     out: Path,
     region: str,
@@ -117,7 +127,11 @@ def cut_region(
     boxes: float | str | list[float | str] | None = None,
     jitter_m: float = 0.0,
     min_distance_m: float = 100.0,
+    layer: str | None = None,
+    crossings_xy: Sequence[str] | None = None,
+    crossings_crs: str | None = None,
     near: Sequence[Path] = (),
+    near_layers: Sequence[str | None] = (),
     near_share: float = 0.5,
     crs: str | None = None,
     photo_bands: Sequence[str] = PHOTO_BANDS,
@@ -140,19 +154,27 @@ def cut_region(
     along the axes of the chips' CRS and are clipped to the chip. A chip without a crossing shows no part of a box.
 
     Chips are collected in a hidden folder beside the final one, whose name is a hash of all inputs. If an interrupted
-    call is repeated, it finds its chips there and continues. At the end the folder is renamed.
+    call is repeated, it finds its chips there and continues. At the end the folder is renamed. If a finished call is
+    repeated, it finds that there is nothing to do.
 
     Args:
+        dem, photo: rasters of one place; without one of them chips hold the other alone.
         size_m: edge of a chip in metres and pixels.
         boxes: edge of the crossings' boxes in metres, or the column of `crossings` with each one's own; two for
             width (east-west) and height (north-south). None: no annotations. A crossing without a positive number in
             the column has no chip, and neither has a crossing whose chip would show it.
-        crs: projected CRS in metres; default the DEM's own, or its UTM zone if that is not in metres.
+        layer: of `crossings`, if it has several.
+        crossings_xy: columns of x and y, or longitude and latitude, in a .csv; None: those with a usual name.
+        crossings_crs: CRS of a .csv (None: EPSG:4326 for columns called longitude and latitude), or of a file of
+            crossings that names none.
+        near_layers: one for each file of `near`, None for its only one; or one for all, or none.
+        crs: projected CRS in metres; default the DEM's own, else the photo's, or its UTM zone if that is not in metres.
         photo_bands: names of the photo's bands, in order; an alpha band that is a mask does not count. Fewer names
             choose bands by the names and colours in the file, else of four as red, green, blue, nir.
         dem_units: unit of the elevations: m, ft or us-ft. By default the unit of the DEM's CRS or band, else metres.
             Elevations of the chips are in metres.
         vrt_anywhere: whether a .vrt mosaic may have sources that do not lie below its own folder.
+        overwrite: cut the chips again and replace those that are there. Only what this module wrote is removed.
         max_positives: stop after so many chips with a crossing, in the order of the file.
         workers: threads. Their number does not change the result.
 
@@ -160,41 +182,52 @@ def cut_region(
         ConfigError: an argument that cannot work.
         DataError: an input that cannot be used, no place for the chips, or no room to write them.
     """
-    job: dict[str, Any] = {
-        "version": 2, "region": region, "size_m": size_m, "jitter_m": jitter_m,
-        "min_distance_m": min_distance_m, "near_share": near_share, "crs": crs,
-        "photo_bands": list(photo_bands), "dem_units": dem_units, "seed": seed, "max_positives": max_positives,
-    }  # fmt: skip
     edges = boxes if isinstance(boxes, list | tuple) else [boxes, boxes]
-    job["boxes"] = None if boxes is None else list(edges)
+    near_layers = near_layers if len(near_layers) != 1 else [near_layers[0]] * len(near)
+    job: dict[str, Any] = {
+        "version": 3, "region": region, "size_m": size_m, "jitter_m": jitter_m,
+        "min_distance_m": min_distance_m, "near_share": near_share, "crs": crs,
+        "photo_bands": None if photo is None else list(photo_bands), "dem_units": dem_units, "seed": seed,
+        "max_positives": max_positives, "boxes": None if boxes is None else list(edges), "layer": layer,
+        "crossings_xy": None if crossings_xy is None else list(crossings_xy), "crossings_crs": crossings_crs,
+        "near_layers": list(near_layers),
+    }  # fmt: skip
     _check_arguments(job, workers)
+    _check_columns_and_layers(job, near)
+    given = [(what, path) for what, path in (("DEM", dem), ("photo", photo)) if path is not None]
+    if not given:
+        raise ConfigError("neither dem nor photo is given: chips are cut out of dem=..., photo=... or both.")
+    bands = (*(["dem"] if dem is not None else []), *(job["photo_bands"] or []))
     final = out / region
-    _check_free(final, overwrite)
-    files = tuple(
-        raster_file(what, path, vrt_anywhere=vrt_anywhere) for what, path in (("DEM", dem), ("photo", photo))
-    )
-    with rasterio.Env(**GDAL_OPTIONS), ExitStack() as stack:
-        dem_data, photo_data = (
-            stack.enter_context(open_raster(what, file))
-            for what, file in zip(("DEM", "photo"), files, strict=True)
+    files = [raster_file(what, path, vrt_anywhere=vrt_anywhere) for what, path in given]
+    inputs = [
+        _fingerprint(path) for path in (*(path for file in files for path in file.files), crossings, *near)
+    ]
+    digest = digest_of(job, inputs)
+    if (done := _complete(final, digest, job, overwrite)) is not None:
+        return CutReport(
+            final, region, done.crs, done.positives, done.negatives, (), done.boxes, tuple(done.bands), True
         )
-        check_dem(dem, dem_data)
-        bands = choose_bands(photo, photo_data, photo_bands)
-        unit = elevation_unit(dem, dem_data, dem_units)
-        target = metric_crs(crs, dem, dem_data)
-        rasters = (
-            Raster.look("DEM", files[0], dem_data, target, PhotoBands((1,)), unit),
-            Raster.look("photo", files[1], photo_data, target, bands),
+    with rasterio.Env(**GDAL_OPTIONS), ExitStack() as stack:
+        opened = [
+            stack.enter_context(open_raster(file_what, file))
+            for (file_what, _), file in zip(given, files, strict=True)
+        ]
+        target = metric_crs(crs, *given[0], opened[0])
+        rasters = tuple(
+            _look(what, file, source, target, photo_bands, dem_units)
+            for (what, _), file, source in zip(given, files, opened, strict=True)
         )
     columns = dict.fromkeys(edge for edge in edges if isinstance(edge, str))
-    points = Points.read(crossings, target, list(columns))
+    points = Points.read(crossings, target, list(columns), layer=layer, xy=crossings_xy, crs=crossings_crs)
     shown = None if boxes is None else _crossing_boxes(crossings, points, edges, size_m)
     _warn_of_neighbours(min_distance_m, size_m, shown)
-    area = Area(region, size_m, _common(*rasters), shapely.STRtree(points.shapes()), min_distance_m, shown)
-    lines = [(path.name, read_lines(path, target, area.common)) for path in near]
+    area = Area(region, size_m, _common(rasters), shapely.STRtree(points.shapes()), min_distance_m, shown)
+    lines = [
+        (path.name, read_lines(path, target, area.common, of_file))
+        for path, of_file in itertools.zip_longest(near, near_layers)
+    ]
 
-    job["files"] = [_fingerprint(path) for path in (*files[0].files, *files[1].files, crossings, *near)]
-    digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:12]
     folder = out / f".{region}.partial-{digest}"
     if folder.exists():
         log.info("Going on with the chips that an interrupted cut left in %s.", folder)
@@ -213,12 +246,19 @@ def cut_region(
             raise
         _say_overlaps(positives, area)
         _write_tables(folder, positives + negatives, left_out, points, size_m, crs_name(target))
+        shown_boxes = (
+            sum(len(shown.in_chip(chip.left, chip.top, size_m)) for chip in positives) if shown else None
+        )
+        record = Record(
+            region=region, digest=digest, settings=job, bands=list(bands), size_m=size_m, crs=crs_name(target),
+            positives=len(positives), negatives=len(negatives), boxes=shown_boxes, left_out=len(left_out),
+        )  # fmt: skip
+        write_atomically(folder / NAME, record.to_json())
         _move_into_place(folder, final)
     for other in out.glob(f".{region}.partial-*"):
         log.warning("%s holds an unfinished cut with other settings; remove it if nobody needs it.", other)
     return CutReport(
-        final, region, crs_name(target), len(positives), len(negatives), tuple(left_out),
-        sum(len(shown.in_chip(chip.left, chip.top, size_m)) for chip in positives) if shown else None,
+        final, region, crs_name(target), len(positives), len(negatives), tuple(left_out), shown_boxes, bands
     )  # fmt: skip
 
 
@@ -258,10 +298,24 @@ def _check_arguments(job: dict[str, Any], workers: int) -> None:
             f"boxes={given} cannot work: it has to be metres, more than 0 and at most size_m={size_m}, or the name of "
             "a column of the crossings, or two of these for width and height, e.g. boxes=[width_m,height_m]."
         )
-    if not bands or len(set(bands)) < len(bands) or set(bands) - set(PHOTO_BANDS):
+    if bands is not None and (not bands or len(set(bands)) < len(bands) or set(bands) - set(PHOTO_BANDS)):
         raise ConfigError(
             f"photo_bands=[{','.join(bands)}] has to name each band of the photo once, in its order, out of "
             f"{', '.join(PHOTO_BANDS)}."
+        )
+
+
+def _check_columns_and_layers(job: dict[str, Any], near: Sequence[Path]) -> None:
+    xy = job["crossings_xy"]
+    if xy is not None and not (len(xy) == 2 and all(isinstance(name, str) for name in xy)):
+        raise ConfigError(
+            f"crossings_xy={xy} cannot work: it has to name two columns, x or longitude first, e.g. "
+            "crossings_xy=[lon,lat]."
+        )
+    if job["near_layers"] and len(job["near_layers"]) != len(near):
+        raise ConfigError(
+            f"near_layers names {len(job['near_layers'])} layers for {len(near)} files in near: name one for all, "
+            "or one for each (null for the only one of a file)."
         )
 
 
@@ -300,30 +354,71 @@ def _say_overlaps(positives: Sequence[Spot], area: Area) -> None:
         )  # fmt: skip
 
 
-def _check_free(final: Path, overwrite: bool) -> None:
+def _complete(final: Path, digest: str, job: dict[str, Any], overwrite: bool) -> Record | None:
+    """The record of a region that the same command has finished; None where there is something to do.
+
+    Raises DataError where the folder of the region is taken by anything else.
+    """
     if not (final.exists() or final.is_symlink()):
-        return
-    if not overwrite:
+        return None
+    if not (final / CHIPS).is_file():  # never remove what this module did not write
         raise DataError(
-            f"{final} exists already. Replace it with overwrite=true, or give another out= or region=."
+            f"{final} was not made by prepare.py (it has no {CHIPS}). Move it away, or give another out=."
         )
-    if not (final / "chips.csv").is_file():  # never remove what this module did not write
+    if overwrite:
+        if others := foreign_files(final, job["region"]):
+            shown = ", ".join(str(path.relative_to(final)) for path in others[:3])
+            raise DataError(
+                f"{final} holds {len(others)} files or folders that prepare.py did not write and will not remove: "
+                f"{shown}{', ...' * (len(others) > 3)}. Move them away, or give another out= or region=."
+            )
+        return None
+    replace = "Cut it anew with overwrite=true, or give another out= or region=."
+    record = Record.read(final)
+    if record is None:
         raise DataError(
-            f"{final} was not made by prepare.py (it has no chips.csv). Move it away, or give another out=."
+            f"{final} exists already, and has no {NAME} that says what it was cut with. {replace}"
         )
+    if record.digest != digest:
+        now = json.loads(json.dumps(job))
+        changed = [key for key in now if record.settings.get(key) != now[key]]
+        what = (
+            f"with other settings ({', '.join(changed)})"
+            if changed
+            else "from other files, or they changed since"
+        )
+        raise DataError(f"{final} exists already: it was cut {what}. {replace}")
+    if gone := record.missing(final):
+        raise DataError(f"{final} is not complete any more: {gone} of its files are gone. {replace}")
+    return record
 
 
 def _fingerprint(path: Path) -> list[Any]:
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except OSError:  # who reads it says so
+        return [str(path), None, None]
     return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
 
 
-def _common(dem: Raster, photo: Raster) -> shapely.Geometry:
-    common = shapely.intersection(dem.footprint, photo.footprint)
+def _look(
+    what: str, file: RasterFile, source: Any, target: CRS, photo_bands: Sequence[str], dem_units: str | None
+) -> Raster:
+    """Check an open raster and describe it."""
+    if what == "DEM":
+        check_dem(file.path, source)
+        unit = elevation_unit(file.path, source, dem_units)
+        return Raster.look(what, file, source, target, PhotoBands((1,)), unit)
+    return Raster.look(what, file, source, target, choose_bands(file.path, source, photo_bands))
+
+
+def _common(rasters: Sequence[Raster]) -> shapely.Geometry:
+    """The ground that all rasters cover."""
+    common = shapely.intersection_all([raster.footprint for raster in rasters])
     if common.area == 0:
+        covers = ", ".join(f"{raster.path} covers {extent_text(raster.footprint)}" for raster in rasters)
         raise DataError(
-            f"the DEM and the photo do not overlap. In {crs_name(dem.target_crs)} {dem.path} covers "
-            f"{extent_text(dem.footprint)}, {photo.path} covers {extent_text(photo.footprint)}. "
+            f"the DEM and the photo do not overlap. In {crs_name(rasters[0].target_crs)} {covers}. "
             "Give rasters of one place, or check their CRS."
         )
     return _tolerant(common)
@@ -394,11 +489,12 @@ def _cut_positives(
         else:
             wanted.append(Spot(f"{area.region}_T_{points.ids[i]:05d}", "T", x, y, "crossing", i))
     if not wanted:
+        whole = " and ".join(raster.what for raster in cutter.rasters)
         counts = "; ".join(_by_reason(_left_out(points, reasons)))
         raise DataError(
-            f"no crossing lies where a whole chip of DEM and photo can be cut ({counts}). In "
+            f"no crossing lies where a whole chip of {whole} can be cut ({counts}). In "
             f"{crs_name(cutter.rasters[0].target_crs)} the points cover "
-            f"{extent_text(shapely.multipoints(points.shapes()))}, both rasters "
+            f"{extent_text(shapely.multipoints(points.shapes()))}, the rasters "
             f"{extent_text(area.common)}. Check the points' CRS."
         )
     count = len(wanted) if max_positives is None else max_positives
@@ -412,7 +508,7 @@ def _cut_positives(
     return chips, left_out
 
 
-def _misplaced(rasters: tuple[Raster, Raster], area: Area, points: Points) -> list[str | None]:
+def _misplaced(rasters: Sequence[Raster], area: Area, points: Points) -> list[str | None]:
     """The reason why a point cannot have a chip, as far as it is known without reading pixels."""
     known = np.isfinite(points.own).all(axis=1)
     projected = np.isfinite(points.xy).all(axis=1)
@@ -477,7 +573,7 @@ def _cut_negatives(
             other = "max_positives, or give rasters that reach further"
             raise DataError(
                 f"only {len(done)} of {wanted} chips without a crossing ({kind}) found a place at least "
-                f"{area.min_distance_m:g} m from every crossing with data in both rasters. Lower "
+                f"{area.min_distance_m:g} m from every crossing with data in the rasters. Lower "
                 f"min_distance_m or {knob if along else other}."
             )
     return chips
@@ -498,8 +594,8 @@ def _write_tables(
             crossing = (points.ids[chip.point], *(f"{v:.3f}" for v in points.xy[chip.point]))
         rows.append((chip.name, chip.label, *centre, crs, *crossing, chip.source))
     header = ("name", "label", "x", "y", "crs", "point_id", "point_x", "point_y", "source")
-    write_atomically(folder / "chips.csv", _csv_bytes(header, rows))
-    write_atomically(folder / "left_out.csv", _csv_bytes(LeftOut._fields, left_out))
+    write_atomically(folder / CHIPS, _csv_bytes(header, rows))
+    write_atomically(folder / LEFT_OUT, _csv_bytes(LeftOut._fields, left_out))
 
 
 def _csv_bytes(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
@@ -542,13 +638,15 @@ def cut_from_config(config: dict[str, Any]) -> CutReport:
     """`cut_region` with the keys of conf/prepare.yaml, which come as text and numbers from a command line."""
     values = dict(config)
     for key in ("dem", "photo", "crossings", "out"):
-        values[key] = Path(str(values[key]))
-    for key in ("near", "photo_bands"):  # near=roads.gpkg is as good as near=[roads.gpkg]
+        values[key] = None if values[key] is None else Path(str(values[key]))
+    if not str(values["out"]).isprintable():
+        raise ConfigError("out has characters that cannot be shown or typed: give another name.")
+    for key in ("near", "photo_bands", "near_layers"):  # near=roads.gpkg is as good as near=[roads.gpkg]
         given = values[key] or []
         values[key] = [given] if isinstance(given, str) else given
     values["near"] = [Path(str(path)) for path in values["near"]]
     values["region"] = str(values["region"])
-    for key in ("crs", "dem_units"):
+    for key in ("crs", "dem_units", "layer", "crossings_crs"):
         values[key] = None if values[key] is None else str(values[key])
     for key in ("overwrite", "progress", "vrt_anywhere"):
         if not isinstance(values[key], bool):

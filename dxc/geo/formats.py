@@ -4,17 +4,18 @@ GDAL goes by the content of a file, not by its name. A file named dem.tif may be
 other file or address. A file named roads.gpkg or roads.geojson may be a virtual layer or a pipeline. So these rules
 hold here:
 
-- rasters are GeoTIFF (cloud-optimised too) and ERDAS Imagine .img, and mosaics of these whose name ends in .vrt. Files
-  that lie beside a raster and belong to it (.msk, .ovr, .aux) are checked in the same way. A raster that names files
-  elsewhere is refused.
-- a .vrt is parsed here and written again with only what is allowed in it. GDAL sees only that copy. It has no masks or
-  overviews of its own and no computed bands, and its sources lie below its folder.
-- vectors are GeoPackage, GeoJSON, shapefile and file geodatabase (.gdb).
+- rasters are GeoTIFF (cloud-optimised too) and ERDAS Imagine .img, and mosaics of these whose name ends in .vrt. What
+  lies beside a raster and belongs to it (.msk, .ovr, .aux) is looked at the same way; what a raster names elsewhere
+  is refused.
+- a .vrt is parsed here and written again from what may be in it; GDAL sees only that. It has no masks or overviews of
+  its own, no computed bands, and sources that lie below its folder.
+- vectors are GeoPackage, GeoJSON, shapefile and file geodatabase (.gdb). dxc.geo.tables reads .csv.
 - files are local: no addresses, no /vsi... paths, no archives, no names of layers or bands inside a file.
 """
 
 from __future__ import annotations
 
+import shlex
 import stat
 import warnings
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ MAX_VRT_BYTES = 20_000_000  # a mosaic of about 10,000 tiles
 MAX_BLOCK_BYTES = 1_000_000_000  # a survey's raster in a single strip is usual; a chip's blocks are smaller
 RASTER_FORMATS = "a GeoTIFF, an ERDAS Imagine .img or a .vrt mosaic of these"
 VECTOR_FORMATS = "a GeoPackage, GeoJSON, shapefile or file geodatabase"
+POINT_FORMATS = "a GeoPackage, GeoJSON, shapefile, file geodatabase or .csv"
 VECTOR_DRIVERS = ("GPKG", "GeoJSON", "ESRI Shapefile", "OpenFileGDB")
 
 _RASTER_MAGIC = {
@@ -82,6 +84,16 @@ _VRT_ATTRIBUTES = {
     "Kernel": {"normalized"},
     **{tag: {"resampling"} for tag in _SOURCES},
 }
+
+
+def convert_raster(path: Path) -> str:
+    """How to make a raster that can be read of one that GDAL knows."""
+    return f"Convert it: gdal_translate {shlex.quote(str(path))} NEW.tif"
+
+
+def convert_vector(path: Path) -> str:
+    """How to make a vector file that can be read of one that GDAL knows."""
+    return f"Convert it: ogr2ogr NEW.gpkg {shlex.quote(str(path))}"
 
 
 class _Refused(Exception):
@@ -156,7 +168,7 @@ def raster_file(what: str, path: Path, *, vrt_anywhere: bool = False) -> RasterF
     except (OSError, RasterioError) as error:
         text = " ".join(str(error.__cause__ or error).split())[:300]
         raise DataError(
-            f"{what} {path}: not a raster that can be read ({text}). Give {RASTER_FORMATS}."
+            f"{what} {path}: not a raster that can be read ({text}). Give {RASTER_FORMATS}. {convert_raster(path)}"
         ) from error
 
 
@@ -195,7 +207,9 @@ def _look(path: Path, folders: set[Path], seen: _Seen) -> None:
     head = _header(path, 32)
     driver = next((name for magic, name in _RASTER_MAGIC.items() if head.startswith(magic)), None)
     if driver is None:
-        raise _Refused(f"{path.name} is not a raster that can be read. Give {RASTER_FORMATS}")
+        raise _Refused(
+            f"{path.name} is not a raster that can be read. Give {RASTER_FORMATS}. {convert_raster(path)}"
+        )
     seen.files[path] = driver
     for other in seen.beside(path):
         if not seen.files.get(other):
@@ -289,22 +303,21 @@ def _clean(element: ElementTree.Element, folder: Path, tiles: dict[Path, str]) -
 # ------------------------------------------------------------------------------------------- vectors
 
 
-def vector_name(what: str, path: Path) -> str:
-    """The name under which pyogrio opens a vector file, chosen from the file's bytes.
-
-    pyogrio takes no driver. So its caller checks afterwards that GDAL took one of VECTOR_DRIVERS.
+def vector_name(what: str, path: Path, formats: str = VECTOR_FORMATS) -> str:
+    """What to give to pyogrio for a vector file, told by its bytes; or raise a DataError that says why it is none.
 
     Args:
         what: crossings or near, for messages.
-        path: the file.
+        formats: what may be given instead, for messages.
 
-    Raises:
-        DataError: the file cannot be opened; the message says why.
+    The driver that GDAL then takes has to be one of VECTOR_DRIVERS: pyogrio cannot be told.
     """
     if not path.exists():
-        raise DataError(f"{what} {path}: no such file. Give a local file: {VECTOR_FORMATS}.")
+        raise DataError(f"{what} {path}: no such file. Give a local file: {formats}.")
     own, suffix = str(path.absolute()), path.suffix.lower()
-    refused = DataError(f"{what} {path}: not a vector file that can be read. Give {VECTOR_FORMATS}.")
+    refused = DataError(
+        f"{what} {path}: not a vector file that can be read. Give {formats}. {convert_vector(path)}"
+    )
     if "!" in own:
         raise DataError(
             f"{what} {path}: its name has a '!', which stands for a file in an archive. Rename it."
@@ -316,7 +329,7 @@ def vector_name(what: str, path: Path) -> str:
     try:
         head = _header(path, 1024)
     except _Refused as reason:
-        raise DataError(f"{what} {path}: is not a regular file. Give {VECTOR_FORMATS}.") from reason
+        raise DataError(f"{what} {path}: is not a regular file. Give {formats}.") from reason
     except OSError as error:
         raise DataError(f"{what} {path}: cannot be read ({error.strerror or error}).") from error
     if suffix == ".gpkg" and head.startswith(b"SQLite format 3\0"):

@@ -27,8 +27,18 @@ from rasterio.windows import Window
 
 from dxc.errors import ConfigError, DataError
 from dxc.geo.elevation import METRES
-from dxc.geo.formats import VECTOR_DRIVERS, VECTOR_FORMATS, RasterFile, unreadable, vector_name
+from dxc.geo.formats import (
+    POINT_FORMATS,
+    VECTOR_DRIVERS,
+    VECTOR_FORMATS,
+    RasterFile,
+    convert_raster,
+    convert_vector,
+    unreadable,
+    vector_name,
+)
 from dxc.geo.photobands import PhotoBands
+from dxc.geo.tables import is_table, read_points
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +223,9 @@ def open_raster(what: str, file: RasterFile) -> Any:
         source = file.open()
     except RasterioIOError as error:
         text = " ".join(str(error).split())[:300]
-        raise DataError(f"{what} {file.path}: not a raster that can be read ({text}).") from error
+        raise DataError(
+            f"{what} {file.path}: not a raster that can be read ({text}). {convert_raster(file.path)}"
+        ) from error
     usable = source.crs is not None and (source.crs.is_projected or source.crs.is_geographic)
     if not usable or source.transform.is_identity:
         missing = "georeference (its transform is the identity)" if usable else "known CRS"
@@ -258,22 +270,24 @@ def crs_name(crs: CRS) -> str:
     return str(crs.to_string())
 
 
-def metric_crs(wanted: str | None, path: Path, dem: Any) -> CRS:
-    """The CRS of the chips: the wanted one, else the DEM's if that is in metres, else the DEM's UTM zone.
+def known_crs(key: str, wanted: str) -> CRS:
+    """The CRS that a key names, such as EPSG:26915. Raises ConfigError for one that is not known."""
+    try:
+        return CRS.from_user_input(int(wanted) if wanted.isdigit() else wanted)
+    except (CRSError, ValueError) as error:
+        raise ConfigError(f"{key}={wanted} is not a known CRS. Give one like {key}=EPSG:26915.") from error
+
+
+def metric_crs(wanted: str | None, what: str, path: Path, raster: Any) -> CRS:
+    """The CRS of the chips: the wanted one, else the raster's if that is in metres, else its UTM zone.
 
     Args:
-        wanted: the key crs; None leaves the choice to the DEM.
-        path: the DEM, for messages.
-        dem: the open dataset.
-
-    Raises:
-        ConfigError: `wanted` is unknown or not in metres.
+        what: DEM or photo, for messages.
+        path: of the raster, for messages.
+        raster: the open dataset.
     """
     if wanted is not None:
-        try:
-            crs = CRS.from_user_input(int(wanted) if wanted.isdigit() else wanted)
-        except (CRSError, ValueError) as error:
-            raise ConfigError(f"crs={wanted} is not a known CRS. Give one like crs=EPSG:26915.") from error
+        crs = known_crs("crs", wanted)
         if not _in_metres(crs):
             unit = "is geographic (degrees)" if crs.is_geographic else "is not projected in metres"
             raise ConfigError(
@@ -281,19 +295,21 @@ def metric_crs(wanted: str | None, path: Path, dem: Any) -> CRS:
                 "zone, or leave crs out."
             )
         return horizontal(crs)
-    own = horizontal(dem.crs)
+    own = horizontal(raster.crs)
     # world Mercator is in "metres" that shrink with latitude: 100 m of it are 70 m of ground at 45 degrees
     method = getattr(pyproj.CRS.from_wkt(own.wkt).coordinate_operation, "method_name", "")
     mercator = method.startswith(("Mercator", "Popular Visualisation"))
     if _in_metres(own) and not mercator:
         return own
-    x, y = dem.transform @ (dem.width / 2, dem.height / 2)
+    x, y = raster.transform @ (raster.width / 2, raster.height / 2)
     (lon,), (lat,) = project_xy(own, CRS.from_epsg(4326), np.array([x]), np.array([y]))
     if not (math.isfinite(lon) and math.isfinite(lat)):
-        raise DataError(f"DEM {path}: its centre ({x:g}, {y:g}) lies outside {crs_name(own)}. Check its CRS.")
+        raise DataError(
+            f"{what} {path}: its centre ({x:g}, {y:g}) lies outside {crs_name(own)}. Check its CRS."
+        )
     zone = min(60, int((lon + 180) // 6) + 1)
     utm = CRS.from_epsg((32600 if lat >= 0 else 32700) + zone)
-    log.info("The DEM's %s is not in metres of ground: chips are in %s.", crs_name(own), crs_name(utm))
+    log.info("The %s's %s is not in metres of ground: chips are in %s.", what, crs_name(own), crs_name(utm))
     return utm
 
 
@@ -356,18 +372,73 @@ class Points:
         return shapely.points(self.xy[np.isfinite(self.xy).all(axis=1)])
 
     @classmethod
-    def read(cls, path: Path, target: CRS, columns: Sequence[str] = ()) -> Points:
-        """Read the file of crossings.
+    def read(
+        cls,
+        path: Path,
+        target: CRS,
+        columns: Sequence[str] = (),
+        *,
+        layer: str | None = None,
+        xy: Sequence[str] | None = None,
+        crs: str | None = None,
+    ) -> Points:
+        """Read the file of crossings, or raise a DataError that says why it is not one, or lacks a column.
 
         Args:
-            path: the file.
             target: the CRS of the chips.
-            columns: columns of numbers to keep.
-
-        Raises:
-            DataError: the file cannot be used, or lacks a column; the message says why.
+            columns: of numbers, to be read too.
+            layer: of a file with several.
+            xy: columns of the coordinates in a .csv; None: those with a usual name.
+            crs: of the coordinates, where the file does not say it.
         """
-        frame, crs = _read_vector("crossings", path, "Point", columns)
+        if is_table(path):
+            return cls._of_table(path, target, columns, layer, xy, crs)
+        if xy is not None:
+            raise ConfigError("crossings_xy names columns of a .csv: leave it out, the file has geometries.")
+        return cls._of_layer(path, target, columns, layer, crs)
+
+    @classmethod
+    def _of_table(
+        cls,
+        path: Path,
+        target: CRS,
+        columns: Sequence[str],
+        layer: str | None,
+        xy: Sequence[str] | None,
+        crs: str | None,
+    ) -> Points:
+        if layer is not None:
+            raise ConfigError(f"layer={layer}: a .csv has no layers, leave it out.")
+        if not path.is_file():
+            what = "is no regular file" if path.exists() else "no such file"
+            raise DataError(f"crossings {path}: {what}. Give a local file: {POINT_FORMATS}.")
+        stated = None if crs is None else known_crs("crossings_crs", crs)
+        table = read_points("crossings", path, columns, xy=xy, crs=crs)
+        own = horizontal(stated or CRS.from_user_input(table.crs))
+        return cls._of(table.ids, table.xy, own, target, table.columns, path)
+
+    @classmethod
+    def _of(
+        cls,
+        ids: np.ndarray,
+        own: np.ndarray,
+        crs: CRS,
+        target: CRS,
+        columns: dict[str, np.ndarray],
+        path: Path,
+    ) -> Points:
+        present = np.isfinite(own).all(axis=1)
+        if not present.any():
+            raise DataError(f"crossings {path}: holds no point. Give a file with crossing points.")
+        xy = own.copy()
+        xy[present] = np.column_stack(project_xy(crs, target, *own[present].T))
+        return cls(ids, own, crs_name(crs), xy, columns)
+
+    @classmethod
+    def _of_layer(
+        cls, path: Path, target: CRS, columns: Sequence[str], layer: str | None, stated: str | None
+    ) -> Points:
+        frame, crs = _read_vector("crossings", path, "Point", columns, layer, stated)
         shapes = frame.geometry.to_numpy()
         single = shapely.get_num_geometries(shapes) == 1
         shapes = np.where(
@@ -381,14 +452,10 @@ class Points:
                 f"crossings {path}: {odd.sum()} of {len(shapes)} geometries are {', '.join(kinds)}; single "
                 "points are needed. Convert them, e.g. ogr2ogr -explodecollections, or centroids in QGIS."
             )
-        if not present.any():
-            raise DataError(f"crossings {path}: holds no point. Give a file with crossing points.")
         own = np.full((len(shapes), 2), np.nan)
         own[present] = shapely.get_coordinates(shapes[present])
-        xy = own.copy()
-        xy[present] = np.column_stack(project_xy(crs, target, *own[present].T))
         numbers = {name: _numbers(frame[name]) for name in columns}
-        return cls(frame.index.to_numpy(), own, crs_name(crs), xy, numbers)
+        return cls._of(frame.index.to_numpy(), own, crs, target, numbers, path)
 
 
 def _numbers(column: Any) -> np.ndarray:
@@ -400,57 +467,87 @@ def _numbers(column: Any) -> np.ndarray:
     return pandas.to_numeric(column, errors="coerce").to_numpy(float, na_value=np.nan)
 
 
-def _read_vector(what: str, path: Path, kind: str, columns: Sequence[str] = ()) -> tuple[Any, CRS]:
-    """The one layer of `kind` (Point or LineString), a frame of ids, geometries and columns; and its horizontal CRS."""
-    opened = vector_name(what, path)
+def _layer(what: str, path: Path, kind: str, layers: Sequence[tuple[str, str]], wanted: str | None) -> str:
+    """The wanted layer out of (name, geometry type), or the only one of `kind`."""
+    key = "layer" if what == "crossings" else "near_layers"
+    told = ", ".join(f"{name} ({geometry})" for name, geometry in layers) or "none"
+    if wanted is not None:
+        if wanted not in [name for name, _ in layers]:
+            raise DataError(f"{what} {path}: has no layer {wanted}. Its layers are: {told}.")
+        return wanted
+    fitting = [name for name, geometry in layers if kind in geometry] or [name for name, _ in layers]
+    if len(fitting) != 1:
+        raise DataError(
+            f"{what} {path}: has {len(fitting)} layers that may be meant. Name one with {key}=NAME; its layers are: "
+            f"{told}."
+        )
+    return fitting[0]
+
+
+def _read_vector(
+    what: str,
+    path: Path,
+    kind: str,
+    columns: Sequence[str] = (),
+    layer: str | None = None,
+    stated_crs: str | None = None,
+) -> tuple[Any, CRS]:
+    """One layer: a frame of ids, geometries and columns, and its horizontal CRS.
+
+    Args:
+        what: crossings or near, for messages.
+        kind: Point or LineString, to find the layer where none is named.
+        layer: its name.
+        stated_crs: the CRS of a file that does not say it.
+    """
+    formats = POINT_FORMATS if what == "crossings" else VECTOR_FORMATS
+    opened = vector_name(what, path, formats)
     try:
         layers = [(str(name), str(geometry)) for name, geometry in pyogrio.list_layers(opened)]
-        fitting = [name for name, geometry in layers if kind in geometry] or [name for name, _ in layers]
-        if len(fitting) != 1:
-            raise DataError(
-                f"{what} {path}: has {len(fitting)} layers that could be meant "
-                f"({', '.join(fitting) or 'none'}). Give a file with one."
-            )
-        info = pyogrio.read_info(opened, layer=fitting[0])
+        chosen = _layer(what, path, kind, layers, layer)
+        info = pyogrio.read_info(opened, layer=chosen)
         if info["driver"] not in VECTOR_DRIVERS:
             raise DataError(
-                f"{what} {path}: is read as {info['driver']}, not as {VECTOR_FORMATS}. Convert it."
+                f"{what} {path}: is read as {info['driver']}, not as {formats}. {convert_vector(path)}"
             )
         there = [str(name) for name in info["fields"]]
-        frame = pyogrio.read_dataframe(opened, layer=fitting[0], columns=list(columns), fid_as_index=True)
+        frame = pyogrio.read_dataframe(opened, layer=chosen, columns=list(columns), fid_as_index=True)
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{what} {path}: not a vector file that can be read ({error}). Give {VECTOR_FORMATS}."
+            f"{what} {path}: not a vector file that can be read ({error}). Give {formats}. {convert_vector(path)}"
         ) from error
     if not hasattr(frame, "geometry") or not len(frame):
         raise DataError(f"{what} {path}: holds no geometry. Give a file with {kind} geometries.")
+    if missing := [name for name in columns if name not in there]:
+        raise DataError(
+            f"{what} {path}: has no column {', '.join(missing)}; it has {', '.join(there) or 'no columns'}."
+        )
+    if frame.crs is None and stated_crs is not None:
+        return frame, horizontal(known_crs("crossings_crs", stated_crs))
     if frame.crs is None or not (frame.crs.is_projected or frame.crs.is_geographic):
         raise DataError(
             f"{what} {path}: has no CRS, so its place on the rasters is unknown. Give it one, e.g. "
             "ogr2ogr -a_srs EPSG:26915 NEW.gpkg FILE (a shapefile needs its .prj)."
         )
-    if missing := [name for name in columns if name not in there]:
-        raise DataError(
-            f"{what} {path}: has no column {', '.join(missing)}; it has {', '.join(there) or 'no columns'}."
+    crs = horizontal(CRS.from_wkt(frame.crs.to_wkt()))
+    if stated_crs is not None and known_crs("crossings_crs", stated_crs) != crs:
+        raise ConfigError(
+            f"crossings_crs={stated_crs}: {path} says that it is in {crs_name(crs)}. Leave crossings_crs out, or "
+            "correct the file: ogr2ogr -a_srs EPSG:26915 NEW.gpkg FILE."
         )
-    return frame, horizontal(CRS.from_wkt(frame.crs.to_wkt()))
+    return frame, crs
 
 
-def read_lines(path: Path, target: CRS, common: shapely.Geometry) -> np.ndarray:
-    """Read the parts of a file's lines that lie in `common`.
+def read_lines(path: Path, target: CRS, common: shapely.Geometry, layer: str | None = None) -> np.ndarray:
+    """The parts of a file's lines that lie in `common`, as LineStrings in the target CRS.
 
     Args:
-        path: a file of lines.
+        path: the file.
         target: the CRS of the chips.
-        common: the ground that both rasters cover, in the target CRS.
-
-    Returns:
-        LineStrings in the target CRS, (n,).
-
-    Raises:
-        DataError: the file cannot be used, or no line lies in `common`.
+        common: where chips may lie, in the target CRS.
+        layer: of a file with several.
     """
-    frame, crs = _read_vector("near", path, "LineString")
+    frame, crs = _read_vector("near", path, "LineString", layer=layer)
     shapes = frame.geometry.to_numpy()
     lines = shapely.get_parts(shapes[~shapely.is_missing(shapes)])
     if (shapely.get_dimensions(lines) != 1).any():
@@ -466,6 +563,6 @@ def read_lines(path: Path, target: CRS, common: shapely.Geometry) -> np.ndarray:
     parts = parts[(shapely.get_dimensions(parts) == 1) & (shapely.length(parts) > 0)]
     if not len(parts):
         raise DataError(
-            f"near {path}: no line lies where both rasters are ({extent_text(common)}). Leave it out."
+            f"near {path}: no line lies where chips may lie ({extent_text(common)}). Leave it out."
         )
     return parts

@@ -1,6 +1,7 @@
-"""Cuts chips out of two rasters with several threads, and writes each as a GeoTIFF: whole or not at all.
+"""Cuts chips out of a region's rasters with several threads, and writes each as a GeoTIFF: whole or not at all.
 
-Where boxes are wanted, a chip with a crossing has a third file, the annotation beside its photo.
+Where boxes are wanted, a chip with a crossing has one more file: the annotation beside its photo, or its elevation
+where there is no photo.
 """
 
 from __future__ import annotations
@@ -28,17 +29,19 @@ from dxc.geo.sites import CrossingBoxes, Spot
 from dxc.geo.voc import write_voc
 from dxc.text import for_terminal
 
+KINDS = {"DEM": "DEM", "photo": "Aer"}
+"""What a raster is -> how the name of the folder of its chips ends."""
 CHIP_NODATA = -9999.0  # declared in every DEM chip; no pixel of a chip has it
 STRIP_M = 500  # chips are read strip by strip of the region
 
 
 class Cutter:
-    """Cuts chips into a folder with several threads, each with its own handles on the two rasters."""
+    """Cuts chips into a folder with several threads, each with its own handles on the rasters."""
 
     def __init__(
         self,
         folder: Path,
-        rasters: tuple[Raster, Raster],
+        rasters: tuple[Raster, ...],
         photo_bands: tuple[str, ...],
         size: int,
         region: str,
@@ -49,9 +52,9 @@ class Cutter:
         self.region, self.boxes = region, boxes
         self._mine = threading.local()
         self._open: list[Any] = []
-        for kind in ("DEM", "Aer"):
+        for raster in rasters:
             for label in ("F", "T"):
-                (folder / f"{region}{kind}" / label).mkdir(parents=True, exist_ok=True)
+                (folder / f"{region}{KINDS[raster.what]}" / label).mkdir(parents=True, exist_ok=True)
         # rasterio silences this harmless warning by means that do not work in threads
         warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="cut")
@@ -65,11 +68,14 @@ class Cutter:
             source.close()
 
     def paths(self, chip: Spot) -> tuple[Path, ...]:
-        """The files of a chip: DEM and photo, and the annotation where it has one."""
-        dem, photo = (self.folder / f"{self.region}{kind}" / chip.label for kind in ("DEM", "Aer"))
+        """The files of a chip: one of each raster, and the annotation where it has one."""
+        images = [
+            self.folder / f"{self.region}{KINDS[raster.what]}" / chip.label / f"{chip.name}.tif"
+            for raster in self.rasters
+        ]
         annotated = self.boxes is not None and chip.label == "T"
-        annotation = (photo / f"{chip.name}.xml",) if annotated else ()
-        return dem / f"{chip.name}.tif", photo / f"{chip.name}.tif", *annotation
+        annotation = [images[-1].with_suffix(".xml")] if annotated else []
+        return *images, *annotation
 
     def collect(
         self, candidates: Iterator[Spot], wanted: int, what: str, progress: bool
@@ -117,17 +123,17 @@ class Cutter:
             if pixels is None:
                 return f"{raster.what} without data in the chip"
             images.append(pixels)
-        dem, photo, *annotations = files
-        for file, pixels, names in zip((dem, photo), images, (("dem",), self.photo_bands), strict=True):
+        for file, pixels, raster in zip(
+            files, images, self.rasters, strict=False
+        ):  # an annotation may follow
             place = from_origin(chip.left, chip.top, 1, 1)
-            content = _geotiff(pixels, place, self.rasters[0].target_crs, names)
+            names = ("dem",) if raster.what == "DEM" else self.photo_bands
+            content = _geotiff(pixels, place, raster.target_crs, names)
             write_atomically(file, content, sync=False)  # cut_region syncs all chips at once
-        if self.boxes is not None and annotations:
+        if self.boxes is not None and len(files) > len(images):
             found = self.boxes.in_chip(chip.left, chip.top, self.size)
-            edge, depth = self.size, len(self.photo_bands)
-            write_voc(
-                annotations[0], found, width=edge, height=edge, image=photo.name, depth=depth, sync=False
-            )
+            edge, depth, image = self.size, len(images[-1]), files[len(images) - 1].name
+            write_voc(files[-1], found, width=edge, height=edge, image=image, depth=depth, sync=False)
         return None
 
     def _sources(self) -> tuple[Any, Any]:

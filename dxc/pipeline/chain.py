@@ -173,7 +173,7 @@ def _metadata(bench: Bench) -> Metadata:
         channels=recipe.channels,
         normalise=recipe.normalise,
         repair=recipe.repair,
-        photo_bands=recipe.photo_bands,
+        photo_bands=bench.cache.photo_bands,
         pixel_m=bench.cache.pixel_m,
         trial=bench.requested.trial,
         data=bench.cache.data_hash,

@@ -10,9 +10,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from dxc.analysis.reproduce import CONF, _quoted, command, command_of
+from dxc.analysis.reproduce import CONF, command, command_of
 from dxc.config.compose import resolved
 from dxc.config.identity import trial_hash
+from dxc.config.overrides import quoted_value
 from dxc.errors import AnalysisError
 
 
@@ -120,7 +121,7 @@ def test_files(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_text_goes_through_hydras_parser(text: str) -> None:
-    (plain,) = OverridesParser.create().parse_overrides([f"source.root={_quoted(text)}"])
+    (plain,) = OverridesParser.create().parse_overrides([f"source.root={quoted_value(text)}"])
     assert plain.value() == text and isinstance(plain.value(), str)
-    (listed,) = OverridesParser.create().parse_overrides([f"source.root={_quoted([text, 5, text])}"])
+    (listed,) = OverridesParser.create().parse_overrides([f"source.root={quoted_value([text, 5, text])}"])
     assert listed.value() == [text, 5, text]

@@ -44,6 +44,48 @@ def test_rows_are_the_chips_in_order(make_chips: ChipMaker) -> None:
         np.testing.assert_array_equal(cache.images([i])[0], stack_channels(dem, photo, SEVEN.channels))
 
 
+def _without(root: Path, kind: str) -> Path:
+    for path in [*root.glob(f"*/*{kind}/*/*")]:
+        path.unlink()
+    for folder in [*root.glob(f"*/*{kind}/*"), *root.glob(f"*/*{kind}")]:
+        folder.rmdir()
+    return root
+
+
+@pytest.mark.parametrize("size", [20, "any"])
+def test_elevation_alone_and_photos_alone(make_chips: ChipMaker, size: int | str) -> None:
+    both = _open(make_chips(per_class=3, boxes=True), Recipe(SEVEN.channels, size=size))
+    dem = _open(
+        _without(make_chips(per_class=3, root=both.folder / "dem"), "Aer"), Recipe(("dem",), size=size)
+    )
+    np.testing.assert_array_equal(dem.images(range(6))[:, 0], both.images(range(6))[:, 0])
+    root = _without(make_chips(per_class=3, root=both.folder / "photo", boxes=True), "DEM")
+    photo = _open(root, Recipe(SEVEN.channels[1:], size=size, boxes=True))
+    np.testing.assert_array_equal(photo.images(range(6)), both.images(range(6))[:, 1:])
+    assert photo.labels.tolist() == dem.labels.tolist() == both.labels.tolist()
+    assert photo.pixel_m == dem.pixel_m == 1
+    assert len(set(photo.groups.tolist())) == 6
+    assert np.isfinite(photo.boxes(range(6))[:, 0, 0]).tolist() == [False] * 3 + [True] * 3
+    assert (dem.photo_bands, photo.photo_bands) == ((), ("red", "green", "blue", "nir"))
+    assert len({dem.data_hash, photo.data_hash, both.data_hash}) == 3
+
+
+def test_a_channel_that_chips_do_not_hold(make_chips: ChipMaker) -> None:
+    dem = _without(make_chips(per_class=2), "Aer")
+    with pytest.raises(
+        DataError, match=r"elevation alone \(dem\).* needs red, green, blue, nir too\. data=1ch fits"
+    ):
+        _open(dem)
+    photo = _without(make_chips(per_class=2, root=dem.parent / "photo"), "DEM")
+    with pytest.raises(DataError, match=r"photos alone \(red, .*needs dem too\. data=4ch fits these chips"):
+        _open(photo)
+    rgb = ("red", "green", "blue")
+    with pytest.raises(
+        ConfigError, match=r"data=3ch fits the photos, data\.channels=\[dem,red,green,blue\] fits with"
+    ):
+        Recipe(SEVEN.channels, photo_bands=rgb)
+
+
 def test_parallel_build_gives_the_same_bytes(make_chips: ChipMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_chips(per_class=40)
     serial = _open(root, cache_dir=root.parent / "serial")
@@ -121,7 +163,7 @@ def test_names_and_hash_of_a_cache(make_chips: ChipMaker) -> None:
     assert cache.folder.name == f"chips-{_cache_key(fingerprint, FIVE)}"
     assert cache.data_hash == hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
     record = json.loads((cache.folder / "cache.json").read_text())
-    assert set(record) == {"chips", "excluded", "data_hash", "groups", "unplaced", "pixel_m"}
+    assert set(record) == {"chips", "excluded", "data_hash", "has_photo", "groups", "unplaced", "pixel_m"}
     assert {path.name for path in cache.folder.iterdir()} == {"cache.json", "images.npy"}
 
 

@@ -141,12 +141,42 @@ def test_annotations_belong_to_photos(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", ["dem", "photo"])
+def test_elevation_alone_and_photos_alone(tmp_path: Path, kind: str) -> None:
+    names = (
+        "F/plain.tif",
+        "T/boxed.tif",
+        "T/boxed.xml",
+        "T/bare.tif",
+        "F/twice.tif",
+        "T/twice.tif",
+        "T/stray.xml",
+    )
+    _touch(tmp_path, *(f"NE/{kind}/{name}" for name in names))
+    manifest = scan(tmp_path)
+    assert (manifest.has_dem, manifest.has_photo) == (kind == "dem", kind == "photo")
+    assert [(c.name, c.label, c.files) for c in manifest.chips] == [
+        ("bare", 1, (tmp_path / f"NE/{kind}/T/bare.tif",)),
+        ("boxed", 1, (tmp_path / f"NE/{kind}/T/boxed.tif",)),
+        ("plain", 0, (tmp_path / f"NE/{kind}/F/plain.tif",)),
+    ]
+    assert all((chip.dem is None) == (kind == "photo") for chip in manifest.chips)
+    assert {chip.reason for chip in manifest.bad} == {"the name twice stands 2 times in region NE"}
+    annotated = scan(tmp_path, boxes=True)
+    assert [chip.name for chip in annotated.chips] == ["boxed", "plain"]
+    noun = "a photo" if kind == "photo" else "an elevation chip"
+    assert f"annotation without {noun} of the same name" in {chip.reason for chip in annotated.bad}
+
+
 @pytest.mark.parametrize(
     ("paths", "says"),
     [
         ([], "no chips under"),
-        (["NE/dem/T/1.tif"], "1 elevation and 0 photo folders"),
-        (["NE/photo/T/1.tif"], "0 elevation and 1 photo folders"),
+        (["NE/dem/T/1.tif", "NE/old_dem/T/1.tif"], "2 elevation and 0 photo folders"),
+        (
+            ["A/dem/T/1.tif", "A/photo/T/1.tif", "B/dem/T/1.tif"],
+            "hold different files: A holds elevation and photos, B holds elevation alone",
+        ),
         (["notes/readme.txt"], "no chips under"),
         (["NE/dem/T/1.jpg", "NE/photo/T/1.jpg"], "no chips under"),
     ],

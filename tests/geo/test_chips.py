@@ -7,7 +7,9 @@ import errno
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -282,8 +284,14 @@ def test_the_layer_of_points_is_found_among_others(job: dict[str, Any], tmp_path
     gpd.GeoDataFrame(geometry=[shapely.Point(p) for p in POINTS], crs=CRS).to_file(path, layer="points")
     assert cut_region(**(job | {"crossings": path})).positives == 3
     gpd.GeoDataFrame(geometry=[shapely.Point(0, 0)], crs=CRS).to_file(path, layer="wells")
-    with pytest.raises(DataError, match=r"2 layers that could be meant \(points, wells\)"):
+    with pytest.raises(
+        DataError,
+        match=r"2 layers .* layer=NAME; .*points \(Point\), wells \(Point\)",
+    ):
         cut_region(**(job | {"crossings": path}), overwrite=True)
+    assert cut_region(**(job | {"crossings": path, "layer": "points"}), overwrite=True).positives == 3
+    with pytest.raises(DataError, match=r"no layer culverts\. Its layers are: roads \(LineString\), points"):
+        cut_region(**(job | {"crossings": path, "layer": "culverts"}), overwrite=True)
 
 
 def test_heights_in_a_compound_crs_do_not_matter(job: dict[str, Any]) -> None:
@@ -392,7 +400,9 @@ def test_boxes_only_add_annotations(job: dict[str, Any], tmp_path: Path) -> None
     assert "boxes:" not in without.describe()
     both = contents(cut_region(**(job | {"out": tmp_path / "b"}), boxes=6).folder)
     added = {f"NEAer/T/NE_T_0000{i}.xml" for i in (1, 2, 3)}
-    assert {name: content for name, content in both.items() if name not in added} == contents(without.folder)
+    before = contents(without.folder)
+    del both["cut.json"], before["cut.json"]
+    assert {name: content for name, content in both.items() if name not in added} == before
     assert added < set(both)
 
 
@@ -552,13 +562,14 @@ def test_boxes_are_part_of_an_interrupted_cuts_name(
             cut_region(**job, boxes=boxes)
         names.append({path.name for path in job["out"].iterdir()}.difference(names).pop())
     record = {
-        "version": 2, "region": "NE", "size_m": SIZE, "jitter_m": 0.0, "min_distance_m": 60,
+        "version": 3, "region": "NE", "size_m": SIZE, "jitter_m": 0.0, "min_distance_m": 60,
         "near_share": 0.5, "crs": None, "photo_bands": list(RGBN), "dem_units": None, "seed": 0,
-        "max_positives": None, "boxes": None,
+        "max_positives": None, "boxes": None, "layer": None, "crossings_xy": None, "crossings_crs": None,
+        "near_layers": [],
     }  # fmt: skip
     stats = [(path, path.stat()) for path in (job["dem"], job["photo"], job["crossings"])]
-    record["files"] = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
-    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]
+    files = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    digest = hashlib.sha256(json.dumps([record, files], sort_keys=True).encode()).hexdigest()[:12]
     assert names[0] == f".NE.partial-{digest}"
 
 
@@ -727,6 +738,125 @@ def test_an_existing_region_is_only_replaced_when_asked(job: dict[str, Any]) -> 
     assert [p.name for p in job["out"].iterdir()] == ["NE"]
 
 
+def test_a_finished_region_is_left_as_it_is(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = cut_region(**job, boxes=6)
+    before = contents(first.folder)
+    monkeypatch.setattr(cutter_module.Cutter, "cut", None)
+    again = cut_region(**job, boxes=6)
+    assert again == replace(first, left_out=(), found_complete=True)
+    assert again.describe().startswith(
+        "NE: complete, nothing to do: 3 chips with a crossing, 3 without, in EPSG"
+    )
+    assert contents(first.folder) == before
+    with pytest.raises(DataError, match=r"NE exists already: it was cut with other settings \(seed, boxes\)"):
+        cut_region(**job, boxes=7, seed=1)
+    os.utime(job["photo"], (1, 1))
+    with pytest.raises(DataError, match=r"NE exists already: it was cut from other files, or they changed"):
+        cut_region(**job, boxes=6)
+
+
+@pytest.mark.parametrize(
+    "gone", ["NEDEM/T/NE_T_00001.tif", "NEAer/F/NE_F_00001.tif", "NEAer/T/NE_T_00002.xml"]
+)
+def test_a_region_that_is_not_complete_any_more(job: dict[str, Any], gone: str) -> None:
+    folder = cut_region(**job, boxes=6).folder
+    before = contents(folder)
+    (folder / gone).unlink()
+    with pytest.raises(DataError, match=r"not complete any more: 1 of its files are gone"):
+        cut_region(**job, boxes=6)
+    cut_region(**job, boxes=6, overwrite=True)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("record", [b"", b"{}", b"[" * 99, b'{"digest": 1e999}'])
+def test_a_damaged_record_says_nothing(job: dict[str, Any], record: bytes) -> None:
+    folder = cut_region(**job).folder
+    (folder / "cut.json").write_bytes(record)
+    with pytest.raises(DataError, match=r"has no cut\.json that says what it was cut with"):
+        cut_region(**job)
+
+
+def test_overwriting_removes_nothing_that_is_not_prepares_own(job: dict[str, Any]) -> None:
+    folder = cut_region(**job).folder
+    (folder / "NEDEM/T/NE_T_00001.tif.aux.xml").write_text("GDAL's notes on a chip go with it")
+    cut_region(**job, overwrite=True)
+    for name in ("NEDEM/T/mine.tif", "notes/labels.csv", "chips.csv.bak"):
+        mine = folder / name
+        mine.parent.mkdir(exist_ok=True)
+        mine.write_text("mine")
+        with pytest.raises(DataError, match=rf"did not write and will not remove: {name[:5]}"):
+            cut_region(**job, overwrite=True)
+        assert mine.read_text() == "mine"
+        mine.unlink()
+        if name.startswith("notes"):
+            mine.parent.rmdir()
+
+
+@pytest.mark.parametrize(("given", "folders"), [("dem", {"NEDEM"}), ("photo", {"NEAer"})])
+def test_elevation_alone_and_a_photo_alone(job: dict[str, Any], given: str, folders: set[str]) -> None:
+    both = contents(cut_region(**(job | {"out": job["out"] / "both"}), boxes=6).folder)
+    alone = {key: value for key, value in job.items() if key not in {"dem", "photo"} - {given}}
+    report = cut_region(**alone, boxes=6)
+    assert {path.name for path in report.folder.iterdir() if path.is_dir()} == folders
+    found = contents(report.folder)
+    images = {name: content for name, content in found.items() if "/T/" in name and name.endswith(".tif")}
+    assert len(images) == 3
+    assert images.items() <= both.items()  # the same pixels in the same places
+    (kind,) = folders
+    assert sorted(name for name in found if name.endswith(".xml")) == [
+        f"{kind}/T/NE_T_0000{i}.xml" for i in (1, 2, 3)
+    ]
+    assert report.bands == (("dem",) if given == "dem" else RGBN)
+    assert (
+        f"boxes: 3, in an XML file beside each {'elevation' if given == 'dem' else 'photo'}"
+        in report.describe()
+    )
+    assert cut_region(**alone, boxes=6).found_complete
+
+
+def test_neither_elevation_nor_a_photo(job: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="neither dem nor photo is given"):
+        cut_region(**{key: value for key, value in job.items() if key not in ("dem", "photo")})
+
+
+def test_columns_and_layers_that_cannot_be(job: dict[str, Any]) -> None:
+    for keys, says in (
+        ({"crossings_xy": ["x"]}, r"crossings_xy=\['x'\] cannot work"),
+        ({"near_layers": ["a", "b"]}, "near_layers names 2 layers for 0 files"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            cut_region(**job, **keys)
+
+
+def test_layers_of_lines(job: dict[str, Any], tmp_path: Path) -> None:
+    roads = tmp_path / "lines.gpkg"
+    along = shapely.LineString([(LEFT + 20, TOP - 380), (LEFT + 380, TOP - 380)])
+    for layer, line in (("roads", along), ("streams", FAR_LINE)):
+        gpd.GeoDataFrame(geometry=[line], crs=CRS).to_file(roads, layer=layer)
+    with pytest.raises(DataError, match=r"near_layers=NAME; its layers are: roads \(LineString\), streams"):
+        cut_region(**job, near=[roads])
+    report = cut_region(**job, near=[roads], near_layers=["roads"], near_share=1)
+    with (report.folder / "chips.csv").open() as file:
+        assert [row["y"] for row in csv.DictReader(file) if row["label"] == "F"] == [str(TOP - 380)] * 3
+
+
+def test_a_photo_in_degrees_gets_its_utm_zone(job: dict[str, Any]) -> None:
+    del job["dem"]
+    step = 1 / 111_000
+    place = from_origin(-93.0, 45.2, step * 1.4, step)
+    with rasterio.open(job["photo"]) as file:
+        pixels = file.read()
+    with rasterio.open(
+        job["photo"], "w", driver="GTiff", width=pixels.shape[2], height=pixels.shape[1], count=len(pixels),
+        dtype="uint8", crs="EPSG:4326", transform=place, photometric="minisblack",
+    ) as file:  # fmt: skip
+        file.write(pixels)
+    middle = place @ (pixels.shape[2] / 2, pixels.shape[1] / 2)
+    points = gpd.GeoDataFrame(geometry=[shapely.Point(middle)], crs="EPSG:4326")
+    points.to_file(job["crossings"])
+    assert cut_region(**job).crs == "EPSG:32615"
+
+
 def test_a_folder_that_is_no_region_is_never_replaced(job: dict[str, Any]) -> None:
     (job["out"] / "NE").mkdir(parents=True)
     (job["out"] / "NE" / "thesis.txt").write_text("mine")
@@ -804,7 +934,7 @@ BAD_INPUT = {
     "dem is a folder": (lambda job: job.update(dem=job["dem"].parent), "is a folder"),
     "dem is text": (replace_by("dem", "notes.tif", b"hello"), "not a raster that can be read"),
     "points are text": (replace_by("crossings", "p.gpkg", b"hello"), "not a vector file that can be read"),
-    "points are a table": (replace_by("crossings", "p.csv", b"a,b\n1,2\n"), "not a vector file that can be read"),
+    "points are a table": (replace_by("crossings", "p.csv", b"a,b\n1,2\n"), "has no columns longitude and latitude"),
     "truncated dem": (truncate("dem"), r"DEM .*dem\.tif.*cannot be read at row.*truncated"),
     "truncated photo": (truncate("photo"), r"photo .*photo\.tif.*cannot be read at row.*truncated"),
     "dem without crs": (rewrite("dem", terrain(), crs=None), "DEM .*has no known CRS.*gdal_edit"),
@@ -846,8 +976,8 @@ BAD_INPUT = {
         "holds no positive number in seen",
     ),
     "near is missing": (lambda job: job.update(near=[Path("none.gpkg")]), r"near none\.gpkg: no such file"),
-    "near are points": (shapes(shapely.Point(LEFT, TOP), key="near"), "geometries other than lines"),
-    "near is elsewhere": (shapes(FAR_LINE, key="near"), "no line lies where both rasters are"),
+    "near are points": (shapes(shapely.Point(LEFT, TOP), key="near"), "other geometries than lines"),
+    "near is elsewhere": (shapes(FAR_LINE, key="near"), "no line lies where chips may lie"),
     "no room for negatives": (
         lambda job: job.update(min_distance_m=1000), "only 0 of 3 chips without.*1000 m.*min_distance_m",
     ),
