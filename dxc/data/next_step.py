@@ -18,8 +18,7 @@ from dxc.errors import DataError
 from dxc.geo.bands import PHOTO_BANDS
 from dxc.geo.overlaps import SEAM_PIXELS, Outline, overlap_groups
 from dxc.geo.record import CHIPS, Record
-from dxc.models.limits import MIN_SIZE
-from dxc.models.registry import NETWORKS, Network
+from dxc.models.registry import MIN_SIZE, NETWORKS, Network
 
 FOLDS = 5
 """data.folds where nothing else is said."""

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dxc.geo.bands import PHOTO_BANDS
-from dxc.geo.limits import MAX_SIZE
+from dxc.geo.rasterfiles import MAX_SIZE
 from dxc.untrusted import load_json
 
 NAME = "cut.json"
