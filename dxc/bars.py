@@ -23,20 +23,29 @@ class Steps:
         doing: what is done, such as 'costs of networks'.
         unit: of one step, such as 'network'.
         shown: False prints nothing.
+        done: steps that were done before.
+        why: stands behind the total where it is estimated, such as 'that fit in 11 minutes'.
     """
 
-    def __init__(self, total: int, doing: str, unit: str, *, shown: bool = True, done: int = 0) -> None:
+    def __init__(
+        self, total: int, doing: str, unit: str, *, shown: bool = True, done: int = 0, why: str = ""
+    ) -> None:
         self.total, self.done = total, done
-        self._doing, self._unit = doing, unit
+        self._doing, self._why = doing, f" {why}" if why else ""
         self._from = done
         self._started = self._said = time.monotonic()
         terminal = sys.stderr.isatty()
         self._lines = shown and not terminal
         self._bar: Any = tqdm(
-            total=total, initial=done, desc=doing, unit=unit, disable=not (shown and terminal), leave=False
+            total=total,
+            initial=done,
+            desc=doing + self._why,
+            unit=unit,
+            disable=not (shown and terminal),
+            leave=False,
         )
         if self._lines:
-            self._print(f"{doing}: {total} {_plural(total, unit)}")
+            self._print(f"{doing}: {'at most ' if why else ''}{total} {_plural(total, unit)}")
 
     def update(self, now: str = "", *, total: int | None = None) -> None:
         """One more step is done. now: what came of it; total: as it is known by now."""
@@ -49,8 +58,9 @@ class Steps:
         passed = time.monotonic() - self._started
         if self._lines and time.monotonic() - self._said >= max(EVERY_S, SHARE * passed):
             left = passed / (self.done - self._from) * (self.total - self.done)
+            of = f"{self.done} of {'about ' if self._why else ''}{self.total}{self._why}"
             tail = f", about {duration(left)} left" if self.done < self.total else ""
-            self._print(f"{self._doing}: {self.done} of {self.total}{tail}{f' ({now})' if now else ''}")
+            self._print(f"{self._doing}: {of}{tail}{f' ({now})' if now else ''}")
 
     def say(self, now: str) -> None:
         """What is being done now."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dxc.bars import Steps
 from dxc.errors import DxcError
 from dxc.hardware.onnx_file import fixed_batch, load_onnx, onnx_mb
 from dxc.hardware.spec import Hardware
@@ -300,7 +301,13 @@ def compare(
     absent = hardware.absent()
     if absent:
         notes.append(f"not measured: {absent}")
-    rows = [_compared(path, hardware, packages, absent, notes) for path in files]
+    rows = []
+    what = "predicting" if absent else "predicting and measuring, a few seconds a file"
+    with Steps(len(files), what, "file", shown=progress) as bar:
+        for path in files:
+            bar.say(path.name)
+            rows.append(_compared(path, hardware, packages, absent, notes))
+            bar.update()
     return pd.DataFrame(rows), list(dict.fromkeys(notes))
 
 
