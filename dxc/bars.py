@@ -82,4 +82,5 @@ class Steps:
 
 
 def _plural(count: int, unit: str) -> str:
-    return unit if count == 1 else f"{unit}s"
+    first, *rest = unit.split(" ")  # 'sets of channels'
+    return unit if count == 1 else " ".join([f"{first}s", *rest])

@@ -65,11 +65,13 @@ def prepare_chips(catalogue: Catalogue) -> Chips:
     for point in _data_points(catalogue):
         config = catalogue.identity(point).config
         sections.setdefault(_section(config), config)
-    for section, config in sections.items():
-        datamodule = build(config["data"], "data", source=build(config["source"], "source"))
-        datamodule.prepare_data()
-        hashes[section] = datamodule.cache.data_hash
-        folds = datamodule.folds
+    with Steps(len(sections), "reading chips, once", "set of channels") as bar:
+        for section, config in sections.items():
+            datamodule = build(config["data"], "data", source=build(config["source"], "source"))
+            datamodule.prepare_data()
+            hashes[section] = datamodule.cache.data_hash
+            folds = datamodule.folds
+            bar.update()
     return Chips(
         hashes, len(folds), sum(len(fold.train) for fold in folds), sum(len(fold.val) for fold in folds)
     )

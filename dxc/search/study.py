@@ -93,7 +93,6 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
         summary.require_any_within_limits()
     if not settings.dry_run:
         summary.forget_estimates()
-    progress.doing("reading the chips")
     chips = prepare_chips(catalogue)
     machines = [f"latency is predicted for {costs.predicted_for}"] if costs.predicted_for else []
     unchecked = summary.unchecked_limits(base["hardware"])
