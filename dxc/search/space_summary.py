@@ -29,6 +29,7 @@ WHOLE_SPACE = 20_000  # points; in a larger space, costs are computed when point
 SAMPLE = 2_000  # candidates that tuner=pareto considers of a larger space
 COMPUTED = 24  # networks that estimates of the others rest on; a network takes a third of a second
 DOUBT = 2.0  # times the largest error of an estimate: farther over a limit, a network is over it for certain
+SETTLED = 8  # networks that are computed at most, one after the other, to find the least cost
 TIMED = 4  # networks whose training steps are timed
 
 
@@ -187,9 +188,14 @@ class SpaceSummary:
         for cost in sorted(self.settings.limits, key=lambda name: metric_of(name).origin == "predicted"):
             if cost not in self._errors:
                 continue
-            of = {name: self._cost(name, cost) for name in self.networks}
-            known = {name: value for name, value in of.items() if value is not None}
+            known = self._values(cost)
             nearest = min(known, key=lambda name: known[name])
+            for _ in range(SETTLED):
+                if self._estimates.pop(nearest, None) is None:
+                    break  # the least is computed, not estimated
+                self._compute([nearest])
+                known = self._values(cost)
+                nearest = min(known, key=lambda name: known[name])
             limit = self.settings.limits[cost]
             doubt = 1 + DOUBT * max(self._errors[cost])
             if all(
@@ -200,6 +206,11 @@ class SpaceSummary:
                     f"{self._nearest(cost, nearest, known)} ({self.estimated()})\n"
                     "Nothing was trained. Raise the limit, or widen the space"
                 )
+
+    def _values(self, cost: str) -> dict[str, float]:
+        """A cost of each network that has it, by hash."""
+        of = {name: self._cost(name, cost) for name in self.networks}
+        return {name: value for name, value in of.items() if value is not None}
 
     def _cost(self, network: str, cost: str) -> float | None:
         known = self._estimates.get(network) or self.costs.of(network, self.networks[network])
@@ -282,7 +293,7 @@ class SpaceSummary:
         )
         closest = f"\nThe nearest is {nearest[1]}." if nearest else ""
         for cost, limit in limits.items():
-            values = {name: value for name in self.networks if (value := self._cost(name, cost)) is not None}
+            values = self._values(cost)
             if values and min(values.values()) > limit:
                 closest += f"\n{self._nearest(cost, min(values, key=lambda n: values[n]), values)}"
         raise SearchError(
