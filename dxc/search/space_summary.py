@@ -293,9 +293,9 @@ class SpaceSummary:
         )
         closest = f"\nThe nearest is {nearest[1]}." if nearest else ""
         for cost, limit in limits.items():
-            values = self._values(cost)
-            if values and min(values.values()) > limit:
-                closest += f"\n{self._nearest(cost, min(values, key=lambda n: values[n]), values)}"
+            found = self._values(cost)
+            if found and min(found.values()) > limit:
+                closest += f"\n{self._nearest(cost, min(found, key=lambda n: found[n]), found)}"
         raise SearchError(
             f"no point of the space is within the limits:\n{lines}{closest}\nNothing was trained. Raise a limit, or "
             "widen the space"
