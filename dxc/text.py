@@ -104,6 +104,19 @@ def for_figure(text: object) -> str:
     return f" {shown}" if shown.startswith("_") else shown
 
 
+def duration(seconds: float) -> str:
+    """'40 s', '12 min', '3 h 20 min', '2 d 4 h'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
 class LogFormatter(logging.Formatter):
     """For log lines that reach a terminal or a log file; conf/ names it for Hydra's handlers."""
 

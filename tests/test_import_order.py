@@ -9,7 +9,7 @@ import dxc
 
 ORDER = (
     ("masking", "text", "processes", "untrusted"),
-    ("errors",),
+    ("bars", "errors"),
     ("files",),
     ("metrics",),
     ("pareto",),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dxc.bars import Steps
 from dxc.config.hardware import Hardware
 from dxc.errors import DxcError
 from dxc.hardware.onnx_file import fixed_batch, load_onnx, onnx_mb
@@ -299,7 +300,13 @@ def compare(
     reason = absent(hardware)
     if reason:
         notes.append(f"not measured: {reason}")
-    rows = [_compared(path, hardware, packages, reason, notes) for path in files]
+    rows = []
+    what = "predicting" if reason else "predicting and measuring, a few seconds a file"
+    with Steps(len(files), what, "file", shown=progress) as bar:
+        for path in files:
+            bar.say(path.name)
+            rows.append(_compared(path, hardware, packages, reason, notes))
+            bar.update()
     return pd.DataFrame(rows), list(dict.fromkeys(notes))
 
 

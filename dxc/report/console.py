@@ -83,7 +83,9 @@ def print_whole(console: Console, table: Table) -> None:
 
 
 def print_package(folder: Path) -> None:
-    """Print what a calibrated package describes, its held-out errors, and how to use it."""
+    """Print what a calibrated package describes, its held-out errors, what it is good enough for, and how to use it."""
+    from dxc.hardware.calibrate.calibrate import verdict
+
     about = json.loads((folder / "package.json").read_text())
     table = new_table(f"{folder.name}: errors on networks and kernels held out of the fit")
     table.add_column("what")
@@ -92,7 +94,7 @@ def print_package(folder: Path) -> None:
     for title, errors in about["held_out"].items():
         for name, error in errors.items():
             table.add_row(
-                for_rich(f"{title.rstrip('s')} {name}"),
+                for_rich("all networks" if title == "all" else f"{title.rstrip('s')} {name}"),
                 str(error["n"]),
                 *(f"{error[key]:.1%}" for key in ("within_5_percent", "within_10_percent", "mape")),
             )
@@ -102,6 +104,7 @@ def print_package(folder: Path) -> None:
         f"describes: {about['device']}; {about['runtime']} {about['runtime_version']}, {about['threads']} thread(s)",
         f"made from: {about['networks']} networks in {about['minutes_measuring']} min, fitted in "
         f"{about['minutes_fitting']} min ({about['networks_too_noisy']} were too noisy to use)",
+        f"verdict:   {verdict(about)}",
         f"package:   {os.path.relpath(folder)}",
         f"use it:    python train.py hardware.predictors=[{folder.name}]",
     ):

@@ -16,7 +16,7 @@ from rich.text import Text
 from dxc.masking import masked
 from dxc.metrics import known_costs, label_of, metric_of, spread_of, title_of
 from dxc.report.console import new_table, print_line, print_whole
-from dxc.text import for_rich
+from dxc.text import duration, for_rich
 from dxc.tracking.view import view_address
 
 if TYPE_CHECKING:
@@ -95,6 +95,10 @@ class Progress:
         )
         for note in notes:
             self._line(f"note: {note}")
+
+    def doing(self, text: str) -> None:
+        """Print what is done now, where that takes more than a moment."""
+        self._line(f"{text} ...")
 
     def budget(self, total: int, ladder: Sequence[Rung]) -> None:
         """Print how much the study will train. ladder: see Settings.ladder."""
@@ -285,16 +289,3 @@ class _Live:
 def _protocol(rung: Rung) -> str:
     """'5 folds x 10 epochs'."""
     return f"{rung.folds} fold{'s' * (rung.folds != 1)} x {rung.epochs} epoch{'s' * (rung.epochs != 1)}"
-
-
-def duration(seconds: float) -> str:
-    """'40 s', '12 min', '3 h 20 min', '2 d 4 h'."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} d {hours % 24} h"

@@ -12,14 +12,13 @@ import json
 import logging
 import multiprocessing
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
+from dxc.bars import Steps
 from dxc.config.hardware import Hardware
 from dxc.errors import DxcError
 from dxc.files import write_atomically
@@ -67,16 +66,11 @@ class NetworkCosts:
         self, networks: Mapping[str, Mapping[str, Any]], *, jobs: int = 1, progress: bool = False
     ) -> None:
         """Compute the costs of networks {hash: configuration}, `jobs` at once. An interrupted call can be continued."""
-        requested = [name for name in networks if name not in self._known and name not in self.refused]
-        for name in requested:
-            self._read(name)
-        todo = [name for name in requested if name not in self._known and name not in self.refused]
+        todo = self.missing(networks)
         if not todo:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        hidden = None if progress else True  # None: shown on a terminal only
-        bar = tqdm(total=len(todo), desc="costs of networks", unit="network", disable=hidden, leave=False)
-        with bar:
+        with Steps(len(todo), "costs of networks", "network", shown=progress) as bar:
             if len(todo) < WORTH_PROCESSES or jobs == 1:
                 for name in todo:
                     self._keep(name, _cost(networks[name], self._packages))
@@ -92,6 +86,14 @@ class NetworkCosts:
                 for future in as_completed(futures):
                     self._keep(futures[future], future.result())
                     bar.update()
+
+    def missing(self, networks: Iterable[str]) -> list[str]:
+        """Those of these networks whose costs were never computed."""
+        wanted = list(networks)
+        for name in wanted:
+            if name not in self._known and name not in self.refused:
+                self._read(name)
+        return [name for name in wanted if name not in self._known and name not in self.refused]
 
     def _path(self, network: str) -> Path:
         return self._folder / f"{network}.json"

@@ -5,25 +5,33 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from dxc.bars import Steps
+from dxc.config.compose import image_size
 from dxc.config.hardware import Hardware
-from dxc.config.names import describe
+from dxc.config.names import describe, flatten
 from dxc.config.plan import Plan
 from dxc.data.cache import usable_cores
 from dxc.errors import SearchError
-from dxc.metrics import known_costs
+from dxc.metrics import Metric, known_costs, metric_of
+from dxc.models.registry import canonical_knobs
+from dxc.search.cost_estimate import interpolate, levels, spread_out
 from dxc.search.costs import Known, NetworkCosts, over_limits
 from dxc.search.settings import DEFAULT_TRIALS, Settings
 from dxc.search.space import Catalogue, Identity, Point, Space
 
 WHOLE_SPACE = 20_000  # points; in a larger space, costs are computed when points are proposed
 SAMPLE = 2_000  # candidates that tuner=pareto considers of a larger space
+COMPUTED = 24  # networks that estimates of the others rest on; a network takes a third of a second
+DOUBT = 2.0  # times the largest error of an estimate: farther over a limit, a network is over it for certain
+SETTLED = 8  # networks that are computed at most, one after the other, to find the least cost
+TIMED = 4  # networks whose training steps are timed
 
 
 @dataclass(frozen=True)
@@ -59,11 +67,13 @@ def prepare_chips(catalogue: Catalogue) -> Chips:
     for point in _data_points(catalogue):
         plan = catalogue.identity(point).plan
         sections.setdefault(_section(plan), plan)
-    for section, plan in sections.items():
-        datamodule = plan.data.build(source=plan.source.build())
-        datamodule.prepare_data()
-        hashes[section] = datamodule.cache.data_hash
-        folds = datamodule.folds
+    with Steps(len(sections), "reading chips, once", "set of channels") as bar:
+        for section, plan in sections.items():
+            datamodule = plan.data.build(source=plan.source.build())
+            datamodule.prepare_data()
+            hashes[section] = datamodule.cache.data_hash
+            folds = datamodule.folds
+            bar.update()
     return Chips(
         hashes, len(folds), sum(len(fold.train) for fold in folds), sum(len(fold.val) for fold in folds)
     )
@@ -88,25 +98,156 @@ class SpaceSummary:
         self.settings = settings
         self.costs = costs
         self.whole = space.size <= WHOLE_SPACE
+        self._estimates: dict[str, Known] = {}
+        self._errors: dict[str, list[float]] = {}
+
+    @cached_property
+    def distinct(self) -> dict[str, Point]:
+        """The distinct trials of the space, or of a sample of a space that is too large."""
+        if self.whole:
+            return self.catalogue.distinct()
+        rng = random.Random(self.settings.seed)
+        drawn = [tuple(rng.randrange(len(a.values)) for a in self.space.axes) for _ in range(SAMPLE)]
+        return {self.catalogue.identity(point).trial: point for point in drawn}
+
+    @cached_property
+    def networks(self) -> dict[str, dict[str, Any]]:
+        """The networks of the distinct trials: {hash: configuration of the first trial}."""
+        found: dict[str, dict[str, Any]] = {}
+        for point in self.distinct.values():
+            identity = self.catalogue.identity(point)
+            found.setdefault(identity.network, identity.config)
+        return found
 
     @cached_property
     def trials(self) -> dict[str, Point]:
-        """The distinct trials of the space, or of a sample of a space that is too large."""
-        if self.whole:
-            trials = self.catalogue.distinct()
-        else:
-            rng = random.Random(self.settings.seed)
-            drawn = [tuple(rng.randrange(len(a.values)) for a in self.space.axes) for _ in range(SAMPLE)]
-            trials = {self.catalogue.identity(point).trial: point for point in drawn}
-        identities = [self.catalogue.identity(point) for point in trials.values()]
-        self.costs.compute({i.network: i.config for i in identities}, jobs=usable_cores(), progress=True)
-        return trials
+        """As distinct, once the costs of all networks are there: computed, or estimated by estimate_costs."""
+        if not self._estimates:
+            self.costs.compute(self.networks, jobs=usable_cores(), progress=True)
+        return self.distinct
+
+    def estimate_costs(self) -> None:
+        """Compute the costs of a few networks and estimate those of the others, which takes seconds.
+
+        Where one of the few cannot be built, estimates would hide others that cannot: nothing is estimated then.
+        """
+        hashes = list(self.networks)
+        missing = set(self.costs.missing(hashes))
+        if len(missing) <= COMPUTED:
+            self._compute(hashes)
+            return
+        features = levels([_knobs(self.networks[name]) for name in hashes])
+        there = [place for place, name in enumerate(hashes) if name not in missing]
+        places = spread_out(features, COMPUTED, there[:COMPUTED])
+        self._compute([hashes[place] for place in places])
+        if any(hashes[place] in self.costs.refused for place in places):
+            return
+        known = [self.costs.of(hashes[place], self.networks[hashes[place]]) for place in places]
+        names = [name for name in known_costs() if all(name in each for each in known)]
+        columns = {}
+        for name in names:
+            columns[name], errors = interpolate(features, places, [each[name] for each in known])
+            self._errors[name] = list(errors)
+        self._estimates = {
+            name: {cost: float(columns[cost][place]) for cost in names}
+            for place, name in enumerate(hashes)
+            if name in missing and place not in places
+        }
+        ends = [
+            end(self._estimates, key=lambda n: self._estimates[n][cost])
+            for cost in names
+            for end in (min, max)
+        ]
+        self._compute(list(dict.fromkeys(ends)))
+        for name in self._estimates.keys() - set(self.costs.missing(self._estimates)):
+            del self._estimates[name]
+
+    def _compute(self, hashes: Sequence[str]) -> None:
+        self.costs.compute({name: self.networks[name] for name in hashes}, progress=True)
+
+    def estimated(self) -> str:
+        """What estimates rest on, and how far off they may be; '' where there are none."""
+        if not self._estimates:
+            return ""
+        computed = len(self.networks) - len(self._estimates)
+        off = [
+            f"{name} by {np.median(errors):.1%} (at most {max(errors):.1%})"
+            for name, errors in self._errors.items()
+            if max(errors) >= 0.001
+        ]
+        off_by = f"; of these, left out in turn, the estimate is off in {', '.join(off)}" if off else ""
+        return f"costs are estimated from {computed} of {len(self.networks)} networks{off_by}"
+
+    def require_any_within_limits(self) -> None:
+        """Raise SearchError where estimates leave no doubt that every network is over a limit.
+
+        What is counted comes before what is predicted. The message says which knobs come nearest.
+        """
+        if not self._estimates:
+            self.require_feasible()
+            return
+        for cost in sorted(self.settings.limits, key=lambda name: metric_of(name).origin == "predicted"):
+            if cost not in self._errors:
+                continue
+            known = self._values(cost)
+            nearest = min(known, key=lambda name: known[name])
+            for _ in range(SETTLED):
+                if self._estimates.pop(nearest, None) is None:
+                    break  # the least is computed, not estimated
+                self._compute([nearest])
+                known = self._values(cost)
+                nearest = min(known, key=lambda name: known[name])
+            limit = self.settings.limits[cost]
+            doubt = 1 + DOUBT * max(self._errors[cost])
+            if all(
+                value > limit * (doubt if name in self._estimates else 1) for name, value in known.items()
+            ):
+                raise SearchError(
+                    f"no point of the space is within search.limits.{cost}={limit:g}:\n"
+                    f"{self._nearest(cost, nearest, known)} ({self.estimated()})\n"
+                    "Nothing was trained. Raise the limit, or widen the space"
+                )
+
+    def _values(self, cost: str) -> dict[str, float]:
+        """A cost of each network that has it, by hash."""
+        of = {name: self._cost(name, cost) for name in self.networks}
+        return {name: value for name, value in of.items() if value is not None}
+
+    def _cost(self, network: str, cost: str) -> float | None:
+        known = self._estimates.get(network) or self.costs.of(network, self.networks[network])
+        return known.get(cost)
+
+    def _nearest(self, cost: str, network: str, values: Mapping[str, float]) -> str:
+        """'The smallest latency in this space is 0.41 ms, at model.width=32 model.stride=2; the limit is 0.2 ms': the
+        knobs that cost the most come first."""
+        metric = metric_of(cost)
+        knobs = {name: _knobs(self.networks[name]) for name in values}
+        effect: dict[str, float] = {}
+        for key in {key for row in knobs.values() for key in row}:
+            groups: dict[str, list[float]] = {}
+            for name, value in values.items():
+                groups.setdefault(str(knobs[name].get(key)), []).append(value)
+            means = [float(np.mean(each)) for each in groups.values()]
+            effect[key] = max(means) - min(means)
+        axes = {axis.path for axis in self.space.axes}
+        own = [key for key in sorted(knobs[network], key=lambda key: -effect[key]) if key in axes]
+        at = " ".join(f"{key}={knobs[network][key]}" for key in own)
+        where = f", at {at}" if at else ""
+        return (
+            f"The smallest {metric.title} in this space is {_amount(metric, values[network])}{where}; "
+            f"the limit is {_amount(metric, self.settings.limits[cost])}"
+        )
 
     def identity(self, trial: str) -> Identity:
-        return self.catalogue.identity(self.trials[trial])
+        return self.catalogue.identity(self.distinct[trial])
 
     def known(self, identity: Identity) -> Known:
-        return self.costs.of(identity.network, identity.config)
+        """Costs of a network; estimates after estimate_costs."""
+        return self._estimates.get(identity.network) or self.costs.of(identity.network, identity.config)
+
+    def forget_estimates(self) -> None:
+        """Have all costs computed from here on."""
+        self._estimates.clear()
 
     def against(self, identity: Identity) -> str:
         """The reason why a trial is not trained; '' if it is."""
@@ -152,8 +293,13 @@ class SpaceSummary:
             f"  {text} rules out {count} of {len(self.trials)}" for text, count in counts.items()
         )
         closest = f"\nThe nearest is {nearest[1]}." if nearest else ""
+        for cost, limit in limits.items():
+            found = self._values(cost)
+            if found and min(found.values()) > limit:
+                closest += f"\n{self._nearest(cost, min(found, key=lambda n: found[n]), found)}"
         raise SearchError(
-            f"no point of the space is within the limits:\n{lines}{closest}\nRaise a limit, or widen the space"
+            f"no point of the space is within the limits:\n{lines}{closest}\nNothing was trained. Raise a limit, or "
+            "widen the space"
         )
 
     def unchecked_limits(self, hardware: Hardware) -> list[str]:
@@ -198,11 +344,13 @@ class SpaceSummary:
         from dxc.training.speed import seconds_per_image
 
         by_macs = sorted(self.feasible, key=lambda trial: self.known(self.identity(trial))["macs"])
-        timed = {by_macs[place * (len(by_macs) - 1) // 3] for place in range(4)}
+        timed = {by_macs[place * (len(by_macs) - 1) // (TIMED - 1)]: None for place in range(TIMED)}
         points = []
-        for trial in timed:
-            identity = self.identity(trial)
-            points.append((self.known(identity)["macs"], *seconds_per_image(identity.plan)))
+        with Steps(len(timed), "timing training steps", "network") as bar:
+            for trial in timed:
+                identity = self.identity(trial)
+                points.append((self.known(identity)["macs"], *seconds_per_image(identity.plan)))
+                bar.update()
         macs = np.array([p[0] for p in points])
         train, val = (np.array([p[k] for p in points]) for k in (1, 2))
         total = 0.0
@@ -213,6 +361,19 @@ class SpaceSummary:
             seconds = chips.train_images * _line(macs, train, at) + chips.val_images * _line(macs, val, at)
             total += epochs * seconds
         return total
+
+
+def _knobs(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the costs of a network depend on, by key of the configuration; see dxc.search.space.network_hash."""
+    return {
+        **flatten({"model": canonical_knobs(config["model"])}),
+        "data.size": image_size(config["data"]["size"]),
+    }
+
+
+def _amount(metric: Metric, value: float) -> str:
+    """'0.41 ms', '11,183,810'."""
+    return f"{value:,.0f}" if metric.unit == "count" else f"{value:.3g} {metric.symbol}"
 
 
 def _line(x: Any, y: Any, at: float) -> float:

@@ -87,9 +87,17 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
     progress = Progress(plan.study, settings.objectives, settings.score)
     costs = NetworkCosts(plan.hardware, Path(plan.cache_dir))
     summary = SpaceSummary(space, catalogue, settings, costs)
+    if settings.limits or settings.dry_run:  # a limit that nothing meets is said before chips are read
+        progress.doing(f"looking at the costs of {len(summary.networks)} networks")
+        summary.estimate_costs()
+        summary.require_any_within_limits()
+    if not settings.dry_run:
+        summary.forget_estimates()
     chips = prepare_chips(catalogue)
     machines = [f"latency is predicted for {costs.predicted_for}"] if costs.predicted_for else []
-    notes = [*machines, *costs.notes, *summary.unchecked_limits(plan.hardware)]
+    unchecked = summary.unchecked_limits(plan.hardware)
+    estimated = [line] if (line := summary.estimated()) else []
+    notes = [*machines, *costs.notes, *unchecked, *estimated]
     progress.begin(summary.counts(), settings, notes)
     summary.require_feasible()
     progress.budget(summary.wanted(), settings.ladder(chips.folds, plan.trainer.max_epochs))

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from dxc.bars import Steps
 from dxc.data.cache import usable_cores
 from dxc.data.source import Source
 from dxc.errors import ConfigError, DataError, require_whole
@@ -260,8 +261,6 @@ class SyntheticSource(Source):
         return root
 
     def _build(self, part: Path) -> None:
-        from tqdm import tqdm
-
         crossings = self.chips // 8
         tasks = [
             (spec, part, crossings, self.seed, self.near_share, self.jitter_m, self.size_m, self.boxes)
@@ -270,7 +269,7 @@ class SyntheticSource(Source):
         log.info(
             "making %d synthetic watersheds for %d chips (kept in %s)", len(tasks), self.chips, self.folder
         )
-        with tqdm(total=len(tasks), desc="synthetic regions", unit="region", disable=None) as bar:
+        with Steps(len(tasks), "making synthetic regions", "region") as bar:
             if self.jobs == 1:
                 for task in tasks:
                     _make_and_cut(*task)

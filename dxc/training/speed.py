@@ -10,14 +10,17 @@ from typing import Any
 from dxc.config.plan import Plan
 from dxc.training.build import build_task, fit_to_machine
 
+LEAST_STEPS = 5
+MOST_S = 3.0  # of large networks fewer steps are timed: they spread little
+
 
 def seconds_per_image(plan: Plan, *, at_least_s: float = 1.0) -> tuple[float, float]:
-    """Median seconds per image in training and in validation, measured on random chips.
+    """Median seconds per image in training and in validation, measured on random chips in a few seconds.
 
     Loading chips and the work of the trainer are not included; they are small in comparison.
 
     Args:
-        config: resolved, fitted to this machine.
+        plan: any; it is fitted to this machine.
         at_least_s: shortest duration of each of the two measurements, seconds.
     """
     import torch
@@ -42,7 +45,9 @@ def seconds_per_image(plan: Plan, *, at_least_s: float = 1.0) -> tuple[float, fl
 
     def timed(step: Callable[[], object]) -> float:
         seconds: list[float] = []
-        while len(seconds) < 5 or sum(seconds) < at_least_s:
+        while not seconds or (
+            (len(seconds) < LEAST_STEPS or sum(seconds) < at_least_s) and sum(seconds) < MOST_S
+        ):
             started = time.perf_counter()
             step()
             if on_gpu:

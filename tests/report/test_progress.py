@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dxc.report.progress import Progress, Standing, Training, duration
+from dxc.report.progress import Progress, Standing, Training
 from dxc.search.ledger import Entry
 from dxc.search.states import Rung
+from dxc.text import duration
 
 
 def _standing(

@@ -46,7 +46,7 @@ class _Catalogue:
         width, batch = WIDTHS[point[0]], (8, 16)[point[1]]
         config = {
             "model": {"_target_": "dxc.models.resnet.ResNet", "width": width, "blocks": 2},
-            "data": {"channels": ["dem"], "batch_size": batch},
+            "data": {"channels": ["dem"], "batch_size": batch, "size": 20},
             "trainer": {"max_epochs": 3},
         }
         return _Identity(f"t{width}-{batch}", f"d{width}", f"n{width}", config)
@@ -124,10 +124,114 @@ def test_nothing_feasible_says_how_near_it_is() -> None:
         "  no network can be built rules out 2 of 12",
     ]
     assert lines[4] == "The nearest is resnet18 w8, 1ch b8 with onnx_mb 2."
+    assert (
+        lines[5] == "The smallest ONNX file in this space is 2 MB, at model.width=8; the limit is 1 MB"
+    )  # 80 MACs are within their limit
     with pytest.raises(SearchError) as raised:
         _summary(refused={f"n{width}": "no" for width in WIDTHS}).require_feasible()
     assert "no network can be built rules out 12 of 12" in str(raised.value)
     assert "nearest" not in str(raised.value)
+
+
+class _ManyNetworks:
+    """Two knobs: latency is 0.01 ms x width / stride, less by 2 % where both are small."""
+
+    def __init__(self) -> None:
+        widths = tuple(map(str, range(8, 88, 8)))
+        self.space = Space((Axis("model.width", widths), Axis("model.stride", tuple("12345"))), ())
+
+    def identity(self, point: tuple[int, ...]) -> Identity:
+        width, stride = 8 + 8 * point[0], 1 + point[1]
+        model = {"_target_": "dxc.models.resnet.ResNet", "width": width, "stride": stride}
+        name = f"{width}-{stride}"
+        return Identity(name, name, name, {"model": model, "data": {"size": 20}})
+
+    def distinct(self) -> dict[str, tuple[int, ...]]:
+        return {self.identity(point).trial: point for point in self.space.points()}
+
+
+class _Costs:
+    """Computes what _ManyNetworks says, and counts."""
+
+    def __init__(self, refused: Mapping[str, str] | None = None) -> None:
+        self.computed: dict[str, dict[str, float]] = {}
+        self.refusing = refused or {}
+        self.refused: dict[str, str] = {}
+
+    def missing(self, networks: Any) -> list[str]:
+        return [name for name in networks if name not in self.computed and name not in self.refused]
+
+    def compute(self, networks: Mapping[str, Any], **_: Any) -> None:
+        for name, config in networks.items():
+            if name in self.refusing:
+                self.refused[name] = self.refusing[name]
+                continue
+            width, stride = config["model"]["width"], config["model"]["stride"]
+            self.computed[name] = {
+                "latency_ms": 0.01 * width / stride * (0.98 if width == 8 and stride > 3 else 1),
+                "params": 100.0 * width,
+            }
+
+    def of(self, network: str, config: Mapping[str, Any]) -> dict[str, float]:
+        if self.missing([network]):
+            self.compute({network: config})
+        return self.computed.get(network, {})
+
+
+def _many(costs: _Costs, **limits: float) -> SpaceSummary:
+    catalogue = _ManyNetworks()
+    settings = SimpleNamespace(tuner="random", max_trials=None, seed=0, limits=limits)
+    return SpaceSummary(catalogue.space, catalogue, settings, costs)  # type: ignore[arg-type]
+
+
+def test_costs_of_a_space_are_estimated_from_a_few_networks() -> None:
+    costs = _Costs()
+    summary = _many(costs, latency_ms=0.44)
+    summary.estimate_costs()
+    computed = len(costs.computed)
+    assert module.COMPUTED <= computed <= module.COMPUTED + 4  # and the ends of each cost
+    for trial in summary.trials:
+        width, stride = map(int, trial.split("-"))
+        known = summary.known(summary.identity(trial))
+        assert known["latency_ms"] == pytest.approx(0.01 * width / stride, rel=0.03)
+        assert known["params"] == pytest.approx(100 * width, rel=0.001)
+    assert summary.counts()["infeasible"] == 5  # 48 to 80 at stride 1
+    assert len(costs.computed) == computed
+    assert f"estimated from {computed} of 50 networks" in summary.estimated()
+    summary.forget_estimates()
+    assert summary.estimated() == ""
+    assert summary.trials and len(costs.computed) < 50
+    _ = _many(costs).trials
+    assert len(costs.computed) == 50
+
+
+def test_a_limit_that_nothing_meets_is_said_from_estimates() -> None:
+    costs = _Costs()
+    summary = _many(costs, latency_ms=0.01, params=1e6)
+    summary.estimate_costs()
+    with pytest.raises(SearchError) as raised:
+        summary.require_any_within_limits()
+    message = str(raised.value)
+    assert "search.limits.latency_ms=0.01" in message
+    assert "The smallest latency in this space is 0.0157 ms, at model.stride=5 model.width=8" in message
+    assert "the limit is 0.01 ms" in message and "Nothing was trained" in message
+    assert len(costs.computed) < 50
+    # too near to be certain of: all are computed first
+    near = _many(costs, latency_ms=0.0157)
+    near.estimate_costs()
+    near.require_any_within_limits()
+    # what is counted comes before what is predicted
+    both = _many(_Costs(), latency_ms=0.001, params=10)
+    both.estimate_costs()
+    with pytest.raises(SearchError, match=r"search.limits.params=10:"):
+        both.require_any_within_limits()
+
+
+def test_nothing_is_estimated_where_a_network_cannot_be_built() -> None:
+    costs = _Costs({"8-1": "too small"})  # the first, which is always computed
+    summary = _many(costs)
+    summary.estimate_costs()
+    assert summary.estimated() == "" and len(costs.computed) < 25
 
 
 def test_seconds_of_training_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dxc.bars import Steps
 from dxc.config.hardware import Hardware
 from dxc.errors import FOLDER_NAME, ConfigError, HardwareError, require_whole
 from dxc.files import write_atomically
@@ -75,6 +76,12 @@ MAX_DISAGREEMENT = 0.2  # of plain and profiled runs; the profiler slows network
 ATTEMPTS = 3
 FOLDS = 5
 MIN_ROWS = 20
+
+# what a package has to show to be good; the shipped one has 0.89 and 0.998
+GOOD_WITHIN = 0.8  # of the held-out networks within 10 %
+GOOD_RANK = 0.95  # Spearman's rank correlation of predicted and measured
+BUSY_NOISY = 0.1  # of the networks could not be timed within MAX_SPREAD; 0.02 to 0.03 on an idle machine
+BUSY_SPREAD = 0.15  # of the reference's times; 0.05 on an idle machine
 
 # Gradient boosting (Friedman 2001, doi 10.1214/aos/1013203451): interpolates between measured sizes better
 # than nn-Meter's forests, which need some thousand measurements a kernel. Values from a comparison on 500
@@ -125,8 +132,6 @@ def calibrate(
     they come: called again after an interruption, it goes on. Raises HardwareError for a name that is taken and
     for hardware that is not this machine's processor, and for an interrupted calibration under other conditions.
     """
-    from tqdm import tqdm
-
     packages_dir = Path(hardware.packages_dir)
     folder = _folder(name, packages_dir, overwrite)
     require_whole("networks", networks, at_least=4 * FOLDS)
@@ -149,7 +154,14 @@ def calibrate(
     reference = Reference(hardware.threads)
     with (
         (draft / "measured.jsonl").open("a") as file,
-        tqdm(total=networks, initial=len(records), unit="network", disable=not progress) as bar,
+        Steps(
+            networks,
+            "measuring",
+            "network",
+            why=f"that fit in {max_minutes:g} minutes",
+            done=len(records),
+            shown=progress,
+        ) as bar,
     ):
         for spec in _specs(records, networks, seed, max_seconds=max_minutes * 60):
             if used > max_minutes * 60 and len(records) >= 4 * FOLDS:
@@ -159,9 +171,9 @@ def calibrate(
             records.append(record)
             file.write(json.dumps(asdict(record)) + "\n")
             file.flush()
-            bar.set_postfix_str(f"{spec['family']} {record.ms:.2f} ms", refresh=False)
-            bar.update()
-    log.info("fitting %d networks", len(records))
+            fitting = expected_networks(len(records), used, networks, max_minutes)
+            bar.update(f"{spec['family']} {record.ms:.2f} ms", total=fitting)
+    log.info("fitting %d networks, about a minute", len(records))
     _write_package(draft, name, at_usual_speed(records), conditions, used)
     replaced = draft.with_suffix(".replaced")
     if folder.exists():
@@ -171,6 +183,13 @@ def calibrate(
         left.unlink()
     shutil.rmtree(replaced, ignore_errors=True)
     return folder
+
+
+def expected_networks(measured: int, seconds: float, networks: int, max_minutes: float) -> int:
+    """How many networks will be measured within max_minutes, at the pace so far; at most `networks`."""
+    if not measured or not seconds:
+        return networks
+    return min(networks, max(4 * FOLDS, measured, round(max_minutes * 60 * measured / seconds)))
 
 
 class Reference:
@@ -395,6 +414,47 @@ def errors(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> dic
     }
 
 
+def relative_spread(times: Sequence[float]) -> float:
+    """Interquartile range over the median."""
+    upper, middle, lower = np.percentile(times, [75, 50, 25])
+    return float((upper - lower) / middle)
+
+
+def rank_correlation(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> float:
+    """Spearman's."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(predicted, measured).statistic)
+
+
+def verdict(about: Mapping[str, Any]) -> str:
+    """What a package is good enough for, with the numbers that say so; or that the machine was busy.
+
+    about: its package.json. The held-out check decides first: a calibration that was disturbed and still predicts well
+    is good.
+    """
+    check = about["held_out"]["all"]["networks"]
+    within, rank = check["within_10_percent"], about["rank_correlation"]
+    noisy = about["networks_too_noisy"] / (about["networks"] + about["networks_too_noisy"])
+    numbers = (
+        f"of {check['n']} networks held out of the fit, {within:.0%} within 10 %, mean error {check['mape']:.1%}, rank "
+        f"correlation (Spearman) {rank:.3f}; {noisy:.0%} of the networks too noisy to use, speed of the machine "
+        f"spread by {about['reference_spread']:.0%}"
+    )
+    if within >= GOOD_WITHIN and rank >= GOOD_RANK:
+        said = "good enough to compare networks and to hold a limit on latency to 10 %"
+    elif noisy > BUSY_NOISY or about["reference_spread"] > BUSY_SPREAD:
+        said = "the machine was busy: stop what else runs on it and do it again with overwrite=true"
+    elif rank >= GOOD_RANK:
+        said = (
+            "good enough to rank networks in a search; leave a limit on latency a margin of "
+            f"{max(2 * check['mape'], 0.1):.0%}, or measure longer (max_minutes, overwrite=true)"
+        )
+    else:
+        said = "not good enough to rank networks: measure longer (max_minutes, networks, overwrite=true)"
+    return f"{said} ({numbers})"
+
+
 def _fit(name: str, features: NDArray[np.float64], ms: NDArray[np.float64]) -> Any:
     from sklearn.ensemble import GradientBoostingRegressor
 
@@ -461,7 +521,10 @@ def _write_package(
         "node_overhead_ms": overhead_ms,
         "minutes_measuring": round(seconds / 60, 1),
         "minutes_fitting": round((time.perf_counter() - started) / 60, 1),
+        "reference_spread": relative_spread([record.reference_ms for record in records]),
+        "rank_correlation": rank_correlation(totals, measured),
         "held_out": {
+            "all": {"networks": errors(totals, measured)},
             "networks": {
                 family: errors(totals[family_of == family], measured[family_of == family])
                 for family in families()

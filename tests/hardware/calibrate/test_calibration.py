@@ -29,10 +29,12 @@ from dxc.hardware.calibrate.calibrate import (
     Reference,
     at_usual_speed,
     errors,
+    expected_networks,
     measure_kernels,
     node_overhead_ms,
     rows_of,
     share_out,
+    verdict,
 )
 from dxc.hardware.calibrate.networks import RANDOM_KERNELS, draw, families, module, onnx_model
 from dxc.hardware.predict.kernels import Kernel, detect, graph_of
@@ -229,6 +231,51 @@ def test_errors_by_hand() -> None:
     assert found == {"n": 4, "within_5_percent": 0.5, "within_10_percent": 0.75, "mape": pytest.approx(0.155)}
 
 
+@pytest.mark.parametrize(
+    ("measured", "seconds", "expected"),
+    [
+        (0, 0.0, 700),
+        (10, 12.0, 550),  # 1.2 s each, 11 minutes
+        (10, 5.0, 700),  # never more than are asked for
+        (3, 660.0, 20),  # never fewer than a fit needs
+        (600, 661.0, 600),  # never fewer than there are
+    ],
+)
+def test_how_many_networks_fit(measured: int, seconds: float, expected: int) -> None:
+    assert expected_networks(measured, seconds, 700, 11.0) == expected
+
+
+def _about(within: float, rank: float, *, noisy: int = 2, spread: float = 0.05) -> dict:
+    check = {"n": 98, "within_5_percent": 0.5, "within_10_percent": within, "mape": 0.08}
+    return {
+        "held_out": {"all": {"networks": check}},
+        "rank_correlation": rank,
+        "networks": 98,
+        "networks_too_noisy": noisy,
+        "reference_spread": spread,
+    }
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        (_about(0.89, 0.998), "good enough to compare networks and to hold a limit on latency to 10 %"),
+        (_about(0.89, 0.998, noisy=50), "good enough to compare networks"),  # it predicts well all the same
+        (
+            _about(0.6, 0.98),
+            "good enough to rank networks in a search; leave a limit on latency a margin of 16%",
+        ),
+        (_about(0.6, 0.98, noisy=20), "the machine was busy"),
+        (_about(0.6, 0.98, spread=0.3), "the machine was busy"),
+        (_about(0.6, 0.8), "not good enough to rank networks"),
+    ],
+)
+def test_a_calibration_ends_with_a_verdict(about: dict, said: str) -> None:
+    text = verdict(about)
+    assert text.startswith(said)
+    assert "of 98 networks held out of the fit" in text and "rank correlation (Spearman) 0." in text
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small networks, short runs and few trees: the test is about the procedure, not the figures."""
@@ -300,6 +347,8 @@ def test_a_package_says_what_it_describes_and_predicts(quick: None, tmp_path: Pa
     assert about["device"] == device_name()
     assert (about["runtime_version"], about["threads"]) == (onnxruntime.__version__, 1)
     assert about["held_out"]["networks"]["resnet"]["n"] == 24
+    assert about["held_out"]["all"]["networks"]["n"] == 24
+    assert -1 <= about["rank_correlation"] <= 1 and about["reference_spread"] >= 0
     assert 0 < about["held_out"]["kernels"]["conv-bn-relu"]["share_of_time"] <= 1
 
     onnx.save(onnx_model(RESNET), tmp_path / "net.onnx")
