@@ -50,7 +50,7 @@ def test_expected_improvement_against_chance() -> None:
     mean, std = truth + 0.01, np.full(len(truth), 0.03)
     front = np.column_stack([-truth[:6], candidates.costs[:6]])
     which = np.array([10, 20, 30])
-    gains = search._expected_improvement(front, which, mean, std)
+    gains = search._expected_improvement(front, which, mean, std, np.ones(3))
     lowest, highest = min(truth[:6].min(), (mean - 2 * std).min()), max(truth[:6].max(), mean.max())
     costs = candidates.costs
     reference = [-lowest + 0.1 * (highest - lowest), *(costs.max(axis=0) + 0.1 * np.ptp(costs, axis=0))]
@@ -82,7 +82,7 @@ def test_expected_improvement_by_hand() -> None:
     mean, std = np.append(accuracies, 0.7), np.full(steps + 1, 0.05)
     front = np.column_stack([-accuracies, costs])
     (gain,) = FrontSearch(candidates, LADDER, seed=0)._expected_improvement(
-        front, np.array([steps]), mean, std
+        front, np.array([steps]), mean, std, np.ones(1)
     )
     # accuracy may range from 0.5 - 2 x 0.05 to 0.9, costs from 0.8 to 3: the reference is 0.35, 3.22
     edges = np.array([0.8, *costs, 3.22])
@@ -170,7 +170,7 @@ def test_the_most_accurate_goes_first_where_it_is_so_for_sure(accuracy: float, c
     level = np.array([2] * 10 + [0, -1])
     mean, std = search._surrogate(seen, level)
     front = np.column_stack([-mean[:10], candidates.costs[:10]])
-    dear, cheap = search._expected_improvement(front, np.array([10, 11]), mean, std) / [25, 27]
+    dear, cheap = search._expected_improvement(front, np.array([10, 11]), mean, std, np.array([25, 27]))
     assert cheap > dear
     assert search.next(seen, count=1, epochs_left=100) == [(chosen, LADDER[1 if chosen == "other0" else 0])]
 
