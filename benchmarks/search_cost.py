@@ -471,9 +471,8 @@ def by_local_search(grid: Grid, seed: int, budget: int) -> Iterator[Spent]:
 
 def by_front(rungs: list[tuple[int, float]], grid: Grid, seed: int, budget: int) -> Iterator[Spent]:
     """search.tuner=pareto, one trial after the other."""
-    ladder = [Rung(folds, max(1, round(share * grid.space.epochs))) for folds, share in rungs] + [
-        Rung(grid.space.folds, grid.space.epochs)
-    ]
+    full = Rung(grid.space.folds, grid.space.epochs)
+    ladder = [Rung(folds, max(1, round(share * full.epochs))) for folds, share in rungs] + [full]
     named = [dict(zip(grid.space.axes, knobs, strict=True)) for knobs in grid.points]
     rows: list[dict[str, Any]] = []
     for knobs in named:

@@ -10,6 +10,7 @@ and epochs first), is judged again, and reaches the full protocol only if it sta
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -95,7 +96,7 @@ class FrontSearch:
         for name in (*busy, *without):
             if name in self._position:
                 open_[self._position[name]] = False
-        to_full = np.array([self._epochs_to_full(each) for each in level])
+        to_full = np.array([self._epochs_to_full(each) for each in range(-1, len(self._ladder))])[level + 1]
         chosen: list[tuple[str, Rung]] = []
 
         for n in self._first(level, open_, len(busy)):
@@ -239,19 +240,20 @@ def _largest(
     """
     import moocore
 
-    def gain(front: Floats, which: NDArray[Any]) -> Floats:
-        return expected_improvement(front, mean[which], std[which], costs[which], reference) / epochs[which]
+    def gain(boxes: Sequence[Box], which: NDArray[Any]) -> Floats:
+        return _improvement(boxes, mean[which], std[which], costs[which]) / epochs[which]
 
-    every = np.arange(len(mean))
+    every, boxes = np.arange(len(mean)), _boxes_below(front, reference)
     if len(front) <= FEW or len(every) <= FEW:
-        return gain(front, every)
+        return gain(boxes, every)
     alone = moocore.hv_contributions(front, ref=reference)
-    bound = gain(front[np.argsort(-alone, kind="stable")[:FEW]], every) * (1 + 1e-9)  # rounding
+    few = front[np.argsort(-alone, kind="stable")[:FEW]]
+    bound = gain(_boxes_below(few, reference), every) * (1 + 1e-9)  # rounding
     found = np.zeros(len(every))
     first = np.argsort(-bound, kind="stable")[:FEW]
-    found[first] = gain(front, first)
+    found[first] = gain(boxes, first)
     rest = np.setdiff1d(np.flatnonzero(bound >= found.max()), first)
-    found[rest] = gain(front, rest)
+    found[rest] = gain(boxes, rest)
     return found
 
 
@@ -275,9 +277,11 @@ def expected_improvement(
     Returns:
         (n,) expected improvements.
     """
-    front = front.reshape(-1, len(reference))
-    counted = front[(front < reference).all(axis=1)]
-    boxes = _boxes([*map(tuple, counted.tolist())], tuple(reference.tolist()))
+    return _improvement(_boxes_below(front, reference), mean, std, costs)
+
+
+def _improvement(boxes: Sequence[Box], mean: Floats, std: Floats, costs: Floats) -> Floats:
+    """expected_improvement over the front that the boxes were cut by."""
     losses, which = np.unique([box.best for box in boxes], return_inverse=True)
     low = np.array([box.low for box in boxes]).reshape(len(boxes), -1)
     high = np.array([box.high for box in boxes]).reshape(len(boxes), -1)
@@ -307,6 +311,13 @@ class Box(NamedTuple):
     low: tuple[float, ...]
     high: tuple[float, ...]
     best: float
+
+
+def _boxes_below(front: Floats, reference: Floats) -> list[Box]:
+    """_boxes of the members (f, 1 + m) that count."""
+    front = front.reshape(-1, len(reference))
+    counted = front[(front < reference).all(axis=1)]
+    return _boxes([*map(tuple, counted.tolist())], tuple(reference.tolist()))
 
 
 def _boxes(front: Sequence[tuple[float, ...]], reference: tuple[float, ...]) -> list[Box]:
@@ -350,7 +361,7 @@ def _intervals(front: Sequence[tuple[float, ...]], best: float, end: float) -> l
 
 def _reaches(one: Sequence[float], other: Sequence[float]) -> bool:
     """Whether one is as low as the other, or lower, in everything."""
-    return all(a <= b for a, b in zip(one, other, strict=True))
+    return all(map(operator.le, one, other))
 
 
 def _stretched(box: Box, low: float, high: float) -> Box:
