@@ -166,7 +166,7 @@ def _by_grid(front: np.ndarray, one: np.ndarray, std: float, reference: np.ndarr
 def test_expected_improvement_against_every_cell(costs: int, values: int) -> None:
     """A front with dominated members, equal ones, and some beyond the reference."""
     rng = np.random.default_rng(costs + values)
-    front, few = rng.random((15, 1 + costs)), rng.random((12, 1 + costs))
+    front, few = rng.random((10, 1 + costs)), rng.random((6, 1 + costs))
     front[:, 1:] = np.ceil(values * front[:, 1:]) / values
     few[:, 1:] = np.ceil(values * few[:, 1:]) / values
     front = np.vstack([front, front[:2]])
@@ -176,14 +176,14 @@ def test_expected_improvement_against_every_cell(costs: int, values: int) -> Non
         _by_grid(front, one, 0.2, reference) if (one[1:] < reference[1:]).all() else 0.0 for one in few
     ]
     np.testing.assert_allclose(gains, expected, rtol=1e-9, atol=1e-15)
-    assert sum(gains > 0) >= 3
+    assert sum(gains > 0) >= 2
 
 
 @pytest.mark.parametrize("costs", [1, 2, 3])
 def test_the_largest_improvement_is_exact_and_the_others_are_not_larger(costs: int) -> None:
-    """Of 500 candidates, over a front of 20 or more: the one that all exact values name, though not all were looked at."""
+    """Of 500 candidates, over a front of more than ten: the one that all exact values name; not all were looked at."""
     rng = np.random.default_rng(costs)
-    front = rng.random((300, 1 + costs))
+    front = rng.random((80, 1 + costs))
     front[:, 0] = 2.0 - front[:, 1:].sum(axis=1) + 0.1 * front[:, 0]
     front = front[non_dominated(front, maximise=[False] * (1 + costs))]
     few = rng.random((500, 1 + costs))
@@ -193,7 +193,7 @@ def test_the_largest_improvement_is_exact_and_the_others_are_not_larger(costs: i
     reference = np.array([2.2, *[1.1] * costs])
     exact = expected_improvement(front, few[:, 0], std, few[:, 1:], reference) / epochs
     found = _largest(front, few[:, 0], std, few[:, 1:], reference, epochs)
-    assert len(front) > 20
+    assert len(front) > 10
     assert np.argmax(found) == np.argmax(exact) and found.max() == pytest.approx(exact.max(), rel=1e-12)
     assert (found <= exact * (1 + 1e-9)).all()
     assert (found == 0).any() and (exact > 0).all()
