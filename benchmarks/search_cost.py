@@ -5,10 +5,19 @@
                                                  against Optuna's samplers, which need: pip install optuna
     python benchmarks/search_cost.py --record    records it: 4 processes for 2 hours; interrupted, it goes on
 
-The space is the published one at a quarter of its width, without its middle: 120 networks x 2 channel sets (first
+    python benchmarks/search_cost.py --space sppnet --record --part replay
+                                                 the second space: recorded, then replayed
+    python benchmarks/search_cost.py --part proposals
+                                                 seconds that a proposal among 6,466 candidates takes, a few seconds
+
+The first space is the published one at a quarter of its width, without its middle: 120 networks x 2 channel sets (first
 kernel 3, 5; stride 1, 2; padding 1, 2, 3; five pools; width 8, 16) on 800 synthetic chips at 2 m (50 x 50 pixels),
 3 folds of 5 epochs, batch 16, 3 seeds of the training. results/search_grid.csv holds the accuracy of each fold after
-each epoch.
+each epoch. The constants of search.tuner=pareto were chosen on it.
+
+The second space, sppnet, was used to choose nothing: 108 detectors (first kernel 1, 3, 5, 7; pyramid level 1, 2, 3; two
+linear layers) on 240 synthetic chips of 24 x 24 pixels, 3 folds of 3 epochs, one seed; its score is average precision.
+Noise of its single seed counts as truth.
 
 A replay gives a tuner the accuracies of one seed. What counts is what it trained in full, judged by the means over
 seeds: the hypervolume (accuracy, latency_ms, onnx_mb; reference: a tenth of the grid's range beyond its worst) as a
@@ -28,8 +37,9 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -54,39 +64,113 @@ from dxc.search.space import Axis, Catalogue, Space, network_hash, parse_space
 from dxc.search.states import Rung
 from dxc.search.strategies import NniTuner
 
-TABLE = ROOT / "benchmarks" / "results" / "search_grid.csv"
-RESULTS = TABLE.with_name("search_cost.json")
 CACHE = ROOT / "cache"
-CHIPS, SEEDS, FOLDS, EPOCHS = 800, 3, 3, 5
-AXES = {
-    "data": ("5ch", "7ch"),
-    "kernel": ("3", "5"),
-    "stride": ("1", "2"),
-    "padding": ("1", "2", "3"),
-    "pool": ("none", "max"),
-    "pool_kernel": ("2", "3"),
-    "pool_stride": ("1", "2"),
-    "width": ("8", "16"),
-}
-OBJECTIVES = ["accuracy", "latency_ms", "onnx_mb"]
 BUDGETS = (0.02, 0.05, 0.10, 0.20)
 ENOUGH = 0.99
-CURVES = [f"fold{fold}_epoch{epoch}" for fold in range(1, FOLDS + 1) for epoch in range(1, EPOCHS + 1)]
 
 Knobs = tuple[str, ...]
-"""Values of AXES, in that order; the pool's knobs are 3 and 2 without a pool."""
+"""Values of a space's axes, in their order; the pool's knobs are 3 and 2 without a pool."""
 
 
-def knobs_of(values: Knobs) -> Knobs:
-    named = dict(zip(AXES, values, strict=True))
-    if named["pool"] == "none":
-        named |= {"pool_kernel": "3", "pool_stride": "2"}
-    return tuple(named.values())
+@dataclass(frozen=True)
+class Recorded:
+    """A space of which every network was trained.
+
+    Args:
+        axes: {key below model, or data: its values}
+        chips: number of synthetic chips.
+        score: the metric of a fold that is searched.
+        overrides: of conf/train.yaml.
+        halved: whether the chips have half their resolution.
+        table, results: files in benchmarks/results.
+    """
+
+    axes: Mapping[str, tuple[str, ...]]
+    chips: int
+    seeds: int
+    folds: int
+    epochs: int
+    score: str
+    overrides: tuple[str, ...]
+    halved: bool
+    table: str
+    results: str
+
+    @property
+    def objectives(self) -> list[str]:
+        return [self.score, "latency_ms", "onnx_mb"]
+
+    @property
+    def curves(self) -> list[str]:
+        """Columns of the table: the score of each fold after each epoch."""
+        return [
+            f"fold{fold}_epoch{epoch}"
+            for fold in range(1, self.folds + 1)
+            for epoch in range(1, self.epochs + 1)
+        ]
+
+    @property
+    def training(self) -> int:
+        """Epochs that one network costs."""
+        return self.folds * self.epochs
+
+    @property
+    def path(self) -> Path:
+        return RECORDS / self.table
+
+    def grid(self) -> list[Knobs]:
+        """The distinct points of the space."""
+        return list(dict.fromkeys(self.distinct(values) for values in product(*self.axes.values())))
+
+    def distinct(self, values: Knobs) -> Knobs:
+        """Knobs that mean something: without a pool, its kernel and stride are always the same."""
+        named = dict(zip(self.axes, values, strict=True))
+        if named.get("pool") == "none":
+            named |= {"pool_kernel": "3", "pool_stride": "2"}
+        return tuple(named.values())
 
 
-def grid() -> list[Knobs]:
-    """The distinct points of the space."""
-    return list(dict.fromkeys(knobs_of(values) for values in product(*AXES.values())))
+RECORDS = ROOT / "benchmarks" / "results"
+SPACES = {
+    "resnet18": Recorded(
+        axes={
+            "data": ("5ch", "7ch"),
+            "kernel": ("3", "5"),
+            "stride": ("1", "2"),
+            "padding": ("1", "2", "3"),
+            "pool": ("none", "max"),
+            "pool_kernel": ("2", "3"),
+            "pool_stride": ("1", "2"),
+            "width": ("8", "16"),
+        },
+        chips=800,
+        seeds=3,
+        folds=3,
+        epochs=5,
+        score="accuracy",
+        overrides=("data.size=50",),
+        halved=True,
+        table="search_grid.csv",
+        results="search_cost",
+    ),
+    "sppnet": Recorded(
+        axes={
+            "kernel": ("1", "3", "5", "7"),
+            "level": ("1", "2", "3"),
+            "features": ("64", "256", "1024"),
+            "features2": ("none", "64", "256"),
+        },
+        chips=240,
+        seeds=1,
+        folds=3,
+        epochs=3,
+        score="average_precision",
+        overrides=("model=sppnet", "data=5ch", "data.size=24", "data.batch_size=16", "source.jobs=1"),
+        halved=False,
+        table="search_grid_sppnet.csv",
+        results="search_cost_sppnet",
+    ),
+}
 
 
 # --- recording -------------------------------------------------------------------------------------------------------
@@ -116,50 +200,62 @@ def halve(root: Path, out: Path) -> None:
             file.write(bands)
 
 
-def chips() -> Path:
+def halved_chips(count: int) -> Path:
     from dxc.synthetic.source import SyntheticSource
 
-    out = CACHE / f"search-cost-chips-{CHIPS}"
+    out = CACHE / f"search-cost-chips-{count}"
     if not out.exists():
         draft = out.with_name(f".{out.name}")
-        halve(SyntheticSource(chips=CHIPS, cache_dir=str(CACHE)).prepare(), draft)
+        halve(SyntheticSource(chips=count, cache_dir=str(CACHE)).prepare(), draft)
         draft.rename(out)
     return out
 
 
+def composed_config(space: Recorded, data: str | None, *overrides: str) -> dict[str, Any]:
+    chosen = [] if data is None else [f"data={data}"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return resolved(compose("train", overrides=[*space.overrides, *chosen, *overrides]))
+
+
 @cache
-def prepared(data: str, root: str, accelerator: str) -> tuple[dict[str, Any], Any]:
+def prepared(name: str, data: str | None, accelerator: str) -> tuple[dict[str, Any], Any]:
     """The configuration of one channel set and its chips, once a process."""
     from dxc.config.build import build
 
-    overrides = [
-        f"data={data}",
-        "source=chips",
-        f"source.root={root}",
-        f"data.folds={FOLDS}",
+    space = SPACES[name]
+    chips = [f"source.chips={space.chips}"]
+    if space.halved:
+        chips = ["source=chips", f"source.root={halved_chips(space.chips)}"]
+    config = composed_config(
+        space,
+        data,
+        *chips,
+        f"data.folds={space.folds}",
         f"cache_dir={CACHE}",
-    ]
-    overrides += [
-        "data.size=50",
-        f"trainer.max_epochs={EPOCHS}",
+        f"trainer.max_epochs={space.epochs}",
         f"trainer.accelerator={accelerator}",
         "progress=false",
-    ]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = resolved(compose("train", overrides=overrides))
+    )
     datamodule = build(config["data"], "data", source=build(config["source"], "source"))
     datamodule.prepare_data()
     return config, datamodule
 
 
-def configured(config: dict[str, Any], knobs: Knobs) -> dict[str, Any]:
-    own = {key: int(value) if value.isdigit() else value for key, value in zip(AXES, knobs, strict=True)}
-    own.pop("data")
+def configured(space: Recorded, config: dict[str, Any], knobs: Knobs) -> dict[str, Any]:
+    own = {
+        key: int(value) if value.isdigit() else value for key, value in zip(space.axes, knobs, strict=True)
+    }
+    own.pop("data", None)
     return {**config, "model": {**config["model"], **own}}
 
 
-def train(knobs: Knobs, seed: int, root: str, accelerator: str) -> dict[str, Any]:
-    """One trial: the accuracy of each fold after each epoch."""
+def data_of(space: Recorded, knobs: Knobs) -> str | None:
+    """The channel set, where it is searched."""
+    return dict(zip(space.axes, knobs, strict=True)).get("data")
+
+
+def train(name: str, knobs: Knobs, seed: int, accelerator: str) -> dict[str, Any]:
+    """One trial: the score of each fold after each epoch."""
     import logging
 
     import torch
@@ -168,60 +264,66 @@ def train(knobs: Knobs, seed: int, root: str, accelerator: str) -> dict[str, Any
 
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    config, datamodule = prepared(knobs[0], root, accelerator)
-    config = {**configured(config, knobs), "seed": 10 * seed}
+    space = SPACES[name]
+    config, datamodule = prepared(name, data_of(space, knobs), accelerator)
+    config = {**configured(space, config, knobs), "seed": 10 * seed}
     started = time.perf_counter()
-    folds = [train_fold(config, datamodule, fold, number) for number, fold in enumerate(datamodule.folds)]
-    curve = [value for fold in folds for name, value, _ in fold.curves if name.endswith("val_accuracy")]
+    folds = [
+        train_fold(config, datamodule, fold, number, accelerator)
+        for number, fold in enumerate(datamodule.folds)
+    ]
+    curve = [value for fold in folds for key, value, _ in fold.curves if key.endswith(f"val_{space.score}")]
     return {
-        **dict(zip(AXES, knobs, strict=True)),
+        **dict(zip(space.axes, knobs, strict=True)),
         "seed": seed,
-        **dict(zip(CURVES, curve, strict=True)),
+        **dict(zip(space.curves, curve, strict=True)),
         "seconds": time.perf_counter() - started,
     }
 
 
-def record(jobs: int, accelerator: str) -> None:
+def record(name: str, jobs: int, accelerator: str) -> None:
     """Train what is missing of the grid and write the table; lines are kept in cache/ until it is complete."""
-    root = chips()
-    for data in AXES["data"]:
-        prepared(data, str(root), accelerator)
-    lines = CACHE / "search_grid.jsonl"
+    space = SPACES[name]
+    for data in dict.fromkeys(data_of(space, knobs) for knobs in space.grid()):
+        prepared(name, data, accelerator)
+    lines = CACHE / space.path.with_suffix(".jsonl").name
     rows = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
-    done = {(*(row[axis] for axis in AXES), row["seed"]) for row in rows}
+    done = {(*(row[axis] for axis in space.axes), row["seed"]) for row in rows}
     todo: list[tuple[Knobs, int]] = []
-    for seed in range(SEEDS):
-        points = [knobs for knobs in grid() if (*knobs, seed) not in done]
+    for seed in range(space.seeds):
+        points = [knobs for knobs in space.grid() if (*knobs, seed) not in done]
         random.Random(seed).shuffle(points)  # an even load, and a fair estimate of the time left
         todo += [(knobs, seed) for knobs in points]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, end_with_parent) as pool, lines.open("a") as file:
-        futures = [pool.submit(train, knobs, seed, str(root), accelerator) for knobs, seed in todo]
+        futures = [pool.submit(train, name, knobs, seed, accelerator) for knobs, seed in todo]
         for future in tqdm(as_completed(futures), total=len(futures), unit="trial"):
             rows.append(future.result())
             file.write(json.dumps(rows[-1]) + "\n")
             file.flush()
-    write_table(rows)
+    write_table(space, rows)
 
 
-def write_table(rows: list[dict[str, Any]]) -> None:
+def write_table(space: Recorded, rows: list[dict[str, Any]]) -> None:
     """Add what the networks cost and write the table that is shipped."""
-    known = costs_of_grid()
+    axes = list(space.axes)
+    known = costs_of_grid(space)
     table = pd.DataFrame(rows)
     for name in ("latency_ms", "onnx_mb", "macs"):
-        table[name] = [known[knobs][name] for knobs in table[list(AXES)].itertuples(index=False, name=None)]
-    table = table[[*AXES, "seed", "latency_ms", "onnx_mb", "macs", *CURVES, "seconds"]]
-    table = table.sort_values([*AXES, "seed"])
-    write_atomically(TABLE, table.to_csv(index=False, float_format="%.6g"))
-    print(f"wrote {TABLE.relative_to(ROOT)}: {len(table)} trials")
+        table[name] = [known[knobs][name] for knobs in table[axes].itertuples(index=False, name=None)]
+    table = table[[*axes, "seed", "latency_ms", "onnx_mb", "macs", *space.curves, "seconds"]]
+    table = table.sort_values([*axes, "seed"])
+    write_atomically(space.path, table.to_csv(index=False, float_format="%.6g"))
+    print(f"wrote {space.path.relative_to(ROOT)}: {len(table)} trials")
 
 
-def costs_of_grid() -> dict[Knobs, dict[str, float]]:
+def costs_of_grid(space: Recorded) -> dict[Knobs, dict[str, float]]:
     configs = {}
-    for data in AXES["data"]:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            base = resolved(compose("train", overrides=[f"data={data}", "data.size=50"]))
-        configs |= {knobs: configured(base, knobs) for knobs in grid() if knobs[0] == data}
+    for data in dict.fromkeys(data_of(space, knobs) for knobs in space.grid()):
+        base = composed_config(space, data)
+        configs |= {
+            knobs: configured(space, base, knobs) for knobs in space.grid() if data_of(space, knobs) == data
+        }
     costs = NetworkCosts(Hardware.of(base["hardware"]), CACHE)
     costs.compute({network_hash(c): c for c in configs.values()}, jobs=usable_cores(), progress=True)
     return {knobs: costs.of(network_hash(config), config) for knobs, config in configs.items()}
@@ -242,21 +344,23 @@ class Spent(NamedTuple):
 class Grid:
     """The recorded table: curves (points, seeds, folds, epochs), costs (points, 2), accuracy by seed means."""
 
-    def __init__(self, table: pd.DataFrame) -> None:
-        axes = list(AXES)
+    def __init__(self, space: Recorded, table: pd.DataFrame) -> None:
+        self.space = space
+        axes = list(space.axes)
         table = table.astype(dict.fromkeys(axes, str)).set_index([*axes, "seed"]).sort_index()
-        self.points = [knobs for knobs in grid() if knobs in set(table.index.droplevel("seed"))]
+        self.points = [knobs for knobs in space.grid() if knobs in set(table.index.droplevel("seed"))]
         self.seeds = sorted(set(table.index.get_level_values("seed")))
         ordered = table.loc[[(*knobs, seed) for knobs in self.points for seed in self.seeds]]
-        self.curves = ordered[CURVES].to_numpy().reshape(len(self.points), len(self.seeds), FOLDS, EPOCHS)
+        scores = ordered[space.curves].to_numpy()
+        self.curves = scores.reshape(len(self.points), len(self.seeds), space.folds, space.epochs)
         self.costs = ordered[["latency_ms", "onnx_mb"]].to_numpy()[:: len(self.seeds)]
         self.accuracy = self.curves[..., -1].mean(axis=(1, 2))
         self.values = np.column_stack([self.accuracy, self.costs])
-        self.maximise = directions(OBJECTIVES)
+        self.maximise = directions(space.objectives)
         self.reference = reference_point(self.values, maximise=self.maximise)
         self.front = set(np.flatnonzero(non_dominated(self.values, maximise=self.maximise)))
         self.whole = self._volume(range(len(self.points)))
-        self.epochs = len(self.points) * FOLDS * EPOCHS
+        self.epochs = len(self.points) * space.training
 
     def _volume(self, points: Any) -> float:
         return hypervolume(self.values[list(points)], reference=self.reference, maximise=self.maximise)
@@ -272,9 +376,9 @@ class Grid:
 
 def by_nni(name: str, grid: Grid, seed: int, budget: int) -> Iterator[Spent]:
     """One of NNI's tuners, on accuracy, as search.py uses it."""
-    space = Space(tuple(Axis(key, values) for key, values in AXES.items()), ())
+    space = Space(tuple(Axis(key, values) for key, values in grid.space.axes.items()), ())
     number = {knobs: n for n, knobs in enumerate(grid.points)}
-    total = budget // (FOLDS * EPOCHS)
+    total = budget // grid.space.training
     tuner = NniTuner(name, space, seed=seed, trials=total, parallel=1, maximise=True)
     rng = random.Random(seed)
     told: dict[int, float] = {}
@@ -283,19 +387,19 @@ def by_nni(name: str, grid: Grid, seed: int, budget: int) -> Iterator[Spent]:
         if repeats > 200:  # as dxc.search.study does
             point = rng.choice([n for n in range(len(grid.points)) if n not in told])
             told[point], repeats = grid.seen(point, seed), 0
-            yield Spent(len(told) * FOLDS * EPOCHS, point)
+            yield Spent(len(told) * grid.space.training, point)
             continue
         proposal = tuner.ask()
         if proposal is None:
             break
-        own = zip(AXES.values(), proposal.point, strict=True)
-        point = number[knobs_of(tuple(values[position] for values, position in own))]
+        own = zip(grid.space.axes.values(), proposal.point, strict=True)
+        point = number[grid.space.distinct(tuple(values[position] for values, position in own))]
         new = point not in told
         repeats = 0 if new else repeats + 1
         told.setdefault(point, grid.seen(point, seed))
         tuner.tell(proposal, told[point])
         if new:
-            yield Spent(len(told) * FOLDS * EPOCHS, point)
+            yield Spent(len(told) * grid.space.training, point)
 
 
 def by_optuna(name: str, grid: Grid, seed: int, budget: int) -> Iterator[Spent]:
@@ -304,7 +408,7 @@ def by_optuna(name: str, grid: Grid, seed: int, budget: int) -> Iterator[Spent]:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    total = budget // (FOLDS * EPOCHS)
+    total = budget // grid.space.training
     samplers: dict[str, Callable[[], Any]] = {
         "tpe": lambda: optuna.samplers.TPESampler(seed=seed),
         # its own population of 50 would be most of a budget: as many as NNI's evolution gets
@@ -327,14 +431,14 @@ def by_optuna(name: str, grid: Grid, seed: int, budget: int) -> Iterator[Spent]:
         else:
             started = time.process_time()
             trial = study.ask()
-            knobs = tuple(trial.suggest_categorical(key, values) for key, values in AXES.items())
+            knobs = tuple(trial.suggest_categorical(key, values) for key, values in grid.space.axes.items())
             seconds, asked = seconds + time.process_time() - started, asked + 1
-            point = number[knobs_of(knobs)]
+            point = number[grid.space.distinct(knobs)]
             study.tell(trial, [grid.seen(point, seed), *map(float, grid.costs[point])])
         repeats = repeats + 1 if point in told else 0
         if point not in told:
             told[point] = grid.seen(point, seed)
-            yield Spent(len(told) * FOLDS * EPOCHS, point, seconds / asked)
+            yield Spent(len(told) * grid.space.training, point, seconds / asked)
 
 
 def by_local_search(grid: Grid, seed: int, budget: int) -> Iterator[Spent]:
@@ -342,12 +446,14 @@ def by_local_search(grid: Grid, seed: int, budget: int) -> Iterator[Spent]:
     knob; from a random point where the front has no new neighbours."""
     rng = random.Random(seed)
     told: dict[int, float] = {}
-    total = budget // (FOLDS * EPOCHS)
+    total = budget // grid.space.training
 
     def differ(one: Knobs, other: Knobs) -> int:
-        pools = {one[4], other[4]}
-        keys = [k for k in range(len(AXES)) if k not in (5, 6) or "none" not in pools]
-        return sum(one[k] != other[k] for k in keys)
+        named, others = (dict(zip(grid.space.axes, knobs, strict=True)) for knobs in (one, other))
+        keys = set(named)
+        if "none" in (named.get("pool"), others.get("pool")):
+            keys -= {"pool_kernel", "pool_stride"}
+        return sum(named[key] != others[key] for key in keys)
 
     def step() -> int:
         known = list(told)
@@ -369,21 +475,24 @@ def by_local_search(grid: Grid, seed: int, budget: int) -> Iterator[Spent]:
     while len(told) < total:
         point = step() if told else rng.randrange(len(grid.points))
         told[point] = grid.seen(point, seed)
-        yield Spent(len(told) * FOLDS * EPOCHS, point)
+        yield Spent(len(told) * grid.space.training, point)
 
 
 def by_front(rungs: list[tuple[int, float]], grid: Grid, seed: int, budget: int) -> Iterator[Spent]:
     """search.tuner=pareto, one trial after the other."""
-    ladder = [Rung(folds, max(1, round(share * EPOCHS))) for folds, share in rungs] + [Rung(FOLDS, EPOCHS)]
-    named = [dict(zip(AXES, knobs, strict=True)) for knobs in grid.points]
+    full = Rung(grid.space.folds, grid.space.epochs)
+    ladder = [Rung(folds, max(1, round(share * full.epochs))) for folds, share in rungs] + [full]
+    named = [dict(zip(grid.space.axes, knobs, strict=True)) for knobs in grid.points]
     rows: list[dict[str, Any]] = []
     for knobs in named:
         known = {key: int(value) if value.isdigit() else value for key, value in knobs.items()}
-        if knobs["pool"] == "none":
+        if knobs.get("pool") == "none":
             del known["pool_kernel"], known["pool_stride"]
         rows.append(known)
     names = [str(n) for n in range(len(grid.points))]
-    candidates = Candidates(names, knob_numbers(rows), grid.costs, OBJECTIVES[1:], knob_groups(rows))
+    candidates = Candidates(
+        names, knob_numbers(rows), grid.costs, grid.space.objectives[1:], knob_groups(rows)
+    )
     search = FrontSearch(candidates, ladder, seed=seed)
     curves = grid.curves[:, grid.seeds[seed % len(grid.seeds)]]
     seen: dict[str, dict[Rung, list[float]]] = {}
@@ -412,9 +521,9 @@ STRATEGIES = (*RUNGS, "random", "tpe", "evolution", "local search")
 """Those that need nothing but what dxc needs; OPTUNA's are replayed where they are named."""
 
 
-def replay(strategy: str, seed: int, budget: float) -> list[Spent]:
+def replay(name: str, strategy: str, seed: int, budget: float) -> list[Spent]:
     """What a strategy trained in full within a share of the grid's epochs; with all of them, until it has ENOUGH."""
-    grid = _grid()
+    grid = _grid(name)
     epochs = int(budget * grid.epochs)
     if strategy in RUNGS:
         proposed = by_front(RUNGS[strategy], grid, seed, epochs)
@@ -433,8 +542,13 @@ def replay(strategy: str, seed: int, budget: float) -> list[Spent]:
 
 
 @cache
-def _grid() -> Grid:
-    return Grid(pd.read_csv(TABLE))
+def _grid(name: str) -> Grid:
+    path = SPACES[name].path
+    if not path.exists():
+        raise SystemExit(
+            f"{path.relative_to(ROOT)} is missing: record the space first (--space {name} --record)"
+        )
+    return Grid(SPACES[name], pd.read_csv(path))
 
 
 def _one_thread() -> None:
@@ -442,9 +556,9 @@ def _one_thread() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
-def replays(seeds: int, strategies: Sequence[str]) -> dict[str, Any]:
+def replays(name: str, seeds: int, strategies: Sequence[str]) -> dict[str, Any]:
     """Strategies with every budget, and without one until it holds ENOUGH of the hypervolume."""
-    grid = _grid()
+    grid = _grid(name)
     figures: dict[str, Any] = {}
     tasks = [
         (strategy, seed, budget)
@@ -454,7 +568,7 @@ def replays(seeds: int, strategies: Sequence[str]) -> dict[str, Any]:
     ]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(usable_cores(), mp_context=context, initializer=_one_thread) as pool:
-        futures = {pool.submit(replay, *task): task for task in tasks}
+        futures = {pool.submit(replay, name, *task): task for task in tasks}
         done = {}
         for future in tqdm(as_completed(futures), total=len(tasks), unit="replay", leave=False, disable=None):
             done[futures[future]] = future.result()
@@ -502,10 +616,10 @@ def _quartiles(values: list[float]) -> list[float]:
     ]
 
 
-def show(figures: dict[str, Any]) -> None:
-    grid = _grid()
+def show(name: str, figures: dict[str, Any]) -> None:
+    grid = _grid(name)
     print(
-        f"{len(grid.points)} points, {len(grid.seeds)} seeds; accuracy {grid.accuracy.min():.3f} to "
+        f"{len(grid.points)} points, {len(grid.seeds)} seeds; {grid.space.score} {grid.accuracy.min():.3f} to "
         f"{grid.accuracy.max():.3f}, {len(grid.front)} on the front by the means over seeds"
     )
     print(
@@ -558,9 +672,48 @@ def cost_of_space() -> dict[str, Any]:
     }
 
 
+def seconds_of_proposals() -> dict[str, float]:
+    """Processor seconds of one proposal among 6,466 made-up candidates of six knobs, after so many trainings.
+
+    The three best are trained already: else the search would take the most accurate one and compute no improvement.
+    """
+    rng = np.random.default_rng(0)
+    knobs = rng.integers(0, 5, (6466, 6))
+    rows = [{f"knob{k}": "abcde"[value] for k, value in enumerate(row)} for row in knobs]
+    costs = np.column_stack(
+        [
+            np.exp(knobs.sum(axis=1) / 6 + 0.1 * rng.random(6466)),
+            np.exp(knobs[:, 0] / 2 + rng.random(6466)),
+            1 + rng.random(6466),
+        ]
+    )
+    truth = 0.7 + 0.02 * knobs[:, 1] + 0.01 * knobs.sum(axis=1) + 0.01 * rng.random(6466)
+    training = Rung(1, 1)
+    figures = {}
+    for count, trained in product((2, 3), (10, 50, 100)):
+        candidates = Candidates(
+            [str(n) for n in range(6466)],
+            knob_numbers(rows),
+            costs[:, :count],
+            ["latency_ms", "onnx_mb", "macs"][:count],
+            knob_groups(rows),
+        )
+        search = FrontSearch(candidates, [training], seed=0)
+        drawn = [*np.argsort(-truth)[:3], *rng.choice(6466, trained - 3, replace=False)]
+        seen = {str(n): {training: [float(truth[n])]} for n in drawn}
+        times = []
+        for _ in range(7):
+            started = time.process_time()
+            search.next(seen, count=1, epochs_left=10**6)
+            times.append(time.process_time() - started)
+        figures[f"{count} costs, {trained} trained"] = round(statistics.median(times), 4)
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--record", action="store_true")
+    parser.add_argument("--space", choices=SPACES, default="resnet18", help="the recorded space")
     parser.add_argument("--jobs", type=int, default=usable_cores(), help="trials at once while recording")
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--seeds", type=int, default=20, help="replays of each tuner")
@@ -568,14 +721,20 @@ def main() -> None:
         "--strategies", nargs="+", choices=(*STRATEGIES, *OPTUNA), default=STRATEGIES,
         help="replay these; the saved figures of the others stay",
     )  # fmt: skip
-    parser.add_argument("--part", choices=["space", "replay"], help="one of the two; both if not given")
+    parser.add_argument("--part", choices=["space", "replay", "proposals"], help="one; all if not given")
     parser.add_argument(
         "--save", action="store_true", help="write benchmarks/results/search_{space,cost}.json"
     )
     arguments = parser.parse_args()
     if arguments.record:
-        record(arguments.jobs, arguments.accelerator)
-    if arguments.part != "replay":
+        record(arguments.space, arguments.jobs, arguments.accelerator)
+    if arguments.part in (None, "proposals"):
+        seconds = seconds_of_proposals()
+        for case, value in seconds.items():
+            print(f"{case}: {value:.3f} s of the processor a proposal among 6,466 candidates")
+        if arguments.save:
+            save("search_proposals", {"seconds": seconds})
+    if arguments.part in (None, "space"):
         space = cost_of_space()
         print(
             f"{space['points']} points of the published space, {space['networks']} networks: identified in "
@@ -584,17 +743,18 @@ def main() -> None:
         )
         if arguments.save:
             save("search_space", space)
-    if arguments.part != "space":
-        figures = replays(arguments.seeds, arguments.strategies)
-        if RESULTS.exists():
-            saved = json.loads(RESULTS.read_text())
+    if arguments.part in (None, "replay"):
+        figures = replays(arguments.space, arguments.seeds, arguments.strategies)
+        results = SPACES[arguments.space].results
+        if (path := RECORDS / f"{results}.json").exists():
+            saved = json.loads(path.read_text())
             kept = saved["strategies"] if saved["replays"] == arguments.seeds else {}
             figures = {
                 name: each for name in (*STRATEGIES, *OPTUNA) if (each := figures.get(name) or kept.get(name))
             }
-        show(figures)
+        show(arguments.space, figures)
         if arguments.save:
-            save("search_cost", {"replays": arguments.seeds, "strategies": figures})
+            save(results, {"replays": arguments.seeds, "strategies": figures})
 
 
 if __name__ == "__main__":
