@@ -16,7 +16,7 @@ kernel 3, 5; stride 1, 2; padding 1, 2, 3; five pools; width 8, 16) on 800 synth
 each epoch. The constants of search.tuner=pareto were chosen on it.
 
 The second space, sppnet, was used to choose nothing: 108 detectors (first kernel 1, 3, 5, 7; pyramid level 1, 2, 3; two
-linear layers) on 240 synthetic chips of 24 x 24 pixels, 3 folds of 3 epochs, one seed; its score is average precision.
+linear layers) on 480 synthetic chips of 24 x 24 pixels, 3 folds of 4 epochs, two seeds; its score is average precision.
 Noise of its single seed counts as truth.
 
 A replay gives a tuner the accuracies of one seed. What counts is what it trained in full, judged by the means over
@@ -53,6 +53,7 @@ from tqdm import tqdm
 
 from dxc.config.compose import resolved
 from dxc.config.hardware import Hardware
+from dxc.config.plan import Plan
 from dxc.data.cache import usable_cores
 from dxc.files import write_atomically
 from dxc.metrics import directions
@@ -160,10 +161,10 @@ SPACES = {
             "features": ("64", "256", "1024"),
             "features2": ("none", "64", "256"),
         },
-        chips=240,
-        seeds=1,
+        chips=480,
+        seeds=2,
         folds=3,
-        epochs=3,
+        epochs=4,
         score="average_precision",
         overrides=("model=sppnet", "data=5ch", "data.size=24", "data.batch_size=16", "source.jobs=1"),
         halved=False,
@@ -220,8 +221,6 @@ def composed_config(space: Recorded, data: str | None, *overrides: str) -> dict[
 @cache
 def prepared(name: str, data: str | None, accelerator: str) -> tuple[dict[str, Any], Any]:
     """The configuration of one channel set and its chips, once a process."""
-    from dxc.config.build import build
-
     space = SPACES[name]
     chips = [f"source.chips={space.chips}"]
     if space.halved:
@@ -236,7 +235,8 @@ def prepared(name: str, data: str | None, accelerator: str) -> tuple[dict[str, A
         f"trainer.accelerator={accelerator}",
         "progress=false",
     )
-    datamodule = build(config["data"], "data", source=build(config["source"], "source"))
+    plan = Plan.of(config)
+    datamodule = plan.data.build(source=plan.source.build())
     datamodule.prepare_data()
     return config, datamodule
 
@@ -266,10 +266,10 @@ def train(name: str, knobs: Knobs, seed: int, accelerator: str) -> dict[str, Any
     logging.disable(logging.WARNING)
     space = SPACES[name]
     config, datamodule = prepared(name, data_of(space, knobs), accelerator)
-    config = {**configured(space, config, knobs), "seed": 10 * seed}
+    plan = Plan.of({**configured(space, config, knobs), "seed": 10 * seed})
     started = time.perf_counter()
     folds = [
-        train_fold(config, datamodule, fold, number, accelerator)
+        train_fold(plan, datamodule, fold, number, accelerator)
         for number, fold in enumerate(datamodule.folds)
     ]
     curve = [value for fold in folds for key, value, _ in fold.curves if key.endswith(f"val_{space.score}")]
