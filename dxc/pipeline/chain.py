@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from dxc.config.compose import image_size
 from dxc.config.identity import canonical, trial_hash
+from dxc.evaluation.few_chips import notes_on_few_chips
 from dxc.files import write_atomically
 from dxc.masking import masked_tree
 from dxc.models import registry
@@ -99,6 +100,7 @@ def train(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
     _write_files(bench, predictions, folds)
     if bench.cache.has_boxes:
         draw_detections(bench.config, bench.cache, predictions, bench.out / FIGURES)
+    notes = notes_on_few_chips(predictions, bench.cache.groups[predictions.index])
     return replace(
         artifact,
         folds=folds,
@@ -106,6 +108,7 @@ def train(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
         network=best.model,
         fold=best.name,
         metrics={**artifact.metrics, **metrics},
+        notes=(*artifact.notes, *notes),
     )
 
 
