@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,13 +21,14 @@ MORE_THAN_OVERALL = 0.1
 NAMED = 3  # folds that a note names
 
 
-def is_right(predictions: pd.DataFrame) -> np.ndarray:
-    """Which predictions (n,) are right: a crossing is predicted where the probability is above 0.5.
+def is_right(probability: ArrayLike, label: ArrayLike) -> NDArray[np.bool_]:
+    """Which predictions (n,) are right: a crossing is predicted above a probability of 0.5, as accuracy and F1 count.
 
     Args:
-        predictions: one row a chip with label (0 | 1) and probability of a crossing.
+        probability: (n,) of a crossing.
+        label: (n,) 1 = crossing, 0 = none.
     """
-    return (predictions["probability"].to_numpy() > 0.5) == (predictions["label"].to_numpy() == 1)
+    return (np.asarray(probability) > 0.5) == (np.asarray(label) == 1)
 
 
 def wilson_interval(right: int, count: int, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -59,7 +60,7 @@ def notes_on_few_chips(predictions: pd.DataFrame, groups: ArrayLike) -> list[str
         fold: (int((~positive)[folds == fold].sum()), int(positive[folds == fold].sum()))
         for fold in dict.fromkeys(folds)
     }
-    total, right = len(predictions), int(is_right(predictions).sum())
+    total, right = len(predictions), int(is_right(predictions["probability"], predictions["label"]).sum())
     low, high = wilson_interval(right, total)
     overall = np.array([(~positive).mean(), positive.mean()])
     lopsided = {fold: both for fold, both in counts.items() if _is_lopsided(both, overall)}

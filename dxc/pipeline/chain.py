@@ -21,7 +21,7 @@ from dxc.files import write_atomically
 from dxc.masking import masked_tree
 from dxc.models import registry
 from dxc.pipeline.stages import TRAIN, Artifact, Stage, train_section
-from dxc.report.run_figures import draw_detections, draw_efficiency
+from dxc.report.run_figures import draw_efficiency, draw_run
 from dxc.training.build import build_task, is_first_process
 from dxc.training.crossval import TrainedFold, trained_folds
 
@@ -98,9 +98,10 @@ def train(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
     bench.tracked.log(metrics, [point for fold in folds for point in fold.curves])
     bench.tracked.tag({"device": " and ".join(sorted({fold.device for fold in folds}))})
     _write_files(bench, predictions, folds)
-    if bench.cache.has_boxes:
-        draw_detections(bench.config, bench.cache, predictions, bench.out / FIGURES)
-    notes = notes_on_few_chips(predictions, bench.cache.groups[predictions.index])
+    notes = [
+        *notes_on_few_chips(predictions, bench.cache.groups[predictions.index]),
+        *draw_run(bench.config, bench.cache, predictions, bench.out / FIGURES),
+    ]
     return replace(
         artifact,
         folds=folds,
@@ -156,8 +157,7 @@ def cost(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
         profile=bench.config["profile"],
         progress=bench.config["progress"],
     )
-    if costs.efficiency is not None:
-        draw_efficiency(bench.config, costs, bench.out / COSTS)
+    notes = draw_efficiency(bench.config, costs, bench.out / COSTS)
     bench.tracked.log(costs.metrics, costs.curves)
     bench.tracked.tag(costs.tags)
     bench.tracked.log_files(bench.out / COSTS, under=COSTS)
@@ -165,7 +165,7 @@ def cost(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
         artifact,
         metrics={**artifact.metrics, **costs.metrics},
         tags={**artifact.tags, **costs.tags},
-        notes=(*artifact.notes, *costs.notes),
+        notes=(*artifact.notes, *costs.notes, *notes),
     )
 
 

@@ -40,8 +40,7 @@ def test_interval(right: int, count: int, interval: tuple[float, float]) -> None
 
 def test_half_is_no_crossing() -> None:
     """As accuracy and F1 count it: the first of two equal scores wins."""
-    frame = pd.DataFrame({"probability": [0.5, 0.5, 0.51, 0.49], "label": [0, 1, 1, 1]})
-    assert is_right(frame).tolist() == [True, False, True, False]
+    assert is_right([0.5, 0.5, 0.51, 0.49], [0, 1, 1, 1]).tolist() == [True, False, True, False]
 
 
 def test_ten_chips() -> None:
