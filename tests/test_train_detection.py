@@ -69,13 +69,7 @@ def test_what_a_run_leaves(make_chips: ChipMaker) -> None:
     files = {file.path for file in client.list_artifacts(result.run_id)}
     assert {"model.onnx", "model_any_size.onnx", "figures", "predictions.parquet"} <= files
     drawn = {file.path for file in client.list_artifacts(result.run_id, "figures")}
-    names = [
-        "chips.jpg",
-        "confusion_matrix.png",
-        "confusion_matrix.svg",
-        "most_wrong.jpg",
-        "precision_recall.png",
-    ]
+    names = ["chips.jpg", "confusion_matrix.png", "most_wrong.jpg", "precision_recall.png"]
     names += ["precision_recall.svg", "samples.png", "samples.svg"]
     assert sorted(drawn) == [f"figures/{name}" for name in names]
     assert result.notes[0].startswith("4 chips: accuracy ") and "(95 % interval, Wilson)" in result.notes[0]

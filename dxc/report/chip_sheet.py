@@ -136,10 +136,10 @@ def chip_sheet(rows: Sequence[Row], channels: Sequence[str], *, title: str, note
                     axes.text(middle, top + HEADER_IN - rise, text, ha="center", fontsize=6.2)
             for number, row in enumerate(part):
                 y = top + HEADER_IN + number * row_height
-                for place, line in enumerate(row.lines):
-                    weight = "normal" if place else "bold"
-                    baseline = y + LINE_IN * (place + 0.9)
-                    axes.text(left - TEXT_IN + 0.06, baseline, _fit_line(line), fontsize=6.5, weight=weight)
+                first, *others = map(_fit_line, row.lines)
+                x = left - TEXT_IN + 0.06
+                axes.text(x, y + LINE_IN, first, fontsize=6.5, weight="bold")
+                axes.text(x, y + 1.3 * LINE_IN, "\n".join(others), fontsize=6.5, va="top", linespacing=1.25)
                 strip = _strip(row.image, channels, ranges, composites, edge)
                 axes.imshow(strip, extent=(left, left + len(headings) * tile, y + tile, y), aspect="auto")
                 for place in range(max(1, len(composites))):

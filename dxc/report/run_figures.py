@@ -93,9 +93,8 @@ def _draw_confusion(config: Mapping[str, Any], predictions: pd.DataFrame, out: P
     from dxc.report.figures import save
 
     note = f"{describe(dict(config))}. {judged_on(predictions, source_of(config))}."
-    save(
-        confusion_matrix(predictions["probability"], predictions["label"], note=note), out, "confusion_matrix"
-    )
+    figure = confusion_matrix(predictions["probability"], predictions["label"], note=note)
+    save(figure, out, "confusion_matrix", kinds=("png",))
 
 
 def _draw_precision_recall(config: Mapping[str, Any], predictions: pd.DataFrame, out: Path) -> None:

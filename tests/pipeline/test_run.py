@@ -40,7 +40,7 @@ def test_kept_folds_and_a_second_attempt(
     assert Path("checkpoints/fold2.pt") in files and Path("costs") in files
     drawn = sorted(path.name for path in files if path.parent == Path("figures"))
     assert drawn == [
-        "chips.jpg", "confusion_matrix.png", "confusion_matrix.svg", "most_wrong.jpg", "precision_recall.png",
+        "chips.jpg", "confusion_matrix.png", "most_wrong.jpg", "precision_recall.png",
         "precision_recall.svg",
     ]  # fmt: skip
     few, small = first.notes[:2]
