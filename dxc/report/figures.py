@@ -572,10 +572,11 @@ def save(
         for path in paths:
             kind = path.suffix[1:]
             drawn = io.BytesIO()
-            options: dict[str, Any] = {
-                "svg": {"metadata": {"Date": None}},
-                "jpg": {"pil_kwargs": {"quality": 90, "subsampling": 0}},  # sharp text
-            }.get(kind, {})
+            options: dict[str, Any] = {}
+            if kind == "svg":
+                options = {"metadata": {"Date": None}}
+            elif kind == "jpg":
+                options = {"pil_kwargs": {"quality": 90, "subsampling": 0}}  # sharp text
             figure.savefig(drawn, format=kind, dpi=dpi, **options)
             write_atomically(path, drawn.getvalue())
     figure.clear()
