@@ -242,7 +242,7 @@ def _boxes_of(rows: Sequence[Row]) -> list[Any]:
     """Handles of the legend: of true and of predicted boxes, where there are any."""
     from matplotlib.lines import Line2D
 
-    kinds = ((TRUE, "-", "true box", "boxes"), (PREDICTED, DASHES, "predicted box", "predicted"))
+    kinds: Any = ((TRUE, "-", "true box", "boxes"), (PREDICTED, DASHES, "predicted box", "predicted"))
     return [
         Line2D([], [], color=colour, linestyle=dashes, label=label, path_effects=_halo())
         for colour, dashes, label, name in kinds
