@@ -69,7 +69,11 @@ def test_what_a_run_leaves(make_chips: ChipMaker) -> None:
     files = {file.path for file in client.list_artifacts(result.run_id)}
     assert {"model.onnx", "model_any_size.onnx", "figures", "predictions.parquet"} <= files
     drawn = {file.path for file in client.list_artifacts(result.run_id, "figures")}
-    assert {"figures/samples.png", "figures/precision_recall.svg"} <= drawn
+    names = ["chips.jpg", "confusion_matrix.png", "most_wrong.jpg", "precision_recall.png"]
+    names += ["precision_recall.svg", "samples.png", "samples.svg"]
+    assert sorted(drawn) == [f"figures/{name}" for name in names]
+    assert result.notes[0].startswith("4 chips: accuracy ") and "(95 % interval, Wilson)" in result.notes[0]
+    assert not [note for note in result.notes if "was not drawn" in note]
 
     # both say how they are fed, and answer to raw chips what validation said of them
     for name, size in (("model.onnx", (40, 40)), ("model_any_size.onnx", "any")):

@@ -110,13 +110,14 @@ def params_and_tags(cfg: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     """Split a resolved configuration into MLflow params and tags, both with flat keys.
 
     Params are the keys of the identity. Tags are the other settings: they may differ when a trial is resumed, and
-    MLflow never changes a param. The keys that say where the run is recorded are left out.
+    MLflow never changes a param. The keys that say where the run is recorded are left out, and
+    preview, which no run has.
     """
     params: dict[str, Any] = {}
     tags: dict[str, Any] = {}
     for key, value in flatten(cfg).items():
         group, _, name = key.partition(".")
-        if group in ("study", "tracking", "search"):
+        if group in ("study", "tracking", "search", "preview"):
             continue
         chosen = group in IDENTITY_GROUPS and name not in NOT_IDENTITY.get(group, ())
         (params if chosen else tags)[key] = value

@@ -161,6 +161,8 @@ class Plan(Part):
     study: FolderName
     seed: Natural
     profile: Profiler
+    preview: Flag = False
+    """Of train.py: draw a sheet of chips and stop."""
     any_size_file: Flag
     progress: Flag
     cache_dir: Text

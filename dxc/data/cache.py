@@ -584,6 +584,32 @@ def _read_chip(chip: Chip, recipe: Recipe, size: _Size | None) -> tuple[np.ndarr
     return image, _Outcome(tuple(digests), None, boxes, notes, outline)
 
 
+def read_some(chips: Sequence[Chip], recipe: Recipe) -> list[tuple[np.ndarray, np.ndarray] | BadChip]:
+    """Read a few chips without a cache.
+
+    Args:
+        chips: of a manifest (dxc.data.layout.scan).
+        recipe: how a chip becomes an array.
+
+    Returns:
+        For each chip its image float32 (C, H, W) and its boxes (M, 4) as in ChipCache.boxes, none where the recipe asks
+        for none; or why it cannot be used.
+    """
+    import rasterio
+
+    fixed = (recipe.size, recipe.size) if isinstance(recipe.size, int) else None
+    sizes = [fixed] * len(chips) if fixed else _read_sizes(chips)
+    read: list[tuple[np.ndarray, np.ndarray] | BadChip] = []
+    with rasterio.Env(**GDAL_OPTIONS):
+        for chip, size in zip(chips, sizes, strict=True):
+            image, outcome = _read_chip(chip, recipe, size)
+            if image is None:
+                read.append(outcome.bad or BadChip(chip.files[0], "cannot be used"))
+            else:
+                read.append((image, np.array(outcome.boxes).reshape(-1, 4)))
+    return read
+
+
 def _read_boxes(
     path: Path, label: int, height: int, width: int
 ) -> tuple[tuple[tuple[float, ...], ...], tuple[Note, ...], str]:

@@ -16,10 +16,11 @@ from omegaconf import OmegaConf
 
 from dxc.config.identity import canonical
 from dxc.config.plan import Plan
+from dxc.evaluation.few_chips import notes_on_few_chips
 from dxc.files import write_atomically
 from dxc.masking import masked_tree
 from dxc.pipeline.stages import TRAIN, Artifact, Stage, train_section
-from dxc.report.run_figures import draw_detections, draw_efficiency
+from dxc.report.run_figures import draw_efficiency, draw_run
 from dxc.training.build import build_task, is_first_process
 from dxc.training.crossval import TrainedFold, trained_folds
 
@@ -94,8 +95,10 @@ def train(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
     bench.tracked.log(metrics, [point for fold in folds for point in fold.curves])
     bench.tracked.tag({"device": " and ".join(sorted({fold.device for fold in folds}))})
     _write_files(bench, predictions, folds)
-    if bench.cache.has_boxes:
-        draw_detections(bench.plan, bench.cache, predictions, bench.out / FIGURES)
+    notes = [
+        *notes_on_few_chips(predictions, bench.cache.groups[predictions.index]),
+        *draw_run(bench.plan, bench.cache, predictions, bench.out / FIGURES),
+    ]
     return replace(
         artifact,
         folds=folds,
@@ -103,6 +106,7 @@ def train(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
         network=best.model,
         fold=best.name,
         metrics={**artifact.metrics, **metrics},
+        notes=(*artifact.notes, *notes),
     )
 
 
@@ -150,8 +154,7 @@ def cost(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
         profile=bench.plan.profile,
         progress=bench.plan.progress,
     )
-    if costs.efficiency is not None:
-        draw_efficiency(bench.plan, costs, bench.out / COSTS)
+    notes = draw_efficiency(bench.plan, costs, bench.out / COSTS)
     bench.tracked.log(costs.metrics, costs.curves)
     bench.tracked.tag(costs.tags)
     bench.tracked.log_files(bench.out / COSTS, under=COSTS)
@@ -159,7 +162,7 @@ def cost(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
         artifact,
         metrics={**artifact.metrics, **costs.metrics},
         tags={**artifact.tags, **costs.tags},
-        notes=(*artifact.notes, *costs.notes),
+        notes=(*artifact.notes, *costs.notes, *notes),
     )
 
 

@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike
 
 from dxc.evaluation.average_precision import precision_recall_curve
 from dxc.evaluation.match import KINDS, Floats, Sample, are_known, iou, kind, known_boxes, match
-from dxc.report.figures import BLUE, GREY, ONE_COLUMN_IN, STYLE, TWO_COLUMNS_IN, VERMILLION
+from dxc.metrics import title_of
+from dxc.report.figures import BLUE, GREY, ONE_COLUMN_IN, STYLE, TWO_COLUMNS_IN, VERMILLION, note_below
 from dxc.text import for_figure
 
 if TYPE_CHECKING:
@@ -123,12 +124,14 @@ def _sample(axes: Axes, chip: Sample, channels: Sequence[str], threshold: float)
     axes.set_xlabel(name if len(name) <= 26 else f"{name[:25]}…", fontsize=6.5, labelpad=1)
 
 
-def precision_recall(probability: ArrayLike, label: ArrayLike, *, min_precision: float = 0.9) -> Figure:
+def precision_recall(
+    probability: ArrayLike, label: ArrayLike, *, min_precision: float = 0.9, note: str = ""
+) -> Figure:
     """Precision against recall of (n,) probabilities and labels (0 | 1) over all thresholds, with average precision.
 
     AP = sum over thresholds of (R_n - R_n-1) P_n, not interpolated (scikit-learn's): the area under the steps drawn. A
     ring marks the greatest recall with a precision of at least `min_precision`, and its threshold. The dashed line is
-    the precision of calling every image a crossing. Without a positive image there is no curve.
+    the precision of calling every image a crossing. Without a positive image there is no curve. The note stands below.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -148,7 +151,7 @@ def precision_recall(probability: ArrayLike, label: ArrayLike, *, min_precision:
                 drawstyle="steps-post",
                 color=BLUE,
                 clip_on=False,
-                label=f"AP {ap:.3f}",
+                label=f"{title_of('average_precision')} {ap:.3f}",
             )
             enough = np.flatnonzero(precision >= min_precision)
             if len(enough):
@@ -180,6 +183,7 @@ def precision_recall(probability: ArrayLike, label: ArrayLike, *, min_precision:
         axes.set_axisbelow(True)
         if positive.any():
             figure.legend(loc="outside upper left", fontsize=7)
+        note_below(figure, note, ONE_COLUMN_IN)
     return figure
 
 

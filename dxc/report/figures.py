@@ -140,7 +140,7 @@ def pairs(designs: pd.DataFrame, objectives: Mapping[str, Metric], *, note: str 
             figure.legend(handles, labels, loc="outside upper left", ncols=2)
         else:  # in the empty corner
             figure.legend(handles, labels, loc="upper right")
-        _note(figure, note, width)
+        note_below(figure, note, width)
     return figure
 
 
@@ -240,8 +240,14 @@ def _fit(text: str, width: int, lines: int) -> str:
     return "\n".join(textwrap.wrap(for_figure(text), width, max_lines=lines, placeholder=" …"))
 
 
-def _note(figure: Figure, text: str, width: float) -> None:
-    """A line in small print under a figure of so many inches."""
+def note_below(figure: Figure, text: str, width: float) -> None:
+    """Write small print under a figure.
+
+    Args:
+        figure: laid out by matplotlib (layout="constrained").
+        text: of any length; '' for none.
+        width: of the figure in inches.
+    """
     if text:
         wrapped = textwrap.fill(for_figure(text), int(17 * width))
         figure.supxlabel(wrapped, x=0.01, ha="left", fontsize=6.5)
@@ -440,7 +446,7 @@ def main_effects(
         figure.align_xlabels(panels[-1])
         title = _fit("Mean and standard error by value of a knob (number of designs)", int(14 * width), 3)
         figure.suptitle(title, fontsize=9)
-        _note(figure, note, width)
+        note_below(figure, note, width)
     return figure
 
 
@@ -541,20 +547,37 @@ def front_profile(summary: pd.DataFrame) -> Figure:
     return figure
 
 
-def save(figure: Figure, folder: Path, stem: str) -> list[Path]:
-    """Write STEM.png (200 dpi) and STEM.svg, each whole or not at all, and empty the figure; returns their paths.
+def save(
+    figure: Figure, folder: Path, stem: str, *, kinds: Sequence[str] = ("png", "svg"), dpi: int = 200
+) -> list[Path]:
+    """Write STEM.png and STEM.svg, each whole or not at all, and empty the figure; returns their paths.
 
-    The same figure gives the same bytes. Raises OSError where a file cannot be written.
+    The same figure gives the same bytes.
+
+    Args:
+        figure: what is written.
+        folder: is made if it does not exist.
+        stem: name of the files without their endings.
+        kinds: the formats, of png, svg and jpg: the last for photos, of which it makes small files.
+        dpi: pixels an inch of PNG and JPEG.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     import matplotlib
 
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
+    paths = [folder / f"{stem}.{kind}" for kind in kinds]
     with matplotlib.rc_context(STYLE):
         for path in paths:
             kind = path.suffix[1:]
             drawn = io.BytesIO()
-            figure.savefig(drawn, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+            options: dict[str, Any] = {}
+            if kind == "svg":
+                options = {"metadata": {"Date": None}}
+            elif kind == "jpg":
+                options = {"pil_kwargs": {"quality": 90, "subsampling": 0}}  # sharp text
+            figure.savefig(drawn, format=kind, dpi=dpi, **options)
             write_atomically(path, drawn.getvalue())
     figure.clear()
     return paths

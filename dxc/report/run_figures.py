@@ -1,7 +1,9 @@
-"""Figures of one run."""
+"""Figures of one run. One that cannot be drawn costs a line among the run's notes, and no run."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,36 +15,164 @@ if TYPE_CHECKING:
     from dxc.data.cache import ChipCache
     from dxc.hardware.costs import Costs
 
+log = logging.getLogger(__name__)
 
-def draw_detections(plan: Plan, cache: ChipCache, predictions: pd.DataFrame, out: Path) -> None:
-    """Draw chips with true and predicted boxes, and the precision-recall curve."""
+CHIPS_SHOWN = 12
+"""Chips on a sheet."""
+
+
+def draw_run(plan: Plan, cache: ChipCache, predictions: pd.DataFrame, out: Path) -> list[str]:
+    """Draw what a run was trained on and what it answered: chips, confusion_matrix, precision_recall, most_wrong, and
+    of a detector samples.
+
+    Args:
+        plan: what was trained.
+        cache: the chips.
+        predictions: out-of-fold predictions as in dxc.pipeline.result.Result; their index numbers chips of the cache.
+        out: the folder for the files.
+
+    Returns:
+        Notes on figures that could not be drawn.
+    """
+    drawers: dict[str, Callable[[], object]] = {
+        "chips": lambda: _draw_chips(plan, cache, out),
+        "confusion_matrix": lambda: _draw_confusion(plan, predictions, out),
+        "precision_recall": lambda: _draw_precision_recall(plan, predictions, out),
+        "most_wrong": lambda: _draw_most_wrong(plan, cache, predictions, out),
+    }
+    if cache.has_boxes:
+        drawers["samples"] = lambda: _draw_samples(plan, cache, predictions, out)
+    return [note for name, draw in drawers.items() for note in drawn_or_noted(name, draw)]
+
+
+def drawn_or_noted(name: str, draw: Callable[[], object]) -> list[str]:
+    """Draw a figure; a line that says why where it cannot be drawn, whatever was raised.
+
+    Args:
+        name: of the figure.
+        draw: draws and writes it.
+    """
+    try:
+        draw()
+    except Exception as error:  # of a picture that is missing, nothing else depends
+        log.debug("the figure %s was not drawn", name, exc_info=True)
+        return [f"figure {name} was not drawn: {type(error).__name__}: {error}"]
+    return []
+
+
+def source_of(plan: Plan) -> str:
+    """What the chips of a plan are, for titles and captions: 'synthetic chips' or 'chips of FOLDER'."""
+    if ".synthetic." in plan.source.target:
+        return "synthetic chips"
+    root = plan.source.argument("root")
+    return f"chips of {Path(root).resolve().name}" if root else "chips"
+
+
+def judged_on(predictions: pd.DataFrame, source: str) -> str:
+    """For captions: '400 synthetic chips, each judged by a network that was not trained on it (fold1, fold2)'.
+
+    Args:
+        predictions: out-of-fold predictions with a column fold.
+        source: what the chips are.
+    """
+    names = list(dict.fromkeys(predictions["fold"]))
+    folds = ", ".join(names) if len(names) <= 5 else f"{len(names)} folds, {names[0]} to {names[-1]}"
+    return f"{len(predictions):,} {source}, each judged by a network that was not trained on it ({folds})"
+
+
+def _draw_chips(plan: Plan, cache: ChipCache, out: Path) -> None:
+    from dxc.data.sample import sample_of_cache
+    from dxc.report.chip_sheet import draw_chip_sheet
+
+    sample = sample_of_cache(cache, plan.data.channels, CHIPS_SHOWN)
+    draw_chip_sheet(sample, out, source=source_of(plan))
+
+
+def _draw_confusion(plan: Plan, predictions: pd.DataFrame, out: Path) -> None:
+    from dxc.report.confusion import confusion_matrix
+    from dxc.report.figures import save
+
+    note = f"{plan.name}. {judged_on(predictions, source_of(plan))}."
+    figure = confusion_matrix(predictions["probability"], predictions["label"], note=note)
+    save(figure, out, "confusion_matrix", kinds=("png",))
+
+
+def _draw_precision_recall(plan: Plan, predictions: pd.DataFrame, out: Path) -> None:
+    from dxc.report.detections import precision_recall
+    from dxc.report.figures import save
+
+    if not predictions["label"].any():
+        return  # there is no recall without a crossing
+    note = f"{plan.name}. {judged_on(predictions, source_of(plan))}."
+    precision = plan.task.argument("min_precision")
+    least = {} if precision is None else {"min_precision": precision}
+    save(
+        precision_recall(predictions["probability"], predictions["label"], note=note, **least),
+        out,
+        "precision_recall",
+    )
+
+
+def _draw_most_wrong(plan: Plan, cache: ChipCache, predictions: pd.DataFrame, out: Path) -> None:
+    """Draw the chips whose probability is farthest from their label."""
+    from dxc.evaluation.average_precision import BOX
+    from dxc.evaluation.few_chips import is_right
+    from dxc.report.chip_sheet import Row, chip_sheet, most_wrong, save_sheet
+
+    rows = []
+    probability, label = (predictions[name].to_numpy() for name in ("probability", "label"))
+    right = is_right(probability, label)
+    for place in most_wrong(probability, label, CHIPS_SHOWN):
+        each = predictions.iloc[place]
+        index = [predictions.index[place]]
+        answer = "right" if right[place] else "missed" if each["label"] else "false alarm"
+        lines = [
+            "crossing" if each["label"] else "no crossing",
+            f"p {each['probability']:.3f}, {answer}",
+            str(each["fold"]) if each["fold"] == each["region"] else f"{each['fold']}, {each['region']}",
+            str(each["name"]),
+        ]
+        boxes = {"boxes": cache.boxes(index)[0]} if cache.has_boxes else {}
+        if BOX[0] in predictions:
+            boxes["predicted"] = each[list(BOX)].to_numpy(dtype=float)
+        rows.append(Row(cache.images(index)[0], lines, **boxes))
+    wrong = int((~right).sum())
+    title = (
+        f"The {len(rows)} most wrong of {len(right):,} {source_of(plan)}: {wrong:,} are wrong (a crossing is "
+        "predicted where p > 0.5)"
+    )
+    note = f"{plan.name}. {judged_on(predictions, source_of(plan))}. p: probability of a crossing."
+    save_sheet(chip_sheet(rows, plan.data.channels, title=title, note=note), out, "most_wrong")
+
+
+def _draw_samples(plan: Plan, cache: ChipCache, predictions: pd.DataFrame, out: Path) -> None:
+    """Draw a detector's hits, misses and false alarms with true and predicted boxes."""
     import numpy as np
 
     from dxc.evaluation.average_precision import BOX
     from dxc.evaluation.match import Sample
-    from dxc.report.detections import choose_samples, precision_recall, samples
+    from dxc.report.detections import choose_samples, samples
     from dxc.report.figures import save
 
     probability, label = (predictions[name].to_numpy() for name in ("probability", "label"))
-    chosen = choose_samples(probability, label)
     shown = []
-    for place in chosen:
+    for place in choose_samples(probability, label):
         row, index = predictions.iloc[place], np.array([predictions.index[place]])
         box = row[list(BOX)].to_numpy(dtype=float)
         shown.append(
             Sample(cache.images(index)[0], cache.boxes(index)[0], box, row["probability"], row["name"])
         )
     save(samples(shown, plan.data.channels), out, "samples")
-    if label.any():
-        curve = precision_recall(probability, label, min_precision=plan.task.argument("min_precision"))
-        save(curve, out, "precision_recall")
 
 
-def draw_efficiency(plan: Plan, costs: Costs, out: Path) -> None:
-    """Plot measured time per image against batch size."""
+def draw_efficiency(plan: Plan, costs: Costs, out: Path) -> list[str]:
+    """Plot measured time per image against batch size, where it was measured; returns notes like draw_run."""
     from dxc.report.efficiency import efficiency
     from dxc.report.figures import save
 
-    if costs.efficiency is not None:
-        table = {plan.name: costs.efficiency.table()}
-        save(efficiency(table, title=costs.tags["dxc.measured_on"]), out, "efficiency")
+    if costs.efficiency is None:
+        return []
+    table = {plan.name: costs.efficiency.table()}
+    return drawn_or_noted(
+        "efficiency", lambda: save(efficiency(table, title=costs.tags["dxc.measured_on"]), out, "efficiency")
+    )

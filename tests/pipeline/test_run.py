@@ -11,8 +11,9 @@ from omegaconf import DictConfig
 
 from dxc.config.compose import PROJECT_ROOT
 from dxc.config.plan import Plan
-from dxc.errors import ConfigError
+from dxc.errors import ConfigError, DataError
 from dxc.pipeline.kept import kept_folder
+from dxc.pipeline.preview import preview
 from dxc.pipeline.run import run
 from dxc.tracking.record import Record
 from tests.conftest import ChipMaker
@@ -38,6 +39,15 @@ def test_kept_folds_and_a_second_attempt(
     first = run(plan, out, record=Record(tmp_path / "trial", run_id="1"))
     files = sorted(path.relative_to(out) for path in out.rglob("*"))
     assert Path("checkpoints/fold2.pt") in files and Path("costs") in files
+    drawn = sorted(path.name for path in files if path.parent == Path("figures"))
+    assert drawn == [
+        "chips.jpg", "confusion_matrix.png", "most_wrong.jpg", "precision_recall.png",
+        "precision_recall.svg",
+    ]  # fmt: skip
+    few, small = first.notes[:2]
+    assert few.startswith("16 chips: accuracy ") and small.startswith(
+        "small folds: fold1 validates 4 chips with a"
+    )
     record = Record.read(tmp_path / "trial")
     assert record is not None
     tags = record.content["tags"]
@@ -84,6 +94,39 @@ def test_kept_folds_and_a_second_attempt(
     seconds = [torch.load(path, weights_only=True)["seconds"] for path in kept]
     assert third.metrics["fit_seconds"] == pytest.approx(sum(seconds)) and sum(seconds) < 100
     assert third.fold_scores == first.fold_scores
+
+
+def test_a_picture_that_fails_loses_no_run(
+    make_chips: ChipMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dxc.report import chip_sheet, confusion
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(confusion, "confusion_matrix", fail)
+    monkeypatch.setattr(chip_sheet, "chip_sheet", fail)
+    plan = _plan(make_chips(), "data.split=holdout", "trainer.max_epochs=1")
+    result = run(plan, tmp_path / "out", record=Record(tmp_path / "trial", run_id="1"))
+    assert result.onnx.exists()
+    assert [note for note in result.notes if note.startswith("figure ")] == [
+        f"figure {name} was not drawn: RuntimeError: no font"
+        for name in ("chips", "confusion_matrix", "most_wrong")
+    ]
+    assert (tmp_path / "out" / "figures" / "precision_recall.png").exists()
+
+
+def test_preview_shows_chips_that_cannot_be_split(make_chips: ChipMaker, tmp_path: Path) -> None:
+    """Two chips make no folds, and are looked at all the same; nothing is trained, cached or tracked."""
+    plan = _plan(make_chips(per_class=1), "preview=true")
+    path = preview(plan, tmp_path / "out")
+    assert path == tmp_path / "out" / "figures" / "chips.jpg"
+    assert path.read_bytes()[:3] == b"\xff\xd8\xff"  # JPEG
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(DataError, match="there is no folder"):
+        preview(_plan(tmp_path / "absent", "preview=true"), tmp_path / "out")
+    with pytest.raises(ConfigError, match="preview must be true or false, not 'no way'"):
+        preview(_plan(tmp_path, "preview='no way'"), tmp_path / "out")
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "pickle", "weights"])

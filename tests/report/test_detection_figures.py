@@ -286,7 +286,7 @@ def test_precision_recall_by_hand() -> None:
     assert ring.get_xydata().tolist() == [[1, 0.75]]
     assert chance.get_ydata() == [0.5, 0.5]
     said = "recall 1.000 at precision ≥ 0.7 (p ≥ 0.60)"
-    assert legend(figure) == ["AP 0.917", said, "all called crossings: 0.50"]
+    assert legend(figure) == ["average precision 0.917", said, "all called crossings: 0.50"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("recall (crossings: 3)", "precision (images: 6)")
     stricter: Any = precision_recall(P, LABEL)
     assert stricter.axes[0].lines[1].get_xydata()[0] == pytest.approx([2 / 3, 1])
@@ -311,7 +311,7 @@ def test_precision_recall_at_its_ends() -> None:
     never: Any = precision_recall([0.9, 0.1], [0, 1])
     assert legend(never)[1] == "precision 0.9 is never reached"
     alone: Any = precision_recall([0.9], [1])
-    assert legend(alone)[0] == "AP 1.000"
+    assert legend(alone)[0] == "average precision 1.000"
     for p in ([0.3, 0.6], []):
         none: Any = precision_recall(p, np.zeros(len(p)))
         assert not none.axes[0].lines
