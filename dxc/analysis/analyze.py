@@ -296,7 +296,7 @@ def _commands(frame: pd.DataFrame, choice: Choice, uri: str, artifacts: Sequence
                 path = reader.artifact(row["run_id"], "config.yaml", Path(folder))
                 if path is None:
                     return f"not known: run {row['run_id']} has no config.yaml any more"
-                return command_of(path, row["trial"] or None)
+                return command_of(path, row["trial"] or None, uri)
             except (AnalysisError, OutsideError) as error:
                 return f"not known: {error}" if isinstance(error, OutsideError) else str(error)
 

@@ -51,9 +51,9 @@ def test_what_a_search_found(searching: Searching) -> None:
     assert chosen["accuracy"] == pytest.approx(best.metrics["accuracy"])
     assert designs["p_front"].between(0, 1).all()
 
-    # the printed command yields the same trial
+    # the printed command yields the same trial, in the same study and store
     _, script, *overrides = shlex.split(analysis.commands[0])
-    assert script == "train.py"
+    assert script == "train.py" and "study=first" in overrides
     with initialize_config_dir(str(CONF), version_base="1.3"):
         assert trial_hash(resolved(compose("train", overrides=overrides))) == chosen["trial"]
 
