@@ -17,14 +17,18 @@ if TYPE_CHECKING:
 def draw_detections(config: dict[str, Any], cache: ChipCache, predictions: pd.DataFrame, out: Path) -> None:
     """Draw chips with true and predicted boxes, and the precision-recall curve."""
     import numpy as np
+    import torch
 
     from dxc.evaluation.average_precision import BOX
+    from dxc.evaluation.boxes import best_iou
     from dxc.evaluation.match import Sample
     from dxc.report.detections import choose_samples, precision_recall, samples
     from dxc.report.figures import save
 
     probability, label = (predictions[name].to_numpy() for name in ("probability", "label"))
-    chosen = choose_samples(probability, label)
+    claimed = torch.tensor(predictions[list(BOX)].to_numpy(dtype=float))
+    overlap = best_iou(claimed, torch.tensor(cache.boxes(predictions.index.to_numpy()), dtype=claimed.dtype))
+    chosen = choose_samples(probability, label, overlap=overlap.numpy())
     shown = []
     for place in chosen:
         row, index = predictions.iloc[place], np.array([predictions.index[place]])
