@@ -47,7 +47,7 @@ def test_the_published_table(tmp_path: Path) -> None:
     ]
     assert "row 1" in (folder / "answer.txt").read_text() and "Answer" in (folder / "index.html").read_text()
     assert len(pd.read_csv(folder / "baseline.csv")) == 6
-    for name in ("pairs.png", "radar.svg", "main_effects.png", "index.html", "front.tex", "front.md"):
+    for name in ("pairs.png", "radar.svg", "index.html", "front.tex", "front.md"):
         assert (folder / name).stat().st_size > 100
 
 

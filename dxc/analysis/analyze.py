@@ -13,8 +13,9 @@ import numpy as np
 
 from dxc.analysis.choice import Choice, choose
 from dxc.analysis.condition import Condition
-from dxc.analysis.designs import Designs, designs_of, parse_objectives, require_comparable
+from dxc.analysis.designs import Designs, default_objectives, designs_of, parse_objectives, require_comparable
 from dxc.analysis.front_profile import MODES, FrontProfile, profile_front
+from dxc.analysis.network_file import NetworkFile, check_export, chosen_file
 from dxc.analysis.out_of_fold import outcomes_of
 from dxc.analysis.published import SOURCE, published_runs
 from dxc.analysis.reproduce import command_of
@@ -64,6 +65,8 @@ class Analysis:
     notes: Sequence[str]
     machines: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """{origin: {machine: number of runs}} of objectives that are predicted or measured; '' where no run says."""
+    network: NetworkFile = field(default_factory=NetworkFile)
+    """The exported file of the chosen design."""
     view: str = ""
     """Address of the designs in MLflow's UI; '' where nothing was written to the store."""
 
@@ -90,7 +93,8 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
     _check(config)
     published = config["source"] == "published"
     runs, baseline_runs, title, notes = _published() if published else _tracked(config)
-    found, objectives = selected(runs, config["where"], _listed(config["objectives"]), _listed(config["mix"]))
+    named = None if config["objectives"] is None else _listed(config["objectives"])
+    found, objectives = selected(runs, config["where"], named, _listed(config["mix"]))
     found = found._replace(frame=_told_apart(found.frame))
     frame, reference, volume = with_front(found, objectives)
     uri, cache_dir = config["tracking"]["uri"], Path(config["cache_dir"])
@@ -107,7 +111,8 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
             for name, others in frame[~frame["front"]].groupby("dominated_by", sort=False)["name"]
         ]
     others = runs.set_index("run_id")[[name for name in runs if name not in frame]]
-    choice = choose(frame.join(others, on="run_id"), objectives, **config["choose"])
+    rule = {key: value for key, value in config["choose"].items() if key != "export"}
+    choice = choose(frame.join(others, on="run_id"), objectives, **rule)
     comparison = None
     if config["compare"]:
         draws, seed = bootstrap["draws"], bootstrap["seed"]
@@ -122,7 +127,12 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
         baseline = designs_of(baseline_runs.assign(**dict.fromkeys(lacking, np.nan)), objectives)
         if len(baseline.aside):
             notes.append(f"baseline: {len(baseline.aside)} of {len(baseline_runs)} runs lack an objective")
-    commands = ("", "") if published else _commands(frame, choice, uri, _artifacts(config))
+    commands, network = ("", ""), NetworkFile()
+    if not published:
+        reader = Reader(uri, artifacts=_artifacts(config))
+        commands = _commands(frame, choice, reader)
+        run_id, export = frame.loc[choice.design, "run_id"], config["choose"]["export"]
+        network = chosen_file(reader, run_id, export=export, rebuild=commands[0])
     folder = Path(config["out"]) / re.sub(r"[^\w.+-]|^\.+", "_", title)
     try:
         front_profile = None if published else _profiled(config, frame, objectives, folder / "profiles")
@@ -144,6 +154,7 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
         front_profile,
         notes,
         machines_of(shown, objectives),
+        network,
     )
     try:
         write_report(analysis, folder)
@@ -211,6 +222,9 @@ def _check(config: Mapping[str, Any]) -> None:
         if not isinstance(value, str) or not value:
             raise ConfigError(f"{name} must be a text, not {value!r}")
     _hardware(config)
+    check_export(config["choose"]["export"])
+    if config["source"] == "published" and config["choose"]["export"]:
+        raise AnalysisError("choose.export needs a tracked run: no file of a published network is known")
     if config["source"] == "published" and config["compare"]:
         raise AnalysisError("compare needs predictions or folds, and the published table has neither")
 
@@ -283,9 +297,8 @@ def _remarks(frame: pd.DataFrame, found: Designs, objectives: Mapping[str, Metri
     return notes
 
 
-def _commands(frame: pd.DataFrame, choice: Choice, uri: str, artifacts: Sequence[str]) -> tuple[str, str]:
+def _commands(frame: pd.DataFrame, choice: Choice, reader: Reader) -> tuple[str, str]:
     """Commands that train the chosen design and the runner-up again."""
-    reader = Reader(uri, artifacts=artifacts)
 
     def of(place: int | None) -> str:
         if place is None:
@@ -296,7 +309,7 @@ def _commands(frame: pd.DataFrame, choice: Choice, uri: str, artifacts: Sequence
                 path = reader.artifact(row["run_id"], "config.yaml", Path(folder))
                 if path is None:
                     return f"not known: run {row['run_id']} has no config.yaml any more"
-                return command_of(path, row["trial"] or None, uri)
+                return command_of(path, row["trial"] or None, reader.uri)
             except (AnalysisError, OutsideError) as error:
                 return f"not known: {error}" if isinstance(error, OutsideError) else str(error)
 
@@ -341,7 +354,7 @@ def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: p
             uri,
             study=study,
             name=f"analysis of {analysis.title}",
-            params=flatten(params) | numbers,
+            params=flatten(params) | {"objectives": list(analysis.objectives)} | numbers,
             tags={"dxc.kind": "analysis", "dxc.chosen": chosen},
             artifacts=_artifacts(config),
         ) as run:
@@ -415,15 +428,25 @@ def with_front_probability(
 
 
 def selected(
-    runs: pd.DataFrame, where: str | None, objectives: Sequence[str], mix: Sequence[str]
+    runs: pd.DataFrame, where: str | None, objectives: Sequence[str] | None, mix: Sequence[str]
 ) -> tuple[Designs, dict[str, Metric]]:
-    """The designs that a condition leaves, and their objectives. Raises AnalysisError where none is left."""
+    """The designs that a condition leaves, and their objectives.
+
+    Args:
+        runs: finished runs.
+        where: a condition; None for all runs.
+        objectives: names of metrics; None for default_objectives().
+        mix: tags in which runs may differ; see require_comparable.
+
+    Raises:
+        AnalysisError: no design is left, or an objective cannot be used.
+    """
     if where:
         kept = runs[Condition.parse(where).mask(runs)]
         if kept.empty:
             raise AnalysisError(f"where={where} leaves none of {len(runs)} finished runs")
         runs = kept
-    parsed = parse_objectives(objectives, runs)
+    parsed = parse_objectives(default_objectives(runs) if objectives is None else objectives, runs)
     require_comparable(runs, parsed, mix)
     found = designs_of(runs, parsed)
     if found.frame.empty:

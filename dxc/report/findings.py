@@ -66,6 +66,11 @@ def answer(analysis: Analysis) -> list[str]:
     if front["unstable"].any():
         names = "; ".join(front.loc[front["unstable"], "name"])
         lines.append(f"unstable:  on the front in few of the bootstrap draws (p_front): {names}")
+    if len(designs) > 1 and analysis.knobs and not figures.knobs_told_apart(designs, analysis.knobs):
+        lines.append(
+            f"effects:   not drawn: {len(designs)} designs do not tell the effects of "
+            f"{', '.join(figures.short_names(analysis.knobs).values())} apart"
+        )
     if analysis.comparison is not None:
         lines.append(compared_in_words(analysis))
     lines.append(f"choice:    {designs.loc[choice.design, 'name']}: {choice.rule}")
@@ -74,6 +79,8 @@ def answer(analysis: Analysis) -> list[str]:
             "           it is on the front in few of the bootstrap draws: "
             "use compare= to test it against the next one"
         )
+    for label, text in (("network:   ", analysis.network.where), ("outputs:   ", analysis.network.outputs)):
+        lines += _lines(label, text) if text else []
     lines += _lines("reproduce: ", analysis.commands[0]) if analysis.commands[0] else []
     if choice.runner_up is not None:
         lines.append(f"next:      {designs.loc[choice.runner_up, 'name']}")
@@ -215,9 +222,9 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
         )
         write_atomically(folder / PAGE, html)
     if knobs:
-        figures.save(
-            figures.main_effects(analysis.designs, objectives, knobs, note=note), folder, "main_effects"
-        )
+        effects = figures.main_effects(analysis.designs, objectives, knobs, note=note)
+        if effects is not None:
+            figures.save(effects, folder, "main_effects")
     return folder
 
 
