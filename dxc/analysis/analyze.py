@@ -17,7 +17,7 @@ from dxc.analysis.designs import Designs, default_objectives, designs_of, parse_
 from dxc.analysis.front_profile import MODES, FrontProfile, profile_front
 from dxc.analysis.network_file import NetworkFile, check_export, chosen_file
 from dxc.analysis.out_of_fold import outcomes_of
-from dxc.analysis.published import SOURCE, published_runs
+from dxc.analysis.published import PublishedStudy, published_study
 from dxc.analysis.reproduce import command_of
 from dxc.analysis.runs import read_runs
 from dxc.config.names import flatten
@@ -67,6 +67,8 @@ class Analysis:
     """{origin: {machine: number of runs}} of objectives that are predicted or measured; '' where no run says."""
     network: NetworkFile = field(default_factory=NetworkFile)
     """The exported file of the chosen design."""
+    whole: bool = False
+    """Whether the terminal shows all designs, not the front alone: a published table as it is printed."""
     view: str = ""
     """Address of the designs in MLflow's UI; '' where nothing was written to the store."""
 
@@ -91,21 +93,26 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
     from dxc.report.findings import write_report
 
     _check(config)
-    published = config["source"] == "published"
-    runs, baseline_runs, title, notes = _published() if published else _tracked(config)
+    published = _published(config)
     named = None if config["objectives"] is None else _listed(config["objectives"])
+    if published is not None:
+        runs, baseline_runs, title = published.runs, published.baseline, str(published.runs["study"].iloc[0])
+        notes = [f"published: {published.source}", *published.notes]
+        named = list(published.objectives) if named is None else named
+    else:
+        runs, baseline_runs, title, notes = _tracked(config)
     found, objectives = selected(runs, config["where"], named, _listed(config["mix"]))
     found = found._replace(frame=_told_apart(found.frame))
     frame, reference, volume = with_front(found, objectives)
     uri, cache_dir = config["tracking"]["uri"], Path(config["cache_dir"])
     bootstrap = config["bootstrap"]
     outcomes: list[list[Outcomes]] = [[] for _ in range(len(frame))]
-    if not published:
+    if published is None:
         outcomes, more = outcomes_of(frame, runs, uri, cache_dir=cache_dir, artifacts=_artifacts(config))
         notes += more
     frame = with_front_probability(frame, objectives, outcomes, **bootstrap)
     notes += _remarks(frame, found, objectives)
-    if published:
+    if published is not None:
         notes += [
             f"{name} dominates {', '.join(others)}"
             for name, others in frame[~frame["front"]].groupby("dominated_by", sort=False)["name"]
@@ -128,14 +135,16 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
         if len(baseline.aside):
             notes.append(f"baseline: {len(baseline.aside)} of {len(baseline_runs)} runs lack an objective")
     commands, network = ("", ""), NetworkFile()
-    if not published:
+    if published is None:
         reader = Reader(uri, artifacts=_artifacts(config))
         commands = _commands(frame, choice, reader)
         run_id, export = frame.loc[choice.design, "run_id"], config["choose"]["export"]
         network = chosen_file(reader, run_id, export=export, rebuild=commands[0])
     folder = Path(config["out"]) / re.sub(r"[^\w.+-]|^\.+", "_", title)
     try:
-        front_profile = None if published else _profiled(config, frame, objectives, folder / "profiles")
+        front_profile = (
+            None if published is not None else _profiled(config, frame, objectives, folder / "profiles")
+        )
     except OSError as error:
         raise AnalysisError(f"out={config['out']}: profiles cannot be written: {error}") from error
     notes += front_profile.notes if front_profile is not None else []
@@ -155,12 +164,13 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
         notes,
         machines_of(shown, objectives),
         network,
+        whole=published is not None,
     )
     try:
         write_report(analysis, folder)
     except OSError as error:
         raise AnalysisError(f"out={config['out']}: the report cannot be written: {error}") from error
-    if not published:
+    if published is None:
         try:
             analysis = replace(analysis, view=_record(config, analysis, folder, runs))
         except (OSError, TrackingError) as error:
@@ -229,14 +239,14 @@ def _check(config: Mapping[str, Any]) -> None:
         raise AnalysisError("compare needs predictions or folds, and the published table has neither")
 
 
-def _published() -> tuple[pd.DataFrame, pd.DataFrame | None, str, list[str]]:
-    runs, baseline = published_runs()
-    return (
-        runs,
-        baseline,
-        "published",
-        [f"source: {SOURCE} (its title calls all five non-dominated); baseline: table 5"],
-    )
+def _published(config: Mapping[str, Any]) -> PublishedStudy | None:
+    """The published study that is asked for; the first one where none is named. None for tracked runs."""
+    if config["source"] != "published":
+        return None
+    studies = _listed(config["study"]) or ["resnet18"]
+    if len(studies) > 1:
+        raise AnalysisError("source=published analyses one study at a time")
+    return published_study(studies[0])
 
 
 def _tracked(config: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame | None, str, list[str]]:

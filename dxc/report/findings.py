@@ -37,7 +37,10 @@ def print_findings(analysis: Analysis, folder: Path) -> None:
 
     first, *rest = answer(analysis)
     line(first)
-    _print(console, front_table(analysis), "front")
+    if analysis.whole:
+        _print(console, whole_table(analysis), "published table")
+    else:
+        _print(console, front_table(analysis), "front")
     if analysis.baseline is not None:
         _print(console, baseline_table(analysis.baseline, analysis), "baseline")
     profile = analysis.front_profile
@@ -125,6 +128,18 @@ def front_table(analysis: Analysis) -> pd.DataFrame:
     )
     more = [name for name in ("n", "p_front", "trial") if name != "trial" or front["trial"].any()]
     return tables.listing(front, analysis.objectives, analysis.knobs, more=more)
+
+
+def whole_table(analysis: Analysis) -> pd.DataFrame:
+    """All designs, each with whether it is on the front, or a member of the front that dominates it."""
+    members = analysis.designs["front"]
+    front = analysis.designs["dominated_by"].str.split(":").str[0].radd("no: below ").mask(members, "yes")
+    return tables.listing(
+        analysis.designs.assign(**{"on the front": front}),
+        analysis.objectives,
+        analysis.knobs,
+        more=["on the front"],
+    )
 
 
 def dominated_table(analysis: Analysis) -> pd.DataFrame:

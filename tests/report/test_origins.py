@@ -115,9 +115,11 @@ def test_figures_carry_the_line(by_chance: Callable[..., Designs]) -> None:
 
 
 def test_the_published_table_is_predicted() -> None:
-    from dxc.analysis.published import published_runs
+    from dxc.analysis.published import published_study
 
-    for runs in published_runs():
+    study = published_study("resnet18")
+    assert study.baseline is not None
+    for runs in (study.runs, study.baseline):
         (machine,) = runs["dxc.predicted_for"].unique()
         assert machine.split("; ") == [
             "cortexA76cpu_tflite21", "adreno640gpu_tflite21", "adreno630gpu_tflite21", "myriadvpu_openvino2019r2"
