@@ -111,7 +111,7 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
         outcomes, more = outcomes_of(frame, runs, uri, cache_dir=cache_dir, artifacts=_artifacts(config))
         notes += more
     frame = with_front_probability(frame, objectives, outcomes, **bootstrap)
-    notes += _remarks(frame, found, objectives)
+    notes += [] if published is not None else _remarks(frame, found, objectives)
     if published is not None:
         notes += [
             f"{name} dominates {', '.join(others)}"
@@ -299,11 +299,14 @@ def _remarks(frame: pd.DataFrame, found: Designs, objectives: Mapping[str, Metri
             f"set aside: {', '.join(f'{count} with {reason}' for reason, count in counts.items())} (set_aside.csv)"
         )
     if "accuracy" not in objectives:
-        notes.append("how sure the front is (p_front) is known of accuracy only, which is no objective here")
+        notes.append(
+            "how sure the front is cannot be said: that is known of accuracy only, which is no objective here"
+        )
     if len(frame) == 1:
-        notes.append("there is one design only: it is the front")
+        runs = len(frame["runs"].iloc[0]) + len(found.aside)
+        notes.append(f"there is one design only, of {runs} run{'s' * (runs != 1)}: it is the front of 1")
     elif len(frame[list(objectives)].drop_duplicates()) == 1:
-        notes.append("all designs are equal in every objective: all of them are the front")
+        notes.append(f"all {len(frame)} designs are equal in every objective: all {len(frame)} are the front")
     return notes
 
 
