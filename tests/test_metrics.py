@@ -204,7 +204,7 @@ def test_it_is_on_the_page(designs: Shown) -> None:
 def test_its_machine_is_named(designs: Shown) -> None:
     _, objectives, _ = designs
     analysis: Any = SimpleNamespace(objectives=objectives, machines=machines_of(RUNS, objectives))
-    assert machines_in_words(analysis) == ["measured:  energy_mj on Pi 5"]
+    assert machines_in_words(analysis) == ["measured:  energy on Pi 5"]
 
 
 def test_it_is_compared_by_what_its_row_says(energy: None) -> None:
