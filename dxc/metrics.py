@@ -6,6 +6,7 @@ read that row.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,13 @@ class Metric:
     def symbol(self) -> str:
         """The unit as axes and headings write it: 'MB' of '1e6 bytes', '' of 'count'."""
         return SYMBOLS.get(self.unit, self.unit)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest value there can be: a fraction ends at 1, and no declared metric is below 0."""
+        if not self.title:
+            return -math.inf, math.inf
+        return 0, 1 if self.unit == "fraction" else math.inf
 
     def brief(self, value: float) -> str:
         """A value in a line or a narrow table: two decimals, a count in full."""

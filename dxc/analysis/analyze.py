@@ -13,10 +13,11 @@ import numpy as np
 
 from dxc.analysis.choice import Choice, choose
 from dxc.analysis.condition import Condition
-from dxc.analysis.designs import Designs, designs_of, parse_objectives, require_comparable
+from dxc.analysis.designs import Designs, default_objectives, designs_of, parse_objectives, require_comparable
 from dxc.analysis.front_profile import MODES, FrontProfile, profile_front
+from dxc.analysis.network_file import NetworkFile, check_export, chosen_file
 from dxc.analysis.out_of_fold import outcomes_of
-from dxc.analysis.published import SOURCE, published_runs
+from dxc.analysis.published import PublishedStudy, published_study
 from dxc.analysis.reproduce import command_of
 from dxc.analysis.runs import read_runs
 from dxc.config.hardware import Hardware
@@ -64,6 +65,10 @@ class Analysis:
     notes: Sequence[str]
     machines: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """{origin: {machine: number of runs}} of objectives that are predicted or measured; '' where no run says."""
+    network: NetworkFile = field(default_factory=NetworkFile)
+    """The exported file of the chosen design."""
+    whole: bool = False
+    """Whether the terminal shows all designs, not the front alone: a published table as it is printed."""
     view: str = ""
     """Address of the designs in MLflow's UI; '' where nothing was written to the store."""
 
@@ -88,26 +93,33 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
     from dxc.report.findings import write_report
 
     _check(config)
-    published = config["source"] == "published"
-    runs, baseline_runs, title, notes = _published() if published else _tracked(config)
-    found, objectives = selected(runs, config["where"], _listed(config["objectives"]), _listed(config["mix"]))
+    published = _published(config)
+    named = None if config["objectives"] is None else _listed(config["objectives"])
+    if published is not None:
+        runs, baseline_runs, title = published.runs, published.baseline, str(published.runs["study"].iloc[0])
+        notes = [f"published: {published.source}", *published.notes]
+        named = list(published.objectives) if named is None else named
+    else:
+        runs, baseline_runs, title, notes = _tracked(config)
+    found, objectives = selected(runs, config["where"], named, _listed(config["mix"]))
     found = found._replace(frame=_told_apart(found.frame))
     frame, reference, volume = with_front(found, objectives)
     uri, cache_dir = config["tracking"]["uri"], Path(config["cache_dir"])
     bootstrap = config["bootstrap"]
     outcomes: list[list[Outcomes]] = [[] for _ in range(len(frame))]
-    if not published:
+    if published is None:
         outcomes, more = outcomes_of(frame, runs, uri, cache_dir=cache_dir, artifacts=_artifacts(config))
         notes += more
     frame = with_front_probability(frame, objectives, outcomes, **bootstrap)
-    notes += _remarks(frame, found, objectives)
-    if published:
+    notes += [] if published is not None else _remarks(frame, found, objectives)
+    if published is not None:
         notes += [
             f"{name} dominates {', '.join(others)}"
             for name, others in frame[~frame["front"]].groupby("dominated_by", sort=False)["name"]
         ]
     others = runs.set_index("run_id")[[name for name in runs if name not in frame]]
-    choice = choose(frame.join(others, on="run_id"), objectives, **config["choose"])
+    rule = {key: value for key, value in config["choose"].items() if key != "export"}
+    choice = choose(frame.join(others, on="run_id"), objectives, **rule)
     comparison = None
     if config["compare"]:
         draws, seed = bootstrap["draws"], bootstrap["seed"]
@@ -122,10 +134,17 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
         baseline = designs_of(baseline_runs.assign(**dict.fromkeys(lacking, np.nan)), objectives)
         if len(baseline.aside):
             notes.append(f"baseline: {len(baseline.aside)} of {len(baseline_runs)} runs lack an objective")
-    commands = ("", "") if published else _commands(frame, choice, uri, _artifacts(config))
+    commands, network = ("", ""), NetworkFile()
+    if published is None:
+        reader = Reader(uri, artifacts=_artifacts(config))
+        commands = _commands(frame, choice, reader)
+        run_id, export = frame.loc[choice.design, "run_id"], config["choose"]["export"]
+        network = chosen_file(reader, run_id, export=export, rebuild=commands[0])
     folder = Path(config["out"]) / re.sub(r"[^\w.+-]|^\.+", "_", title)
     try:
-        front_profile = None if published else _profiled(config, frame, objectives, folder / "profiles")
+        front_profile = (
+            None if published is not None else _profiled(config, frame, objectives, folder / "profiles")
+        )
     except OSError as error:
         raise AnalysisError(f"out={config['out']}: profiles cannot be written: {error}") from error
     notes += front_profile.notes if front_profile is not None else []
@@ -144,12 +163,14 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
         front_profile,
         notes,
         machines_of(shown, objectives),
+        network,
+        whole=published is not None,
     )
     try:
         write_report(analysis, folder)
     except OSError as error:
         raise AnalysisError(f"out={config['out']}: the report cannot be written: {error}") from error
-    if not published:
+    if published is None:
         try:
             analysis = replace(analysis, view=_record(config, analysis, folder, runs))
         except (OSError, TrackingError) as error:
@@ -211,18 +232,21 @@ def _check(config: Mapping[str, Any]) -> None:
         if not isinstance(value, str) or not value:
             raise ConfigError(f"{name} must be a text, not {value!r}")
     _hardware(config)
+    check_export(config["choose"]["export"])
+    if config["source"] == "published" and config["choose"]["export"]:
+        raise AnalysisError("choose.export needs a tracked run: no file of a published network is known")
     if config["source"] == "published" and config["compare"]:
         raise AnalysisError("compare needs predictions or folds, and the published table has neither")
 
 
-def _published() -> tuple[pd.DataFrame, pd.DataFrame | None, str, list[str]]:
-    runs, baseline = published_runs()
-    return (
-        runs,
-        baseline,
-        "published",
-        [f"source: {SOURCE} (its title calls all five non-dominated); baseline: table 5"],
-    )
+def _published(config: Mapping[str, Any]) -> PublishedStudy | None:
+    """The published study that is asked for; the first one where none is named. None for tracked runs."""
+    if config["source"] != "published":
+        return None
+    studies = _listed(config["study"]) or ["resnet18"]
+    if len(studies) > 1:
+        raise AnalysisError("source=published analyses one study at a time")
+    return published_study(studies[0])
 
 
 def _tracked(config: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame | None, str, list[str]]:
@@ -275,17 +299,19 @@ def _remarks(frame: pd.DataFrame, found: Designs, objectives: Mapping[str, Metri
             f"set aside: {', '.join(f'{count} with {reason}' for reason, count in counts.items())} (set_aside.csv)"
         )
     if "accuracy" not in objectives:
-        notes.append("how sure the front is (p_front) is known of accuracy only, which is no objective here")
+        notes.append(
+            "how sure the front is cannot be said: that is known of accuracy only, which is no objective here"
+        )
     if len(frame) == 1:
-        notes.append("there is one design only: it is the front")
+        runs = len(frame["runs"].iloc[0]) + len(found.aside)
+        notes.append(f"there is one design only, of {runs} run{'s' * (runs != 1)}: it is the front of 1")
     elif len(frame[list(objectives)].drop_duplicates()) == 1:
-        notes.append("all designs are equal in every objective: all of them are the front")
+        notes.append(f"all {len(frame)} designs are equal in every objective: all {len(frame)} are the front")
     return notes
 
 
-def _commands(frame: pd.DataFrame, choice: Choice, uri: str, artifacts: Sequence[str]) -> tuple[str, str]:
+def _commands(frame: pd.DataFrame, choice: Choice, reader: Reader) -> tuple[str, str]:
     """Commands that train the chosen design and the runner-up again."""
-    reader = Reader(uri, artifacts=artifacts)
 
     def of(place: int | None) -> str:
         if place is None:
@@ -296,7 +322,7 @@ def _commands(frame: pd.DataFrame, choice: Choice, uri: str, artifacts: Sequence
                 path = reader.artifact(row["run_id"], "config.yaml", Path(folder))
                 if path is None:
                     return f"not known: run {row['run_id']} has no config.yaml any more"
-                return command_of(path, row["trial"] or None)
+                return command_of(path, row["trial"] or None, reader.uri)
             except (AnalysisError, OutsideError) as error:
                 return f"not known: {error}" if isinstance(error, OutsideError) else str(error)
 
@@ -341,7 +367,7 @@ def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: p
             uri,
             study=study,
             name=f"analysis of {analysis.title}",
-            params=flatten(params) | numbers,
+            params=flatten(params) | {"objectives": list(analysis.objectives)} | numbers,
             tags={"dxc.kind": "analysis", "dxc.chosen": chosen},
             artifacts=_artifacts(config),
         ) as run:
@@ -415,15 +441,25 @@ def with_front_probability(
 
 
 def selected(
-    runs: pd.DataFrame, where: str | None, objectives: Sequence[str], mix: Sequence[str]
+    runs: pd.DataFrame, where: str | None, objectives: Sequence[str] | None, mix: Sequence[str]
 ) -> tuple[Designs, dict[str, Metric]]:
-    """The designs that a condition leaves, and their objectives. Raises AnalysisError where none is left."""
+    """The designs that a condition leaves, and their objectives.
+
+    Args:
+        runs: finished runs.
+        where: a condition; None for all runs.
+        objectives: names of metrics; None for default_objectives().
+        mix: tags in which runs may differ; see require_comparable.
+
+    Raises:
+        AnalysisError: no design is left, or an objective cannot be used.
+    """
     if where:
         kept = runs[Condition.parse(where).mask(runs)]
         if kept.empty:
             raise AnalysisError(f"where={where} leaves none of {len(runs)} finished runs")
         runs = kept
-    parsed = parse_objectives(objectives, runs)
+    parsed = parse_objectives(default_objectives(runs) if objectives is None else objectives, runs)
     require_comparable(runs, parsed, mix)
     found = designs_of(runs, parsed)
     if found.frame.empty:

@@ -9,7 +9,7 @@ import numpy as np
 
 from dxc.analysis.condition import Condition
 from dxc.errors import AnalysisError
-from dxc.metrics import Metric
+from dxc.metrics import Metric, title_of
 from dxc.pareto import knee_distances, non_dominated, normalised_losses
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def choose(
         score, rule = -losses @ _weights(weights, objectives), "the weighted sum of normalised objectives"
     elif by in objectives:
         score = -losses[:, list(objectives).index(by)]
-        rule = f"the {'largest' if objectives[by].maximise else 'smallest'} {by}"
+        rule = f"the {'largest' if objectives[by].maximise else 'smallest'} {title_of(by)}"
     else:
         raise AnalysisError(
             f"choose.by={by} is unknown; choose one of knee, weights, {', '.join(objectives)}"

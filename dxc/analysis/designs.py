@@ -48,6 +48,27 @@ class Designs(NamedTuple):
     aside: pd.DataFrame
 
 
+COSTS = ("latency_ms", "onnx_mb")
+"""Objectives beside the score, where none are named."""
+
+
+def default_objectives(runs: pd.DataFrame) -> list[str]:
+    """The score that these runs were searched and trained for (param `score`; accuracy where none says), and COSTS.
+
+    Raises AnalysisError where the runs have several scores.
+    """
+    counts = runs["score"].dropna().astype(str).value_counts() if "score" in runs else {}
+    scores = {name: int(count) for name, count in counts.items() if name in METRICS}
+    if len(scores) > 1:
+        listing = ", ".join(f"{name} ({count} runs)" for name, count in scores.items())
+        first = next(iter(scores))
+        raise AnalysisError(
+            f"these runs are judged by different scores: {listing}\nName the objectives, "
+            f"objectives=[{first},{','.join(COSTS)}], or choose some runs, \"where=score == '{first}'\""
+        )
+    return [*(scores or ["accuracy"]), *COSTS]
+
+
 def parse_objectives(names: Sequence[str], runs: pd.DataFrame) -> dict[str, Metric]:
     """['accuracy', 'flops:min'] -> declared objectives, or undeclared ones with their direction.
 

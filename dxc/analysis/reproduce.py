@@ -19,6 +19,8 @@ from dxc.config.identity import canonical, trial_hash
 from dxc.config.names import flatten
 from dxc.config.overrides import quoted_value
 from dxc.errors import AnalysisError, ConfigError
+from dxc.hardware.predict.packages import PUBLISHED, SHIPPED
+from dxc.masking import masked
 from dxc.untrusted import load_yaml
 
 CONF = PROJECT_ROOT / "conf"
@@ -28,14 +30,17 @@ KEY = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 COMMIT = "use the commit in the run's tag mlflow.source.git.commit"
 
 
-def command(config: Mapping[str, Any], *, trial: str | None = None) -> str:
+def command(config: Mapping[str, Any], *, trial: str | None = None, store: str | None = None) -> str:
     """`python train.py ...` for a resolved configuration (config.yaml of a run), as short as it gets.
 
-    Interpolations are not resolved, neither here nor by the command: ${...} is a text.
+    The run that it makes has the same figures and lies in the same study: the predictors stand in it, and where a
+    package of the user's own lies. Interpolations are not resolved, neither here nor by the command: ${...} is a text.
 
     Args:
         config: the resolved configuration.
         trial: its dxc.trial.
+        store: address of the MLflow store that the new run belongs in; None for the default one. An address with a
+            login is left out, because the command would show it.
 
     Raises:
         AnalysisError: the present conf/ cannot describe that configuration.
@@ -57,6 +62,8 @@ def command(config: Mapping[str, Any], *, trial: str | None = None) -> str:
         raise AnalysisError(
             f"today's conf/ cannot describe this configuration: {type(error).__name__}: {reason}; {COMMIT}"
         ) from error
+    if store is not None and store != _composed()["tracking"]["uri"] and masked(store) == store:
+        overrides.append(f"tracking.uri={_quoted(store)}")
     text = shlex.join(["python", "train.py", *overrides])
     if trial is not None and found != trial:
         raise AnalysisError(
@@ -66,7 +73,7 @@ def command(config: Mapping[str, Any], *, trial: str | None = None) -> str:
     return text
 
 
-def command_of(path: Path, trial: str | None) -> str:
+def command_of(path: Path, trial: str | None, store: str | None = None) -> str:
     """command() for a file config.yaml. It also raises AnalysisError where the file holds no configuration."""
     try:
         config = load_yaml(path)
@@ -75,7 +82,7 @@ def command_of(path: Path, trial: str | None) -> str:
         raise AnalysisError(f"{path.name} cannot be read: {reason}") from error
     if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
         raise AnalysisError(f"{path.name} is not a configuration: it has no sections model: and data:")
-    return command({str(key): value for key, value in config.items()}, trial=trial)
+    return command({str(key): value for key, value in config.items()}, trial=trial, store=store)
 
 
 def _overrides(config: Mapping[str, Any]) -> list[str]:
@@ -89,7 +96,7 @@ def _overrides(config: Mapping[str, Any]) -> list[str]:
         best = min(differing, key=lambda option: len(differing[option]))
         if len(differing[best]) < len(default):
             chosen.append(f"{group}={best}")
-    keys = _differences(config, chosen, *GROUPS, "score", "seed")
+    keys = _differences(config, chosen, *GROUPS, "score", "seed") | _places(config, chosen)
     for key, value in keys.items():
         if not KEY.fullmatch(key):
             raise ValueError(f"{key!r} is not a key of a configuration")
@@ -113,6 +120,25 @@ def _differences(config: Mapping[str, Any], overrides: Sequence[str], *sections:
     return {
         key: value for key, value in differing.items() if key != "model.in_channels"
     }  # follows from the channels
+
+
+def _places(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Where the run is recorded, and the folder of its predictors: no part of the identity, but what they name is.
+
+    The folder is left out where all predictors come with dxc or are published: they are found without it.
+    """
+    hardware, given = config.get("hardware") or {}, _composed(*overrides)
+    places = {}
+    own = set(map(str, hardware.get("predictors") or ())) - {
+        *PUBLISHED,
+        *(each.name for each in SHIPPED.iterdir()),
+    }
+    folder = hardware.get("packages_dir")
+    if own and folder and folder != given["hardware"]["packages_dir"]:
+        places["hardware.packages_dir"] = folder
+    if (study := config.get("study")) is not None and study != given["study"]:
+        places["study"] = study
+    return places
 
 
 @functools.cache

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 Floats = NDArray[np.floating[Any]]
 
 
-KINDS = {"TP": "rightly reported", "FN": "missed", "FP": "false alarm", "TN": "rightly rejected"}
+MIN_IOU = 0.5
+"""IoU with a true box from which a predicted box is in the right place: that of the metric box_ap50."""
+
+KINDS = {
+    "TP": f"found, IoU ≥ {MIN_IOU:g}",
+    "FN": "crossing missed",
+    "FP": "false alarm, or box in the wrong place",
+    "TN": "rightly rejected",
+}
 
 
 class Sample(NamedTuple):
@@ -36,15 +44,20 @@ class Sample(NamedTuple):
 
 
 def kind(sample: Sample, threshold: float = 0.5) -> str:
-    """TP | FN | FP | TN of an image as a whole. The position of the box does not count."""
-    positive = len(known_boxes(sample.boxes)) > 0
-    if sample.probability >= threshold:
-        return "TP" if positive else "FP"
-    return "FN" if positive else "TN"
+    """What the prediction of an image counts as, in terms of KINDS: TP, FN, FP, TN, or two of them.
+
+    As in box_ap50, a reported box is right where its IoU with a true box is at least MIN_IOU. A box in the wrong place
+    is a false alarm, and the crossing is missed: 'FP + FN'. One box finds one of several crossings: 'TP + FN'.
+    """
+    crossings = len(known_boxes(sample.boxes))
+    reported = sample.probability >= threshold
+    found = reported and bool((match(sample.boxes, [sample.box], [sample.probability]) >= 0).any())
+    counts = {"TP": found, "FP": reported and not found, "FN": crossings > found}
+    return " + ".join(each for each, holds in counts.items() if holds) or "TN"
 
 
 def match(
-    boxes: ArrayLike, predicted: ArrayLike, scores: ArrayLike, *, min_iou: float = 0.5
+    boxes: ArrayLike, predicted: ArrayLike, scores: ArrayLike, *, min_iou: float = MIN_IOU
 ) -> NDArray[np.int_]:
     """For each predicted box the index of the true box that it matches, (m,); -1 for a false alarm.
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dxc.evaluation.average_precision import precision_recall_curve
-from dxc.evaluation.match import KINDS, Floats, Sample, are_known, iou, kind, known_boxes, match
+from dxc.evaluation.match import KINDS, MIN_IOU, Floats, Sample, are_known, iou, kind, known_boxes, match
 from dxc.metrics import title_of
 from dxc.report.figures import BLUE, GREY, ONE_COLUMN_IN, STYLE, TWO_COLUMNS_IN, VERMILLION, note_below
 from dxc.text import for_figure
@@ -35,41 +35,50 @@ SCORED = 40  # boxes of a watershed that get their score printed
 
 
 def choose_samples(
-    probability: ArrayLike, label: ArrayLike, count: int = 12, *, threshold: float = 0.5
+    probability: ArrayLike,
+    label: ArrayLike,
+    count: int = 12,
+    *,
+    overlap: ArrayLike | None = None,
+    threshold: float = 0.5,
 ) -> list[int]:
-    """Indices of `count` images to show, grouped by KINDS.
+    """Indices of `count` images to show, in groups.
 
-    A third each are hits (the most certain), missed crossings (the least certain) and false alarms (the most certain).
-    Where a group has too few, the others fill up, and at last the negatives closest to an alarm. The choice is
-    deterministic.
+    As many each are hits (the most certain), boxes in the wrong place (the most certain), missed crossings (the least
+    certain) and false alarms (the most certain). Where a group has too few, the others fill up, and at last the
+    negatives closest to an alarm. The choice is deterministic.
 
     Args:
         probability: (n,) of a crossing.
         label: (n,) 1 = crossing, 0 = none.
         count: number of images.
+        overlap: (n,) IoU of the predicted box with the true one it overlaps most. None: no place is wrong.
         threshold: an image of at least this probability is predicted to hold a crossing.
 
     """
     p, positive = np.asarray(probability, dtype=float), np.asarray(label) == 1
+    placed = np.ones(len(p), dtype=bool) if overlap is None else np.asarray(overlap, dtype=float) >= MIN_IOU
     alarm = p >= threshold
     rising = np.argsort(p, kind="stable")
     falling = np.argsort(-p, kind="stable")
     groups = [
-        falling[(alarm & positive)[falling]],
+        falling[(alarm & positive & placed)[falling]],
+        falling[(alarm & positive & ~placed)[falling]],
         rising[(~alarm & positive)[rising]],
         falling[(alarm & ~positive)[falling]],
         falling[(~alarm & ~positive)[falling]],
     ]
-    taken = [0, 0, 0, 0]
+    last = len(groups) - 1
+    taken = [0] * len(groups)
     while sum(taken) < min(count, len(p)):
-        others_left = any(n < len(group) for n, group in zip(taken[:3], groups, strict=False))
-        for place in range(3) if others_left else [3]:
+        others_left = any(n < len(group) for n, group in zip(taken[:last], groups, strict=False))
+        for place in range(last) if others_left else [last]:
             taken[place] += sum(taken) < count and taken[place] < len(groups[place])
     return [int(i) for group, n in zip(groups, taken, strict=True) for i in group[:n]]
 
 
 def samples(chips: Sequence[Sample], channels: Sequence[str], *, threshold: float = 0.5) -> Figure:
-    """A grid of images with true and predicted boxes, and for each TP, FN, FP or TN, probability and best IoU.
+    """A grid of images with true and predicted boxes, and for each its kind(), probability and best IoU.
 
     Images may have any size. The first SAMPLES are drawn, in the given order. A predicted box is dotted where the
     probability lies below `threshold`, because it would not be reported. Raises ValueError for no image.
@@ -98,15 +107,17 @@ def samples(chips: Sequence[Sample], channels: Sequence[str], *, threshold: floa
             axes.set_axis_off()
         for axes, chip in zip(panels.flat, shown, strict=False):
             _sample(axes, chip, channels, threshold)
-        kinds = {kind(chip, threshold) for chip in shown}
+        kinds = {each for chip in shown for each in kind(chip, threshold).split(" + ")}
+        reported = [chip.probability >= threshold for chip in shown]
         handles = [_handle(TRUE, "-", "true box")] if kinds & {"TP", "FN"} else []
-        if kinds & {"TP", "FP"}:
+        if any(reported):
             handles.append(_handle(PREDICTED, DASHES, "predicted box"))
-        if kinds & {"FN", "TN"}:
+        if not all(reported):
             handles.append(_handle(PREDICTED, ":", f"not reported, p < {threshold:g}"))
-        meaning = ", ".join(f"{short}: {long}" for short, long in KINDS.items() if short in kinds)
+        meaning = "; ".join(f"{short}: {long}" for short, long in KINDS.items() if short in kinds)
         if len(shown) < len(chips):
             meaning += f". The first {len(shown)} of {len(chips)} images"
+        meaning = textwrap.fill(meaning, int(14 * width))
         figure.legend(handles=handles, loc="outside upper left", ncols=3, title=meaning, alignment="left")
     return figure
 
@@ -195,7 +206,7 @@ def watershed(
     scores: ArrayLike,
     *,
     metres_per_pixel: float = 1.0,
-    min_iou: float = 0.5,
+    min_iou: float = MIN_IOU,
     title: str = "",
 ) -> Figure:
     """A watershed (C, H, W) with its true boxes (n, 4), the predicted ones (m, 4) with scores (m,), and a scale bar.

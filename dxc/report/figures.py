@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dxc.errors import is_number
+from dxc.evaluation.additive import adjusted_means, told_apart
 from dxc.files import write_atomically
 from dxc.metrics import Metric, label_of, title_of
 from dxc.text import for_figure
@@ -128,8 +129,8 @@ def pairs(designs: pd.DataFrame, objectives: Mapping[str, Metric], *, note: str 
                 if side == 1:
                     _steps(axes, designs[designs["front"].to_numpy(dtype=bool)], x, y, objectives[x].maximise)
                 _points(axes, designs, x, y)
-                _scale(axes, "x", designs, x)
-                _scale(axes, "y", designs, y)
+                _scale(axes, "x", designs, x, objectives[x])
+                _scale(axes, "y", designs, y, objectives[y])
                 axes.tick_params(labelleft=j == 0, labelbottom=y == first)
                 if j == 0:
                     axes.set_ylabel(_with_direction(y, objectives[y], 22))
@@ -162,6 +163,7 @@ def _points(axes: Axes, designs: pd.DataFrame, x: str, y: str) -> None:
         markeredgewidth=0,
         color=GREY,
         alpha=0.7,
+        clip_on=False,  # a mark on the end of an axis, such as an accuracy of 1, is drawn whole
         label=f"designs ({len(designs)})",
         rasterized=len(designs) > 1000,  # thousands of dots make an SVG slow to open
     )
@@ -171,7 +173,7 @@ def _points(axes: Axes, designs: pd.DataFrame, x: str, y: str) -> None:
     ):
         members = designs[which]
         if len(members):
-            axes.errorbar(
+            drawn = axes.errorbar(
                 members[x],
                 members[y],
                 xerr=_bars(members, x),
@@ -187,6 +189,7 @@ def _points(axes: Axes, designs: pd.DataFrame, x: str, y: str) -> None:
                 label=f"{label} ({len(members)})",
                 zorder=3,
             )
+            drawn[0].set_clip_on(False)  # the bars are cut where the axis ends
 
 
 def _bars(designs: pd.DataFrame, name: str) -> NDArray[np.float64]:
@@ -200,8 +203,11 @@ def _with_direction(name: str, objective: Metric, width: int) -> str:
     return f"{_fit(label_of(name, objective), width, 3)}\n{hint}"
 
 
-def _scale(axes: Axes, which: Literal["x", "y"], designs: pd.DataFrame, name: str) -> None:
-    """Limits over all designs and the front's error bars (the same in every panel), and ticks in plain numbers."""
+def _scale(axes: Axes, which: Literal["x", "y"], designs: pd.DataFrame, name: str, objective: Metric) -> None:
+    """Limits over all designs and the front's error bars (the same in every panel), and ticks in plain numbers.
+
+    No axis shows what cannot be, such as an accuracy above 1.
+    """
     from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
     values = designs[name].to_numpy(dtype=float)
@@ -222,7 +228,7 @@ def _scale(axes: Axes, which: Literal["x", "y"], designs: pd.DataFrame, name: st
     else:
         low, high = (ends.min(), ends.max()) if len(ends) else (0.0, 1.0)
         margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
-        limits = low - margin, high + margin
+        limits = tuple(np.clip((low - margin, high + margin), *objective.bounds))
         axis.set_major_locator(_few_ticks())
         if high >= 1e4:
             axis.set_major_formatter(EngFormatter(sep=""))
@@ -375,19 +381,31 @@ def _polygon(axes: PolarAxes, values: NDArray[np.float64], *, hollow: bool) -> N
         axes.fill(angles, values, color=VERMILLION, alpha=0.2, linewidth=0)
 
 
+def knobs_told_apart(designs: pd.DataFrame, knobs: Sequence[str]) -> list[str]:
+    """The knobs whose effects these designs tell from those of the others; see dxc.evaluation.additive."""
+    apart = told_apart([_factor(designs[knob])[0] for knob in knobs])
+    return [knob for knob, told in zip(knobs, apart, strict=True) if told]
+
+
 def main_effects(
     designs: pd.DataFrame, objectives: Mapping[str, Metric], knobs: Sequence[str], *, note: str = ""
-) -> Figure:
-    """Mean of each objective (rows) over the designs with each value of each knob (columns), with its standard error.
+) -> Figure | None:
+    """Mean of each objective (rows) by value of each knob (columns), the other knobs held equal, ± standard error.
 
-    The standard error is the sample standard deviation over the square root of n; n is printed under each value. A knob
-    with more than LEVELS values is shown in groups. Panels of a row share the vertical axis.
+    The means are those of an additive model (dxc.evaluation.additive), because a plain mean would hold the effects of
+    knobs that change together with this one. Knobs that the designs do not tell apart are left out and named in the
+    small print. The number of designs is printed under each value. A knob with more than LEVELS values is shown in
+    groups; designs in which it means nothing are left out. Lines join numbers, not words. Panels of a row share the
+    vertical axis.
 
     Args:
         designs: see the head of this module.
         objectives: the objectives, one row each.
         knobs: the knobs, one column each.
         note: small print under the panels.
+
+    Returns:
+        None where no knob can be told from the others, as with few designs.
 
     Raises:
         ValueError: there is no knob.
@@ -399,38 +417,51 @@ def main_effects(
 
     if not knobs:
         raise ValueError("main effects need a knob")
+    shown = knobs_told_apart(designs, knobs)
+    if not shown:
+        return None
     names = short_names(knobs)
-    groups = {knob: _grouped(designs[knob]) for knob in knobs}
-    width = max(ONE_COLUMN_IN, min(TWO_COLUMNS_IN, 0.9 + 0.9 * len(knobs)), 0.9 + 0.7 * len(knobs))
+    if len(shown) < len(knobs):
+        mixed = ", ".join(names[knob] for knob in knobs if knob not in shown)
+        note = f"Not shown, because they change together with other knobs: {mixed}. {note}".rstrip()
+    factors = {knob: _factor(designs[knob]) for knob in knobs}
+    width = max(ONE_COLUMN_IN, min(TWO_COLUMNS_IN, 0.9 + 0.9 * len(shown)), 0.9 + 0.7 * len(shown))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, 0.9 + 1.45 * len(objectives)), layout="constrained")
-        panels = figure.subplots(len(objectives), len(knobs), sharex="col", sharey="row", squeeze=False)
-        room = (width - 0.9) / len(knobs) - 0.09  # inches under a panel
+        panels = figure.subplots(len(objectives), len(shown), sharex="col", sharey="row", squeeze=False)
+        room = (width - 0.9) / len(shown) - 0.09  # inches under a panel
         for (name, objective), row in zip(objectives.items(), panels, strict=True):
             values = designs[name].to_numpy(dtype=float)
             row[0].set_ylabel(_with_direction(name, objective, 20))
             row[0].yaxis.set_major_locator(_few_ticks())
             if np.nanmax(values) >= 1e4:
                 row[0].yaxis.set_major_formatter(EngFormatter(sep=""))
-            for knob, axes in zip(knobs, row, strict=True):
-                codes, labels = groups[knob]
-                means, errors = _means(values, codes, len(labels))
-                axes.errorbar(
-                    range(len(labels)),
-                    means,
-                    yerr=np.nan_to_num(errors),
-                    marker="o",
-                    markersize=3.5,
-                    capsize=2,
-                    color=BLUE,
-                    linewidth=0.8,
-                )
+            effects = dict(
+                zip(knobs, adjusted_means(values, [codes for codes, _ in factors.values()]), strict=True)
+            )
+            for knob, axes in zip(shown, row, strict=True):
+                labels = factors[knob][1]
+                if (effect := effects[knob]) is not None:
+                    drawn = axes.errorbar(
+                        range(len(labels)),
+                        np.clip(effect.means, *objective.bounds),  # a sum of effects may lie beyond
+                        yerr=effect.errors,
+                        marker="o",
+                        markersize=3.5,
+                        capsize=2,
+                        color=BLUE,
+                        linestyle="-" if _is_numeric(designs[knob]) else "none",
+                        linewidth=0.8,
+                        elinewidth=0.8,
+                    )
+                    drawn[0].set_clip_on(False)
                 axes.grid(axis="y", color="#e5e5e5", linewidth=0.5)
                 axes.set_xlim(-0.5, len(labels) - 0.5)
-        for knob, axes in zip(knobs, panels[-1], strict=True):
-            codes, labels = groups[knob]
+            row[0].set_ylim(np.clip(row[0].get_ylim(), *objective.bounds))
+        for knob, axes in zip(shown, panels[-1], strict=True):
+            codes, labels = factors[knob]
             labels = [for_figure(label) for label in labels]
-            counts = [f"({n})" for n in np.bincount(codes, minlength=len(labels))]
+            counts = [f"({n})" for n in np.bincount(codes[codes >= 0], minlength=len(labels))]
             cut = [label if len(label) <= 18 else f"{label[:17]}…" for label in labels]
             # inches at 7 points: a digit takes 0.06, a bracket less
             widest = max(max(0.06 * len(a), 0.06 * len(b) - 0.05) for a, b in zip(cut, counts, strict=True))
@@ -444,10 +475,25 @@ def main_effects(
             )
             axes.set_xlabel(_fit(names[knob], 16, 3))
         figure.align_xlabels(panels[-1])
-        title = _fit("Mean and standard error by value of a knob (number of designs)", int(14 * width), 3)
-        figure.suptitle(title, fontsize=9)
+        title = "Mean ± standard error by value of a knob, the others held equal (number of designs)"
+        figure.suptitle(_fit(title, int(14 * width), 3), fontsize=9)
         note_below(figure, note, width)
     return figure
+
+
+def _is_numeric(column: pd.Series) -> bool:
+    """Whether all values of a knob that are known are numbers, so that a line may join them."""
+    return all(is_number(value) for value in column.dropna())
+
+
+def _factor(column: pd.Series) -> tuple[NDArray[np.int_], list[str]]:
+    """_grouped(), with the code -1 for designs in which the knob is missing: it means nothing there."""
+    codes, labels = _grouped(column)
+    if MISSING not in labels:
+        return codes, labels
+    place = labels.index(MISSING)
+    codes = np.where(codes == place, -1, codes - (codes > place))
+    return codes, [label for label in labels if label != MISSING]
 
 
 def _grouped(column: pd.Series) -> tuple[NDArray[np.int_], list[str]]:
@@ -470,16 +516,6 @@ def _grouped(column: pd.Series) -> tuple[NDArray[np.int_], list[str]]:
 
 def _brief(value: float) -> str:
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.2g}"
-
-
-def _means(
-    values: NDArray[np.float64], codes: NDArray[np.int_], count: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard error (NaN for one value) of each group; values that are NaN do not count."""
-    groups = [values[(codes == code) & np.isfinite(values)] for code in range(count)]
-    means = [group.mean() if len(group) else np.nan for group in groups]
-    errors = [group.std(ddof=1) / math.sqrt(len(group)) if len(group) > 1 else np.nan for group in groups]
-    return np.array(means), np.array(errors)
 
 
 def front_profile(summary: pd.DataFrame) -> Figure:

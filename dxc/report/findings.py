@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dxc.files import write_atomically
+from dxc.metrics import title_of
 from dxc.report import figures, tables
 from dxc.report.console import new_table, print_line, print_whole
 from dxc.report.page import page
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 TABLES = ("ranges", "front", "dominated", "baseline", "front_profile", "set_aside")
 FIGURES = ("pairs", "radar", "main_effects", "front_profile")
 PAGE = "index.html"
+HEADINGS = {"n": "runs", "p_front": "P(on the front)"}
+"""Columns of Analysis.designs, as tables and page call them."""
 
 
 def print_findings(analysis: Analysis, folder: Path) -> None:
@@ -37,7 +40,10 @@ def print_findings(analysis: Analysis, folder: Path) -> None:
 
     first, *rest = answer(analysis)
     line(first)
-    _print(console, front_table(analysis), "front")
+    if analysis.whole:
+        _print(console, whole_table(analysis), "published table")
+    else:
+        _print(console, front_table(analysis), "front")
     if analysis.baseline is not None:
         _print(console, baseline_table(analysis.baseline, analysis), "baseline")
     profile = analysis.front_profile
@@ -57,15 +63,20 @@ def answer(analysis: Analysis) -> list[str]:
     it."""
     front, designs, choice = analysis.front, analysis.designs, analysis.choice
     lines = [
-        f"{len(designs)} designs of {analysis.title}, {len(front)} on the front of "
-        f"{', '.join(analysis.objectives)}; hypervolume {analysis.hypervolume:.4g} from "
-        + ", ".join(f"{name} {value:.4g}" for name, value in analysis.reference.items()),
+        f"{_counted(len(designs), 'design')} of {analysis.title}, {len(front)} on the front of "
+        f"{', '.join(map(title_of, analysis.objectives))}; hypervolume {analysis.hypervolume:.4g} from "
+        + ", ".join(f"{title_of(name)} {value:.4g}" for name, value in analysis.reference.items()),
         *machines_in_words(analysis),
         *(line for note in analysis.notes for line in _lines("note:      ", note)),
     ]
     if front["unstable"].any():
         names = "; ".join(front.loc[front["unstable"], "name"])
-        lines.append(f"unstable:  on the front in few of the bootstrap draws (p_front): {names}")
+        lines.append(f"unstable:  on the front in few of the bootstrap draws: {names}")
+    if len(designs) > 1 and analysis.knobs and not figures.knobs_told_apart(designs, analysis.knobs):
+        lines.append(
+            f"effects:   not drawn: {len(designs)} designs are too few, or too alike, to tell what each of "
+            f"{', '.join(figures.short_names(analysis.knobs).values())} does"
+        )
     if analysis.comparison is not None:
         lines.append(compared_in_words(analysis))
     lines.append(f"choice:    {designs.loc[choice.design, 'name']}: {choice.rule}")
@@ -74,11 +85,18 @@ def answer(analysis: Analysis) -> list[str]:
             "           it is on the front in few of the bootstrap draws: "
             "use compare= to test it against the next one"
         )
+    for label, text in (("network:   ", analysis.network.where), ("outputs:   ", analysis.network.outputs)):
+        lines += _lines(label, text) if text else []
     lines += _lines("reproduce: ", analysis.commands[0]) if analysis.commands[0] else []
     if choice.runner_up is not None:
-        lines.append(f"next:      {designs.loc[choice.runner_up, 'name']}")
+        lines.append(f"runner-up: {designs.loc[choice.runner_up, 'name']}")
         lines += _lines("reproduce: ", analysis.commands[1]) if analysis.commands[1] else []
     return [for_terminal(line) for line in lines]
+
+
+def _counted(count: int, noun: str) -> str:
+    """'1 design', '12 designs'."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def _lines(label: str, text: str) -> list[str]:
@@ -88,13 +106,17 @@ def _lines(label: str, text: str) -> list[str]:
 
 
 def machines_in_words(analysis: Analysis) -> list[str]:
-    """One line per origin: 'predicted: latency_ms for NAME (onnxruntime 1.31.1, 1 thread, Intel Xeon)'.
+    """One line per origin: 'predicted: latency for NAME (onnxruntime 1.31.1, 1 thread, Intel Xeon)'.
 
     Several machines are listed with their numbers of runs.
     """
     lines = []
     for origin, machines in analysis.machines.items():
-        names = [name for name, each in analysis.objectives.items() if each.origin == origin]
+        names = [
+            title_of(name).removeprefix(f"{origin} ")
+            for name, each in analysis.objectives.items()
+            if each.origin == origin
+        ]
         said = {machine or "a machine that no tag names": runs for machine, runs in machines.items()}
         listing = [
             machine if len(said) == 1 else f"{machine} ({runs} run{'s' * (runs != 1)})"
@@ -106,7 +128,8 @@ def machines_in_words(analysis: Analysis) -> list[str]:
 
 
 def baseline_table(baseline: Designs, analysis: Analysis) -> pd.DataFrame:
-    return tables.listing(baseline.frame, analysis.objectives, baseline.knobs, more=["n"])
+    frame = baseline.frame.drop(columns="runs", errors="ignore").rename(columns=HEADINGS)
+    return tables.listing(frame, analysis.objectives, baseline.knobs, more=[HEADINGS["n"]])
 
 
 def front_table(analysis: Analysis) -> pd.DataFrame:
@@ -116,8 +139,21 @@ def front_table(analysis: Analysis) -> pd.DataFrame:
             for p, unstable in zip(analysis.front["p_front"], analysis.front["unstable"], strict=True)
         ],
     )
-    more = [name for name in ("n", "p_front", "trial") if name != "trial" or front["trial"].any()]
+    more = [*HEADINGS.values(), *(["trial"] if front["trial"].any() else [])]
+    front = front.drop(columns="runs", errors="ignore").rename(columns=HEADINGS)
     return tables.listing(front, analysis.objectives, analysis.knobs, more=more)
+
+
+def whole_table(analysis: Analysis) -> pd.DataFrame:
+    """All designs, each with whether it is on the front, or a member of the front that dominates it."""
+    members = analysis.designs["front"]
+    front = analysis.designs["dominated_by"].str.split(":").str[0].radd("no: below ").mask(members, "yes")
+    return tables.listing(
+        analysis.designs.assign(**{"on the front": front}),
+        analysis.objectives,
+        analysis.knobs,
+        more=["on the front"],
+    )
 
 
 def dominated_table(analysis: Analysis) -> pd.DataFrame:
@@ -215,9 +251,9 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
         )
         write_atomically(folder / PAGE, html)
     if knobs:
-        figures.save(
-            figures.main_effects(analysis.designs, objectives, knobs, note=note), folder, "main_effects"
-        )
+        effects = figures.main_effects(analysis.designs, objectives, knobs, note=note)
+        if effects is not None:
+            figures.save(effects, folder, "main_effects")
     return folder
 
 

@@ -11,8 +11,10 @@ const camera = { eye: { x: 1.9, y: -1.2, z: 0.8 }, center: { x: 0, y: 0, z: -0.1
 const pick = (values, rows) => rows.map((row) => values[row]);
 
 function axis(name) {
-  const { label, log } = objectives.get(name);
-  const scale = log ? { type: "log", dtick: "D2" } : { type: "linear" }; // D2: ticks at 1, 2 and 5 times tens
+  const { label, log, limits } = objectives.get(name);
+  const [minallowed, maxallowed] = limits; // no axis shows what cannot be, such as an accuracy above 1
+  const scale = log ? { type: "log", dtick: "D2" } // D2: ticks at 1, 2 and 5 times tens
+    : { type: "linear", autorangeoptions: { minallowed, maxallowed } };
   return { title: { text: label }, ...scale, gridcolor: "#ddd", zeroline: false };
 }
 
@@ -54,6 +56,7 @@ function drawParallel(frontOnly) {
   const [first] = data.objectives;
   const color = pick(first.values, rows);
   const known = first.values.filter((value) => value !== null);
+  const [cmin, cmax] = [known.reduce((a, b) => Math.min(a, b), Infinity), known.reduce((a, b) => Math.max(a, b), -Infinity)];
   const trace = {
     type: "parcoords",
     dimensions: data.dimensions.map((dimension) => ({ ...dimension, values: pick(dimension.values, rows) })),
@@ -61,9 +64,9 @@ function drawParallel(frontOnly) {
       color,
       colorscale: "Cividis", // from dark to light
       reversescale: first.maximise,
-      cmin: known.reduce((a, b) => Math.min(a, b), Infinity),
-      cmax: known.reduce((a, b) => Math.max(a, b), -Infinity),
-      showscale: true,
+      cmin,
+      cmax,
+      showscale: cmin < cmax, // of one value, the bar would show what cannot be
       colorbar: { title: { text: first.label, side: "right" }, thickness: 14 },
     },
     labelangle: -25,

@@ -115,6 +115,8 @@ def _policy(scripts: Sequence[str]) -> str:
 def _summary(designs: pd.DataFrame, objectives: Mapping[str, Metric]) -> str:
     *names, last = (title_of(name) for name in objectives)
     front, unstable = int(designs["front"].sum()), int((designs["front"] & designs["unstable"]).sum())
+    if len(designs) == 1:
+        return f"There is one design: the front of {', '.join(names)} and {last} is that one."
     text = (
         f"{front:,} of {len(designs):,} designs {'is' if front == 1 else 'are'} on the front of {', '.join(names)} and "
         f"{last}: no other is at least as good in all of them and better in one"
@@ -161,6 +163,7 @@ def _data(designs: pd.DataFrame, objectives: Mapping[str, Metric], knobs: Sequen
                 "name": visible(name),
                 "label": for_plotly(label_of(name, objective)),
                 "log": is_log(designs[name]),
+                "limits": _limits(designs, name, objective),
                 "maximise": objective.maximise,
                 "values": _numbers(designs[name]),
                 "spread": _numbers(designs[f"spread.{name}"]),
@@ -181,6 +184,25 @@ def _data(designs: pd.DataFrame, objectives: Mapping[str, Metric], knobs: Sequen
         "hover": _hover(designs, objectives, knobs),
         "dimensions": _dimensions(designs, objectives, knobs),
     }
+
+
+def _limits(designs: pd.DataFrame, name: str, objective: Metric) -> list[float | None]:
+    """Where an axis of the scatter plot must end, because values beyond cannot be; null where plotly may choose.
+
+    Plotly's own range of one value, or of a wide error bar, would go beyond.
+    """
+    values = designs[name].to_numpy(dtype=float)
+    spread = np.nan_to_num(designs[f"spread.{name}"].to_numpy(dtype=float))
+    low, high = objective.bounds
+    if not np.isfinite(values).any():
+        return [None, None]
+    ends = np.nanmin(values - spread), np.nanmax(values + spread)
+    room = 0.1 * (ends[1] - ends[0]) or 1  # plotly adds less than a tenth, and 1 to a single value
+    mark = 0.02 * (min(ends[1] + room, high) - max(ends[0] - room, low))  # half of a marker, drawn whole
+    return [
+        float(low - mark) if ends[0] - room < low else None,
+        float(high + mark) if ends[1] + room > high else None,
+    ]
 
 
 def _numbers(values: Iterable[float]) -> list[float | None]:
@@ -258,7 +280,8 @@ def _dimensions(
             }
         )
     for name, objective in objectives.items():
-        axes.append(_range(_label(label_of(name, objective)), designs[name].to_numpy(dtype=float)))
+        label, values = _label(label_of(name, objective)), designs[name].to_numpy(dtype=float)
+        axes.append(_range(label, values, objective.bounds))
     return axes
 
 
@@ -271,15 +294,23 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
-def _range(label: str, values: np.ndarray) -> dict[str, Any]:
+def _range(
+    label: str, values: np.ndarray, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> dict[str, Any]:
     """An axis of numbers over all designs. Plotly has no logarithmic axis here, so logarithms get ticks of their
-    own."""
+    own.
+
+    Args:
+        label: of the axis.
+        values: one per design.
+        bounds: the least and the greatest value that can be.
+    """
     log = is_log(values)
     shown = np.log10(values) if log else values
     known = shown[np.isfinite(shown)]
     low, high = (known.min(), known.max()) if len(known) else (0.0, 1.0)
     if low == high:
-        low, high = low - 0.5, high + 0.5
+        low, high = np.clip((low - 0.5, high + 0.5), *bounds)
     axis: dict[str, Any] = {"label": label, "values": _numbers(shown), "range": [float(low), float(high)]}
     if log:
         steps = (1, 2, 5) if high - low < 3 else (1,)

@@ -148,15 +148,19 @@ def _draw_most_wrong(plan: Plan, cache: ChipCache, predictions: pd.DataFrame, ou
 def _draw_samples(plan: Plan, cache: ChipCache, predictions: pd.DataFrame, out: Path) -> None:
     """Draw a detector's hits, misses and false alarms with true and predicted boxes."""
     import numpy as np
+    import torch
 
     from dxc.evaluation.average_precision import BOX
+    from dxc.evaluation.boxes import best_iou
     from dxc.evaluation.match import Sample
     from dxc.report.detections import choose_samples, samples
     from dxc.report.figures import save
 
     probability, label = (predictions[name].to_numpy() for name in ("probability", "label"))
+    claimed = torch.tensor(predictions[list(BOX)].to_numpy(dtype=float))
+    overlap = best_iou(claimed, torch.tensor(cache.boxes(predictions.index.to_numpy()), dtype=claimed.dtype))
     shown = []
-    for place in choose_samples(probability, label):
+    for place in choose_samples(probability, label, overlap=overlap.numpy()):
         row, index = predictions.iloc[place], np.array([predictions.index[place]])
         box = row[list(BOX)].to_numpy(dtype=float)
         shown.append(

@@ -185,6 +185,19 @@ class Reader(Patient):
             log.debug("run %s: no %s: %s", run_id, name, masked(str(error), self.uri))
             return None
 
+    def keeps_locally(self, run_id: str) -> bool:
+        """Whether the files of a run lie in a local folder, so that artifact() gives the store's own file.
+
+        Raises OutsideError where the address does not belong to the store.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            address = self._client.get_run(run_id).info.artifact_uri
+        except MlflowException:
+            return False
+        return isinstance(self._places.of_run(run_id, address), Path)
+
 
 def study_names(uri: str) -> list[str]:
     """Studies of a store, oldest first. Raises TrackingError as Reader does."""

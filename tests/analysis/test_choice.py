@@ -60,7 +60,10 @@ def test_equals_are_told_apart_by_the_knee() -> None:
     [
         ({"by": "knee"}, "the knee of the front"),
         ({"by": "accuracy"}, "the largest accuracy"),
-        ({"by": "latency_ms", "where": "accuracy > 0.9"}, "the smallest latency_ms where accuracy > 0.9"),
+        (
+            {"by": "latency_ms", "where": "accuracy > 0.9"},
+            "the smallest predicted latency where accuracy > 0.9",
+        ),
         (
             {"by": "weights", "weights": {"accuracy": 1}},
             "the weighted sum of normalised objectives",

@@ -6,7 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dxc.analysis.designs import comparable_by, designs_of, parse_objectives, require_comparable
+from dxc.analysis.designs import (
+    comparable_by,
+    default_objectives,
+    designs_of,
+    parse_objectives,
+    require_comparable,
+)
 from dxc.errors import AnalysisError
 from dxc.metrics import METRICS, UNDECLARED
 
@@ -67,6 +73,20 @@ def test_objectives_with_a_direction() -> None:
 def test_objectives_that_cannot_be(names: list[str], message: str) -> None:
     with pytest.raises(AnalysisError, match=message):
         parse_objectives(names, RUNS)
+
+
+def test_the_default_objectives_are_those_of_the_study() -> None:
+    assert default_objectives(RUNS) == ["accuracy", "latency_ms", "onnx_mb"]  # no run says
+    detectors = RUNS.assign(score="average_precision")
+    assert default_objectives(detectors) == ["average_precision", "latency_ms", "onnx_mb"]
+    assert (
+        default_objectives(RUNS.assign(score=["\x1b[2J", None, "fold1/val_accuracy", "x"]))[0] == "accuracy"
+    )
+    both = RUNS.assign(score=["average_precision", "average_precision", "accuracy", None])
+    with pytest.raises(AnalysisError) as caught:
+        default_objectives(both)
+    assert "different scores: average_precision (2 runs), accuracy (1 runs)" in str(caught.value)
+    assert "\"where=score == 'average_precision'\"" in str(caught.value)
 
 
 def test_runs_of_other_hardware_are_not_mixed() -> None:

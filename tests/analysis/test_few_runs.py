@@ -53,20 +53,26 @@ def _analyze(store: str, *overrides: str) -> tuple[Analysis, Path]:
 def test_one_run(store_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     analysis, folder = _analyze(_store(store_file, [0.9]))
     assert list(analysis.front["name"]) == ["network 0"]
-    assert "there is one design only: it is the front" in analysis.notes
+    assert "there is one design only, of 1 run: it is the front of 1" in analysis.notes
     # no folds, no predictions: how sure it is is not known, and not 0 or 1
     assert analysis.front["p_front"].isna().all() and not analysis.front["unstable"].any()
     assert (folder / "index.html").exists() and (folder / "pairs.png").exists()
     print_findings(analysis, folder)
     printed = capsys.readouterr().out
-    assert "network 0: the knee of the front" in printed and "next:" not in printed
+    assert (
+        "network 0: the knee of the front" in printed
+        and "runner-up:" not in printed
+        and "1 design of few, 1 on the front" in printed
+    )
     assert "not known: run" in printed  # it has no config.yaml to rebuild it from
 
 
 def test_all_equal(store_file: Path) -> None:
     analysis, folder = _analyze(_store(store_file, [0.9, 0.9, 0.9]), "choose.by=accuracy")
     assert analysis.designs["front"].all() and set(analysis.designs["rank"]) == {1}
-    assert any("all designs are equal in every objective" in note for note in analysis.notes)
+    assert any(
+        "all 3 designs are equal in every objective: all 3 are the front" in note for note in analysis.notes
+    )
     assert len(pd.read_csv(folder / "front.csv")) == 3 and len(pd.read_csv(folder / "dominated.csv")) == 0
     # a tenth of 1 beyond each value, where there is no range: 0.1 x 0.1 x 0.1
     assert analysis.hypervolume == pytest.approx(0.001)

@@ -37,6 +37,7 @@ def _config(*overrides: str, script: str = "train") -> dict:
         ["hardware=pi", "hardware.predictors=[]", "hardware.batches=[1,2,4]", "hardware.name=pi5"],
         ["hardware=a100", "hardware.provider=cpu", "hardware.precision=32-true"],
         ["model=sppnet", "scheduler=step", "scheduler.gamma=0.5", "task.min_precision=0.8"],
+        ["study=2026", "hardware.predictors=[edge_cpu]", "hardware.packages_dir=/my/packages"],
     ],
 )
 def test_the_command_is_of_the_same_trial(overrides: list[str]) -> None:
@@ -46,6 +47,7 @@ def test_the_command_is_of_the_same_trial(overrides: list[str]) -> None:
     again = _config(*rebuilt)
     assert trial_hash(again) == trial_hash(config)
     assert again["source"].get("root") == config["source"].get("root")
+    assert str(again["study"]) == str(config["study"])
     assert len(rebuilt) <= max(len(overrides), 1) + 7
 
 
@@ -62,7 +64,25 @@ def test_a_device_is_kept_and_its_address_is_not() -> None:
         "hardware.remote=false", "hardware.measure=false", "hardware.packages_dir=/elsewhere",
         "hardware.limits.latency_ms=5",
     )  # fmt: skip
-    assert command(config) == "python train.py hardware=pi 'hardware.predictors=[x]'"
+    assert command(config) == (
+        "python train.py hardware=pi 'hardware.predictors=[x]' hardware.packages_dir=/elsewhere"
+    )
+
+
+def test_the_folder_of_predictors_is_named_where_they_are_the_users_own() -> None:
+    """Another machine's checkout has another default folder; what comes with dxc or is published is found without."""
+    for names in ("ort_cpu_xeon", "ort_cpu_xeon,cortexA76cpu_tflite21"):
+        config = _config(f"hardware.predictors=[{names}]", "hardware.packages_dir=/home/other/dxc/packages")
+        assert "packages_dir" not in command(config)
+
+
+def test_the_store_is_the_one_that_was_read() -> None:
+    default = _config()["tracking"]["uri"]
+    assert command(_config("study=first"), store=default) == "python train.py study=first"
+    assert command(_config(), store="http://127.0.0.1:5000") == (
+        "python train.py 'tracking.uri='\"'\"'http://127.0.0.1:5000'\"'\"''"
+    )
+    assert "secret" not in command(_config(), store="http://me:secret@127.0.0.1:5000")
 
 
 def test_another_conf() -> None:

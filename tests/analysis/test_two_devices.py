@@ -87,12 +87,20 @@ def test_two_devices_are_two_designs(make_chips: ChipMaker, tmp_path: Path) -> N
     latencies = {"fast": fast.metrics["latency_ms"], "slow": slow.metrics["latency_ms"]}
     assert sorted(mixed.designs["latency_ms"]) == pytest.approx(sorted(latencies.values()))
 
-    # the printed command is of the same device, also where this machine has no GPU for accelerator=auto
+    # the printed command is of the same device, also where this machine has no GPU for accelerator=auto, and what it
+    # trains has the same figures in the same study
     for data, printed in zip((fast, slow), mixed.commands, strict=True):
         _, script, *overrides = shlex.split(printed)
         assert script == "train.py" and f"hardware.predictors=[{data.tags['dxc.predictors']}]" in overrides
+        unseen = [f"cache_dir={tmp_path}/other_cache", "progress=false", "profile=none"]  # change no figure
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            assert trial_hash(resolved(compose("train", overrides=overrides))) == data.tags["dxc.trial"]
+            cfg = compose("train", overrides=[*overrides, *unseen])
+        assert trial_hash(resolved(cfg)) == data.tags["dxc.trial"]
+        result = run(cfg, tmp_path / "out" / "again" / data.tags["dxc.predictors"])
+        again = client.get_run(result.run_id)
+        assert result.study == "two" and again.data.tags["dxc.packages"] == data.tags["dxc.packages"]
+        for name in ("accuracy", "latency_ms", "onnx_mb", "params", "macs"):
+            assert again.data.metrics[name] == pytest.approx(data.metrics[name]), name
 
 
 @pytest.mark.usefixtures("store_file")

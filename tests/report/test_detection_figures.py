@@ -21,7 +21,7 @@ from matplotlib.patches import Rectangle
 from sklearn.metrics import average_precision_score
 from torchmetrics.functional.classification import binary_recall_at_fixed_precision
 
-from dxc.evaluation.match import Sample, iou, match
+from dxc.evaluation.match import Sample, iou, kind, match
 from dxc.report.detections import (
     PREDICTED,
     SAMPLES,
@@ -223,13 +223,36 @@ def test_choice_of_samples_by_hand() -> None:
     assert choose_samples(p, np.zeros(9), 3, threshold=0.92) == [2, 0, 1]
     assert choose_samples([], [], 3) == []
     assert choose_samples([0.5, 0.5, 0.5], [1, 1, 1], 2) == [0, 1]  # ties stay in order
+    overlap = [0.5, 0.2, 0.9, 0.9, 0.0, np.nan, np.nan, np.nan, np.nan]  # 1 is in the wrong place
+    assert choose_samples(p, label, 4, overlap=overlap) == [2, 1, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "box", "probability", "expected"),
+    [
+        ([[0.5, 0.5, 0.2, 0.4]], [0.5, 0.5, 0.2, 0.4], 0.9, "TP"),
+        ([[0.5, 0.5, 0.2, 0.4]], [0.5, 0.5, 0.2, 0.21], 0.9, "TP"),  # IoU 0.525
+        ([[0.5, 0.5, 0.2, 0.4]], [0.5, 0.5, 0.2, 0.19], 0.9, "FP + FN"),
+        ([[0.2, 0.2, 0.1, 0.1]], [0.8, 0.8, 0.1, 0.1], 0.9, "FP + FN"),
+        ([[0.5, 0.5, 0.2, 0.4]], [0.5, 0.5, 0.2, 0.4], 0.4, "FN"),
+        ([[0.5, 0.5, 0.2, 0.4], [0.1, 0.1, 0.1, 0.1]], [0.5, 0.5, 0.2, 0.4], 0.9, "TP + FN"),
+        ([], [0.5, 0.5, 0.2, 0.4], 0.9, "FP"),
+        ([[np.nan] * 4], [0.5, 0.5, 0.2, 0.4], 0.4, "TN"),
+    ],
+)
+def test_a_box_in_the_wrong_place_is_no_hit(
+    boxes: list[list[float]], box: list[float], probability: float, expected: str
+) -> None:
+    """By the rule of box_ap50: IoU of at least 0.5."""
+    sample = Sample(np.zeros((1, 20, 20)), np.array(boxes).reshape(-1, 4), np.array(box), probability)
+    assert kind(sample) == expected
 
 
 def test_samples_show_true_and_predicted_boxes() -> None:
     chips = [chip(0.98, True), chip(0.25, True), chip(0.75, False), chip(0.125, False)]
     figure: Any = samples(chips, CHANNELS)
     axes = figure.axes
-    titles = ["TP, p 0.98, IoU 0.33", "FN, p 0.25, IoU 0.33", "FP, p 0.75", "TN, p 0.12"]
+    titles = ["FP + FN, p 0.98, IoU 0.33", "FN, p 0.25, IoU 0.33", "FP, p 0.75", "TN, p 0.12"]
     assert [each.get_title() for each in axes] == titles
     # 0.4 to 0.6 across and 0.3 to 0.7 down of 40 pixels; rows of NaN are not drawn
     assert [len(rectangles(each, TRUE)) for each in axes] == [1, 1, 0, 0]
@@ -241,8 +264,8 @@ def test_samples_show_true_and_predicted_boxes() -> None:
     assert dotted.get_linestyle() in (":", "dotted")
     np.testing.assert_array_equal(axes[0].images[0].get_array(), picture(chips[0].image, CHANNELS))
     assert legend(figure) == ["true box", "predicted box", "not reported, p < 0.5"]
-    meaning = "TP: rightly reported, FN: missed, FP: false alarm, TN: rightly rejected"
-    assert figure.legends[0].get_title().get_text() == meaning
+    meaning = "FN: crossing missed; FP: false alarm, or box in the wrong place; TN: rightly rejected"
+    assert " ".join(figure.legends[0].get_title().get_text().split()) == meaning
 
 
 def test_the_threshold_decides_what_is_reported() -> None:
@@ -264,7 +287,9 @@ def test_samples_of_different_sizes_and_long_lists() -> None:
     assert corners(rectangles(figure.axes[1], TRUE)[0]) == pytest.approx((12, 24, 18, 56))
     many: Any = samples([chip(0.9, True)] * (SAMPLES + 6), CHANNELS)
     assert len(many.axes) == SAMPLES
-    assert f"The first {SAMPLES} of {SAMPLES + 6} images" in many.legends[0].get_title().get_text()
+    assert f"The first {SAMPLES} of {SAMPLES + 6} images" in " ".join(
+        many.legends[0].get_title().get_text().split()
+    )
     with pytest.raises(ValueError, match="no image"):
         samples([], CHANNELS)
 

@@ -25,6 +25,7 @@ from dxc.report.figures import (
     STYLE,
     VERMILLION,
     is_log,
+    knobs_told_apart,
     levels,
     main_effects,
     pairs,
@@ -222,48 +223,98 @@ def test_radar_of_what_is_missing_or_constant(four: Designs) -> None:
     assert [text.get_text() for text in a.texts[3:]] == ["size\n7", "gap\n–"]
 
 
-def test_main_effects_by_hand(four: Designs) -> None:
-    """Kernel 3: a and c, 0.90 and 0.80; their standard error is their standard deviation over the root of 2."""
-    designs, objectives, knobs = four
-    figure = main_effects(designs, objectives, knobs)
-    assert len(figure.axes) == 9
-    kernel = figure.axes[1]
-    assert kernel.containers[0][0].get_ydata() == pytest.approx([0.85, 0.90])
-    (bars,) = _bars(kernel, 0)
-    assert bars / 2 == pytest.approx([0.05, 0.06])  # of two values, half their distance
-    batch = figure.axes[2]
-    assert batch.containers[0][0].get_ydata() == pytest.approx([0.85, 0.96, 0.84])
-    assert _bars(batch, 0)[0] / 2 == pytest.approx([0.05, 0, 0])  # of one value, none
-    ticks = [[text.get_text() for text in axes.get_xticklabels()] for axes in figure.axes[6:]]
-    assert ticks == [
-        ["5ch\n(2)", "7ch\n(2)"],
-        ["3\n(2)", "5\n(2)"],
-        ["8\n(2)", "16\n(1)", "32\n(1)"],
-    ]
-    assert [axes.get_xlabel() for axes in figure.axes[6:]] == ["data", "kernel", "batch_size"]
+def _factorial(repeats: int = 2) -> pd.DataFrame:
+    """Each kernel with each channel set, so many times; accuracy = 0.8, 0.1 more with kernel 5, 0.02 more with 7ch."""
+    rows = [(kernel, data) for kernel in (3, 5) for data in ("5ch", "7ch") for _ in range(repeats)]
+    designs = pd.DataFrame(rows, columns=["model.kernel", "data"])
+    better = 0.1 * (designs["model.kernel"] == 5) + 0.02 * (designs["data"] == "7ch")
+    noise = np.tile([0.01, -0.01], len(rows) // 2)
+    return designs.assign(accuracy=0.8 + better + noise, latency_ms=1.0, front=True, unstable=False)
+
+
+def test_main_effects_by_hand() -> None:
+    """Residuals are 0.01 in size with 8 - 3 degrees of freedom; a mean is that of four designs."""
+    objectives = {name: METRICS[name] for name in ("accuracy", "latency_ms")}
+    figure: Any = main_effects(_factorial(), objectives, ["data", "model.kernel"])
+    assert len(figure.axes) == 4
+    data, kernel = figure.axes[:2]
+    assert data.containers[0][0].get_ydata() == pytest.approx([0.85, 0.87])
+    assert kernel.containers[0][0].get_ydata() == pytest.approx([0.81, 0.91])
+    expected = np.sqrt(8 * 0.01**2 / 5 / 4)
+    for axes in (data, kernel):
+        assert _bars(axes, 0)[0] / 2 == pytest.approx([expected] * 2)
+    # a line between two words would say that there is something between them
+    assert data.containers[0][0].get_linestyle() == "None" and kernel.containers[0][0].get_linestyle() == "-"
+    ticks = [[text.get_text() for text in axes.get_xticklabels()] for axes in figure.axes[2:]]
+    assert ticks == [["5ch\n(4)", "7ch\n(4)"], ["3\n(4)", "5\n(4)"]]
+    assert [axes.get_xlabel() for axes in figure.axes[2:]] == ["data", "kernel"]
     assert figure.axes[0].get_ylabel() == "accuracy (fraction)\nhigher is better →"
-    for row in range(3):
-        assert len({axes.get_ylim() for axes in figure.axes[3 * row : 3 * row + 3]}) == 1
+    for row in range(2):
+        assert len({axes.get_ylim() for axes in figure.axes[2 * row : 2 * row + 2]}) == 1
+
+
+def test_knobs_that_change_together_are_not_drawn(four: Designs) -> None:
+    designs = _factorial()
+    designs["model.width"] = designs["model.kernel"] * 8
+    knobs = ["data", "model.kernel", "model.width"]
+    accuracy = {"accuracy": METRICS["accuracy"]}
+    assert knobs_told_apart(designs, knobs) == ["data"]
+    figure: Any = main_effects(designs, accuracy, knobs, note="predicted: latency")
+    assert [axes.get_xlabel() for axes in figure.axes] == ["data"]
+    said = " ".join(figure._supxlabel.get_text().split())
+    assert (
+        said == "Not shown, because they change together with other knobs: kernel, width. predicted: latency"
+    )
+    assert main_effects(designs, accuracy, knobs[1:]) is None
+    assert main_effects(*four) is None  # four designs, four parameters
+
+
+def test_a_knob_that_means_nothing_in_some_designs() -> None:
+    """The size of a pool that is not there is no size, and does not hide the effect of the pool."""
+    designs = pd.concat(
+        [_factorial(3).assign(**{"model.pool": pool}) for pool in ("none", "max")], ignore_index=True
+    )
+    designs["model.pool_kernel"] = [*[np.nan] * 12, *[2.0, 3.0] * 6]
+    figure: Any = main_effects(
+        designs, {"accuracy": METRICS["accuracy"]}, ["model.pool", "model.pool_kernel"]
+    )
+    pool, size = figure.axes
+    assert [text.get_text() for text in pool.get_xticklabels()] == ["max\n(12)", "none\n(12)"]
+    assert [text.get_text() for text in size.get_xticklabels()] == ["2\n(6)", "3\n(6)"]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.5])
+def test_no_axis_shows_what_cannot_be(four: Designs, value: float) -> None:
+    """Of one design, and of error bars that are wider than what is left up to the bound."""
+    designs, objectives, _ = four
+    one = designs.head(1).assign(accuracy=value, onnx_mb=0.0, **{"spread.accuracy": 0.9})
+    figure = pairs(one, objectives)
+    for axes in figure.axes:
+        if axes.get_ylabel().startswith("accuracy"):
+            assert axes.get_ylim()[0] >= 0 and axes.get_ylim()[1] <= 1
+        else:
+            assert axes.get_ylim()[0] >= 0
+        assert axes.get_xlim()[0] >= 0
+    near = _factorial().assign(accuracy=[0.97, 0.999] * 4)
+    effects: Any = main_effects(near, {"accuracy": METRICS["accuracy"]}, ["data", "model.kernel"])
+    assert effects.axes[0].get_ylim()[1] <= 1
 
 
 def test_main_effects_of_knobs_with_many_values() -> None:
-    """Numbers are put into four ranges, words that are rare are joined; missing ones stay by themselves."""
-    designs = pd.DataFrame(
-        {
-            "accuracy": np.arange(20.0),
-            "rate": [*range(100, 119), None],
-            "word": [*"aaabbb", *"cdefghijklmnop"[:14]],
-        }
-    )
-    figure = main_effects(designs, {"accuracy": METRICS["accuracy"]}, ["rate", "word"])
-    rate, word = figure.axes
-    labels = [text.get_text() for text in rate.get_xticklabels()]
-    assert labels == ["100–104 (5)", "105–109 (5)", "110–114 (5)", "115–118 (4)", "– (1)"]
-    assert rate.containers[0][0].get_ydata() == pytest.approx([2, 7, 12, 16.5, 19])
+    """Numbers are put into four ranges, words that are rare are joined; missing ones are left out."""
+    rates = pd.DataFrame({"accuracy": np.arange(20.0), "rate": [*range(100, 119), None]})
+    accuracy = {"accuracy": METRICS["accuracy"]}
+    figure: Any = main_effects(rates, accuracy, ["rate"])
+    (rate,) = figure.axes
+    labels = [text.get_text().replace("\n", " ") for text in rate.get_xticklabels()]
+    assert labels == ["100–104 (5)", "105–109 (5)", "110–114 (5)", "115–118 (4)"]
+    words = pd.DataFrame({"accuracy": np.arange(20) / 20, "word": [*"aaabbb", *"cdefghijklmnop"[:14]]})
+    figure = main_effects(words, accuracy, ["word"])
+    (word,) = figure.axes
     labels = [text.get_text() for text in word.get_xticklabels()]
     assert labels[:2] == ["a (3)", "b (3)"]
     assert labels[-1] == "9 others (9)"
-    assert word.containers[0][0].get_ydata()[[0, 1, -1]] == pytest.approx([1, 4, 15])
+    assert word.containers[0][0].get_ydata()[[0, 1, -1]] == pytest.approx([0.05, 0.2, 0.75])
 
 
 def test_main_effects_need_a_knob(four: Designs) -> None:
@@ -377,6 +428,10 @@ def test_draws(case: str, tmp_path: Path, by_chance: Callable[..., Designs]) -> 
         ("radar", radar(designs, known, knobs)),
         ("effects", main_effects(designs, known, knobs)),
     ):
+        if case in ("one", "identical") and stem == "effects":
+            assert figure is None  # no two designs differ
+            continue
+        assert figure is not None
         if case != "many":
             _assert_readable(figure)
         for path in save(figure, tmp_path, stem):

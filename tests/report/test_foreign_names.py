@@ -131,11 +131,11 @@ def test_an_analysis_of_hostile_names(store_file: Path, tmp_path: Path) -> None:
     start = lines.index(next(line for line in lines if line.startswith("front")))
     rows = [next(line for line in lines[start:] if line.startswith(f" {name} ")) for name in STORED.values()]
     assert len({cell_len(row) for row in rows}) == 1
-    assert f"predicted: latency_ms for {visible(MACHINE)}" in lines
+    assert f"predicted: latency for {visible(MACHINE)}" in lines
     assert f"choice:    {list(STORED.values())[-1]}: the largest accuracy" in lines
 
     answer = (folder / "answer.txt").read_text()
-    assert not FORBIDDEN.search(answer) and f"predicted: latency_ms for {visible(MACHINE)}\n" in answer
+    assert not FORBIDDEN.search(answer) and f"predicted: latency for {visible(MACHINE)}\n" in answer
 
     with (folder / "front.csv").open(newline="") as file:
         heading, *rows = csv.reader(file)
@@ -149,7 +149,7 @@ def test_an_analysis_of_hostile_names(store_file: Path, tmp_path: Path) -> None:
     found = Page(html)
     assert set(found.tags) == {"table", "thead", "tbody", "tr", "th", "td", "p"} and not found.attributes
     assert {shown.strip() for shown in STORED.values()} <= {each.strip() for each in found.texts}
-    assert f"predicted: latency_ms for {visible(MACHINE)}" in found.texts
+    assert f"predicted: latency for {visible(MACHINE)}" in found.texts
 
     text = (folder / "front.tex").read_text()
     assert not re.search(r"^[\[*]", text, re.MULTILINE) and not FORBIDDEN.search(text)
@@ -158,7 +158,7 @@ def test_an_analysis_of_hostile_names(store_file: Path, tmp_path: Path) -> None:
     page = Page((folder / "index.html").read_text())
     assert page.tags.count("script") == 3 and not {"img", "a", "iframe"} & set(page.tags)
     assert not [name for name in page.attributes if name.startswith("on")]
-    assert f"predicted: latency_ms for {visible(MACHINE)}" in page.texts
+    assert f"predicted: latency for {visible(MACHINE)}" in page.texts
     assert set(STORED.values()) <= set(page.texts)
     assert not FORBIDDEN.search("".join(page.texts[: page.texts.index("Trade-offs")]))
 

@@ -81,7 +81,7 @@ def test_where_runs_differ_each_machine_is_named(store_file: Path) -> None:
     for run, machine in zip(runs, ["x", "x", "y"], strict=True):
         client.set_tag(run.info.run_id, "dxc.predicted_for", machine)
     analysis, folder = _analyze(uri)
-    line = "predicted: latency_ms for x (2 runs) | y (1 run)"
+    line = "predicted: latency for x (2 runs) | y (1 run)"
     assert line in (folder / "answer.txt").read_text().splitlines()
     assert (folder / "front.md").read_text().endswith(f"\n\n{line}\n".replace("|", "\\|"))
     assert (folder / "front.tex").read_text().startswith(f"% {line}\n")
@@ -90,8 +90,8 @@ def test_where_runs_differ_each_machine_is_named(store_file: Path) -> None:
     ) == 1  # the heading: a table of values stays one
     several = replace(analysis, objectives=BOTH, machines={"predicted": {"": 3}, "measured": {"pi": 3}})
     assert machines_in_words(several) == [
-        "predicted: latency_ms for a machine that no tag names",
-        "measured:  measured_latency_ms, peak_memory_mb on pi",
+        "predicted: latency for a machine that no tag names",
+        "measured:  latency, peak memory on pi",
     ]
     assert answer(several)[1:3] == machines_in_words(several)
 
@@ -115,9 +115,11 @@ def test_figures_carry_the_line(by_chance: Callable[..., Designs]) -> None:
 
 
 def test_the_published_table_is_predicted() -> None:
-    from dxc.analysis.published import published_runs
+    from dxc.analysis.published import published_study
 
-    for runs in published_runs():
+    study = published_study("resnet18")
+    assert study.baseline is not None
+    for runs in (study.runs, study.baseline):
         (machine,) = runs["dxc.predicted_for"].unique()
         assert machine.split("; ") == [
             "cortexA76cpu_tflite21", "adreno640gpu_tflite21", "adreno630gpu_tflite21", "myriadvpu_openvino2019r2"

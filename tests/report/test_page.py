@@ -187,6 +187,19 @@ def test_parallel_axes(by_chance: Callable[..., Designs]) -> None:
     assert latency["tickvals"] == pytest.approx(np.log10([0.2, 0.5, 1, 2, 5]))
 
 
+def test_no_axis_shows_what_cannot_be(four: Designs) -> None:
+    """An accuracy of 1 with its bar, and the axis of a single value, end at 1; 2 % more draw the marker whole."""
+    designs, objectives, knobs = four
+    one = designs.head(1).assign(accuracy=1.0, **{"spread.accuracy": 0.1})
+    data = _parsed((one, objectives, knobs)).data
+    limits = {each["name"]: each["limits"] for each in data["objectives"]}
+    assert limits["accuracy"] == pytest.approx([None, 1 + 0.02 * 0.12])  # from 0.88 to 1
+    assert limits["onnx_mb"] == [None, None]  # 10 MB, far from 0
+    dimension = data["dimensions"][len(knobs)]
+    assert (dimension["label"], dimension["range"]) == ("accuracy (fraction)", [0.5, 1.0])
+    assert _parsed((designs, objectives, knobs)).data["objectives"][0]["limits"] == [None, None]
+
+
 def test_table_is_the_front_best_first(four: Designs) -> None:
     parsed = _parsed(four)
     assert parsed.text["th"] == [
@@ -286,7 +299,7 @@ def test_one_design_and_ten_thousand(by_chance: Callable[..., Designs], count: i
     assert len(data["hover"]) == len(data["objectives"][0]["values"]) == count
     assert data["front"] == np.flatnonzero(designs["front"]).tolist()
     assert len(html) < 15e6
-    assert f"of {count:,} designs" in html
+    assert (f"of {count:,} designs" if count > 1 else "There is one design: the front of") in html
     for axis in data["dimensions"]:
         low, high = axis["range"]
         assert low < high

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+from dxc.analysis.network_file import NetworkFile
 from dxc.evaluation.bootstrap import Comparison
 from dxc.metrics import METRICS
 from dxc.report.findings import answer, compared_in_words, front_profile_in_short
@@ -132,14 +133,16 @@ def _answer(**changes: object) -> list[str]:
         "hypervolume": 0.123456,
         "reference": {"accuracy": 0.5, "params": 2e6},
         "comparison": None,
+        "network": NetworkFile(),
+        "knobs": [],
     }
     return answer(SimpleNamespace(**analysis | changes))
 
 
 def test_an_answer_in_lines() -> None:
     said = [
-        "3 designs of study first, 1 on the front of accuracy, params; hypervolume 0.1235 from accuracy 0.5, "
-        "params 2e+06",
+        "3 designs of study first, 1 on the front of accuracy, parameters; hypervolume 0.1235 from accuracy 0.5, "
+        "parameters 2e+06",
         "note:      one",
         "note:      two",
         "choice:    a: the knee",
@@ -148,8 +151,8 @@ def test_an_answer_in_lines() -> None:
     assert _answer() == said
     assert _answer(commands=("", "")) == said[:4]
     two = SimpleNamespace(design=0, runner_up=2, rule="the knee")
-    assert _answer(choice=two) == [*said, "next:      c", "reproduce: train c"]
-    assert _answer(choice=two, commands=("train a", "")) == [*said, "next:      c"]
+    assert _answer(choice=two) == [*said, "runner-up: c", "reproduce: train c"]
+    assert _answer(choice=two, commands=("train a", "")) == [*said, "runner-up: c"]
     unstable_choice = SimpleNamespace(design=1, runner_up=None, rule="the knee")
     unstable = _answer(
         choice=unstable_choice, front=pd.DataFrame({"name": ["a", "b"], "unstable": [False, True]})

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from dxc.analysis.analyze import analyze
 from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.config.identity import trial_hash
-from dxc.errors import AnalysisError, TrackingError
+from dxc.errors import AnalysisError, ConfigError, TrackingError
 from dxc.hardware.predict.packages import SHIPPED
 from dxc.report.findings import print_findings
 from tests.search.searches import Searching
@@ -51,9 +51,9 @@ def test_what_a_search_found(searching: Searching) -> None:
     assert chosen["accuracy"] == pytest.approx(best.metrics["accuracy"])
     assert designs["p_front"].between(0, 1).all()
 
-    # the printed command yields the same trial
+    # the printed command yields the same trial, in the same study and store
     _, script, *overrides = shlex.split(analysis.commands[0])
-    assert script == "train.py"
+    assert script == "train.py" and "study=first" in overrides
     with initialize_config_dir(str(CONF), version_base="1.3"):
         assert trial_hash(resolved(compose("train", overrides=overrides))) == chosen["trial"]
 
@@ -65,16 +65,48 @@ def test_what_a_search_found(searching: Searching) -> None:
     experiment = client.get_experiment_by_name("first").experiment_id
     (report,) = client.search_runs([experiment], "tags.`dxc.kind` = 'analysis'")
     files = {file.path for file in client.list_artifacts(report.info.run_id)}
-    assert {"index.html", "front.csv", "pairs.svg", "main_effects.png"} <= files
+    assert {"index.html", "front.csv", "pairs.svg"} <= files
+    # four designs do not tell the effects of their knobs apart
+    assert not (folder / "main_effects.png").exists()
+    assert "4 designs are too few, or too alike, to tell what each of" in (folder / "answer.txt").read_text()
     assert len(pd.read_csv(folder / "front.csv")) == designs["front"].sum()
 
     assert analysis.view.startswith("http://127.0.0.1:5000/#/experiments/")
+
+    # the file of the choice: where it lies, what its outputs are, and a copy of it, which replaces nothing
+    file = _file(client, chosen["run_id"], "model.onnx")
+    assert analysis.network.where == str(file)
+    assert analysis.network.outputs == (
+        "scores (batch, classes): logits; softmax over the classes gives probabilities; classes: no crossing, crossing"
+    )
+    said = (folder / "answer.txt").read_text().splitlines()
+    assert f"network:   {file}" in said and f"outputs:   {analysis.network.outputs}" in said
+    copy = searching.tmp_path / "new" / "best.onnx"
+    export = ["study=first", "log=false", "choose.by=accuracy", f"choose.export={copy}"]
+    copied, _ = _analyze(searching, *export)
+    assert copy.read_bytes() == file.read_bytes() and list(copy.parent.iterdir()) == [copy]
+    assert copied.network.where == f"{copy} (a copy of {file})"
+    with pytest.raises(
+        ConfigError, match=r"best.onnx exists already and is not overwritten; remove it or name"
+    ):
+        _analyze(searching, *export)
+    with pytest.raises(ConfigError, match=r"new is a folder; name a file in it: .*new/model.onnx"):
+        _analyze(searching, *export[:-1], f"choose.export={copy.parent}")
 
     # a condition leaves runs out: they lose what was said of them
     one = designs["trial"].iloc[0]
     _analyze(searching, "study=first", "tag=true", "log=false", f"where=\"dxc.trial == '{one}'\"")
     marks = {run.tags["dxc.trial"]: run.tags["dxc.front"] for run in searching.trials()}
     assert marks.pop(one) == "true" and set(marks.values()) == {"left out"}
+
+    # a file that is gone: said, and an error where it is asked for
+    file.rename(file.with_suffix(".gone"))
+    gone, _ = _analyze(searching, "study=first", "log=false", "choose.by=accuracy")
+    assert gone.network.where == f"not known: run {chosen['run_id']} has no model.onnx any more"
+    copy.unlink()
+    with pytest.raises(AnalysisError, match=r"has no model.onnx any more; train it again:\npython train.py "):
+        _analyze(searching, *export)
+    assert not copy.exists()
 
     # the second time: the analysis itself is no design, and a lost artifact is said
     _file(client, best.run_id, "config.yaml").unlink()
@@ -170,7 +202,7 @@ def test_for_which_machine_a_search_predicts(
     assert run.tags["dxc.predicted_for"] == about
     analysis, folder = _analyze(searching, "study=first", "log=false", "objectives=[accuracy,latency_ms]")
     assert analysis.machines == {"predicted": {about: 1}}
-    line = f"predicted: latency_ms for {about}"
+    line = f"predicted: latency for {about}"
     assert line in (folder / "answer.txt").read_text().splitlines()
     assert f"<p>{line}</p>" in (folder / "index.html").read_text()
     print_findings(analysis, folder)

@@ -12,6 +12,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from dxc.analysis.analyze import analyze
+from dxc.analysis.designs import default_objectives
+from dxc.analysis.runs import read_runs
 from dxc.config.compose import resolved
 from dxc.config.identity import trial_hash
 from dxc.errors import ConfigError
@@ -38,6 +40,10 @@ def test_four_trials(searching: Searching, make_chips: ChipMaker, tmp_path: Path
         # one fold: its score is that of the pooled predictions
         assert rung["accuracies"] == [pytest.approx(each.metrics["average_precision"], abs=1e-6)]
     assert len({each.metrics["onnx_mb"] for each in finished}) == 4
+
+    # without a word, designs are ranked by what the search was for
+    tracked = read_runs(searching.uri, ["first"], cache_dir=tmp_path / "cache").frame
+    assert default_objectives(tracked)[0] == "average_precision"
 
     # the choice: the smallest that is good enough, and its command names the same trial
     least = sorted(each.metrics["average_precision"] for each in finished)[1]
