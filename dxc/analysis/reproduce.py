@@ -63,7 +63,7 @@ def command(config: Mapping[str, Any], *, trial: str | None = None, store: str |
             f"today's conf/ cannot describe this configuration: {type(error).__name__}: {reason}; {COMMIT}"
         ) from error
     if store is not None and store != _composed()["tracking"]["uri"] and masked(store) == store:
-        overrides.append(f"tracking.uri={_quoted(store)}")
+        overrides.append(f"tracking.uri={quoted_value(store)}")
     text = shlex.join(["python", "train.py", *overrides])
     if trial is not None and found != trial:
         raise AnalysisError(
