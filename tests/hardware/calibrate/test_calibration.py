@@ -239,7 +239,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "BOOSTING", {**calibrate.BOOSTING, "n_estimators": 5})
 
     def small(family: str, rng: np.random.Generator) -> dict:
-        return {**RESNET, "width": int(rng.choice([4, 8, 16])), "size": int(rng.integers(16, 40))}
+        knobs = {"width": int(rng.choice([4, 8, 16])), "size": int(rng.integers(16, 40))}
+        return {**RESNET, "blocks": [1, 1, 1, 1], **knobs}
 
     monkeypatch.setattr(calibrate, "draw", small)
 
