@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slurm | test-browser | lint | docs | bench | ui | clean
+# make setup | demo | test | test-slow | test-slurm | test-browser | lint | docs | bench | ui | clean
 # Every target does the set-up it misses.
 
 VENV := .venv
@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 PORT ?= 5000
 ARGS ?=
 
-.PHONY: setup demo test test-slurm test-browser lint docs bench ui clean
+.PHONY: setup demo test test-slow test-slurm test-browser lint docs bench ui clean
 .DEFAULT_GOAL := setup
 
 # The first of these that is Python 3.11 to 3.13; or name one: make setup PYTHON=/path/to/python3.12
@@ -53,6 +53,10 @@ demo: setup
 # Two at a time: each starts processes of its own, so more would need more memory than a small machine has.
 test: setup
 	$(PY) -m pytest -q -n 2 --dist worksteal $(ARGS)
+
+# What takes more than about 20 s a test, and is left out above.
+test-slow: setup
+	$(PY) -m pytest -q -n 2 --dist worksteal -m slow $(ARGS)
 
 # Starts and stops a Slurm, a PostgreSQL and an MLflow server of its own; .ci/slurm-packages installs what they need.
 test-slurm: setup

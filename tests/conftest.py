@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+from filelock import FileLock
 from rasterio.transform import from_origin
 
 from dxc.geo.voc import write_voc
 
 ChipMaker = Callable[..., Path]
+Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,12 +32,47 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def _new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from mlflow import MlflowClient
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """once(name, make): a folder that make(folder) filled, once a test run: pytest's other workers wait for it.
 
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+    It is for reading: a test that writes takes a copy.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder = shared / f"once-{name}"
+        done = folder / ".done"
+        with FileLock(f"{folder}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+def copy_study(made: Path, folder: Path) -> Path:
+    """Copy a folder with an MLflow store, and let its runs name the copies of their artifacts; returns the copy."""
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            database.execute(
+                f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (made.as_uri(), folder.as_uri())
+            )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _new_store(once: Once) -> Path:
+    def make(folder: Path) -> None:
+        from mlflow import MlflowClient
+
+        MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+
+    return once("store", make) / "mlflow.db"
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -14,13 +15,17 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from rasterio.transform import from_origin
 
+from dxc.config.compose import resolved
 from dxc.config.overrides import quoted_value
 from dxc.data.bands import CHANNEL_SETS
 from dxc.data.layout import scan
 from dxc.deploy.predictor import Predictor
+from dxc.errors import DxcError
+from dxc.geo.chips import cut_from_config
 from dxc.geo.voc import read_voc
 from dxc.models.registry import NETWORKS
 from dxc.pipeline.result import Result
@@ -106,8 +111,10 @@ def test_boxes_from_the_command_line(folder: Path) -> None:
         assert read == list(found.values())
 
 
-def test_errors_are_one_message_without_a_trace(folder: Path) -> None:
-    for arguments, message in (
+def test_errors_are_one_message_without_a_trace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of them as commands, the others by the call that a command is."""
+    monkeypatch.chdir(folder)
+    for number, (arguments, message) in enumerate((
         (("dem=dem.tif",), "no value for crossings, region"),
         ((*FILES, "region=NE", "dem=none.tif"), "DEM none.tif: no such file"),
         ((*FILES, "region=NE", "size_m=wide"), "size_m=wide cannot work"),
@@ -118,12 +125,18 @@ def test_errors_are_one_message_without_a_trace(folder: Path) -> None:
         ((*FILES, "region=NE", "boxes=-5"), "boxes=-5 cannot work"),
         ((*FILES, "region=NE", "near=roads.gpkg"), "near roads.gpkg: no such file"),
         (("crossings=points.gpkg", "region=NE"), "neither dem nor photo is given"),
-    ):
-        done = prepare(folder, *arguments)
-        assert done.returncode == 2
-        assert done.stderr.startswith("\nerror: ")
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
+    )):  # fmt: skip
+        if number < 2:
+            done = prepare(folder, *arguments)
+            assert done.returncode == 2
+            assert done.stderr.startswith("\nerror: ")
+            assert message in done.stderr
+            assert "Traceback" not in done.stderr
+        else:
+            with initialize_config_dir(str(PREPARE.parent / "conf"), version_base="1.3"):
+                config = resolved(compose("prepare", overrides=list(arguments)))
+            with pytest.raises(DxcError, match=re.escape(message)):
+                cut_from_config(config)
         assert not (folder / "chips").exists()
 
 

@@ -88,11 +88,13 @@ def command_of(path: Path, trial: str | None, store: str | None = None) -> str:
 def _overrides(config: Mapping[str, Any]) -> list[str]:
     chosen: list[str] = []
     for group in GROUPS:
+        default = _differences(config, chosen, group)
+        if not default:
+            continue  # each option would be composed only to lose
         options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
         differing = {
             option: _differences(config, [*chosen, f"{group}={option}"], group) for option in options
         }
-        default = _differences(config, chosen, group)
         best = min(differing, key=lambda option: len(differing[option]))
         if len(differing[best]) < len(default):
             chosen.append(f"{group}={best}")

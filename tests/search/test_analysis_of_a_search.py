@@ -18,6 +18,7 @@ from dxc.config.identity import trial_hash
 from dxc.errors import AnalysisError, ConfigError, TrackingError
 from dxc.hardware.predict.packages import SHIPPED
 from dxc.report.findings import print_findings
+from tests.conftest import ChipMaker, Once, copy_study
 from tests.search.searches import Searching
 
 CONF = PROJECT_ROOT / "conf"
@@ -34,6 +35,19 @@ def _analyze(searching: Searching, *overrides: str):
     with initialize_config_dir(str(CONF / "analysis"), version_base="1.3"):
         config = resolved(compose("analyze", overrides=[*common, *overrides]))
     return analyze(config)
+
+
+@pytest.fixture
+def found(once: Once, make_chips: ChipMaker, _new_store: Path, tmp_path: Path) -> Searching:
+    """Study `first` of two finished trials, in a copy."""
+
+    def make(folder: Path) -> None:
+        shutil.copy(_new_store, folder)
+        searching = Searching(make_chips(per_class=8, root=folder / "chips"), folder)
+        assert len(searching("search.max_trials=2", "model.width=4,6")) == 2
+
+    folder = copy_study(once("two-trials", make), tmp_path)
+    return Searching(folder / "chips", folder)
 
 
 def _file(client: MlflowClient, run_id: str, name: str) -> Path:
@@ -116,20 +130,19 @@ def test_what_a_search_found(searching: Searching) -> None:
         assert "has no config.yaml any more" in again.commands[0]
 
 
-def test_lost_predictions_leave_the_folds(searching: Searching) -> None:
-    runs = searching("search.max_trials=2")
-    client = MlflowClient(searching.uri)
-    for run in runs:
+def test_lost_predictions_leave_the_folds(found: Searching) -> None:
+    client = MlflowClient(found.uri)
+    for run in found.trials():
         _file(client, run.run_id, "predictions.parquet").unlink()
-    analysis, _ = _analyze(searching, "study=first", "log=false")
+    analysis, _ = _analyze(found, "study=first", "log=false")
     assert any("2 of 2 runs have no predictions.parquet" in note for note in analysis.notes)
     assert analysis.designs["p_front"].between(0, 1).all()
 
 
-def test_the_front_profile(searching: Searching) -> None:
-    runs = searching("search.max_trials=2", "model.width=4,6")
-    client = MlflowClient(searching.uri)
-    analysis, folder = _analyze(searching, "study=first", "log=false", "profile=torch", "bootstrap.draws=10")
+def test_the_front_profile(found: Searching) -> None:
+    runs = found.trials()
+    client = MlflowClient(found.uri)
+    analysis, folder = _analyze(found, "study=first", "log=false", "profile=torch", "bootstrap.draws=10")
     profile = analysis.front_profile
     assert profile is not None and not profile.notes
     front = analysis.front
@@ -152,7 +165,7 @@ def test_the_front_profile(searching: Searching) -> None:
     # the same files are not profiled twice; what was killed half way is
     victim = folder / "profiles" / front["trial"].iloc[0]
     (victim / "about.json").unlink()
-    again, _ = _analyze(searching, "study=first", "log=false", "profile=torch", "bootstrap.draws=10")
+    again, _ = _analyze(found, "study=first", "log=false", "profile=torch", "bootstrap.draws=10")
     assert again.front_profile is not None and len(again.front_profile.summary) == len(profile.summary)
     redone = {path.parent.name for path, time in traces.items() if path.stat().st_mtime_ns != time}
     assert redone == {victim.name}
@@ -160,17 +173,14 @@ def test_the_front_profile(searching: Searching) -> None:
     # a deleted file costs its own rows only, and no analysis
     lost = front["run_id"].iloc[0]
     _file(client, lost, "model.onnx").unlink()
-    rest, _ = _analyze(searching, "study=first", "log=false", "profile=torch", "bootstrap.draws=10")
+    rest, _ = _analyze(found, "study=first", "log=false", "profile=torch", "bootstrap.draws=10")
     assert rest.front_profile is not None and f"run {lost} has no model.onnx any more" in " ".join(rest.notes)
     assert len(runs) == 2 and len(rest.front_profile.summary) == len(profile.summary) - 7
 
 
-def test_one_objective_has_tables_and_no_page(
-    searching: Searching, capsys: pytest.CaptureFixture[str]
-) -> None:
-    searching("search.max_trials=2", "model.width=4,6")
-    _analyze(searching, "study=first", "log=false")
-    analysis, folder = _analyze(searching, "study=first", "log=false", "objectives=[onnx_mb]")
+def test_one_objective_has_tables_and_no_page(found: Searching, capsys: pytest.CaptureFixture[str]) -> None:
+    _analyze(found, "study=first", "log=false")
+    analysis, folder = _analyze(found, "study=first", "log=false", "objectives=[onnx_mb]")
     assert list(analysis.front["onnx_mb"]) == [analysis.designs["onnx_mb"].min()]
     assert (folder / "front.csv").exists() and not (folder / "index.html").exists()
     print_findings(analysis, folder)

@@ -45,10 +45,12 @@ def test_six_variants_share_networks() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("model.padding=1", "model.kernel=3", "model.stride=2"),
-        ("model.padding=1", "model.kernel=3", "model.stride=2", "model.blocks=2,[1,1,2,2]", "model.pool=max"),
+        ("model.padding=1", "model.kernel=3", "model.width=32,64", "model.stride=2", "model.pool_stride=2"),
+        ("model.padding=1", "model.kernel=3", "model.width=32,64", "model.blocks=2,[1,1,2,2]", "model.pool=max",
+         "model.stride=2", "data=7ch", "model.pool_kernel=3", "model.pool_stride=1,2"),
         # in_channels follows from the axis: what is put in place by hand would miss it
-        ("data=5ch", "data.channels=[dem,red],[dem,red,nir]", "model.kernel=3", "model.padding=1", "model.pool=none"),
+        ("data=5ch", "data.channels=[dem,red],[dem,red,nir]", "model.kernel=3", "model.padding=1", "model.pool=none",
+         "model.width=32,64", "model.stride=2", "model.pool_kernel=2,3", "model.pool_stride=2"),
         ("data=5ch", "hardware.precision=32-true,bf16-mixed", "model.kernel=3", "model.padding=1", "model.pool=max"),
     ],
 )  # fmt: skip

@@ -521,6 +521,7 @@ def test_two_searches_at_once(searching: Searching) -> None:
         (["study=a/b"], "study=a/b names a folder"),
         (["search.objectives=[speed]"], "search.objectives=speed is unknown; choose one of accuracy"),
         (["+search.limits.speed=3"], "search.limits.speed: no such cost"),
+        (["search.limits.energy=3"], "Could not override 'search.limits.energy'"),
         (["search.limits.macs=0"], "search.limits.macs must be a number over 0, or null"),
         (["search.max_trials=0"], "search.max_trials must be a whole number of at least 1, not 0"),
         (["search.rungs=[[0,1]]"], "search.rungs must be a list of"),

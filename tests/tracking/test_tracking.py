@@ -27,8 +27,8 @@ from dxc.tracking.view import view_address
 
 
 @pytest.fixture
-def uri(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/mlflow.db"
+def uri(store_file: Path) -> str:
+    return f"sqlite:///{store_file}"
 
 
 def _start(uri: str, **options: object):
@@ -124,7 +124,9 @@ def test_killed_run(uri: str, number: signal.Signals) -> None:
     assert f"stopped by {number.name}" in _artifact(client, run.run_id, "traceback.txt")
 
 
-def test_artifacts_lie_beside_the_database(uri: str, tmp_path: Path) -> None:
+def test_artifacts_lie_beside_the_database(tmp_path: Path) -> None:
+    """The store is made by the first run that is written to it."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
     with _start(uri) as run:
         pass
     location = MlflowClient(uri).get_experiment(run.experiment_id).artifact_location

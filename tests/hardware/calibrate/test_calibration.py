@@ -280,13 +280,15 @@ def test_a_calibration_ends_with_a_verdict(about: dict, said: str) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small networks, short runs and few trees: the test is about the procedure, not the figures."""
     monkeypatch.setattr(calibrate, "SECONDS", 0.003)
+    monkeypatch.setattr(calibrate, "REFERENCE_SECONDS", 0.003)
     monkeypatch.setattr(calibrate, "MIN_RUNS", 1)
     monkeypatch.setattr(calibrate, "MAX_SPREAD", 10.0)
     monkeypatch.setattr(calibrate, "MAX_DISAGREEMENT", 100.0)
     monkeypatch.setattr(calibrate, "BOOSTING", {**calibrate.BOOSTING, "n_estimators": 5})
 
     def small(family: str, rng: np.random.Generator) -> dict:
-        return {**RESNET, "width": int(rng.choice([4, 8, 16])), "size": int(rng.integers(16, 40))}
+        knobs = {"width": int(rng.choice([4, 8, 16])), "size": int(rng.integers(16, 40))}
+        return {**RESNET, "blocks": [1, 1, 1, 1], **knobs}
 
     monkeypatch.setattr(calibrate, "draw", small)
 
@@ -298,46 +300,47 @@ def hardware(tmp_path: Path, **facts: object) -> Hardware:
 def test_an_interrupted_calibration_goes_on(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(calibrate, "FOLDS", 2)  # fewer networks are enough
     measured: list[dict] = []
     whole = measure_kernels
 
     def counted(spec: dict, threads: int, reference: Reference) -> Record:
-        if len(measured) == 7:
+        if len(measured) == 4:
             raise KeyboardInterrupt
         measured.append(spec)
         return whole(spec, threads, reference)
 
     monkeypatch.setattr(calibrate, "measure_kernels", counted)
     with pytest.raises(KeyboardInterrupt):
-        calibrate.calibrate("mine", hardware(tmp_path), networks=20, progress=False)
+        calibrate.calibrate("mine", hardware(tmp_path), networks=9, progress=False)
     assert not (tmp_path / "mine").exists()
     lines = (tmp_path / ".mine.calibration" / "measured.jsonl").read_text().splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 4
     with (tmp_path / ".mine.calibration" / "measured.jsonl").open("a") as file:
         file.write('{"spec": {"fam')  # a kill while writing
 
     with pytest.raises(HardwareError, match=r"(?s)other conditions.*threads: 1 then, 2 now"):
-        calibrate.calibrate("mine", hardware(tmp_path, threads=2), networks=20, progress=False)
+        calibrate.calibrate("mine", hardware(tmp_path, threads=2), networks=9, progress=False)
 
     monkeypatch.setattr(calibrate, "measure_kernels", whole)
-    folder = calibrate.calibrate("mine", hardware(tmp_path), networks=20, progress=False)
+    folder = calibrate.calibrate("mine", hardware(tmp_path), networks=9, progress=False)
     networks = pd.read_parquet(folder / "networks.parquet")
-    assert len(networks) == 20
-    assert [json.loads(spec) for spec in networks["spec"][:7]] == measured
-    assert networks["reference_ms"][:7].tolist() == [json.loads(line)["reference_ms"] for line in lines]
+    assert len(networks) == 9
+    assert [json.loads(spec) for spec in networks["spec"][:4]] == measured
+    assert networks["reference_ms"][:4].tolist() == [json.loads(line)["reference_ms"] for line in lines]
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
-    # an uninterrupted calibration draws the same networks
-    again = calibrate.calibrate("again", hardware(tmp_path), networks=20, progress=False)
-    plain = 13  # of 20; the last third depends on what was measured
+    # the same networks are drawn without an interruption
+    again = calibrate.calibrate("again", hardware(tmp_path), networks=9, progress=False)
+    plain = 6  # of 9; the last third depends on what was measured
     assert (
         pd.read_parquet(again / "networks.parquet")["spec"][:plain].tolist()
         == networks["spec"][:plain].tolist()
     )
 
     with pytest.raises(HardwareError, match="exists; choose another name"):
-        calibrate.calibrate("mine", hardware(tmp_path), networks=20, progress=False)
-    calibrate.calibrate("mine", hardware(tmp_path), networks=20, overwrite=True, progress=False)
+        calibrate.calibrate("mine", hardware(tmp_path), networks=9, progress=False)
+    calibrate.calibrate("mine", hardware(tmp_path), networks=9, overwrite=True, progress=False)
 
 
 def test_a_package_says_what_it_describes_and_predicts(quick: None, tmp_path: Path) -> None:
