@@ -21,6 +21,7 @@ from rasterio.transform import from_origin
 
 from dxc.config.compose import resolved
 from dxc.config.overrides import quoted_value
+from dxc.config.plan import Plan
 from dxc.data.bands import CHANNEL_SETS
 from dxc.data.layout import scan
 from dxc.deploy.predictor import Predictor
@@ -227,7 +228,8 @@ def train(
         places = [f"cache_dir={tmp_path}/cache", f"tracking.uri=sqlite:///{store_file}"]
         monkeypatch.chdir(survey)
         with initialize_config_dir(str(PREPARE.parent / "conf"), version_base="1.3"):
-            return run(compose("train", overrides=[*command[2:], *little, *places]), tmp_path / "run")
+            cfg = compose("train", overrides=[*command[2:], *little, *places])
+            return run(Plan.of(cfg), tmp_path / "run")
 
     return run_printed
 

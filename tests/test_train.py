@@ -301,13 +301,13 @@ def test_a_killed_run_goes_on(make_chips: ChipMaker, tmp_path: Path) -> None:
         (["seed=-1"], "seed must be a whole number of at least 0, not -1"),
         (["data.fold_seed=x"], "data.fold_seed must be a whole number of at least 0, not 'x'"),
         (["data.num_workers=-1"], "data.num_workers must be"),
-        (["data.channels=dem"], "data.channels must be a list: data.channels=[dem]"),
+        (["data.channels=dem"], "data.channels must be a list of names, such as [dem,red], not 'dem'"),
         (["study=.."], "study=.. names a folder"),
         (["study=a/b"], "study=a/b names a folder"),
         (["optimizer._target_=os.system"], "os.system is not allowed"),
         (["hardware.predictors=[nobody]"], "there is no package 'nobody'"),
         (["hardware.threads=0"], "hardware.threads must be a whole number"),
-        (["profile=perf"], "profile=perf is not one of auto, none, torch, nsight"),
+        (["profile=perf"], "profile must be auto, none, torch or nsight, not 'perf'"),
     ],
 )
 def test_mistakes_get_one_message(

@@ -147,7 +147,8 @@ def _folder_name(value: Any) -> str:
     return str(value)  # of a study such as 2026
 
 
-def _is_list_of_texts(value: Any) -> bool:
+def is_list_of_texts(value: Any) -> bool:
+    """Whether a value is a list of texts."""
     return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
 
 
@@ -160,7 +161,7 @@ Amount = Annotated[
     int | float, must_be(lambda value: is_number(value) and value >= 0, "a number of at least 0")
 ]
 Limit = Annotated[int | float, must_be(lambda value: is_number(value) and value > 0, "a number over 0")]
-Names = Annotated[list[str], must_be(_is_list_of_texts, "a list of names")]
+Names = Annotated[list[str], must_be(is_list_of_texts, "a list of names")]
 Precision = Annotated[
     str | int,
     must_be(lambda value: isinstance(value, str | int), "the name of a precision, such as 32-true"),

@@ -23,6 +23,7 @@ from dxc.config.checked import (
     Precision,
     Text,
     checked,
+    is_list_of_texts,
     must_be,
 )
 from dxc.config.compose import image_size, resolved
@@ -93,7 +94,7 @@ class Data(Component):
     """How chips become batches."""
 
     kind = "data"
-    channels: Names
+    channels: Annotated[list[str], must_be(is_list_of_texts, "a list of names, such as [dem,red]")]
     """By name, in the order in which the network gets them."""
     batch_size: Positive
     size: Annotated[

@@ -65,7 +65,7 @@ def test_another_trainer_is_another_plan() -> None:
         (["+colour=red"], "the configuration has no colour; it has again, any_size_file"),
         (["+tracking.user=me"], "tracking has no user; it has artifacts, checkpoints, uri"),
         (["tracking.uri=null"], "tracking.uri must be a text, not None"),
-        (["data.channels=[1,2]"], "data.channels must be a list of names, not [1, 2]"),
+        (["data.channels=[1,2]"], "data.channels must be a list of names, such as [dem,red], not [1, 2]"),
         (["data.size=big"], "data.size must be an edge in pixels, or any, not 'big'"),
         (["trainer.max_epochs=0"], "trainer.max_epochs must be a whole number of at least 1, not 0"),
         (["hardware.limits.onnx_mb=much"], "hardware.limits.onnx_mb must be a number over 0, not 'much'"),

@@ -216,7 +216,7 @@ def test_files_of_several_inputs_are_measured_not_profiled(tmp_path: Path) -> No
 def test_none_and_unknown_modes(network: Path, tmp_path: Path) -> None:
     assert profile_network(network, tmp_path / "out", mode="none").files == ()
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ConfigError, match="profile=perf is not one of auto, none, torch, nsight"):
+    with pytest.raises(ConfigError, match="profile=perf is unknown; choose one of auto, none, torch, nsight"):
         profile_network(network, tmp_path / "out", mode="perf")
 
 
