@@ -16,10 +16,10 @@ from dxc.text import for_terminal
 def main(cfg: DictConfig) -> None:
     with exit_cleanly():
         from dxc.data.next_step import next_step
-        from dxc.geo.chips import cut_from_config
+        from dxc.geo.chips import cut_region
 
         try:
-            report = cut_from_config(resolved(cfg))
+            report = cut_region(**resolved(cfg))
         except KeyboardInterrupt:
             sys.exit("\ninterrupted; the same command goes on where it stopped")
         print(for_terminal(f"{report.describe()}\nnext: {next_step(report.folder.parent)}", lines=True))

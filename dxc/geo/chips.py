@@ -30,7 +30,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,13 +38,13 @@ import rasterio
 import shapely
 from rasterio.crs import CRS
 
-from dxc.errors import ConfigError, DataError
+from dxc.config.checked import checked
+from dxc.errors import DataError
 from dxc.files import sync_everything, sync_to_disk, write_atomically
 from dxc.geo.bands import PHOTO_BANDS
 from dxc.geo.elevation import elevation_unit
 from dxc.geo.formats import GDAL_OPTIONS, RasterFile, raster_file
 from dxc.geo.photobands import PhotoBands, choose_bands
-from dxc.geo.rasterfiles import MAX_SIZE
 from dxc.geo.rasters import (
     Points,
     Raster,
@@ -57,6 +56,7 @@ from dxc.geo.rasters import (
     read_lines,
 )
 from dxc.geo.record import CHIPS, LEFT_OUT, NAME, Record, digest_of, foreign_files
+from dxc.geo.settings import CutSettings
 from dxc.geo.sites import Area, CrossingBoxes, Spot
 from dxc.geo.windows import Cutter
 
@@ -64,6 +64,11 @@ log = logging.getLogger(__name__)
 
 BLOCK_CACHE_MB = 64  # GDAL's default is 5 % of the machine's memory
 CUTS_PER_NEGATIVE = 20  # so many sites may lack data for each one that has data
+SETTINGS_OF_CHIPS = {
+    "region", "size_m", "jitter_m", "min_distance_m", "near_share", "crs", "dem_units", "seed", "max_positives",
+    "layer", "crossings_xy", "crossings_crs",
+}  # fmt: skip
+"""Settings that the pixels and places of chips depend on, beside those that cut_region writes in one spelling."""
 
 
 class LeftOut(NamedTuple):
@@ -116,33 +121,7 @@ def _by_reason(left_out: Iterable[LeftOut]) -> list[str]:
     return [f"{n} {reason}" for reason, n in counts.most_common()]
 
 
-def cut_region(
-    *,
-    dem: Path | None = None,
-    photo: Path | None = None,
-    crossings: Path,
-    out: Path,
-    region: str,
-    size_m: int = 100,
-    boxes: float | str | list[float | str] | None = None,
-    jitter_m: float = 0.0,
-    min_distance_m: float = 100.0,
-    layer: str | None = None,
-    crossings_xy: Sequence[str] | None = None,
-    crossings_crs: str | None = None,
-    near: Sequence[Path] = (),
-    near_layers: Sequence[str | None] = (),
-    near_share: float = 0.5,
-    crs: str | None = None,
-    photo_bands: Sequence[str] = PHOTO_BANDS,
-    dem_units: str | None = None,
-    vrt_anywhere: bool = False,
-    seed: int = 0,
-    max_positives: int | None = None,
-    overwrite: bool = False,
-    workers: int = 2,
-    progress: bool = True,
-) -> CutReport:
+def cut_region(**values: Any) -> CutReport:
     """Cut the chips of one region, as many without a crossing as with one.
 
     A chip with a crossing shows its point in pixel (size // 2, size // 2), shifted by up to `jitter_m` whole
@@ -158,53 +137,38 @@ def cut_region(
     repeated, it finds that there is nothing to do.
 
     Args:
-        dem, photo: rasters of one place; without one of them chips hold the other alone.
-        size_m: edge of a chip in metres and pixels.
-        boxes: edge of the crossings' boxes in metres, or the column of `crossings` with each one's own; two for
-            width (east-west) and height (north-south). None: no annotations. A crossing without a positive number in
-            the column has no chip, and neither has a crossing whose chip would show it.
-        layer: of `crossings`, if it has several.
-        crossings_xy: columns of x and y, or longitude and latitude, in a .csv; None: those with a usual name.
-        crossings_crs: CRS of a .csv (None: EPSG:4326 for columns called longitude and latitude), or of a file of
-            crossings that names none.
-        near_layers: one for each file of `near`, None for its only one; or one for all, or none.
-        crs: projected CRS in metres; default the DEM's own, else the photo's, or its UTM zone if that is not in metres.
-        photo_bands: names of the photo's bands, in order; an alpha band that is a mask does not count. Fewer names
-            choose bands by the names and colours in the file, else of four as red, green, blue, nir.
-        dem_units: unit of the elevations: m, ft or us-ft. By default the unit of the DEM's CRS or band, else metres.
-            Elevations of the chips are in metres.
-        vrt_anywhere: whether a .vrt mosaic may have sources that do not lie below its own folder.
-        overwrite: cut the chips again and replace those that are there. Only what this module wrote is removed.
-        max_positives: stop after so many chips with a crossing, in the order of the file.
-        workers: threads. Their number does not change the result.
+        values: see dxc.geo.settings.CutSettings.
 
     Raises:
         ConfigError: an argument that cannot work.
         DataError: an input that cannot be used, no place for the chips, or no room to write them.
     """
-    edges = boxes if isinstance(boxes, list | tuple) else [boxes, boxes]
-    near_layers = near_layers if len(near_layers) != 1 else [near_layers[0]] * len(near)
-    job: dict[str, Any] = {
-        "version": 3, "region": region, "size_m": size_m, "jitter_m": jitter_m,
-        "min_distance_m": min_distance_m, "near_share": near_share, "crs": crs,
-        "photo_bands": None if photo is None else list(photo_bands), "dem_units": dem_units, "seed": seed,
-        "max_positives": max_positives, "boxes": None if boxes is None else list(edges), "layer": layer,
-        "crossings_xy": None if crossings_xy is None else list(crossings_xy), "crossings_crs": crossings_crs,
-        "near_layers": list(near_layers),
-    }  # fmt: skip
-    _check_arguments(job, workers)
-    _check_columns_and_layers(job, near)
+    settings = checked(CutSettings, values)
+    dem, photo, out, region, size_m = (
+        settings.dem,
+        settings.photo,
+        settings.out,
+        settings.region,
+        settings.size_m,
+    )
+    edges, near = settings.edges, settings.near
+    job = {
+        "version": 3,
+        **settings.model_dump(mode="json", include=SETTINGS_OF_CHIPS),
+        "photo_bands": None if photo is None else settings.photo_bands,
+        "boxes": None if settings.boxes is None else edges,
+        "near_layers": list(settings.layers_of_near),
+    }
     given = [(what, path) for what, path in (("DEM", dem), ("photo", photo)) if path is not None]
-    if not given:
-        raise ConfigError("neither dem nor photo is given: chips are cut out of dem=..., photo=... or both.")
-    bands = (*(["dem"] if dem is not None else []), *(job["photo_bands"] or []))
+    bands = (*(["dem"] if dem is not None else []), *(settings.photo_bands if photo is not None else []))
     final = out / region
-    files = [raster_file(what, path, vrt_anywhere=vrt_anywhere) for what, path in given]
+    files = [raster_file(what, path, vrt_anywhere=settings.vrt_anywhere) for what, path in given]
     inputs = [
-        _fingerprint(path) for path in (*(path for file in files for path in file.files), crossings, *near)
+        _fingerprint(path)
+        for path in (*(path for file in files for path in file.files), settings.crossings, *near)
     ]
     digest = digest_of(job, inputs)
-    if (done := _complete(final, digest, job, overwrite)) is not None:
+    if (done := _complete(final, digest, job, settings.overwrite)) is not None:
         return CutReport(
             final, region, done.crs, done.positives, done.negatives, (), done.boxes, tuple(done.bands), True
         )
@@ -213,19 +177,28 @@ def cut_region(
             stack.enter_context(open_raster(file_what, file))
             for (file_what, _), file in zip(given, files, strict=True)
         ]
-        target = metric_crs(crs, *given[0], opened[0])
+        target = metric_crs(settings.crs, *given[0], opened[0])
         rasters = tuple(
-            _look(what, file, source, target, photo_bands, dem_units)
+            _look(what, file, source, target, settings.photo_bands, settings.dem_units)
             for (what, _), file, source in zip(given, files, opened, strict=True)
         )
     columns = dict.fromkeys(edge for edge in edges if isinstance(edge, str))
-    points = Points.read(crossings, target, list(columns), layer=layer, xy=crossings_xy, crs=crossings_crs)
-    shown = None if boxes is None else _crossing_boxes(crossings, points, edges, size_m)
-    _warn_of_neighbours(min_distance_m, size_m, shown)
-    area = Area(region, size_m, _common(rasters), shapely.STRtree(points.shapes()), min_distance_m, shown)
+    points = Points.read(
+        settings.crossings,
+        target,
+        list(columns),
+        layer=settings.layer,
+        xy=settings.crossings_xy,
+        crs=settings.crossings_crs,
+    )
+    shown = None if settings.boxes is None else _crossing_boxes(settings.crossings, points, edges, size_m)
+    _warn_of_neighbours(settings.min_distance_m, size_m, shown)
+    area = Area(
+        region, size_m, _common(rasters), shapely.STRtree(points.shapes()), settings.min_distance_m, shown
+    )
     lines = [
         (path.name, read_lines(path, target, area.common, of_file))
-        for path, of_file in itertools.zip_longest(near, near_layers)
+        for path, of_file in itertools.zip_longest(near, settings.layers_of_near)
     ]
 
     folder = out / f".{region}.partial-{digest}"
@@ -234,13 +207,13 @@ def cut_region(
     with (
         _disk_trouble(out),
         rasterio.Env(GDAL_CACHEMAX=BLOCK_CACHE_MB, **GDAL_OPTIONS),
-        Cutter(folder, rasters, tuple(photo_bands), size_m, region, workers, shown) as cutter,
+        Cutter(
+            folder, rasters, tuple(settings.photo_bands), size_m, region, settings.workers, shown
+        ) as cutter,
     ):
         try:
-            positives, left_out = _cut_positives(
-                cutter, area, points, jitter_m, seed, max_positives, progress
-            )
-            negatives = _cut_negatives(cutter, area, len(positives), lines, near_share, seed, progress)
+            positives, left_out = _cut_positives(cutter, area, points, settings)
+            negatives = _cut_negatives(cutter, area, len(positives), lines, settings)
         except DataError:
             shutil.rmtree(folder, ignore_errors=True)  # it would fail the same way again
             raise
@@ -263,64 +236,6 @@ def cut_region(
 
 
 # ------------------------------------------------------------------------------------------- checks
-
-
-def _check_arguments(job: dict[str, Any], workers: int) -> None:
-    region, size_m, bands = job["region"], job["size_m"], job["photo_bands"]
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", region):
-        raise ConfigError(
-            f"region={region} names a folder and its files: use letters, digits, - and _, e.g. region=NE."
-        )
-    limit = 1 if job["max_positives"] is None else job["max_positives"]
-    rules: list[tuple[str, Any, type, float, float, str]] = [
-        ("size_m", size_m, Integral, 2, MAX_SIZE, f"a whole number of metres, 2 to {MAX_SIZE}"),
-        ("jitter_m", job["jitter_m"], Real, 0, 5000, "0 metres or more"),
-        ("min_distance_m", job["min_distance_m"], Real, 0, 1e9, "0 metres or more"),
-        ("near_share", job["near_share"], Real, 0, 1, "a share from 0 to 1"),
-        ("seed", job["seed"], Integral, 0, 2**63, "a whole number, 0 or more"),
-        ("max_positives", limit, Integral, 1, 2**63, "a whole number, 1 or more, or null for all"),
-        ("workers", workers, Integral, 1, 1000, "a whole number of threads, 1 or more"),
-    ]
-    for key, value, kind, low, high, rule in rules:
-        number = issubclass(type(value), kind) and not isinstance(value, bool)
-        if not number or not low <= value <= high:
-            raise ConfigError(f"{key}={value} cannot work: it has to be {rule}.")
-    if job["jitter_m"] >= size_m / 2:
-        raise ConfigError(
-            f"jitter_m={job['jitter_m']:g} would shift a crossing out of its chip: stay below half of "
-            f"size_m={size_m}."
-        )
-    edges = ["", ""] if job["boxes"] is None else job["boxes"]
-    if len(edges) != 2 or not all(isinstance(edge, str) or _is_length(edge, size_m) for edge in edges):
-        texts = [str(edge) for edge in edges]
-        given = texts[0] if len(texts) == 2 and len(set(texts)) == 1 else f"[{','.join(texts)}]"
-        raise ConfigError(
-            f"boxes={given} cannot work: it has to be metres, more than 0 and at most size_m={size_m}, or the name of "
-            "a column of the crossings, or two of these for width and height, e.g. boxes=[width_m,height_m]."
-        )
-    if bands is not None and (not bands or len(set(bands)) < len(bands) or set(bands) - set(PHOTO_BANDS)):
-        raise ConfigError(
-            f"photo_bands=[{','.join(bands)}] has to name each band of the photo once, in its order, out of "
-            f"{', '.join(PHOTO_BANDS)}."
-        )
-
-
-def _check_columns_and_layers(job: dict[str, Any], near: Sequence[Path]) -> None:
-    xy = job["crossings_xy"]
-    if xy is not None and not (len(xy) == 2 and all(isinstance(name, str) for name in xy)):
-        raise ConfigError(
-            f"crossings_xy={xy} cannot work: it has to name two columns, x or longitude first, e.g. "
-            "crossings_xy=[lon,lat]."
-        )
-    if job["near_layers"] and len(job["near_layers"]) != len(near):
-        raise ConfigError(
-            f"near_layers names {len(job['near_layers'])} layers for {len(near)} files in near: name one for all, "
-            "or one for each (null for the only one of a file)."
-        )
-
-
-def _is_length(value: Any, limit: float) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) <= limit
 
 
 def _warn_of_neighbours(min_distance_m: float, size_m: int, boxes: CrossingBoxes | None) -> None:
@@ -467,15 +382,12 @@ def _cut_positives(
     cutter: Cutter,
     area: Area,
     points: Points,
-    jitter_m: float,
-    seed: int,
-    max_positives: int | None,
-    progress: bool,
+    settings: CutSettings,
 ) -> tuple[list[Spot], list[LeftOut]]:
     """Cut the chips with a crossing, in the order of the file. Points without a chip are returned with the reason."""
     reasons = _misplaced(cutter.rasters, area, points)
-    reach = math.floor(jitter_m)
-    shift = np.random.default_rng((seed, 0)).integers(-reach, reach + 1, (len(points.ids), 2))
+    reach = math.floor(settings.jitter_m)
+    shift = np.random.default_rng((settings.seed, 0)).integers(-reach, reach + 1, (len(points.ids), 2))
     inside = np.flatnonzero([reason is None for reason in reasons])
     left, top = area.corner(*points.xy[inside].T)
     # a shift may push a chip over the edge; such a point keeps its chip, unshifted
@@ -497,8 +409,8 @@ def _cut_positives(
             f"{extent_text(shapely.multipoints(points.shapes()))}, the rasters "
             f"{extent_text(area.common)}. Check the points' CRS."
         )
-    count = len(wanted) if max_positives is None else max_positives
-    chips, failed = cutter.collect(iter(wanted), count, "with crossing", progress)
+    count = settings.max_positives or len(wanted)
+    chips, failed = cutter.collect(iter(wanted), count, "with crossing", settings.progress)
     for chip, reason in failed:
         reasons[chip.point or 0] = reason
     left_out = _left_out(points, reasons)
@@ -549,13 +461,11 @@ def _cut_negatives(
     area: Area,
     count: int,
     lines: list[tuple[str, np.ndarray]],
-    near_share: float,
-    seed: int,
-    progress: bool,
+    settings: CutSettings,
 ) -> list[Spot]:
     """Cut `count` chips without a crossing: first those near the lines, then those anywhere."""
-    rng = np.random.default_rng((seed, 1))
-    by_lines = math.floor(near_share * count + 0.5) if lines else 0
+    rng = np.random.default_rng((settings.seed, 1))
+    by_lines = math.floor(settings.near_share * count + 0.5) if lines else 0
     chips: list[Spot] = []
     number, seen = itertools.count(1), set[tuple[int, int]]()
     for kind, wanted, along in (("near lines", by_lines, lines), ("anywhere", count - by_lines, [])):
@@ -566,10 +476,10 @@ def _cut_negatives(
             for chip in area.negatives(rng, along, seen)
         )
         candidates = itertools.islice(drawn, CUTS_PER_NEGATIVE * wanted + 100)
-        done, _ = cutter.collect(candidates, wanted, f"without, {kind}", progress)
+        done, _ = cutter.collect(candidates, wanted, f"without, {kind}", settings.progress)
         chips += done
         if len(done) < wanted:
-            knob = f"near_share (now {near_share:g}), or give more lines in near"
+            knob = f"near_share (now {settings.near_share:g}), or give more lines in near"
             other = "max_positives, or give rasters that reach further"
             raise DataError(
                 f"only {len(done)} of {wanted} chips without a crossing ({kind}) found a place at least "
@@ -632,23 +542,3 @@ def _disk_trouble(out: Path) -> Iterator[None]:
                 "stopped."
             ) from error
         raise DataError(f"out={out} cannot be written ({error}). Give a folder you may write to.") from error
-
-
-def cut_from_config(config: dict[str, Any]) -> CutReport:
-    """`cut_region` with the keys of conf/prepare.yaml, which come as text and numbers from a command line."""
-    values = dict(config)
-    for key in ("dem", "photo", "crossings", "out"):
-        values[key] = None if values[key] is None else Path(str(values[key]))
-    if not str(values["out"]).isprintable():
-        raise ConfigError("out has characters that cannot be shown or typed: give another name.")
-    for key in ("near", "photo_bands", "near_layers"):  # near=roads.gpkg is as good as near=[roads.gpkg]
-        given = values[key] or []
-        values[key] = [given] if isinstance(given, str) else given
-    values["near"] = [Path(str(path)) for path in values["near"]]
-    values["region"] = str(values["region"])
-    for key in ("crs", "dem_units", "layer", "crossings_crs"):
-        values[key] = None if values[key] is None else str(values[key])
-    for key in ("overwrite", "progress", "vrt_anywhere"):
-        if not isinstance(values[key], bool):
-            raise ConfigError(f"{key}={values[key]} cannot work: it has to be true or false.")
-    return cut_region(**values)

@@ -23,11 +23,13 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 from rasterio.warp import transform
 
+from dxc.config.checked import checked
 from dxc.errors import ConfigError, DataError
 from dxc.geo import chips as cutting
 from dxc.geo import voc
 from dxc.geo import windows as cutter_module
 from dxc.geo.chips import CutReport, LeftOut, cut_region
+from dxc.geo.settings import CutSettings
 from dxc.geo.sites import CrossingBoxes
 from dxc.geo.voc import read_voc
 
@@ -821,7 +823,7 @@ def test_neither_elevation_nor_a_photo(job: dict[str, Any]) -> None:
 
 def test_columns_and_layers_that_cannot_be(job: dict[str, Any]) -> None:
     for keys, says in (
-        ({"crossings_xy": ["x"]}, r"crossings_xy=\['x'\] cannot work"),
+        ({"crossings_xy": ["x"]}, r"crossings_xy must name two columns, .* not \['x'\]"),
         ({"near_layers": ["a", "b"]}, "near_layers names 2 layers for 0 files"),
     ):
         with pytest.raises(ConfigError, match=says):
@@ -1013,30 +1015,30 @@ def test_bad_input_is_explained_and_leaves_nothing(job: dict[str, Any], change: 
         ({"region": "../NE"}, "names a folder"),
         ({"region": ""}, "names a folder"),
         ({"region": ".NE"}, "names a folder"),
-        ({"min_distance_m": -1}, "min_distance_m=-1 cannot work"),
-        ({"min_distance_m": float("nan")}, "min_distance_m=nan cannot work"),
-        ({"jitter_m": -0.5}, "jitter_m=-0.5 cannot work"),
+        ({"min_distance_m": -1}, "min_distance_m must be"),
+        ({"min_distance_m": float("nan")}, "min_distance_m must be"),
+        ({"jitter_m": -0.5}, "jitter_m must be"),
         ({"jitter_m": 10}, "would shift a crossing out of its chip"),
-        ({"size_m": 0}, "size_m=0 cannot work"),
-        ({"size_m": 10.5}, "size_m=10.5 cannot work"),
-        ({"near_share": 1.5}, "near_share=1.5 cannot work"),
-        ({"seed": -1}, "seed=-1 cannot work"),
-        ({"max_positives": 0}, "max_positives=0 cannot work"),
-        ({"workers": 0}, "workers=0 cannot work"),
+        ({"size_m": 0}, "size_m must be"),
+        ({"size_m": 10.5}, "size_m must be"),
+        ({"near_share": 1.5}, "near_share must be"),
+        ({"seed": -1}, "seed must be"),
+        ({"max_positives": 0}, "max_positives must be"),
+        ({"workers": 0}, "workers must be"),
         ({"crs": "EPSG:4326"}, "is geographic"),
         ({"crs": "EPSG:26849"}, "not projected in metres"),
         ({"crs": "EPSG:999999"}, "not a known CRS"),
         ({"crs": "utm 15"}, "not a known CRS"),
         ({"photo_bands": ["red", "green", "blue", "infrared"]}, "out of red, green, blue, nir"),
         ({"photo_bands": ["red", "red", "blue", "nir"]}, "once"),
-        ({"boxes": 0}, "boxes=0 cannot work: .* at most size_m=20"),
-        ({"boxes": -4.5}, "boxes=-4.5 cannot work"),
-        ({"boxes": 20.5}, "boxes=20.5 cannot work"),
-        ({"boxes": float("nan")}, "boxes=nan cannot work"),
-        ({"boxes": True}, "boxes=True cannot work"),
-        ({"boxes": []}, r"boxes=\[\] cannot work"),
-        ({"boxes": ["w", "h", "d"]}, r"boxes=\[w,h,d\] cannot work"),
-        ({"boxes": {"w": 1}}, "boxes=.* cannot work"),
+        ({"boxes": 0}, "boxes must be metres, .* at most size_m=20,.* not 0"),
+        ({"boxes": -4.5}, "boxes must be .* not -4.5"),
+        ({"boxes": 20.5}, "boxes must be .* not 20.5"),
+        ({"boxes": float("nan")}, "boxes must be .* not nan"),
+        ({"boxes": True}, "boxes must be .* not True"),
+        ({"boxes": []}, r"boxes must be .* not \[\]"),
+        ({"boxes": ["w", "h", "d"]}, r"boxes must be .* not \[w,h,d\]"),
+        ({"boxes": {"w": 1}}, "boxes must be .* not .*"),
     ],
 )
 def test_bad_arguments_are_explained(job: dict[str, Any], values: dict[str, Any], message: str) -> None:
@@ -1078,10 +1080,7 @@ def test_crossings_closer_than_a_chip_are_counted(
 
 # ---------------------------------------------------------------- by hand, without rasters
 
-SOUND = {
-    "region": "NE", "size_m": 100, "jitter_m": 0.0, "min_distance_m": 100.0, "near_share": 0.5, "seed": 0,
-    "max_positives": None, "photo_bands": ["red"], "boxes": None,
-}  # fmt: skip
+SOUND = {"dem": "dem.tif", "crossings": "points.gpkg", "out": "chips", "region": "NE"}
 
 
 @pytest.mark.parametrize(
@@ -1109,14 +1108,31 @@ SOUND = {
 def test_the_last_value_that_works_and_the_first_that_does_not(
     good: dict[str, Any], bad: dict[str, Any]
 ) -> None:
-    def check(changes: dict[str, Any]) -> None:
-        changes = dict(changes)
-        workers = changes.pop("workers", 2)
-        cutting._check_arguments(SOUND | changes, workers)
+    checked(CutSettings, SOUND | good)
+    (key,) = bad
+    with pytest.raises(ConfigError, match=f"^{key}"):
+        checked(CutSettings, SOUND | bad)
 
-    check(good)
-    with pytest.raises(ConfigError):
-        check(bad)
+
+def test_what_a_command_line_may_write_otherwise() -> None:
+    """Numbers for texts, one for a list, null for the usual bands."""
+    written = {
+        "region": 7,
+        "out": 2026,
+        "crs": 26915,
+        "near": "roads.gpkg",
+        "near_layers": "all",
+        "photo_bands": "red",
+    }
+    settings = checked(CutSettings, SOUND | written)
+    assert (settings.region, settings.out, settings.crs) == ("7", Path("2026"), "26915")
+    assert (settings.near, settings.layers_of_near) == ([Path("roads.gpkg")], ["all"])
+    assert settings.photo_bands == ["red"]
+    assert checked(CutSettings, SOUND | {"photo_bands": None}).photo_bands == ["red", "green", "blue", "nir"]
+    assert checked(CutSettings, SOUND | {"boxes": 5}).edges == [5, 5]
+    assert checked(CutSettings, SOUND | {"boxes": ["w", 5]}).edges == ["w", 5]
+    several = SOUND | {"near": ["a.gpkg", "b.gpkg"], "near_layers": "roads"}
+    assert checked(CutSettings, several).layers_of_near == ["roads", "roads"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,172 @@
+"""What prepare.py is given, checked: the keys of conf/prepare.yaml."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from dxc.config.checked import Flag, Natural, Part, must_be
+from dxc.errors import is_number
+from dxc.geo.bands import PHOTO_BANDS
+from dxc.geo.rasterfiles import MAX_SIZE
+
+
+def _path(value: Any) -> Any:
+    return value if isinstance(value, Path) else Path(str(value))  # a folder may be called 2026
+
+
+def _text(value: Any) -> Any:
+    return None if value is None else str(value)  # crs=26915
+
+
+def _several(value: Any) -> Any:
+    """near=roads.gpkg is as good as near=[roads.gpkg], and null as an empty list."""
+    return [value] if isinstance(value, str | Path) else [] if value is None else value
+
+
+def _number(low: float, high: float, what: str) -> BeforeValidator:
+    return must_be(lambda value: is_number(value) and low <= value <= high, what)
+
+
+def _whole(low: int, high: int, what: str) -> BeforeValidator:
+    return must_be(lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high, what)
+
+
+def _region(name: Any) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", str(name)):
+        raise ValueError(
+            f"={name} names a folder and its files: use letters, digits, - and _, e.g. region=NE."
+        )
+    return str(name)
+
+
+def _out(folder: Path) -> Path:
+    if not str(folder).isprintable():
+        raise ValueError(" has characters that cannot be shown or typed: give another name.")
+    return folder
+
+
+def _bands(bands: Any) -> Any:
+    bands = list(PHOTO_BANDS) if bands is None else [bands] if isinstance(bands, str) else bands
+    if not bands or len(set(bands)) < len(bands) or set(bands) - set(PHOTO_BANDS):
+        raise ValueError(
+            f" must name each band of the photo once, in its order, out of {', '.join(PHOTO_BANDS)}, not "
+            f"[{','.join(map(str, bands))}]"
+        )
+    return list(bands)
+
+
+def _columns(names: Any) -> Any:
+    if names is not None and not (len(names) == 2 and all(isinstance(name, str) for name in names)):
+        raise ValueError(
+            f" must name two columns, x or longitude first, e.g. crossings_xy=[lon,lat], not {names!r}"
+        )
+    return names
+
+
+Text = Annotated[str | None, BeforeValidator(_text)]
+Metres = Annotated[int | float, _number(0, 1e9, "0 metres or more")]
+
+
+class CutSettings(Part):
+    """What the chips of one region are cut from, and how. conf/prepare.yaml explains each key."""
+
+    dem: Annotated[Path | None, BeforeValidator(lambda value: None if value is None else _path(value))] = None
+    photo: Annotated[Path | None, BeforeValidator(lambda value: None if value is None else _path(value))] = (
+        None
+    )
+    """Rasters of one place. Without one of them, chips hold the other alone."""
+    crossings: Annotated[Path, BeforeValidator(_path)]
+    out: Annotated[Path, BeforeValidator(lambda value: _out(_path(value)))]
+    region: Annotated[str, BeforeValidator(_region)]
+    layer: Text = None
+    """Of `crossings`, if it has several."""
+    crossings_xy: Annotated[list[str] | None, BeforeValidator(_columns)] = None
+    """Columns of x and y, or longitude and latitude, in a .csv. None: those with a usual name."""
+    crossings_crs: Text = None
+    """CRS of a .csv (None: EPSG:4326 for columns called longitude and latitude), or of a file that names none."""
+    photo_bands: Annotated[list[str], BeforeValidator(_bands)] = Field(default=list(PHOTO_BANDS))
+    """Names of the photo's bands, in order. An alpha band that is a mask does not count. Fewer names choose bands by
+    the names and colours in the file. Without those, four bands count as red, green, blue, nir."""
+    dem_units: Text = None
+    """Unit of the elevations: m, ft or us-ft. None: the unit of the DEM's CRS or band, else metres. Elevations of the
+    chips are in metres."""
+    vrt_anywhere: Flag = False
+    """Whether a .vrt mosaic may have sources that do not lie below its own folder."""
+    crs: Text = None
+    """Projected CRS in metres. None: the DEM's own, else the photo's, or its UTM zone if that is not in metres."""
+    size_m: Annotated[int, _whole(2, MAX_SIZE, f"a whole number of metres, 2 to {MAX_SIZE}")] = 100
+    """Edge of a chip in metres and pixels."""
+    boxes: float | str | list[float | str] | None = None
+    """Edge of the crossings' boxes in metres, or the column of `crossings` with each one's own; two for width
+    (east-west) and height (north-south). None: no annotations. A crossing without a positive number in the column has
+    no chip, and neither has a crossing whose chip would show it."""
+    jitter_m: Annotated[int | float, _number(0, 5000, "0 metres or more")] = 0.0
+    max_positives: Annotated[
+        int | None,
+        must_be(
+            lambda v: v is None or (isinstance(v, int) and not isinstance(v, bool) and v >= 1),
+            "a whole number, 1 or more, or null for all",
+        ),
+    ] = None
+    """Stop after so many chips with a crossing, in the order of the file."""
+    min_distance_m: Metres = 100.0
+    near: Annotated[list[Path], BeforeValidator(_several)] = Field(default=[])
+    near_layers: Annotated[list[str | None], BeforeValidator(_several)] = Field(default=[])
+    """One for each file of `near`, None for its only one; or one for all, or none."""
+    near_share: Annotated[int | float, _number(0, 1, "a share from 0 to 1")] = 0.5
+    seed: Natural = 0
+    overwrite: Flag = False
+    """Cut the chips again and replace those that are there. Only what this room wrote is removed."""
+    workers: Annotated[int, _whole(1, 1000, "a whole number of threads, 1 or more")] = 2
+    """Their number does not change the result."""
+    progress: Flag = True
+
+    @property
+    def edges(self) -> list[Any]:
+        """Width and height of boxes, as `boxes` gives them."""
+        return self.boxes if isinstance(self.boxes, list) else [self.boxes, self.boxes]
+
+    @property
+    def layers_of_near(self) -> Sequence[str | None]:
+        """A layer for each file of `near`; none where none is named."""
+        return self.near_layers * len(self.near) if len(self.near_layers) == 1 else self.near_layers
+
+    @model_validator(mode="before")
+    @classmethod
+    def _boxes(cls, values: Any) -> Any:
+        """Before pydantic tries the kinds of value that boxes may be: it would complain of each."""
+        boxes, size_m = values.get("boxes"), values.get("size_m", 100)
+        if boxes is None or not is_number(size_m):
+            return values
+        edges = list(boxes) if isinstance(boxes, list | tuple) else [boxes, boxes]
+        is_edge = [isinstance(edge, str) or (is_number(edge) and 0 < edge <= size_m) for edge in edges]
+        if len(edges) != 2 or not all(is_edge):
+            given = f"[{','.join(map(str, edges))}]" if isinstance(boxes, list | tuple) else boxes
+            raise ValueError(
+                f"boxes must be metres, more than 0 and at most size_m={size_m}, or the name of a column of the "
+                f"crossings, or two of these for width and height, e.g. boxes=[width_m,height_m], not {given}"
+            )
+        return values
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.dem is None and self.photo is None:
+            raise ValueError(
+                "neither dem nor photo is given: chips are cut out of dem=..., photo=... or both."
+            )
+        if self.jitter_m >= self.size_m / 2:
+            raise ValueError(
+                f"jitter_m={self.jitter_m:g} would shift a crossing out of its chip: stay below half of "
+                f"size_m={self.size_m}."
+            )
+        if self.near_layers and len(self.layers_of_near) != len(self.near):
+            raise ValueError(
+                f"near_layers names {len(self.near_layers)} layers for {len(self.near)} files in near: name one for "
+                "all, or one for each (null for the only one of a file)."
+            )
+        return self
