@@ -17,9 +17,10 @@ from dxc.errors import exit_cleanly
 def main(cfg: DictConfig) -> None:
     with exit_cleanly():
         from dxc.analysis.analyze import analyze
+        from dxc.analysis.questions import Questions
         from dxc.report.findings import print_findings
 
-        print_findings(*analyze(resolved(cfg)))
+        print_findings(*analyze(Questions.of(resolved(cfg))))
 
 
 if __name__ == "__main__":

@@ -14,15 +14,15 @@ import numpy as np
 from dxc.analysis.choice import Choice, choose
 from dxc.analysis.condition import Condition
 from dxc.analysis.designs import Designs, default_objectives, designs_of, parse_objectives, require_comparable
-from dxc.analysis.front_profile import MODES, FrontProfile, profile_front
-from dxc.analysis.network_file import NetworkFile, check_export, chosen_file
+from dxc.analysis.front_profile import FrontProfile, profile_front
+from dxc.analysis.network_file import NetworkFile, chosen_file
 from dxc.analysis.out_of_fold import outcomes_of
-from dxc.analysis.published import PublishedStudy, published_study
+from dxc.analysis.published import published_study
+from dxc.analysis.questions import Questions
 from dxc.analysis.reproduce import command_of
 from dxc.analysis.runs import read_runs
-from dxc.config.hardware import Hardware
 from dxc.config.names import flatten
-from dxc.errors import AnalysisError, ConfigError, TrackingError, is_number, require_one_of, require_whole
+from dxc.errors import AnalysisError, TrackingError
 from dxc.evaluation.bootstrap import Comparison, Outcomes, accuracy_draws, compare, probability_non_dominated
 from dxc.metrics import METRICS, Metric
 from dxc.pareto import dominators, hypervolume, non_dominated, ranks, reference_point
@@ -78,8 +78,8 @@ class Analysis:
         return self.designs[self.designs["front"]]
 
 
-def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
-    """Run the analysis that conf/analysis/analyze.yaml describes.
+def analyze(asked: Questions) -> tuple[Analysis, Path]:
+    """Answer the questions that conf/analysis/analyze.yaml describes.
 
     Returns:
         The result, and the folder with tables, figures and page.
@@ -92,25 +92,25 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
 
     from dxc.report.findings import write_report
 
-    _check(config)
-    published = _published(config)
-    named = None if config["objectives"] is None else _listed(config["objectives"])
+    published = published_study((asked.study or ["resnet18"])[0]) if asked.published else None
+    named = asked.objectives
     if published is not None:
         runs, baseline_runs, title = published.runs, published.baseline, str(published.runs["study"].iloc[0])
         notes = [f"published: {published.source}", *published.notes]
         named = list(published.objectives) if named is None else named
     else:
-        runs, baseline_runs, title, notes = _tracked(config)
-    found, objectives = selected(runs, config["where"], named, _listed(config["mix"]))
+        runs, baseline_runs, title, notes = _tracked(asked)
+    found, objectives = selected(runs, asked.where, named, asked.mix)
     found = found._replace(frame=_told_apart(found.frame))
     frame, reference, volume = with_front(found, objectives)
-    uri, cache_dir = config["tracking"]["uri"], Path(config["cache_dir"])
-    bootstrap = config["bootstrap"]
+    uri, cache_dir = asked.tracking.uri, Path(asked.cache_dir)
     outcomes: list[list[Outcomes]] = [[] for _ in range(len(frame))]
     if published is None:
-        outcomes, more = outcomes_of(frame, runs, uri, cache_dir=cache_dir, artifacts=_artifacts(config))
+        outcomes, more = outcomes_of(
+            frame, runs, uri, cache_dir=cache_dir, artifacts=asked.tracking.artifacts
+        )
         notes += more
-    frame = with_front_probability(frame, objectives, outcomes, **bootstrap)
+    frame = with_front_probability(frame, objectives, outcomes, **asked.bootstrap.values())
     notes += [] if published is not None else _remarks(frame, found, objectives)
     if published is not None:
         notes += [
@@ -118,35 +118,37 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
             for name, others in frame[~frame["front"]].groupby("dominated_by", sort=False)["name"]
         ]
     others = runs.set_index("run_id")[[name for name in runs if name not in frame]]
-    rule = {key: value for key, value in config["choose"].items() if key != "export"}
-    choice = choose(frame.join(others, on="run_id"), objectives, **rule)
+    rule = asked.choose
+    choice = choose(
+        frame.join(others, on="run_id"), objectives, by=rule.by, where=rule.where, weights=rule.weights
+    )
     comparison = None
-    if config["compare"]:
-        draws, seed = bootstrap["draws"], bootstrap["seed"]
-        comparison = compared(frame, outcomes, config["compare"], draws=draws, seed=seed)
+    if asked.compare:
+        draws, seed = asked.bootstrap.draws, asked.bootstrap.seed
+        comparison = compared(frame, outcomes, asked.compare, draws=draws, seed=seed)
     shown = runs[runs["run_id"].isin([run_id for repeats in frame["runs"] for run_id in repeats])]
     baseline = None
     if baseline_runs is not None:
         shown = pd.concat([shown, baseline_runs], ignore_index=True)
         beside = pd.concat([runs[runs["run_id"].isin(frame["run_id"])], baseline_runs], ignore_index=True)
-        require_comparable(beside, objectives, _listed(config["mix"]))
+        require_comparable(beside, objectives, asked.mix)
         lacking = [name for name in objectives if name not in baseline_runs]
         baseline = designs_of(baseline_runs.assign(**dict.fromkeys(lacking, np.nan)), objectives)
         if len(baseline.aside):
             notes.append(f"baseline: {len(baseline.aside)} of {len(baseline_runs)} runs lack an objective")
     commands, network = ("", ""), NetworkFile()
     if published is None:
-        reader = Reader(uri, artifacts=_artifacts(config))
+        reader = Reader(uri, artifacts=asked.tracking.artifacts)
         commands = _commands(frame, choice, reader)
-        run_id, export = frame.loc[choice.design, "run_id"], config["choose"]["export"]
-        network = chosen_file(reader, run_id, export=export, rebuild=commands[0])
-    folder = Path(config["out"]) / re.sub(r"[^\w.+-]|^\.+", "_", title)
+        run_id = frame.loc[choice.design, "run_id"]
+        network = chosen_file(reader, run_id, export=rule.export, rebuild=commands[0])
+    folder = Path(asked.out) / re.sub(r"[^\w.+-]|^\.+", "_", title)
     try:
         front_profile = (
-            None if published is not None else _profiled(config, frame, objectives, folder / "profiles")
+            None if published is not None else _profiled(asked, frame, objectives, folder / "profiles")
         )
     except OSError as error:
-        raise AnalysisError(f"out={config['out']}: profiles cannot be written: {error}") from error
+        raise AnalysisError(f"out={asked.out}: profiles cannot be written: {error}") from error
     notes += front_profile.notes if front_profile is not None else []
     analysis = Analysis(
         title,
@@ -169,40 +171,31 @@ def analyze(config: Mapping[str, Any]) -> tuple[Analysis, Path]:
     try:
         write_report(analysis, folder)
     except OSError as error:
-        raise AnalysisError(f"out={config['out']}: the report cannot be written: {error}") from error
+        raise AnalysisError(f"out={asked.out}: the report cannot be written: {error}") from error
     if published is None:
         try:
-            analysis = replace(analysis, view=_record(config, analysis, folder, runs))
+            analysis = replace(analysis, view=_record(asked, analysis, folder, runs))
         except (OSError, TrackingError) as error:
             analysis = replace(analysis, notes=[*notes, f"not kept in MLflow: {error}"])
     return analysis, folder
 
 
 def _profiled(
-    config: Mapping[str, Any], frame: pd.DataFrame, objectives: Mapping[str, Metric], folder: Path
+    asked: Questions, frame: pd.DataFrame, objectives: Mapping[str, Metric], folder: Path
 ) -> FrontProfile | None:
     """Profile the members of the front if this was requested, best first in the first objective."""
-    if config["profile"] == "none":
+    if asked.profile == "none":
         return None
     first, best = next(iter(objectives.items()))
     members = frame[frame["front"]].sort_values(first, ascending=not best.maximise, kind="stable")
     return profile_front(
         members,
-        config["tracking"]["uri"],
+        asked.tracking.uri,
         folder,
-        mode=config["profile"],
-        hardware=_hardware(config),
-        artifacts=_artifacts(config),
+        mode=asked.profile,
+        hardware=asked.hardware,
+        artifacts=asked.tracking.artifacts,
     )
-
-
-def _hardware(config: Mapping[str, Any]) -> Hardware:
-    """The hardware of this machine, on which networks are profiled. It comes from the command, never from a run."""
-    return Hardware.of({"name": "this machine", **config["hardware"]})
-
-
-def _artifacts(config: Mapping[str, Any]) -> list[str]:
-    return _listed(config["tracking"]["artifacts"])
 
 
 def _told_apart(frame: pd.DataFrame) -> pd.DataFrame:
@@ -212,53 +205,15 @@ def _told_apart(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(name=frame["name"].where(~twice, frame["name"] + " [" + mark + "]"))
 
 
-def _check(config: Mapping[str, Any]) -> None:
-    """Check the configuration before anything is read. Raises ConfigError or AnalysisError."""
-    require_one_of("source", config["source"], ("mlflow", "published"))
-    require_one_of("profile", config["profile"], MODES)
-    require_whole("bootstrap.draws", config["bootstrap"]["draws"], at_least=1)
-    require_whole("bootstrap.seed", config["bootstrap"]["seed"], at_least=0)
-    share = config["bootstrap"]["unstable_below"]
-    if not is_number(share) or not 0 <= share <= 1:
-        raise ConfigError(f"bootstrap.unstable_below must be a share from 0 to 1, not {share!r}")
-    weights = config["choose"]["weights"]
-    if weights is not None and not (
-        isinstance(weights, Mapping) and all(isinstance(each, int | float) for each in weights.values())
-    ):
-        raise ConfigError(
-            f"choose.weights must be numbers by objective, {{accuracy:2,onnx_mb:1}}, not {weights!r}"
-        )
-    for name, value in (("cache_dir", config["cache_dir"]), ("tracking.uri", config["tracking"]["uri"])):
-        if not isinstance(value, str) or not value:
-            raise ConfigError(f"{name} must be a text, not {value!r}")
-    _hardware(config)
-    check_export(config["choose"]["export"])
-    if config["source"] == "published" and config["choose"]["export"]:
-        raise AnalysisError("choose.export needs a tracked run: no file of a published network is known")
-    if config["source"] == "published" and config["compare"]:
-        raise AnalysisError("compare needs predictions or folds, and the published table has neither")
-
-
-def _published(config: Mapping[str, Any]) -> PublishedStudy | None:
-    """The published study that is asked for; the first one where none is named. None for tracked runs."""
-    if config["source"] != "published":
-        return None
-    studies = _listed(config["study"]) or ["resnet18"]
-    if len(studies) > 1:
-        raise AnalysisError("source=published analyses one study at a time")
-    return published_study(studies[0])
-
-
-def _tracked(config: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame | None, str, list[str]]:
+def _tracked(asked: Questions) -> tuple[pd.DataFrame, pd.DataFrame | None, str, list[str]]:
     """(runs, runs of the baseline, title, notes) from MLflow."""
-    uri, cache_dir = config["tracking"]["uri"], Path(config["cache_dir"])
-    studies = _listed(config["study"])
+    uri, cache_dir, studies = asked.tracking.uri, Path(asked.cache_dir), asked.study
     if not studies:
         names = study_names(uri)
         raise AnalysisError(
             f"name a study: study={names[-1] if names else 'NAME'}; there are {', '.join(names) or 'none'}"
         )
-    found = read_runs(uri, studies, cache_dir=cache_dir, refresh=config["refresh"])
+    found = read_runs(uri, studies, cache_dir=cache_dir, refresh=asked.refresh)
     if found.frame.empty:
         others = ", ".join(f"{count} {state}" for state, count in found.others.items()) or "no other runs"
         raise AnalysisError(f"study {', '.join(studies)} has no finished run ({others})")
@@ -267,18 +222,11 @@ def _tracked(config: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame | No
         listing = ", ".join(f"{count} {state}" for state, count in found.others.items())
         notes.append(f"{len(found.frame)} finished runs; not among them: {listing}")
     baseline = None
-    if named := _listed(config["baseline"]):
-        baseline = read_runs(uri, named, cache_dir=cache_dir, refresh=config["refresh"]).frame
+    if named := asked.baseline:
+        baseline = read_runs(uri, named, cache_dir=cache_dir, refresh=asked.refresh).frame
         if baseline.empty:
             raise AnalysisError(f"baseline: study {', '.join(named)} has no finished run")
     return found.frame, baseline, "+".join(studies), notes
-
-
-def _listed(value: Any) -> list[str]:
-    """A value or a list of values as a list of distinct texts: study=first means study=[first], and 2026 may be a
-    name."""
-    several = value if isinstance(value, list | tuple) else [] if value is None else [value]
-    return list(dict.fromkeys(map(str, several)))
 
 
 def machines_of(runs: pd.DataFrame, objectives: Mapping[str, Metric]) -> dict[str, dict[str, int]]:
@@ -329,14 +277,14 @@ def _commands(frame: pd.DataFrame, choice: Choice, reader: Reader) -> tuple[str,
     return of(choice.design), of(choice.runner_up)
 
 
-def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: pd.DataFrame) -> str:
+def _record(asked: Questions, analysis: Analysis, folder: Path, runs: pd.DataFrame) -> str:
     """Write tags to the runs, and the report as a run in MLflow, if requested. Returns Analysis.view."""
-    uri, study = config["tracking"]["uri"], str(runs["study"].iloc[0])
+    uri, study = asked.tracking.uri, str(runs["study"].iloc[0])
     address = ""
-    if config["tag"] or config["log"]:
-        store = Store(uri, study, patience_s=0, artifacts=_artifacts(config))
+    if asked.tag or asked.log:
+        store = Store(uri, study, patience_s=0, artifacts=asked.tracking.artifacts)
         address = store.save_view(**saved_view(analysis))
-    if config["tag"]:
+    if asked.tag:
         places = {run_id: row for _, row in analysis.designs.iterrows() for run_id in row["runs"]}
         for run_id in runs[
             "run_id"
@@ -344,7 +292,7 @@ def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: p
             row = places.get(run_id)
             front = "left out" if row is None else str(bool(row["front"])).lower()
             store.tag(run_id, {"dxc.front": front, "dxc.rank": "" if row is None else str(row["rank"])})
-    if config["log"]:
+    if asked.log:
         requested = (
             "study",
             "where",
@@ -356,7 +304,10 @@ def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: p
             "bootstrap",
             "profile",
         )
-        params = {key: config[key] for key in requested}
+        given = asked.values()
+        params = {
+            key: ",".join(given[key]) if isinstance(given[key], list) else given[key] for key in requested
+        }
         numbers = {
             "designs": len(analysis.designs),
             "front": len(analysis.front),
@@ -369,7 +320,7 @@ def _record(config: Mapping[str, Any], analysis: Analysis, folder: Path, runs: p
             name=f"analysis of {analysis.title}",
             params=flatten(params) | {"objectives": list(analysis.objectives)} | numbers,
             tags={"dxc.kind": "analysis", "dxc.chosen": chosen},
-            artifacts=_artifacts(config),
+            artifacts=asked.tracking.artifacts,
         ) as run:
             run.log_files(folder)
     return address

@@ -13,8 +13,9 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
+from dxc.analysis.questions import FrontProfiler
 from dxc.config.hardware import Hardware
 from dxc.errors import DxcError, require_one_of
 from dxc.files import write_atomically
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MODES = ("none", "torch", "nsight")
 SOURCES = ("onnxruntime", "nsight", "torch")
 """Sources of the profile in order of preference: the runtime of the deployed file before the training framework."""
 ABOUT = "about.json"
@@ -80,7 +80,7 @@ def profile_front(
     import pandas as pd
     from tqdm import tqdm
 
-    require_one_of("profile", mode, MODES)
+    require_one_of("profile", mode, get_args(FrontProfiler))
     reader = Reader(uri, artifacts=artifacts)
     parts, notes, devices = [], [], set()
     for member in tqdm(

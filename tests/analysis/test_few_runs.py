@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
 from dxc.analysis.analyze import Analysis, analyze
+from dxc.analysis.questions import Questions
 from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.errors import AnalysisError, ConfigError, TrackingError
 from dxc.report.findings import print_findings
@@ -47,7 +48,7 @@ def _analyze(store: str, *overrides: str) -> tuple[Analysis, Path]:
         "study=few",
     ]
     with initialize_config_dir(str(PROJECT_ROOT / "conf" / "analysis"), version_base="1.3"):
-        return analyze(resolved(compose("analyze", overrides=[*common, *overrides])))
+        return analyze(Questions.of(resolved(compose("analyze", overrides=[*common, *overrides]))))
 
 
 def test_one_run(store_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,8 +83,8 @@ def test_all_equal(store_file: Path) -> None:
     ("override", "kind", "message"),
     [
         ("bootstrap.draws=0", ConfigError, "bootstrap.draws must be a whole number of at least 1"),
-        ("profile=perf", ConfigError, "profile=perf is unknown; choose one of none, torch, nsight"),
-        ("source=papers", ConfigError, "source=papers is unknown"),
+        ("profile=perf", ConfigError, "profile must be none, torch or nsight, not 'perf'"),
+        ("source=papers", ConfigError, "source must be mlflow or published, not 'papers'"),
         ("out=/dev/null", AnalysisError, "out=/dev/null: the report cannot be written"),
         ("tracking.uri=http://127.0.0.1:9", TrackingError, "Check the address and that its server runs"),
         ("baseline=none_such", TrackingError, "no study 'none_such'"),

@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
 from dxc.analysis.analyze import Analysis, analyze
+from dxc.analysis.questions import Questions
 from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.config.identity import trial_hash
 from dxc.config.plan import Plan
@@ -57,7 +58,7 @@ def _analyze(folder: Path, *overrides: str) -> Analysis:
     ]
     with initialize_config_dir(str(CONF / "analysis"), version_base="1.3"):
         requested = ["study=two", "log=false", "bootstrap.draws=10", *overrides]
-        return analyze(resolved(compose("analyze", overrides=[*places, *requested])))[0]
+        return analyze(Questions.of(resolved(compose("analyze", overrides=[*places, *requested]))))[0]
 
 
 @pytest.mark.usefixtures("store_file")
@@ -96,7 +97,7 @@ def test_two_devices_are_two_designs(make_chips: ChipMaker, tmp_path: Path) -> N
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("train", overrides=[*overrides, *unseen])
         assert trial_hash(resolved(cfg)) == data.tags["dxc.trial"]
-        result = run(cfg, tmp_path / "out" / "again" / data.tags["dxc.predictors"])
+        result = run(Plan.of(cfg), tmp_path / "out" / "again" / data.tags["dxc.predictors"])
         again = client.get_run(result.run_id)
         assert result.study == "two" and again.data.tags["dxc.packages"] == data.tags["dxc.packages"]
         for name in ("accuracy", "latency_ms", "onnx_mb", "params", "macs"):

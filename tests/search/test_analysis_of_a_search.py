@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
 from dxc.analysis.analyze import analyze
+from dxc.analysis.questions import Questions
 from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.config.identity import trial_hash
 from dxc.errors import AnalysisError, ConfigError, TrackingError
@@ -34,7 +35,7 @@ def _analyze(searching: Searching, *overrides: str):
     ]
     with initialize_config_dir(str(CONF / "analysis"), version_base="1.3"):
         config = resolved(compose("analyze", overrides=[*common, *overrides]))
-    return analyze(config)
+    return analyze(Questions.of(config))
 
 
 @pytest.fixture

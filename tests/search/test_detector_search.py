@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from dxc.analysis.analyze import analyze
 from dxc.analysis.designs import default_objectives
+from dxc.analysis.questions import Questions
 from dxc.analysis.runs import read_runs
 from dxc.config.compose import resolved
 from dxc.config.identity import trial_hash
@@ -53,7 +54,7 @@ def test_four_trials(searching: Searching, make_chips: ChipMaker, tmp_path: Path
             "objectives=[average_precision,onnx_mb]", "choose.by=onnx_mb", "log=false",
             f"choose.where='average_precision >= {least}'",
         ]  # fmt: skip
-        analysis, _ = analyze(resolved(compose("analyze", overrides=overrides)))
+        analysis, _ = analyze(Questions.of(resolved(compose("analyze", overrides=overrides))))
     enough = [each for each in finished if each.metrics["average_precision"] >= least]
     chosen = analysis.designs.loc[analysis.choice.design]
     assert chosen["onnx_mb"] == min(each.metrics["onnx_mb"] for each in enough)
