@@ -53,12 +53,14 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self, most: int = 6) -> list[float]:
-        """Round values on the axis."""
+        """Round values on the axis, about so many."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             every = [factor * 10.0**decade for decade in decades for factor in (1, 2, 5)]
             inside = [value for value in every if self.low <= value <= self.high]
-            return inside[:: math.ceil(len(inside) / most)]
+            if len(inside) <= 2 * most:
+                return inside
+            return [value for value in inside if math.log10(value) % 1 < 1e-9] or inside
         rough = (self.high - self.low) / (most - 1)
         unit = 10.0 ** math.floor(math.log10(rough))
         step = next(factor * unit for factor in (1, 2, 5, 10) if factor * unit >= rough * (1 - 1e-9))

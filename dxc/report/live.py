@@ -54,9 +54,13 @@ def live(console: Console, view: Callable[[], View]) -> Iterator[None]:
     drawn = Live(
         _Drawn(view), console=console, refresh_per_second=PER_SECOND, transient=True, vertical_overflow="crop"
     )
-    with drawn:
-        console.show_cursor(True)
+    try:
+        drawn.start()
+        console.show_cursor(True)  # rich hides it
+        drawn.refresh()
         yield
+    finally:
+        drawn.stop()
 
 
 class _Drawn:

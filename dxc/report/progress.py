@@ -72,12 +72,13 @@ class Training:
     folds: int
 
     def at(self) -> str:
-        """'fold 2 of 5, epoch 3 of 10'; what comes after the folds where all of them are there."""
+        """'training fold 2 of 5, epoch 3 of 10'; what comes after the folds where all of them are there."""
         kept = len(list(self.folder.glob("[!.]*.pt")))
         if kept >= self.folds:
-            return "exporting its network"
+            return "exporting and profiling"
         epoch = read_epoch(self.folder)
-        return f"fold {kept + 1} of {self.folds}" + (f", epoch {epoch.number} of {epoch.of}" if epoch else "")
+        fold = f"training fold {kept + 1} of {self.folds}"
+        return fold + (f", epoch {epoch.number} of {epoch.of}" if epoch else "")
 
 
 class Progress:
@@ -161,7 +162,7 @@ class Progress:
         return View(
             self._plot,
             self._best(),
-            [f"training {each.at()}: {each.name}" for each in work],
+            [f"{each.at()}: {each.name}" for each in work],
             "; ".join([str(standing), *self._left(standing)]),
         )
 

@@ -149,7 +149,7 @@ class ProgressPage:
 
 
 def _cell(name: str, metrics: Mapping[str, float]) -> str:
-    return format(metrics[name], metric_of(name).format) if name in metrics else MISSING
+    return format(metrics[name], metric_of(name).table_format) if name in metrics else MISSING
 
 
 def _drawn(plot: FrontPlot, trials: Sequence[Trained]) -> dict[str, object]:

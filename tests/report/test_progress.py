@@ -110,17 +110,17 @@ def test_a_line_a_trial(clock: Callable[[float], None], capsys: pytest.CaptureFi
 def test_what_is_at_work(tmp_path: Path) -> None:
     """By the folds that are kept so far, and what the process says of its epochs; one that is being written is none."""
     work = Training("resnet18 w32", tmp_path / "kept", folds=5)
-    assert work.at() == "fold 1 of 5"
+    assert work.at() == "training fold 1 of 5"
     write_epoch(work.folder, Epoch("fold1", 3, 10))
     (work.folder / ".fold1.pt.0123456789abcdef").touch()
-    assert work.at() == "fold 1 of 5, epoch 3 of 10"
+    assert work.at() == "training fold 1 of 5, epoch 3 of 10"
     (work.folder / "fold1.pt").touch()
-    assert work.at() == "fold 2 of 5"  # what is said is of the fold before
+    assert work.at() == "training fold 2 of 5"  # what is said is of the fold before
     write_epoch(work.folder, Epoch("fold2", 1, 10))
-    assert work.at() == "fold 2 of 5, epoch 1 of 10"
+    assert work.at() == "training fold 2 of 5, epoch 1 of 10"
     for fold in range(2, 6):
         (work.folder / f"fold{fold}.pt").touch()
-    assert work.at() == "exporting its network"
+    assert work.at() == "exporting and profiling"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_what_is_at_work(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_others_left_there_is_not_shown(content: str, tmp_path: Path) -> None:
     (tmp_path / "epoch.json").write_text(content)
-    assert Training("resnet18", tmp_path, folds=5).at() == "fold 1 of 5"
+    assert Training("resnet18", tmp_path, folds=5).at() == "training fold 1 of 5"
 
 
 def test_the_view(tmp_path: Path, clock: Callable[[float], None]) -> None:

@@ -41,8 +41,8 @@ def test_what_it_shows() -> None:
     rows = [re.sub(r"<[^>]*>", "|", row) for row in re.findall(r"<tr><td.*?</tr>", html, re.DOTALL)]
     cells = [[each for each in row.replace("\n", "").split("|") if each] for row in rows]
     assert [row[-1][0] for row in cells] == ["c", "a", "d", "b"]  # the front, best first; then the others
-    assert cells[0] == ["◆ front", "large", "0.9000", "4.0000", "3.0000", "c" * 12]
-    assert cells[2] == ["◆ front", "unpredicted", "0.6000", "–", "0.5000", "d" * 12]
+    assert cells[0] == ["◆ front", "large", "0.9000", "4.00", "3.00", "c" * 12]
+    assert cells[2] == ["◆ front", "unpredicted", "0.6000", "–", "0.50", "d" * 12]
     assert "3 of 4 on the front so far" in html
 
 
