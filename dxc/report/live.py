@@ -75,7 +75,7 @@ class _Drawn:
 
 
 def _lines(view: View, width: int, height: int, *, plain: bool) -> Iterable[Text]:
-    """The view in lines that fit the terminal: a narrow or low one gets no plot."""
+    """The view in lines (the last may be wrapped) that fit the terminal: a narrow or low one gets no plot."""
     rows = min(PLOT_ROWS, height - AROUND_PLOT)
     if view.plot is not None and width >= 50 and rows >= 4:
         yield Text()
@@ -83,15 +83,17 @@ def _lines(view: View, width: int, height: int, *, plain: bool) -> Iterable[Text
             yield _line(line)
     if view.best:
         yield _line(view.best, bold=True)
-    for line in view.training[:LISTED]:
+    listed = max(1, min(LISTED, height - 6))
+    for line in view.training[:listed]:
         yield _line(line)
-    if (more := len(view.training) - LISTED) > 0:
+    if (more := len(view.training) - listed) > 0:
         yield _line(f"... and {more} more")
-    yield _line(view.standing)
+    yield _line(view.standing, cut=False)  # it ends with the time that is left
 
 
-def _line(text: str, *, bold: bool = False) -> Text:
-    """One line, cut at the right edge."""
+def _line(text: str, *, bold: bool = False, cut: bool = True) -> Text:
+    """One line, cut at the right edge, or wrapped there. It is set here: a line that is printed above the view would
+    pass its own setting on."""
     line: Any = for_rich(text, style="bold" if bold else "")
-    line.no_wrap, line.overflow = True, "ellipsis"
+    line.no_wrap, line.overflow = cut, "ellipsis" if cut else "fold"
     return line

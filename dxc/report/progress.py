@@ -65,17 +65,20 @@ def _trials(count: int) -> str:
 
 @dataclass(frozen=True)
 class Training:
-    """A trial at work. folder: where its trained folds are kept; folds: how many it is to train."""
+    """A trial at work. folder: where its trained folds are kept; folds: how many it is to train; part: no more than
+    these are trained now, and no network is exported."""
 
+    trial: str
     name: str
     folder: Path
     folds: int
+    part: bool = False
 
     def at(self) -> str:
         """'training fold 2 of 5, epoch 3 of 10'; what comes after the folds where all of them are there."""
         kept = len(list(self.folder.glob("[!.]*.pt")))
         if kept >= self.folds:
-            return "exporting and profiling"
+            return "recording the result" if self.part else "exporting and profiling"
         epoch = read_epoch(self.folder)
         fold = f"training fold {kept + 1} of {self.folds}"
         return fold + (f", epoch {epoch.number} of {epoch.of}" if epoch else "")
@@ -102,7 +105,7 @@ class Progress:
         self._ends: float | None = None
         self._width = 30
         self._trained: Sequence[Trained] = ()
-        self._at_work: list[str] = []
+        self._at_work: list[Training] = []
         self._plot: FrontPlot | None = None
         self._page = None if page is None else ProgressPage(page, study, objectives, score)
 
@@ -146,23 +149,23 @@ class Progress:
         if self._started is None:
             self._started, self._done_before = time.monotonic(), standing().done
             self._done = self._done_before
-        self._at_work = [each.name for each in work]
+        self._at_work = list(work)
         self._write_page(standing())
         try:
             if not self._draws:
                 yield
                 return
-            with live(self._console, lambda: self.view(work, standing())):
+            with live(self._console, lambda: self.view(standing())):
                 yield
         finally:
             self._at_work = []
 
-    def view(self, work: Sequence[Training], standing: Standing) -> View:
-        """What a terminal shows while these trials are trained."""
+    def view(self, standing: Standing) -> View:
+        """What a terminal shows while trials are trained."""
         return View(
             self._plot,
             self._best(),
-            [f"{each.at()}: {each.name}" for each in work],
+            [f"{each.at()}: {each.name}" for each in self._at_work],
             "; ".join([str(standing), *self._left(standing)]),
         )
 
@@ -180,7 +183,7 @@ class Progress:
         """A search that trains nothing leaves what is there: analyze.py may have written it."""
         if self._page is not None and self._started is not None:
             progress = "; ".join([str(standing), *self._left(standing)])
-            self._page.show(self._trained, self._plot, progress, self._at_work, state)
+            self._page.show(self._trained, self._plot, progress, [each.name for each in self._at_work], state)
 
     def infeasible(self, name: str, reason: str) -> None:
         self._line(f"{name:<{self._width}}  not trained: {reason}")
@@ -208,8 +211,7 @@ class Progress:
         if not self._draws:  # a terminal shows it below, and keeps it up to date
             line += f"   [{'; '.join([str(standing), *self._left(standing)])}]"
         self._line(line)
-        with contextlib.suppress(ValueError):
-            self._at_work.remove(name)
+        self._at_work = [each for each in self._at_work if each.trial != entry.trial]
         self._write_page(standing)
 
     def _score_of(self, entry: Entry) -> str:

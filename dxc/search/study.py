@@ -565,7 +565,8 @@ class Study:
         rung = job.rung or self.ladder[-1]
         plan = self.summary.catalogue.identity(self._point(job.entry)).plan
         identity = train_identity(plan, self.chips.hash_of(plan), epochs=rung.epochs)
-        return Training(plan.name, kept_folder(plan.cache_dir, identity), rung.folds)
+        folder = kept_folder(plan.cache_dir, identity)
+        return Training(job.entry.trial, plan.name, folder, rung.folds, part=job.rung is not None)
 
     def _report(self, job: Job) -> None:
         entry = job.entry

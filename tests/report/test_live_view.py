@@ -28,18 +28,19 @@ trials = [
     Trained("0" * 12, names[0], {"accuracy": 0.8, "onnx_mb": 1.0}, True),
     Trained("1" * 12, names[1], {"accuracy": 0.9, "onnx_mb": 2.0}, True),
 ]
-standing = Standing(2, 0, 0, 2, 20, False)
+standing = Standing(2, 3, 4, 2, 20, False)
 progress = Progress("first", ["accuracy", "onnx_mb"], "accuracy")
 print("before")
 with exit_cleanly(), signals_raise():
     progress.finished(trials)
     write_epoch(folder / "1", Epoch("fold1", 3, 10))
-    work = [Training(f"resnet18 w{n}", folder / str(n), 5) for n in range(1, 10)]
+    work = [Training(f"{n:012}", f"resnet18 w{n}", folder / str(n), 5) for n in range(1, 10)]
     with progress.running(work, lambda: standing):
         progress.infeasible("resnet18 w512", "too large")
         if seconds < 0:
             raise RuntimeError("a bug")
-        time.sleep(seconds)
+        for _ in range(int(20 * seconds)):  # a signal just before a long sleep would be heard after it
+            time.sleep(0.05)
 print("after")
 """
 
@@ -67,7 +68,7 @@ def _shown(terminal: Terminal) -> list[str]:
 def _until_drawn(terminal: Terminal) -> None:
     """Until the view is drawn again below the line that is printed while it is there."""
     terminal.until("too large")
-    terminal.until("2 of 20 trials done")
+    terminal.until("failed")
 
 
 def test_it_is_drawn_and_gone_at_the_end(start: Start) -> None:
@@ -87,7 +88,11 @@ def test_it_is_drawn_and_gone_at_the_end(start: Start) -> None:
     assert lines[14].startswith("best so far: accuracy 0.9000   2.00 MB   resnet18 [red]w8[/red] \\x1b[2Jxx")
     assert lines[15] == "training fold 1 of 5, epoch 3 of 10: resnet18 w1"
     assert lines[16] == "training fold 1 of 5: resnet18 w2"
-    assert lines[20:] == ["training fold 1 of 5: resnet18 w6", "... and 3 more", "2 of 20 trials done"]
+    assert lines[20:] == [
+        "training fold 1 of 5: resnet18 w6",
+        "... and 3 more",
+        "2 of 20 trials done, 3 stopped early, 4 failed",
+    ]
     assert len(lines) == 23 and all(len(line) <= 80 for line in lines)
     assert terminal.screen.cursor  # also while it is drawn
     assert terminal.end() == 0
@@ -99,6 +104,7 @@ def test_a_small_terminal_gets_no_plot(start: Start, width: int, height: int) ->
     terminal = start(1, width=width, height=height)
     _until_drawn(terminal)
     assert not any("front of these two" in line for line in _shown(terminal))
+    assert "4 failed" in _shown(terminal)[-1]  # wrapped, not cut
     assert terminal.end() == 0
     assert _shown(terminal)[-1] == "after" and not any("best so far" in line for line in _shown(terminal))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,7 @@ def test_a_line_a_trial(clock: Callable[[float], None], capsys: pytest.CaptureFi
 
 def test_what_is_at_work(tmp_path: Path) -> None:
     """By the folds that are kept so far, and what the process says of its epochs; one that is being written is none."""
-    work = Training("resnet18 w32", tmp_path / "kept", folds=5)
+    work = Training("0" * 12, "resnet18 w32", tmp_path / "kept", folds=5)
     assert work.at() == "training fold 1 of 5"
     write_epoch(work.folder, Epoch("fold1", 3, 10))
     (work.folder / ".fold1.pt.0123456789abcdef").touch()
@@ -121,6 +122,7 @@ def test_what_is_at_work(tmp_path: Path) -> None:
     for fold in range(2, 6):
         (work.folder / f"fold{fold}.pt").touch()
     assert work.at() == "exporting and profiling"
+    assert replace(work, part=True).at() == "recording the result"
 
 
 @pytest.mark.parametrize(
@@ -131,14 +133,20 @@ def test_what_is_at_work(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_others_left_there_is_not_shown(content: str, tmp_path: Path) -> None:
     (tmp_path / "epoch.json").write_text(content)
-    assert Training("resnet18", tmp_path, folds=5).at() == "training fold 1 of 5"
+    assert Training("0" * 12, "resnet18", tmp_path, folds=5).at() == "training fold 1 of 5"
 
 
 def test_the_view(tmp_path: Path, clock: Callable[[float], None]) -> None:
-    """Trials at work by name, the best so far, and the standing, within 80 columns."""
+    """Trials at work by name until they have ended, the best so far, and the standing."""
     progress = Progress("first", ["accuracy", "latency_ms"], "accuracy")
-    work = [Training(f"resnet18 w{width}", tmp_path / str(width), folds=5) for width in (32, 64)]
-    empty = progress.view(work, _standing(0))
+    work = [
+        Training(f"{width:012}", f"resnet18 w{width}", tmp_path / str(width), folds=5) for width in (32, 64)
+    ]
+    with progress.running(work, lambda: _standing(0)):
+        empty = progress.view(_standing(0))
+        ended = Entry("000000000032", "1" * 32, "failed", [], 0, reason="why")
+        progress.trial("resnet18 w32", ended, part=None, on_front=False, standing=_standing(0))
+        assert progress.view(_standing(0)).training == ["training fold 1 of 5: resnet18 w64"]
     assert (empty.plot, empty.best) == (None, "")
     assert empty.training == ["training fold 1 of 5: resnet18 w32", "training fold 1 of 5: resnet18 w64"]
     progress.finished(
@@ -148,7 +156,7 @@ def test_the_view(tmp_path: Path, clock: Callable[[float], None]) -> None:
             Trained("2" * 12, "resnet18 w9", {"accuracy": 0.85, "latency_ms": 3.0, "onnx_mb": 3.0}, False),
         ]
     )
-    view = progress.view(work, _standing(4.3, finished=3, stopped=2))
+    view = progress.view(_standing(4.3, finished=3, stopped=2))
     assert view.best == "best so far: accuracy 0.9500   2.00 ms predicted   resnet18 w8"
     assert view.standing == "3 trials trained, 2 in part; 4.3 of 20 trials' worth of epochs used"
     assert view.plot is not None and [place.on_front for place in view.plot.places] == [True, True, False]
