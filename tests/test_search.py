@@ -20,6 +20,7 @@ from dxc.tracking.patience import StoredRun
 from dxc.tracking.record import Record
 from dxc.tracking.store import Store
 from tests.conftest import ChipMaker
+from tests.report.terminals import Terminal
 from tests.search.searches import common_overrides, replaced
 from tests.test_processes import runs
 
@@ -124,6 +125,36 @@ def test_killed_again_and_again(command: Command, kills: int, total: int) -> Non
     for run in runs:
         (rung,) = json.loads(run.tags["dxc.rungs"])
         assert rung["folds"] == 2 and run.metrics["accuracy"] == pytest.approx(sum(rung["accuracies"]) / 2)
+
+
+@pytest.mark.slow
+def test_in_a_terminal(command: Command, tmp_path: Path) -> None:
+    """Fold and epoch of what is trained, from the trial's process; Ctrl-C; the page while it runs and afterwards."""
+    page = tmp_path / "reports" / "first" / "index.html"
+    long = ["search.max_trials=1", "trainer.max_epochs=2000", "model.stride=2"]
+    terminal = Terminal(
+        command.line(*long, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"), cwd=PROJECT_ROOT
+    )
+    try:
+        terminal.until("training fold 1 of 2, epoch ")
+        assert "0 of 1 trial done" in terminal.screen.lines[-1]
+        assert 'http-equiv="refresh"' in page.read_text() and "None yet." in page.read_text()
+        terminal.type(b"\x03")
+        assert terminal.end() == 130
+        assert terminal.screen.cursor and "stopped by SIGINT" in terminal.screen.lines[-2]
+    finally:
+        terminal.close()
+    assert "refresh" not in page.read_text() and "the same command goes on" in page.read_text()
+
+    short = ["search.max_trials=2", "study=second"]
+    page = tmp_path / "reports" / "second" / "index.html"
+    done = command.run(*short)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout and "best so far" not in done.stdout
+    assert "refresh" not in page.read_text() and page.read_text().count('<td class="name">') == 2
+    page.write_text("the full report")
+    assert command.run(*short).returncode == 0
+    assert page.read_text() == "the full report"  # nothing was trained
 
 
 @pytest.mark.slow

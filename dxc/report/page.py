@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from dxc.metrics import Metric, label_of, title_of
@@ -24,6 +23,7 @@ from dxc.report.figures import (
     short_names,
     tick_number,
 )
+from dxc.report.templates import style, template
 from dxc.text import for_plotly, for_script, visible
 
 if TYPE_CHECKING:
@@ -67,10 +67,10 @@ def page(
     data = _data(designs, objectives, knobs)
     longest = max(len(text) for axis in data["dimensions"] for text in axis.get("ticktext", [""]))
     chosen = _axes(objectives)
-    return _template().render(
+    return template("page.html.j2").render(
         title=title,
         policy=_policy(scripts),
-        style=Markup((folder / "page.css").read_text()),
+        style=style(),
         summary=_summary(designs, objectives),
         note=note,
         directions=_directions(objectives),
@@ -83,20 +83,6 @@ def page(
         data=Markup(for_script(data)),
         scripts=[Markup(script) for script in scripts],
     )
-
-
-def _template() -> Template:
-    """The template page.html.j2. It escapes every value that is not Markup, and makes invisible characters visible."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: value if isinstance(value, Markup) else visible(value),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("page.html.j2")
 
 
 def _policy(scripts: Sequence[str]) -> str:

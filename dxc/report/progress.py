@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.text import Text
 
 from dxc.masking import masked
 from dxc.metrics import known_costs, label_of, metric_of, spread_of, title_of
 from dxc.report.console import new_table, print_line, print_whole
+from dxc.report.front_plot import FrontPlot, front_plot
+from dxc.report.live import View, can_draw, live
+from dxc.report.progress_page import COMPLETE, RUNNING, STOPPED, ProgressPage, Trained
 from dxc.text import duration, for_rich
 from dxc.tracking.view import view_address
+from dxc.training.epochs import read_epoch
 
 if TYPE_CHECKING:
     from dxc.search.ledger import Entry
@@ -62,23 +65,38 @@ def _trials(count: int) -> str:
 
 @dataclass(frozen=True)
 class Training:
-    """A trial at work. folder: where its trained folds are kept; folds: how many it is to train."""
+    """A trial at work. folder: where its trained folds are kept; folds: how many it is to train; part: no more than
+    these are trained now, and no network is exported."""
 
+    trial: str
     name: str
     folder: Path
     folds: int
+    part: bool = False
 
-    def fold(self) -> str:
-        """'fold 2 of 5'; what comes after the folds where all of them are there."""
+    def at(self) -> str:
+        """'training fold 2 of 5, epoch 3 of 10'; what comes after the folds where all of them are there."""
         kept = len(list(self.folder.glob("[!.]*.pt")))
-        return f"fold {kept + 1} of {self.folds}" if kept < self.folds else "exporting its network"
+        if kept >= self.folds:
+            return "recording the result" if self.part else "exporting and profiling"
+        epoch = read_epoch(self.folder)
+        fold = f"training fold {kept + 1} of {self.folds}"
+        return fold + (f", epoch {epoch.number} of {epoch.of}" if epoch else "")
 
 
 class Progress:
-    """Prints the progress of a search. Its clock starts when the first trial is launched."""
+    """Prints the progress of a search, and keeps a page of it. Its clock starts when the first trial is launched.
 
-    def __init__(self, study: str, objectives: Sequence[str], score: str) -> None:
+    Args:
+        study: its name.
+        objectives: of the front.
+        score: the metric that is trained for.
+        page: the HTML page; None: there is none.
+    """
+
+    def __init__(self, study: str, objectives: Sequence[str], score: str, page: Path | None = None) -> None:
         self._console = Console()
+        self._draws = can_draw(self._console)
         self._study = study
         self._score, self._title = score, title_of(score)
         self._objectives = list(objectives)
@@ -86,6 +104,10 @@ class Progress:
         self._done_before = self._done = 0.0
         self._ends: float | None = None
         self._width = 30
+        self._trained: Sequence[Trained] = ()
+        self._at_work: list[Training] = []
+        self._plot: FrontPlot | None = None
+        self._page = None if page is None else ProgressPage(page, study, objectives, score)
 
     def begin(self, summary: Mapping[str, int], settings: Settings, notes: Sequence[str]) -> None:
         infeasible = f", {summary['infeasible']} trials over a limit" if summary["infeasible"] else ""
@@ -95,6 +117,8 @@ class Progress:
         )
         for note in notes:
             self._line(f"note: {note}")
+        if self._page is not None:
+            self._page.notes = list(notes)
 
     def doing(self, text: str) -> None:
         """Print what is done now, where that takes more than a moment."""
@@ -114,25 +138,52 @@ class Progress:
     def resumed(self, trials: int, finished: int) -> None:
         self._line(f"going on: {trials} trials are there already, {finished} of them finished")
 
+    def finished(self, trials: Sequence[Trained]) -> None:
+        """Take note of all the trials that have finished so far."""
+        self._trained = trials
+        self._plot = front_plot([trial.metrics for trial in trials], self._score, self._objectives)
+
     @contextlib.contextmanager
     def running(self, work: Sequence[Training], standing: Callable[[], Standing]) -> Iterator[None]:
         """A context in which these trials are trained. A terminal shows their progress below the last line."""
         if self._started is None:
             self._started, self._done_before = time.monotonic(), standing().done
             self._done = self._done_before
-        if not self._console.is_terminal:
-            yield
-            return
-        with self._console.status(_Live(lambda: self.status(work, standing())), refresh_per_second=2):
-            yield
+        self._at_work = list(work)
+        self._write_page(standing())
+        try:
+            if not self._draws:
+                yield
+                return
+            with live(self._console, lambda: self.view(standing())):
+                yield
+        finally:
+            self._at_work = []
 
-    def status(self, work: Sequence[Training], standing: Standing) -> str:
-        """'training NAME: fold 2 of 5; 3 of 20 trials done; about 12 min left'."""
-        if len(work) == 1:
-            what = f"training {work[0].name}: {work[0].fold()}"
-        else:
-            what = f"training {len(work)} trials: {', '.join(each.fold() for each in work)}"
-        return "; ".join([what, str(standing), *self._left(standing)])
+    def view(self, standing: Standing) -> View:
+        """What a terminal shows while trials are trained."""
+        return View(
+            self._plot,
+            self._best(),
+            [f"{each.at()}: {each.name}" for each in self._at_work],
+            "; ".join([str(standing), *self._left(standing)]),
+        )
+
+    def _best(self) -> str:
+        """'best so far: accuracy 0.9300   5.20 ms predicted   1.20 MB   resnet18 k3 s2 p1 w32'."""
+        known = [trial for trial in self._trained if self._score in trial.metrics]
+        if not known:
+            return ""
+        metric = metric_of(self._score)
+        best = max(known, key=lambda trial: trial.metrics[self._score] * (1 if metric.maximise else -1))
+        value = f"{self._title} {best.metrics[self._score]:{metric.format}}"
+        return f"best so far: {'   '.join([value, *self._costs(best.metrics), best.name])}"
+
+    def _write_page(self, standing: Standing, state: str = RUNNING) -> None:
+        """A search that trains nothing leaves what is there: analyze.py may have written it."""
+        if self._page is not None and self._started is not None:
+            progress = "; ".join([str(standing), *self._left(standing)])
+            self._page.show(self._trained, self._plot, progress, [each.name for each in self._at_work], state)
 
     def infeasible(self, name: str, reason: str) -> None:
         self._line(f"{name:<{self._width}}  not trained: {reason}")
@@ -151,13 +202,17 @@ class Progress:
         if entry.state == "failed":
             text = f"FAILED: {entry.reason}"
         elif entry.state == "finished":
-            text = "   ".join([self._score_of(entry), *self._costs(entry), *(["front"] if on_front else [])])
+            text = "   ".join(
+                [self._score_of(entry), *self._costs(entry.metrics), *(["front"] if on_front else [])]
+            )
         else:
             text = self._partial(entry, part)
         line = f"{name:<{self._width}}  {text}"
-        if not self._console.is_terminal:  # a terminal shows it below, and keeps it up to date
+        if not self._draws:  # a terminal shows it below, and keeps it up to date
             line += f"   [{'; '.join([str(standing), *self._left(standing)])}]"
         self._line(line)
+        self._at_work = [each for each in self._at_work if each.trial != entry.trial]
+        self._write_page(standing)
 
     def _score_of(self, entry: Entry) -> str:
         """The mean over folds, as of a trial that was trained in part: see fold_score in dxc.pareto."""
@@ -168,11 +223,11 @@ class Progress:
             f" ± {spread:.4f}" if spread is not None else ""
         )
 
-    def _costs(self, entry: Entry) -> list[str]:
+    def _costs(self, metrics: Mapping[str, float]) -> list[str]:
         return [
-            metric_of(name).said(entry.metrics[name])
+            metric_of(name).said(metrics[name])
             for name in known_costs()
-            if name in entry.metrics and name in self._objectives
+            if name in metrics and name in self._objectives
         ]
 
     def _partial(self, entry: Entry, part: Rung | None) -> str:
@@ -243,8 +298,10 @@ class Progress:
         store: Store,
         complete: bool,
         folder: Path,
+        standing: Standing,
     ) -> None:
         """Print the front, where the results are, and how to continue a stopped search."""
+        self._write_page(standing, COMPLETE if complete else STOPPED)
         if front:
             title = f"front of study '{self._study}': no other finished trial is as good in {', '.join(objectives)}"
             table = new_table(title)
@@ -269,21 +326,13 @@ class Progress:
             self._line(f"compare:  {view_address(store.uri, store.experiment_id)}")
         else:
             self._line("compare:  make ui")
+        if self._page is not None and self._page.written:
+            self._line(f"page:     {os.path.relpath(self._page.path)}")
         if not complete:
             self._line("stopped before its end: the same command goes on from here")
 
     def _line(self, text: str) -> None:
         print_line(self._console, text)
-
-
-class _Live:
-    """A line that rich renders anew at every refresh."""
-
-    def __init__(self, text: Callable[[], str]) -> None:
-        self._text = text
-
-    def __rich__(self) -> Text:
-        return Text(self._text())
 
 
 def _protocol(rung: Rung) -> str:

@@ -72,6 +72,8 @@ class Settings(Part):
     max_failures: Natural
     parallel: Positive | None
     store_patience_s: Amount
+    reports: Text | None
+    """Folder of the page of progress, REPORTS/STUDY/index.html; None: there is no page."""
     force: Flag
     dry_run: Flag
     score: Text = Field(exclude=True)

@@ -26,6 +26,7 @@ from dxc.pareto import non_dominated
 from dxc.pipeline.kept import kept_folder
 from dxc.pipeline.stages import train_identity
 from dxc.report.progress import Progress, Standing, Training
+from dxc.report.progress_page import PAGE, Trained
 from dxc.search.costs import NetworkCosts
 from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_groups, knob_numbers
 from dxc.search.ledger import Entry, Ledger
@@ -84,7 +85,8 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
     base = catalogue.base
     plan = Plan.of(base)
     settings = Settings.of(base["search"], plan.score, plan.hardware.limits)
-    progress = Progress(plan.study, settings.objectives, settings.score)
+    page = None if settings.reports is None else Path(settings.reports) / plan.study / PAGE
+    progress = Progress(plan.study, settings.objectives, settings.score, page)
     costs = NetworkCosts(plan.hardware, Path(plan.cache_dir))
     summary = SpaceSummary(space, catalogue, settings, costs)
     if settings.limits or settings.dry_run:  # a limit that nothing meets is said before chips are read
@@ -177,6 +179,7 @@ class Study:
         self.parallel = self.settings.parallel or runner.parallel
         self.total = summary.wanted()
         self._told: set[str] = set()
+        self._names: dict[str, str] = {}
         self._failures_before = self._count(FAILED)
         self._reported: set[tuple[str, Rung | None, int]] = set()
         self._silent_since: dict[str, float] = {}
@@ -187,6 +190,7 @@ class Study:
         """Until the study has its number of trials, or the space has no more."""
         if before := [e for e in self.ledger.entries.values() if e.state in (FINISHED, FAILED, STOPPED)]:
             self.progress.resumed(len(before), self._count(FINISHED))
+        self.progress.finished(self._finished())
         if self.settings.tuner == "pareto":
             self._run_front()
         else:
@@ -202,14 +206,15 @@ class Study:
             if status == "FINISHED":
                 raise
             log.warning("%s", error)
-        rows = self._front_rows()
+        self.progress.finished(self._finished())
         self.progress.end(
-            rows,
+            [(self._name(entry), entry) for entry in self._front().values()],
             objectives=self._objectives(),
             counts={state: self._count(state) for state in (FINISHED, STOPPED, FAILED, INFEASIBLE, PLANNED)},
             store=self.ledger.store,
             complete=status == "FINISHED",
             folder=self.ledger.folder,
+            standing=self._standing(),
         )
 
     # --- NNI's tuners ------------------------------------------------------------------------------------------
@@ -548,21 +553,31 @@ class Study:
             )
 
     def _name(self, entry: Entry) -> str:
-        return describe(self.summary.catalogue.identity(self._point(entry)).config)
+        """What a trial is called; one that is not in the space by what its tags say."""
+        if entry.trial not in self._names:
+            point = self.summary.space.point_of(entry.overrides)
+            if point is None:
+                return " ".join(entry.overrides)
+            self._names[entry.trial] = describe(self.summary.catalogue.identity(point).config)
+        return self._names[entry.trial]
 
     def _training(self, job: Job) -> Training:
         rung = job.rung or self.ladder[-1]
         plan = self.summary.catalogue.identity(self._point(job.entry)).plan
         identity = train_identity(plan, self.chips.hash_of(plan), epochs=rung.epochs)
-        return Training(plan.name, kept_folder(plan.cache_dir, identity), rung.folds)
+        folder = kept_folder(plan.cache_dir, identity)
+        return Training(job.entry.trial, plan.name, folder, rung.folds, part=job.rung is not None)
 
     def _report(self, job: Job) -> None:
         entry = job.entry
+        front = self._front()
+        if entry.state == FINISHED:
+            self.progress.finished(self._finished(front))
         self.progress.trial(
             self._name(entry),
             entry,
             part=job.rung,
-            on_front=entry.trial in self._front(),
+            on_front=entry.trial in front,
             standing=self._standing(),
         )
 
@@ -630,17 +645,14 @@ class Study:
         front.sort(key=lambda e: e.metrics[names[0]], reverse=directions(names[:1])[0])
         return {entry.trial: entry for entry in front}
 
-    def _front_rows(self) -> list[tuple[str, Entry]]:
-        rows = []
-        for entry in self._front().values():
-            point = self.summary.space.point_of(entry.overrides)
-            name = (
-                describe(self.summary.catalogue.identity(point).config)
-                if point
-                else " ".join(entry.overrides)
-            )
-            rows.append((name, entry))
-        return rows
+    def _finished(self, front: Mapping[str, Entry] | None = None) -> list[Trained]:
+        """All finished trials. front: where it is known already."""
+        front = self._front() if front is None else front
+        return [
+            Trained(entry.trial, self._name(entry), entry.metrics, entry.trial in front)
+            for entry in self.ledger.entries.values()
+            if entry.state == FINISHED
+        ]
 
 
 def _longest(rungs: Mapping[Rung, Sequence[float]]) -> Sequence[float]:

@@ -19,6 +19,7 @@ from dxc.config.plan import Plan
 from dxc.errors import ConfigError
 from dxc.files import write_atomically
 from dxc.training.build import build_task, is_first_process
+from dxc.training.epochs import Epoch, write_epoch
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +97,7 @@ def trained_folds(
         if fold.name in found:
             trained.append(found[fold.name])
         elif fold.name not in taken:
-            trained.append(train_fold(plan, datamodule, fold, number, device))
+            trained.append(train_fold(plan, datamodule, fold, number, device, kept))
             if is_first_process():
                 _keep(kept / f"{fold.name}.pt", trained[-1])
         if after_fold is not None:
@@ -165,7 +166,9 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-def train_fold(plan: Plan, datamodule: ChipDataModule, fold: Fold, number: int, device: str) -> TrainedFold:
+def train_fold(
+    plan: Plan, datamodule: ChipDataModule, fold: Fold, number: int, device: str, kept: Path | None = None
+) -> TrainedFold:
     """Train a new network on one fold. The seed depends only on the fold, so folds may run in any order.
 
     Args:
@@ -174,6 +177,7 @@ def train_fold(plan: Plan, datamodule: ChipDataModule, fold: Fold, number: int, 
         fold: the chips to train and to validate on.
         number: of the fold, from 0.
         device: name of the device that trains.
+        kept: the folder of this configuration's folds, which says at each epoch how far this one is.
 
     Raises:
         ConfigError: the fold does not have the requested score.
@@ -185,7 +189,15 @@ def train_fold(plan: Plan, datamodule: ChipDataModule, fold: Fold, number: int, 
     pl.seed_everything(seed, workers=True, verbose=False)
     task = build_task(plan)
     datamodule.select(fold, seed=seed)
-    trainer = plan.trainer.build(title=f"{fold.name} ({number + 1} of {len(datamodule.folds)})")
+    epochs = plan.trainer.max_epochs
+
+    def on_epoch(epoch: int) -> None:
+        if kept is not None and is_first_process():
+            write_epoch(kept, Epoch(fold.name, epoch, epochs))
+
+    trainer = plan.trainer.build(
+        title=f"{fold.name} ({number + 1} of {len(datamodule.folds)})", on_epoch=on_epoch
+    )
     trainer.fit(task, datamodule=datamodule)
 
     metrics = trainer.callback_metrics

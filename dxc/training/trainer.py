@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -36,6 +37,7 @@ class FoldTrainer(pl.Trainer):
             that torch 2.13.0 would crash on are exempt on a CPU (see breaks_in_channels_last).
         progress: a progress bar per fold on a terminal, one line per fold elsewhere.
         title: of the progress bar.
+        on_epoch: called with the number of each epoch, from 1, when it begins.
         callbacks: further callbacks.
         options: of pl.Trainer.
 
@@ -50,11 +52,12 @@ class FoldTrainer(pl.Trainer):
         channels_last: bool = True,
         progress: bool = True,
         title: str = "",
+        on_epoch: Callable[[int], None] | None = None,
         callbacks: list[pl.Callback] | None = None,
         **options: Any,
     ) -> None:
         require_whole("trainer.max_epochs", max_epochs, at_least=1)
-        self.watch = _Watch()
+        self.watch = _Watch(on_epoch)
         super().__init__(
             max_epochs=max_epochs,
             callbacks=[
@@ -114,7 +117,8 @@ def breaks_in_channels_last(module: nn.Module) -> bool:
 class _Watch(pl.Callback):
     """Records the metrics of each epoch, and the time spent on training without validation."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_epoch: Callable[[int], None] | None = None) -> None:
+        self._on_epoch = on_epoch
         self.history: list[tuple[str, float, int]] = []
         self.train_seconds = 0.0
         self.trained_images = 0
@@ -122,6 +126,8 @@ class _Watch(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._record(trainer, trainer.current_epoch)
+        if self._on_epoch is not None:
+            self._on_epoch(trainer.current_epoch + 1)
         self._since = time.perf_counter()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -25,7 +25,7 @@ from rich.cells import cell_len
 from dxc.config.compose import PROJECT_ROOT
 from dxc.pipeline.result import Result
 from dxc.report.console import print_comparison, print_package, print_result
-from dxc.report.progress import Progress
+from dxc.report.progress import Progress, Standing
 from dxc.search.ledger import Entry
 from dxc.text import visible
 from dxc.tracking.store import Store
@@ -237,6 +237,7 @@ def test_a_search(capsys: pytest.CaptureFixture[str], tmp_path: Path, store_file
         store=store,
         complete=True,
         folder=tmp_path,
+        standing=Standing(1, 0, 0, 1, 1, False),
     )
     printed = capsys.readouterr().out
     assert printed.count(SHOWN) == 5 and not FORBIDDEN.search(printed)

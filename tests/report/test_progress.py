@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from dxc.report.progress import Progress, Standing, Training
+from dxc.report.progress_page import Trained
 from dxc.search.ledger import Entry
 from dxc.search.states import Rung
 from dxc.text import duration
+from dxc.training.epochs import Epoch, write_epoch
 
 
 def _standing(
@@ -108,40 +108,58 @@ def test_a_line_a_trial(clock: Callable[[float], None], capsys: pytest.CaptureFi
     ]
 
 
-def test_the_fold_at_work(tmp_path: Path, clock: Callable[[float], None]) -> None:
-    """By the folds that are kept so far; one that is being written is none."""
-    progress = Progress("first", ["accuracy"], "accuracy")
-    work = Training("resnet18 w32", tmp_path, folds=5)
-    (tmp_path / ".fold1.pt.0123456789abcdef").touch()
-    assert progress.status([work], _standing(0)).startswith(
-        "training resnet18 w32: fold 1 of 5; 0 trials trained;"
-    )
-    (tmp_path / "fold1.pt").touch()
-    other = Training("resnet18 w64", tmp_path / "none", folds=1)
-    said = progress.status([work, other], _standing(4.3, finished=3, stopped=2))
-    assert said == (
-        "training 2 trials: fold 2 of 5, fold 1 of 1; 3 trials trained, 2 in part; 4.3 of 20 trials' worth of "
-        "epochs used"
-    )
+def test_what_is_at_work(tmp_path: Path) -> None:
+    """By the folds that are kept so far, and what the process says of its epochs; one that is being written is none."""
+    work = Training("0" * 12, "resnet18 w32", tmp_path / "kept", folds=5)
+    assert work.at() == "training fold 1 of 5"
+    write_epoch(work.folder, Epoch("fold1", 3, 10))
+    (work.folder / ".fold1.pt.0123456789abcdef").touch()
+    assert work.at() == "training fold 1 of 5, epoch 3 of 10"
+    (work.folder / "fold1.pt").touch()
+    assert work.at() == "training fold 2 of 5"  # what is said is of the fold before
+    write_epoch(work.folder, Epoch("fold2", 1, 10))
+    assert work.at() == "training fold 2 of 5, epoch 1 of 10"
     for fold in range(2, 6):
-        (tmp_path / f"fold{fold}.pt").touch()
-    assert work.fold() == "exporting its network"
+        (work.folder / f"fold{fold}.pt").touch()
+    assert work.at() == "exporting and profiling"
+    assert replace(work, part=True).at() == "recording the result"
 
 
-def test_a_terminal_shows_it_below_the_last_line(tmp_path: Path) -> None:
-    progress = Progress("first", ["accuracy"], "accuracy")
-    screen = io.StringIO()
-    progress._console = Console(file=screen, force_terminal=True, width=200)
-    work = Training("resnet18 [w32]", tmp_path, folds=5)
-    with progress.running([work], lambda: _standing(0)):
-        time.sleep(0.8)
-        entry = _entry("failed", reason="why")
-        progress.trial("resnet18", entry, part=None, on_front=False, standing=_standing(1, failed=1))
-    assert (
-        "training resnet18 [w32]: fold 1 of 5; 0 trials trained; 0 of 20 trials' worth" in screen.getvalue()
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"fold": 1, "number": 1, "of": 2}', '{"fold": "../x", "number": 1, "of": 2}',
+     '{"fold": "f", "number": "\\u001b[2J", "of": 2}', '{"fold": "f", "number": 3, "of": 2}',
+     '{"fold": "f\\u0000", "number": 1, "of": 2}x', "[" * 2000],
+)  # fmt: skip
+def test_what_others_left_there_is_not_shown(content: str, tmp_path: Path) -> None:
+    (tmp_path / "epoch.json").write_text(content)
+    assert Training("0" * 12, "resnet18", tmp_path, folds=5).at() == "training fold 1 of 5"
+
+
+def test_the_view(tmp_path: Path, clock: Callable[[float], None]) -> None:
+    """Trials at work by name until they have ended, the best so far, and the standing."""
+    progress = Progress("first", ["accuracy", "latency_ms"], "accuracy")
+    work = [
+        Training(f"{width:012}", f"resnet18 w{width}", tmp_path / str(width), folds=5) for width in (32, 64)
+    ]
+    with progress.running(work, lambda: _standing(0)):
+        empty = progress.view(_standing(0))
+        ended = Entry("000000000032", "1" * 32, "failed", [], 0, reason="why")
+        progress.trial("resnet18 w32", ended, part=None, on_front=False, standing=_standing(0))
+        assert progress.view(_standing(0)).training == ["training fold 1 of 5: resnet18 w64"]
+    assert (empty.plot, empty.best) == (None, "")
+    assert empty.training == ["training fold 1 of 5: resnet18 w32", "training fold 1 of 5: resnet18 w64"]
+    progress.finished(
+        [
+            Trained("0" * 12, "resnet18 w4", {"accuracy": 0.9, "latency_ms": 1.0, "onnx_mb": 1.0}, True),
+            Trained("1" * 12, "resnet18 w8", {"accuracy": 0.95, "latency_ms": 2.0, "onnx_mb": 2.0}, True),
+            Trained("2" * 12, "resnet18 w9", {"accuracy": 0.85, "latency_ms": 3.0, "onnx_mb": 3.0}, False),
+        ]
     )
-    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()).splitlines()
-    assert "FAILED: why" in [line.removeprefix("resnet18").strip() for line in lines]  # no more than that
+    view = progress.view(_standing(4.3, finished=3, stopped=2))
+    assert view.best == "best so far: accuracy 0.9500   2.00 ms predicted   resnet18 w8"
+    assert view.standing == "3 trials trained, 2 in part; 4.3 of 20 trials' worth of epochs used"
+    assert view.plot is not None and [place.on_front for place in view.plot.places] == [True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ SMALL = [
     "model.width=4",
     "model.pool_stride=2",
     "hardware.predictors=[]",
+    "profile=none",  # auto, a second each, in the tests of it
     "search.objectives=[accuracy,onnx_mb]",
     "search.tuner=random",
     "search.store_patience_s=2",
@@ -45,6 +46,7 @@ def common_overrides(root: Path, tmp_path: Path) -> list[str]:
         f"cache_dir={tmp_path}/cache",
         f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
         "study=first",
+        f"search.reports={tmp_path}/reports",
         *SMALL,
     ]
 

@@ -47,6 +47,38 @@ def test_a_whole_grid(searching: Searching, capsys: pytest.CaptureFixture[str]) 
     assert "front of study 'first'" in shown and "6 finished" in shown
 
 
+def test_what_was_trained_whole_carries_its_profile(searching: Searching) -> None:
+    """As a run of train.py does; a part of a trial has none. Neither its own numbers nor those of later trials
+    depend on it."""
+    assert composed([]).profile == "auto"
+    pareto = [*PARETO, "model.width=4,5,6", "search.max_trials=2"]
+    client = MlflowClient(searching.uri)
+    numbers = []
+    for study, profile in (("first", "auto"), ("second", "none")):
+        searching.folder = searching.folder.parent / study
+        searching(*pareto, f"study={study}", f"profile={profile}", "again=true")
+        runs = Store(searching.uri, study, patience_s=0).runs(dxc__kind="trial")
+        assert {run.tags["dxc.state"] for run in runs} == {"finished", "stopped"}
+        for run in runs:
+            files = {each.path for each in client.list_artifacts(run.run_id, "costs/profile")}
+            if run.tags["dxc.state"] == "finished" and profile == "auto":
+                assert run.tags["dxc.profile"] == "torch"
+                assert "costs/profile/profile.parquet" in files
+                assert {f"costs/profile/{name}_batch1.json.gz" for name in ("torch", "onnxruntime")} <= files
+            else:
+                assert not files and run.tags.get("dxc.profile", "none") == "none"
+        of_training = ("fold", "part/", "accuracy", "auroc")
+        numbers.append(
+            {
+                (run.tags["dxc.trial"], name): value
+                for run in runs
+                for name, value in run.metrics.items()
+                if name.startswith(of_training)
+            }
+        )
+    assert numbers[0] == numbers[1] and len(numbers[0]) > 10
+
+
 def test_the_same_trial_as_train(searching: Searching, tmp_path: Path) -> None:
     """A trial is what train.py makes of the same configuration: identity and numbers."""
     from dxc.pipeline.run import run

@@ -1,0 +1,34 @@
+"""HTML pages from the templates in this folder. Nothing in a value is read as HTML."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from dxc.text import visible
+
+FOLDER = Path(__file__).parent
+
+
+@functools.cache
+def template(name: str) -> Template:
+    """A template. It escapes every value that is not Markup, and makes invisible characters visible."""
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else visible(value),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(name)
+
+
+@functools.cache
+def style() -> Markup:
+    """The style sheet of all pages."""
+    return Markup((FOLDER / "page.css").read_text())
