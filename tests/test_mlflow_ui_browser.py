@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from dxc.config.compose import PROJECT_ROOT
 from dxc.config.plan import Plan
 from dxc.pipeline.heading import heading
+from dxc.search.ledger import STATUS
 from dxc.tracking.record import Record
 from dxc.tracking.run import Sink, start_run
 from dxc.tracking.store import Store
@@ -86,8 +87,9 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
         store.upload(run_id, record, files=out, tags={"dxc.state": "finished"})
         store.status(run_id, "FINISHED")
     heading = _asked("data=5ch data.batch_size=16 model.kernel=7 model.width=8", uri, folder / STOPPED)
-    stopped = store.create(heading["name"], {**heading["tags"], "dxc.kind": "trial"}, parent=parent)
-    store.status(stopped, "KILLED")
+    state = {"dxc.kind": "trial", "dxc.state": "stopped"}
+    stopped = store.create(heading["name"], {**heading["tags"], **state}, parent=parent)
+    store.status(stopped, STATUS["stopped"])
     store.status(parent, "FINISHED")
 
     done = subprocess.run(
@@ -132,12 +134,16 @@ def _found(run: Sink, made: Made, out: Path) -> None:
     (out / "model.onnx").write_bytes(b"onnx")
     accuracies = pd.Series(right).groupby(predictions["fold"]).mean()
     curves = [
-        (f"{fold}/{name}", end * growth**epoch, epoch)
-        for fold, accuracy in accuracies.items()
-        for name, end, growth in (("val_accuracy", accuracy / 1.01**5, 1.01), ("val_loss", 0.6, 0.7))
+        (name, end * growth**epoch, epoch)
+        for name, end, growth in (
+            ("val_accuracy", made.accuracy / 1.01**5, 1.01),
+            ("val_loss", 0.6, 0.7),
+            *((f"val_accuracy/{fold}", each / 1.01**5, 1.01) for fold, each in accuracies.items()),
+        )
         for epoch in range(1, 6)
     ]
     run.tag({"dxc.data": DATA_HASH, "dxc.measured_on": "this machine"})
+    run.log_dataset("1,000 synthetic chips (seed 0)", DATA_HASH, {"chips": CHIPS, "seed": 0})
     run.log({"accuracy": made.accuracy, "accuracy_std": float(accuracies.std()), "f1": made.accuracy}, curves)
     run.log({"onnx_mb": made.onnx_mb, "params": 1e6 * made.onnx_mb / 4, "fit_seconds": 300})
     run.log({"latency_ms": made.latency_ms, "measured_latency_ms": made.latency_ms * 1.25})

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 TABLE = Path(__file__).with_name("published.csv")
 SOURCE = "published: doi 10.1145/3624062.3624258, table 4"
+CHIPS = "chips of the published study (doi 10.1145/3624062.3624258)"
 PREDICTED_FOR = (
     "cortexA76cpu_tflite21; adreno640gpu_tflite21; adreno630gpu_tflite21; myriadvpu_openvino2019r2"
 )
@@ -34,6 +35,7 @@ def published_runs() -> tuple[pd.DataFrame, pd.DataFrame]:
             "latency_ms": rows["latency_ms"],
             "latency_std_ms": rows["latency_std_ms"],
             "dxc.predicted_for": PREDICTED_FOR,
+            "dxc.source": CHIPS,
             "onnx_mb": rows["onnx_mb"],
             "data": rows["channels"].astype(str) + "ch",
             "data.batch_size": rows["batch_size"].astype(str),

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from dxc.masking import masked
 from dxc.metrics import known_costs, label_of, metric_of, spread_of, title_of
-from dxc.report.console import new_table, print_line, print_whole
+from dxc.report.console import new_table, origin_lines, print_line, print_whole
 from dxc.text import duration, for_rich
 from dxc.tracking.view import view_address
 
@@ -87,12 +87,28 @@ class Progress:
         self._ends: float | None = None
         self._width = 30
 
-    def begin(self, summary: Mapping[str, int], settings: Settings, notes: Sequence[str]) -> None:
+    def begin(
+        self,
+        summary: Mapping[str, int],
+        settings: Settings,
+        notes: Sequence[str],
+        *,
+        chips: Sequence[str],
+    ) -> None:
+        """Print what is searched, and what the trials are trained on.
+
+        Args:
+            summary: counts of the space.
+            settings: of the search.
+            notes: what else is to be known.
+            chips: sources of chips, for people.
+        """
         infeasible = f", {summary['infeasible']} trials over a limit" if summary["infeasible"] else ""
         self._line(
             f"study '{self._study}': {summary['points']} points, {summary['trials']} distinct trials of "
             f"{summary['networks']} networks{infeasible}; tuner {settings.tuner}"
         )
+        self._line(f"trained on {' | '.join(chips)}")
         for note in notes:
             self._line(f"note: {note}")
 
@@ -239,12 +255,23 @@ class Progress:
         front: Sequence[tuple[str, Entry]],
         *,
         objectives: Sequence[str],
+        origins: Mapping[str, Mapping[str, int]],
         counts: Mapping[str, int],
         store: Store,
         complete: bool,
         folder: Path,
     ) -> None:
-        """Print the front, where the results are, and how to continue a stopped search."""
+        """Print the front, what its values are of, where the results are, and how to continue a stopped search.
+
+        Args:
+            front: (name, trial) of its members, best first.
+            objectives: of the front.
+            origins: see dxc.metrics.named_origins.
+            counts: trials by state.
+            store: where they are recorded.
+            complete: whether the search came to its end.
+            folder: of the trials' directories.
+        """
         if front:
             title = f"front of study '{self._study}': no other finished trial is as good in {', '.join(objectives)}"
             table = new_table(title)
@@ -262,6 +289,8 @@ class Progress:
                 ]
                 table.add_row(for_rich(text), *cells, for_rich(entry.trial))
             print_whole(self._console, table)
+            for line in origin_lines({name: metric_of(name) for name in objectives}, origins):
+                self._line(line)
         listing = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
         self._line(f"trials:   {listing or 'none'} (directories in {os.path.relpath(folder)})")
         self._line(f"tracked:  study '{self._study}' in {masked(store.uri)}")

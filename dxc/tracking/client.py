@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 import logging
 import math
 import os
@@ -23,6 +24,7 @@ from dxc.tracking.view import VIEW, view_tag
 MAX_METRICS = 1000
 MAX_PARAMS = 100
 MAX_PARAM_LENGTH = 6000
+MAX_DATASET_NAME = 500
 
 
 PAGE = 1000  # runs read at once
@@ -56,6 +58,36 @@ def log_batch(
     while metrics or entries or marks:
         client.log_batch(run_id, metrics=metrics[:MAX_METRICS], params=entries[:MAX_PARAMS], tags=marks)
         metrics, entries, marks = metrics[MAX_METRICS:], entries[MAX_PARAMS:], []
+
+
+def log_dataset(client: Any, run_id: str, dataset: Mapping[str, str]) -> None:
+    """Log what a run is trained on as its dataset in MLflow. Repeating it changes nothing.
+
+    Args:
+        client: MLflow's client.
+        run_id: the run.
+        dataset: see dataset_of().
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    entity = Dataset(**{key: masked(value) for key, value in dataset.items()})
+    client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
+
+
+def dataset_of(name: str, digest: str, source: Mapping[str, Any]) -> dict[str, str]:
+    """The arguments of an MLflow dataset.
+
+    Args:
+        name: for people.
+        digest: identity of its content.
+        source: where it comes from.
+    """
+    return {
+        "name": name[:MAX_DATASET_NAME],
+        "digest": digest,
+        "source_type": "dxc",
+        "source": json.dumps(source, default=str),
+    }
 
 
 def param_text(value: Any) -> str:

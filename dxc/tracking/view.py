@@ -13,10 +13,13 @@ from dxc.metrics import METRICS
 
 UI = "http://127.0.0.1:5000"  # where `make ui` serves a store that is not a server
 VIEW = "designs"  # name and key of the saved view of a study's runs
+DATASET = "attributes.Dataset"
+"""The column of MLflow's runs table that names what a run was trained on."""
 SETTINGS = (
     *(f"tags.{name}" for name in ("dxc.rank", "dxc.front", "data")),
     *(f"params.model.{knob}" for knob in ("kernel", "stride", "padding", "pool", "width")),
     "params.data.batch_size",
+    DATASET,
 )
 """The tags and params in the saved view of a new study. Its metrics are those with Metric.in_view."""
 
@@ -66,8 +69,8 @@ def view_tag(
         quoted(column): max(100, 8 * len(column.partition(".")[2])) for column in columns
     }  # from their names
     state = {
-        # leaves out the runs of searches and analyses
-        "searchFilter": "tags.`dxc.design` LIKE '%' and attributes.status = 'FINISHED'",
+        # leaves out the runs of searches and analyses, and trials that were stopped or not begun
+        "searchFilter": "tags.`dxc.design` LIKE '%' and tags.`dxc.state` = 'finished'",
         "orderByKey": quoted(order_by),
         "orderByAsc": ascending,
         "selectedColumns": list(widths),

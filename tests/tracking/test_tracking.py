@@ -47,7 +47,7 @@ def test_everything_is_there(uri: str, tmp_path: Path) -> None:
     with _start(uri, tags={"dxc.trial": "0123456789ab"}) as run:
         run.log(
             {"accuracy": 0.9, "latency_ms": float("nan")},
-            [("fold1/val_loss", 0.5, 1), ("fold1/val_loss", 0.4, 2)],
+            [("val_loss/fold1", 0.5, 1), ("val_loss/fold1", 0.4, 2)],
         )
         run.tag({"dxc.data": "d"})
         run.log_files(tmp_path / "out")
@@ -56,8 +56,8 @@ def test_everything_is_there(uri: str, tmp_path: Path) -> None:
     assert stored.info.status == "FINISHED"
     assert stored.info.run_name == "a run"
     assert stored.data.params == {"model.kernel": "3"}
-    assert stored.data.metrics == {"accuracy": 0.9, "fold1/val_loss": 0.4}  # a missing value is missing
-    assert [(m.step, m.value) for m in client.get_metric_history(run.run_id, "fold1/val_loss")] == [
+    assert stored.data.metrics == {"accuracy": 0.9, "val_loss/fold1": 0.4}  # a missing value is missing
+    assert [(m.step, m.value) for m in client.get_metric_history(run.run_id, "val_loss/fold1")] == [
         (1, 0.5),
         (2, 0.4),
     ]
@@ -76,11 +76,11 @@ def test_few_calls(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     params = {f"p{i}": i for i in range(150)}
     with _start(uri, params=params) as run:
-        run.log({"accuracy": 1.0}, [("fold1/val_loss", i / 10, i) for i in range(1500)])
+        run.log({"accuracy": 1.0}, [("val_loss/fold1", i / 10, i) for i in range(1500)])
     assert len(calls) == 4  # 100 + 50 params, 1000 + 501 values
     client = MlflowClient(uri)
     assert len(client.get_run(run.run_id).data.params) == 150
-    assert len(client.get_metric_history(run.run_id, "fold1/val_loss")) == 1500
+    assert len(client.get_metric_history(run.run_id, "val_loss/fold1")) == 1500
 
 
 def test_a_metric_without_unit_is_a_bug(uri: str) -> None:
