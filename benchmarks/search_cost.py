@@ -172,7 +172,7 @@ def train(knobs: Knobs, seed: int, root: str, accelerator: str) -> dict[str, Any
     config = {**configured(config, knobs), "seed": 10 * seed}
     started = time.perf_counter()
     folds = [train_fold(config, datamodule, fold, number) for number, fold in enumerate(datamodule.folds)]
-    curve = [value for fold in folds for name, value, _ in fold.curves if name.startswith("val_accuracy/")]
+    curve = [value for fold in folds for name, value, _ in fold.curves if name.startswith("val_accuracy.")]
     return {
         **dict(zip(AXES, knobs, strict=True)),
         "seed": seed,

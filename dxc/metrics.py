@@ -363,16 +363,16 @@ def undeclared(name: str, *, maximise: bool) -> Metric:
 
 
 def is_of_one_fold(name: str) -> bool:
-    """Whether runs have this name for a curve of one fold, such as `val_accuracy/fold1`, and not for a metric.
+    """Whether runs have this name for a curve of one fold, such as `val_accuracy.fold1`, and not for a metric.
 
-    The curve's name comes first, so that MLflow, which sorts by name, shows metrics before folds.
+    MLflow sorts charts by name, and puts those with a slash in their name first: so folds come after the metrics.
     """
-    return re.match(r"(train|val)_\w+/", name) is not None
+    return re.match(r"(train|val)_\w+\.", name) is not None
 
 
 def is_fold_accuracy(name: str) -> bool:
-    """Whether runs have this name for the accuracy of one fold after its last epoch: `val_accuracy/fold1`."""
-    return name.startswith("val_accuracy/")
+    """Whether runs have this name for the accuracy of one fold after its last epoch: `val_accuracy.fold1`."""
+    return name.startswith("val_accuracy.")
 
 
 def directions(names: Sequence[str]) -> list[bool]:

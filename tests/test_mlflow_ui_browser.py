@@ -109,7 +109,13 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def _asked(overrides: str, uri: str, out: Path) -> dict[str, Any]:
     """What train.py records such a run under; its configuration goes to the folder `out`."""
-    words = [*overrides.split(), f"study={STUDY}", f"tracking.uri={uri}", "hardware=cpu"]
+    words = [
+        *overrides.split(),
+        f"source.chips={CHIPS}",
+        f"study={STUDY}",
+        f"tracking.uri={uri}",
+        "hardware=cpu",
+    ]
     with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
         plan = Plan.of(compose("train", overrides=words))
     out.mkdir()
@@ -138,7 +144,7 @@ def _found(run: Sink, made: Made, out: Path) -> None:
         for name, end, growth in (
             ("val_accuracy", made.accuracy / 1.01**5, 1.01),
             ("val_loss", 0.6, 0.7),
-            *((f"val_accuracy/{fold}", each / 1.01**5, 1.01) for fold, each in accuracies.items()),
+            *((f"val_accuracy.{fold}", each / 1.01**5, 1.01) for fold, each in accuracies.items()),
         )
         for epoch in range(1, 6)
     ]
@@ -215,7 +221,7 @@ def _run_link(tab: Any, name: str) -> Any:
 
 
 def test_the_way_from_the_front_page(visit: Callable[..., Any], server: str, pictures: Path) -> None:
-    """What `make ui` says to do: Model training, the study, Views, designs."""
+    """Model training, the study; then the link of its description, or Views, designs."""
     tab = visit(server, new=True)
     tab.get_by_role("button", name="Close", exact=True).click()  # the assistant, on the first visit
     tab.get_by_text("Model training", exact=True).click()
@@ -223,6 +229,11 @@ def test_the_way_from_the_front_page(visit: Callable[..., Any], server: str, pic
     for name in (*TRAINED, STUDY, f"analysis of {STUDY}"):
         _run_link(tab, name).wait_for()
     assert tab.get_by_text(f"python analyze.py study={STUDY} tag=true").is_visible()
+    with tab.context.expect_page() as opened:
+        tab.get_by_role("link", name="Designs side by side").click()
+    _run_link(opened.value, next(iter(SEARCHED))).wait_for()
+    opened.value.wait_for_timeout(500)
+    assert set(_table(opened.value)) == set(MADE)
     tab.screenshot(path=pictures / "mlflow_study.png")
     tab.get_by_role("button", name="Views").click()
     tab.get_by_text(VIEW, exact=True).click()
@@ -258,6 +269,19 @@ def test_designs_and_their_front(visit: Callable[..., Any], address: str, pictur
     tab.wait_for_timeout(500)
     tab.screenshot(path=pictures / "mlflow_front.png")
     assert set(_table(tab)) == {name for name, made in MADE.items() if made.rank == 1}
+
+
+def test_charts_begin_with_accuracy_against_costs(
+    visit: Callable[..., Any], address: str, pictures: Path
+) -> None:
+    tab = visit(f"{address}&compareRunsMode=CHART")
+    tab.get_by_text("latency_ms vs. accuracy", exact=True).wait_for()
+    tab.locator(".js-plotly-plot .trace").first.wait_for()
+    tab.wait_for_timeout(500)
+    tab.screenshot(path=pictures / "mlflow_charts.png")
+    titles = ("latency_ms vs. accuracy", "onnx_mb vs. accuracy", "Model metrics (15)")
+    places = [_edges(tab.get_by_text(title, exact=True))[0] for title in titles]
+    assert places[0] == places[1] < places[2]
 
 
 def test_one_run(visit: Callable[..., Any], address: str, pictures: Path) -> None:

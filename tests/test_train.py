@@ -95,7 +95,7 @@ def test_two_equal_runs(make_chips: ChipMaker, tmp_path: Path) -> None:
     expected |= {"fold_score", "fit_seconds", "images_per_second"}
     logged = {name for name in first.data.metrics if name in METRICS}
     assert logged == expected
-    curves = {"train_loss", "val_loss", "val_accuracy", *(f"val_accuracy/fold{k}" for k in (1, 2, 3))}
+    curves = {"train_loss", "val_loss", "val_accuracy", *(f"val_accuracy.fold{k}" for k in (1, 2, 3))}
     assert set(first.data.metrics) - logged == curves
     assert first.data.metrics["val_accuracy"] == pytest.approx(first.data.metrics["accuracy"])
     assert not UNRECORDED & {*first.data.params, *first.data.tags}
@@ -132,7 +132,7 @@ def test_two_equal_runs(make_chips: ChipMaker, tmp_path: Path) -> None:
     every = pd.read_csv(files / "curves.csv")
     ends = every[(every.metric == "val_accuracy") & (every.epoch == 2)].set_index("fold")["value"]
     assert ends.mean() == pytest.approx(first.data.metrics["accuracy"])
-    assert ends["fold2"] == pytest.approx(first.data.metrics["val_accuracy/fold2"])
+    assert ends["fold2"] == pytest.approx(first.data.metrics["val_accuracy.fold2"])
     assert len(every) == 3 * 3 * 2
     predictions = pd.read_parquet(files / "predictions.parquet")
     assert len(predictions) == 36

@@ -351,12 +351,12 @@ def saved_view(analysis: Analysis) -> dict[str, Any]:
     first, best = next(iter(analysis.objectives.items()))
     measured = [name for name, metric in METRICS.items() if metric.in_view and metric.origin == "measured"]
     columns = [
+        DATASET,
         *(f"metrics.{name}" for name in dict.fromkeys([*analysis.objectives, *measured, "fit_seconds"])),
         "tags.dxc.rank",
         "tags.dxc.front",
         "tags.data",
         *(f"params.{knob}" for knob in analysis.knobs if knob != "data"),
-        DATASET,
     ]
     return {"columns": columns, "order_by": f"metrics.{first}", "ascending": not best.maximise}
 

@@ -59,7 +59,7 @@ class Runs:
 
     frame: one row a finished run, oldest first, RangeIndex. Columns: run_id, name, artifact_uri (str), study,
     experiment_id (category of str), start_time, end_time (UTC); every metric under its name (float64; of learning
-    curves only val_accuracy/foldN), every tag but MLflow's own and every param under its key (category of str). Missing
+    curves only val_accuracy.foldN), every tag but MLflow's own and every param under its key (category of str). Missing
     is NaN. Where names collide, these seven win over metrics, metrics over tags, tags over params.
     others: runs that are not in it, by dxc.state, or by MLflow's status in lower case where there is none.
     fetched: rows that were read from the store now; the rest came from the cache.

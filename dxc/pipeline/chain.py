@@ -231,7 +231,7 @@ def _curves(folds: Sequence[TrainedFold], score: str) -> list[Point]:
     """
     values: dict[tuple[str, int], list[float]] = {}
     for name, value, epoch in (point for fold in folds for point in fold.curves):
-        values.setdefault((name.partition("/")[0], epoch), []).append(value)
+        values.setdefault((name.partition(".")[0], epoch), []).append(value)
     means = [
         (name, statistics.fmean(each), epoch)
         for (name, epoch), each in values.items()
@@ -239,7 +239,7 @@ def _curves(folds: Sequence[TrainedFold], score: str) -> list[Point]:
     ]
     if len(folds) == 1:  # the mean is the fold's
         return means
-    own = ("val_accuracy/", f"val_{score}/")
+    own = ("val_accuracy.", f"val_{score}.")
     return means + [point for fold in folds for point in fold.curves if point[0].startswith(own)]
 
 
@@ -257,7 +257,7 @@ def _write_files(bench: Bench, predictions: pd.DataFrame, folds: Sequence[Traine
     out, cache = bench.out, bench.cache
     OmegaConf.save(OmegaConf.create(masked_tree(bench.requested.values())), out / "config.yaml")
     predictions.to_parquet(out / "predictions.parquet", index=False)
-    points = [(*name.split("/", 1)[::-1], epoch, value) for f in folds for name, value, epoch in f.curves]
+    points = [(*name.split(".", 1)[::-1], epoch, value) for f in folds for name, value, epoch in f.curves]
     curves = pd.DataFrame(points, columns=["fold", "metric", "epoch", "value"])
     write_atomically(out / "curves.csv", comma_separated(curves))
     if cache.excluded:

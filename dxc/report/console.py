@@ -60,8 +60,6 @@ def print_result(result: Result) -> None:
     console.print(table)
     folds = ", ".join(f"{name} {score:.4f}" for name, score in result.fold_scores.items())
     heading = f"{title_of(result.score)} by fold:"
-    served = result.tracking_uri.startswith("http")
-    compare = view_address(result.tracking_uri, result.experiment_id) if served else "make ui"
     for line in (
         f"{heading:<17} {folds}",
         f"trained on:       {result.source}",
@@ -71,9 +69,20 @@ def print_result(result: Result) -> None:
         *([f"left out: {result.excluded} files, listed in excluded_chips.csv"] if result.excluded else []),
         f"network:          {os.path.relpath(result.onnx)}",
         f"tracked:          run {result.run_id} of study '{result.study}' in {masked(result.tracking_uri)}",
-        f"compare runs:     {compare}",
+        f"compare runs:     {where_to_compare(result.tracking_uri, result.experiment_id)}",
     ):
         print_line(console, line)
+
+
+def where_to_compare(uri: str, experiment_id: str) -> str:
+    """The address of a study's designs in MLflow's UI, and how to start that where no server runs.
+
+    Args:
+        uri: address of the store.
+        experiment_id: the experiment of the study.
+    """
+    address = view_address(uri, experiment_id)
+    return address if uri.startswith("http") else f"{address} (after make ui)"
 
 
 def print_whole(console: Console, table: Table) -> None:

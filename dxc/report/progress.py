@@ -15,9 +15,8 @@ from rich.text import Text
 
 from dxc.masking import masked
 from dxc.metrics import known_costs, label_of, metric_of, spread_of, title_of
-from dxc.report.console import new_table, origin_lines, print_line, print_whole
+from dxc.report.console import new_table, origin_lines, print_line, print_whole, where_to_compare
 from dxc.text import duration, for_rich
-from dxc.tracking.view import view_address
 
 if TYPE_CHECKING:
     from dxc.search.ledger import Entry
@@ -294,10 +293,7 @@ class Progress:
         listing = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
         self._line(f"trials:   {listing or 'none'} (directories in {os.path.relpath(folder)})")
         self._line(f"tracked:  study '{self._study}' in {masked(store.uri)}")
-        if store.uri.startswith("http"):
-            self._line(f"compare:  {view_address(store.uri, store.experiment_id)}")
-        else:
-            self._line("compare:  make ui")
+        self._line(f"compare:  {where_to_compare(store.uri, store.experiment_id)}")
         if not complete:
             self._line("stopped before its end: the same command goes on from here")
 

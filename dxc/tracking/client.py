@@ -18,7 +18,7 @@ from dxc.config.compose import PROJECT_ROOT
 from dxc.errors import TrackingError
 from dxc.masking import login_of, masked
 from dxc.metrics import Point
-from dxc.tracking.view import VIEW, view_tag
+from dxc.tracking.view import VIEW, view_link, view_tag
 
 # Limits of one MLflow log_batch call.
 MAX_METRICS = 1000
@@ -165,10 +165,14 @@ def _experiment_id(client: Any, study: str, *, artifacts: str | None) -> str:
         location = f"{artifacts}/{study}" if artifacts else None
         tags = {
             "mlflow.experimentKind": "custom_model_development",
-            "mlflow.note.content": f"Designs side by side: Views > {VIEW}. Their Pareto front (dxc.front, dxc.rank): "
-            f"python analyze.py study={study} tag=true",
         }
-        return client.create_experiment(study, artifact_location=location, tags=tags | view_tag())
+        experiment_id = client.create_experiment(study, artifact_location=location, tags=tags | view_tag())
+        note = (
+            f"[Designs side by side]({view_link(experiment_id)}) (Views > {VIEW}). Their Pareto front (dxc.front, "
+            f"dxc.rank): python analyze.py study={study} tag=true"
+        )
+        client.set_experiment_tag(experiment_id, "mlflow.note.content", note)
+        return experiment_id
     except MlflowException:
         found = client.get_experiment_by_name(study)  # another process may have been faster
         if found is None:

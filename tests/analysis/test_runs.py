@@ -106,9 +106,9 @@ def test_values(tracked: Tracked) -> None:
         1,
         metrics={
             "accuracy": 0.75,
-            "val_accuracy/fold1": 0.5,
-            "val_loss/fold1": 3.0,
-            "train_loss/fold12": 1.0,
+            "val_accuracy.fold1": 0.5,
+            "val_loss.fold1": 3.0,
+            "train_loss.fold12": 1.0,
         },
         params={"model.kernel": "3", "model.pool": "None"},
         tags={"dxc.trial": "a" * 12, "model": "resnet18"},
@@ -118,7 +118,7 @@ def test_values(tracked: Tracked) -> None:
     frame = found.frame
     assert list(frame.columns) == [
         *("run_id", "name", "study", "experiment_id", "start_time", "end_time", "artifact_uri"),
-        *("accuracy", "latency_ms", "val_accuracy/fold1"),
+        *("accuracy", "latency_ms", "val_accuracy.fold1"),
         *("dxc.trial", "model"),
         *("model.kernel", "model.pool"),
     ]

@@ -34,7 +34,7 @@ def test_a_whole_grid(searching: Searching, capsys: pytest.CaptureFixture[str]) 
     for run in runs:
         assert run.status == "FINISHED" and run.tags["dxc.state"] == "finished"
         assert run.tags["mlflow.parentRunId"] == parent.run_id
-        assert {"accuracy", "onnx_mb", "macs", "fit_seconds", "val_accuracy/fold1"} <= set(run.metrics)
+        assert {"accuracy", "onnx_mb", "macs", "fit_seconds", "val_accuracy.fold1"} <= set(run.metrics)
         assert {"dxc.design", "dxc.data", "device", "model", "data"} <= set(run.tags)
         names = {each.path for each in client.list_artifacts(run.run_id)}
         assert {"model.onnx", "config.yaml", "predictions.parquet"} <= names
