@@ -87,8 +87,8 @@ bench: setup
 	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) $$script $(ARGS) || exit 1; done
 
 ui: setup
-	@echo "runs: http://127.0.0.1:$(PORT) (Ctrl-C stops it). Once, at its top left, choose Model training:"
-	@echo "      MLflow opens on language models. Then choose a study and, under Views, designs."
+	@echo "MLflow on http://127.0.0.1:$(PORT) (Ctrl-C stops it). The designs of each study:"
+	@$(PY) -m dxc.tracking sqlite:///mlflow.db http://127.0.0.1:$(PORT) || true
 	@MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(PY) -m mlflow ui \
 		--backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT)
 

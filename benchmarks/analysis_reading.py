@@ -40,7 +40,7 @@ from dxc.tracking.store import Store
 STUDY = "benchmark"
 OBJECTIVES = ("accuracy", "latency_ms", "onnx_mb")
 METRICS = [*OBJECTIVES, *(f"metric{number}" for number in range(19))] + [
-    f"fold{fold}/{curve}" for fold in (1, 2, 3) for curve in ("train_loss", "val_loss", "val_accuracy")
+    f"{curve}.fold{fold}" for fold in (1, 2, 3) for curve in ("train_loss", "val_loss", "val_accuracy")
 ]
 PARAMS = [f"group{number % 6}.knob{number}" for number in range(60)]
 TAGS = [f"dxc.tag{number}" for number in range(14)]  # few values

@@ -272,7 +272,9 @@ def train(name: str, knobs: Knobs, seed: int, accelerator: str) -> dict[str, Any
         train_fold(plan, datamodule, fold, number, accelerator)
         for number, fold in enumerate(datamodule.folds)
     ]
-    curve = [value for fold in folds for key, value, _ in fold.curves if key.endswith(f"val_{space.score}")]
+    curve = [
+        value for fold in folds for key, value, _ in fold.curves if key.startswith(f"val_{space.score}.")
+    ]
     return {
         **dict(zip(space.axes, knobs, strict=True)),
         "seed": seed,

@@ -103,7 +103,7 @@ def run_dxc(tuner: str, trials: int, shared: Path) -> list[float]:
         with opened(cfg, record) as tracked:
             folds = {f"fold{n}": value for n, value in enumerate(accuracies(cfg, cfg.data.folds))}
             epochs = range(1, cfg.trainer.max_epochs + 1)
-            curves = [(f"{fold}/val_accuracy", value, n) for fold, value in folds.items() for n in epochs]
+            curves = [(f"val_accuracy.{fold}", value, n) for fold, value in folds.items() for n in epochs]
             tracked.log({"accuracy": statistics.mean(folds.values())}, curves)
             (out / "note.txt").write_text("nothing was trained\n")
             tracked.log_files(out)
@@ -112,7 +112,7 @@ def run_dxc(tuner: str, trials: int, shared: Path) -> list[float]:
     def train_part(cfg: Any, record: Any, *, folds: int, epochs: int, **_: Any) -> list[float]:
         with opened(cfg, record) as tracked:
             found = accuracies(cfg, folds)
-            tracked.log({}, [("part/accuracy", statistics.mean(found), folds * epochs)])
+            tracked.log({"fold_score": statistics.mean(found)})
         return found
 
     dxc.pipeline.run.run, dxc.pipeline.rung.train_part = run, train_part

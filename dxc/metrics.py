@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 Point = tuple[str, float, int]
@@ -16,6 +17,8 @@ Point = tuple[str, float, int]
 
 STATED = ("predicted", "measured")
 """Origins that a title names: such a value belongs to one machine, and the two kinds are never mixed."""
+ORIGIN_TAGS = {"trained": "dxc.source", "predicted": "dxc.predicted_for", "measured": "dxc.measured_on"}
+"""Tag of a run that names what its values of an origin are of: the chips, or the machine."""
 SYMBOLS = {"1e6 bytes": "MB", "count": ""}
 """Units that axes and headings write in another way."""
 
@@ -308,6 +311,7 @@ METRICS: dict[str, Metric] = {
         format=".0f",
         origin="trained",
         comparable_by={**TRAINED_ON, "dxc.data": JUDGED["dxc.data"]},
+        in_view=True,  # MLflow's own duration counts the time that a trial waits
     ),
     "images_per_second": Metric(
         unit="1/s",
@@ -319,6 +323,28 @@ METRICS: dict[str, Metric] = {
         comparable_by=TRAINED_ON,
     ),
 }
+
+
+def named_origins(
+    tags: Iterable[Mapping[str, str]], objectives: Mapping[str, Metric]
+) -> dict[str, dict[str, int]]:
+    """{origin: {chips or machine: number of runs}} of objectives, the most frequent first; '' where a run does not say.
+
+    Chips are left out where no run names them.
+
+    Args:
+        tags: of each run.
+        objectives: metrics that the runs are compared by.
+    """
+    runs = list(tags)
+    found: dict[str, dict[str, int]] = {}
+    for origin, tag in ORIGIN_TAGS.items():
+        if not any(each.origin == origin for each in objectives.values()):
+            continue
+        counts = Counter(each.get(tag) or "" for each in runs)
+        if origin in STATED or any(counts):
+            found[origin] = dict(counts.most_common())
+    return found
 
 
 def metric_of(name: str) -> Metric:
@@ -345,13 +371,16 @@ def undeclared(name: str, *, maximise: bool) -> Metric:
 
 
 def is_of_one_fold(name: str) -> bool:
-    """Whether runs have this name for a curve of one fold, such as `fold1/val_accuracy`, and not for a metric."""
-    return re.match(r"fold\d+/", name) is not None
+    """Whether runs have this name for a curve of one fold, such as `val_accuracy.fold1`, and not for a metric.
+
+    MLflow sorts charts by name, and puts those with a slash in their name first: so folds come after the metrics.
+    """
+    return re.match(r"(train|val)_\w+\.", name) is not None
 
 
 def is_fold_accuracy(name: str) -> bool:
-    """Whether runs have this name for the accuracy of one fold after its last epoch: `fold1/val_accuracy`."""
-    return is_of_one_fold(name) and name.endswith("/val_accuracy")
+    """Whether runs have this name for the accuracy of one fold after its last epoch: `val_accuracy.fold1`."""
+    return name.startswith("val_accuracy.")
 
 
 def directions(names: Sequence[str]) -> list[bool]:

@@ -98,13 +98,13 @@ def test_spreads() -> None:
 
 
 def test_curves_of_folds_are_no_metrics() -> None:
-    assert is_of_one_fold("fold1/val_accuracy") and is_of_one_fold("fold12/train_loss")
+    assert is_of_one_fold("val_accuracy.fold1") and is_of_one_fold("train_loss.fold12")
     for name in ("fold_score", "folds", "latency_ms/pi4", "val/accuracy"):
         assert not is_of_one_fold(name)
-    assert is_fold_accuracy("fold12/val_accuracy")
-    for name in ("fold1/train_loss", "val_accuracy", "folds/val_accuracy", "fold1/val_accuracy_top5"):
+    assert is_fold_accuracy("val_accuracy.fold12")
+    for name in ("train_loss.fold1", "val_accuracy", "folds/val_accuracy", "val_accuracy_top5.fold1"):
         assert not is_fold_accuracy(name)
-    runs = RUNS.assign(**{"fold1/val_accuracy": 0.5, "fold_score": 0.5, "val/accuracy": 0.5})
+    runs = RUNS.assign(**{"val_accuracy.fold1": 0.5, "fold_score": 0.5, "val/accuracy": 0.5})
     message = (
         r"logged speed; runs that logged one: accuracy \(3\), accuracy_std \(2\), energy_mj \(3\), fold_score"
     )
@@ -271,11 +271,11 @@ def _search_section() -> dict[str, Any]:
 
 def test_it_is_in_the_saved_view(energy: None) -> None:
     assert "metrics.`energy_mj`" in _columns_of(view_tag())
-    assert _columns_of(view_tag())[:2] == ["metrics.`accuracy`", "metrics.`latency_ms`"]
+    assert _columns_of(view_tag())[1:3] == ["metrics.`accuracy`", "metrics.`latency_ms`"]
     accuracy_only: Any = SimpleNamespace(objectives={"accuracy": METRICS["accuracy"]}, knobs=[])
     assert saved_view(accuracy_only)["columns"] == [
-        "metrics.accuracy", "metrics.measured_latency_ms", "metrics.energy_mj",
-        "tags.dxc.rank", "tags.dxc.front", "tags.data",
+        "attributes.Dataset", "metrics.accuracy", "metrics.measured_latency_ms", "metrics.energy_mj",
+        "metrics.fit_seconds", "tags.dxc.rank", "tags.dxc.front", "tags.data",
     ]  # fmt: skip
 
 
@@ -287,7 +287,8 @@ def _columns_of(tag: dict[str, str]) -> list[str]:
 
 def test_the_saved_view_of_a_new_study() -> None:
     assert [column for column in _columns_of(view_tag()) if column.startswith("metrics")] == [
-        "metrics.`accuracy`", "metrics.`latency_ms`", "metrics.`measured_latency_ms`", "metrics.`onnx_mb`"
+        "metrics.`accuracy`", "metrics.`latency_ms`", "metrics.`measured_latency_ms`", "metrics.`onnx_mb`",
+        "metrics.`fit_seconds`",
     ]  # fmt: skip
 
 
@@ -296,8 +297,9 @@ def test_it_is_in_the_terminal(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     result: Any = SimpleNamespace(
-        name="wide", metrics={"energy_mj": 3.25}, score="accuracy", fold_scores={"fold1": 0.5}, predicted_for="",
-        measured_on="", notes=(), excluded=0, onnx=tmp_path, run_id="r", study="s", tracking_uri="sqlite:///x",
+        name="wide", metrics={"energy_mj": 3.25}, score="accuracy", fold_scores={"fold1": 0.5}, source="",
+        predicted_for="", measured_on="", notes=(), excluded=0, onnx=tmp_path, run_id="r", experiment_id="1", study="s",
+        tracking_uri="sqlite:///x",
     )  # fmt: skip
     print_result(result)
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]

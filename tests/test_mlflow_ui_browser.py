@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from dxc.config.compose import PROJECT_ROOT
 from dxc.config.plan import Plan
 from dxc.pipeline.heading import heading
+from dxc.search.ledger import STATUS
 from dxc.tracking.record import Record
 from dxc.tracking.run import Sink, start_run
 from dxc.tracking.store import Store
@@ -86,8 +87,9 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
         store.upload(run_id, record, files=out, tags={"dxc.state": "finished"})
         store.status(run_id, "FINISHED")
     heading = _asked("data=5ch data.batch_size=16 model.kernel=7 model.width=8", uri, folder / STOPPED)
-    stopped = store.create(heading["name"], {**heading["tags"], "dxc.kind": "trial"}, parent=parent)
-    store.status(stopped, "KILLED")
+    state = {"dxc.kind": "trial", "dxc.state": "stopped"}
+    stopped = store.create(heading["name"], {**heading["tags"], **state}, parent=parent)
+    store.status(stopped, STATUS["stopped"])
     store.status(parent, "FINISHED")
 
     done = subprocess.run(
@@ -107,7 +109,13 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def _asked(overrides: str, uri: str, out: Path) -> dict[str, Any]:
     """What train.py records such a run under; its configuration goes to the folder `out`."""
-    words = [*overrides.split(), f"study={STUDY}", f"tracking.uri={uri}", "hardware=cpu"]
+    words = [
+        *overrides.split(),
+        f"source.chips={CHIPS}",
+        f"study={STUDY}",
+        f"tracking.uri={uri}",
+        "hardware=cpu",
+    ]
     with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
         plan = Plan.of(compose("train", overrides=words))
     out.mkdir()
@@ -132,12 +140,16 @@ def _found(run: Sink, made: Made, out: Path) -> None:
     (out / "model.onnx").write_bytes(b"onnx")
     accuracies = pd.Series(right).groupby(predictions["fold"]).mean()
     curves = [
-        (f"{fold}/{name}", end * growth**epoch, epoch)
-        for fold, accuracy in accuracies.items()
-        for name, end, growth in (("val_accuracy", accuracy / 1.01**5, 1.01), ("val_loss", 0.6, 0.7))
+        (name, end * growth**epoch, epoch)
+        for name, end, growth in (
+            ("val_accuracy", made.accuracy / 1.01**5, 1.01),
+            ("val_loss", 0.6, 0.7),
+            *((f"val_accuracy.{fold}", each / 1.01**5, 1.01) for fold, each in accuracies.items()),
+        )
         for epoch in range(1, 6)
     ]
     run.tag({"dxc.data": DATA_HASH, "dxc.measured_on": "this machine"})
+    run.log_dataset("1,000 synthetic chips (seed 0)", DATA_HASH, {"chips": CHIPS, "seed": 0})
     run.log({"accuracy": made.accuracy, "accuracy_std": float(accuracies.std()), "f1": made.accuracy}, curves)
     run.log({"onnx_mb": made.onnx_mb, "params": 1e6 * made.onnx_mb / 4, "fit_seconds": 300})
     run.log({"latency_ms": made.latency_ms, "measured_latency_ms": made.latency_ms * 1.25})
@@ -209,7 +221,7 @@ def _run_link(tab: Any, name: str) -> Any:
 
 
 def test_the_way_from_the_front_page(visit: Callable[..., Any], server: str, pictures: Path) -> None:
-    """What `make ui` says to do: Model training, the study, Views, designs."""
+    """Model training, the study; then the link of its description, or Views, designs."""
     tab = visit(server, new=True)
     tab.get_by_role("button", name="Close", exact=True).click()  # the assistant, on the first visit
     tab.get_by_text("Model training", exact=True).click()
@@ -217,6 +229,11 @@ def test_the_way_from_the_front_page(visit: Callable[..., Any], server: str, pic
     for name in (*TRAINED, STUDY, f"analysis of {STUDY}"):
         _run_link(tab, name).wait_for()
     assert tab.get_by_text(f"python analyze.py study={STUDY} tag=true").is_visible()
+    with tab.context.expect_page() as opened:
+        tab.get_by_role("link", name="Designs side by side").click()
+    _run_link(opened.value, next(iter(SEARCHED))).wait_for()
+    opened.value.wait_for_timeout(500)
+    assert set(_table(opened.value)) == set(MADE)
     tab.screenshot(path=pictures / "mlflow_study.png")
     tab.get_by_role("button", name="Views").click()
     tab.get_by_text(VIEW, exact=True).click()
@@ -252,6 +269,19 @@ def test_designs_and_their_front(visit: Callable[..., Any], address: str, pictur
     tab.wait_for_timeout(500)
     tab.screenshot(path=pictures / "mlflow_front.png")
     assert set(_table(tab)) == {name for name, made in MADE.items() if made.rank == 1}
+
+
+def test_charts_begin_with_accuracy_against_costs(
+    visit: Callable[..., Any], address: str, pictures: Path
+) -> None:
+    tab = visit(f"{address}&compareRunsMode=CHART")
+    tab.get_by_text("latency_ms vs. accuracy", exact=True).wait_for()
+    tab.locator(".js-plotly-plot .trace").first.wait_for()
+    tab.wait_for_timeout(500)
+    tab.screenshot(path=pictures / "mlflow_charts.png")
+    titles = ("latency_ms vs. accuracy", "onnx_mb vs. accuracy", "Model metrics (15)")
+    places = [_edges(tab.get_by_text(title, exact=True))[0] for title in titles]
+    assert places[0] == places[1] < places[2]
 
 
 def test_one_run(visit: Callable[..., Any], address: str, pictures: Path) -> None:

@@ -178,7 +178,7 @@ def test_killed_while_a_network_is_costed(command: Command) -> None:
     (trial,) = command.trials()
     assert trial.tags["dxc.state"] == "finished" and trial.tags.get("dxc.attempts") == "1"
     assert trial.metrics["measured_latency_ms"] > 0
-    folds = [trial.metrics[f"fold{fold}/val_accuracy"] for fold in (1, 2)]
+    folds = [trial.metrics[f"val_accuracy.fold{fold}"] for fold in (1, 2)]
     assert trial.metrics["accuracy"] == pytest.approx(sum(folds) / 2)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ from mlflow.entities import Run
 from rasterio.transform import from_origin
 
 from dxc.config.compose import PROJECT_ROOT
+from dxc.config.identity import UNRECORDED
 from dxc.config.plan import Plan
 from dxc.deploy.predictor import Predictor
 from dxc.errors import DxcError
@@ -102,8 +104,15 @@ def test_two_equal_runs(make_chips: ChipMaker, tmp_path: Path) -> None:
     expected |= {"fold_score", "fit_seconds", "images_per_second"}
     logged = {name for name in first.data.metrics if name in METRICS}
     assert logged == expected
-    curves = {f"fold{k}/{m}" for k in (1, 2, 3) for m in ("train_loss", "val_loss", "val_accuracy")}
+    curves = {"train_loss", "val_loss", "val_accuracy", *(f"val_accuracy.fold{k}" for k in (1, 2, 3))}
     assert set(first.data.metrics) - logged == curves
+    assert first.data.metrics["val_accuracy"] == pytest.approx(first.data.metrics["accuracy"])
+    assert not UNRECORDED & {*first.data.params, *first.data.tags}
+    ((dataset, _),) = [(each.dataset, each.tags) for each in first.inputs.dataset_inputs]
+    source = f"chips of {root.name}"
+    assert (dataset.name, dataset.digest) == (source, first.data.tags["dxc.data"])
+    assert json.loads(dataset.source)["root"] == str(root)
+    assert f"trained on:       {source}\n" in done.stdout
     assert first.data.params["model.width"] == "4"
     assert first.data.params["data.channels"] == "['dem', 'red', 'green', 'blue', 'nir', 'ndwi', 'ndvi']"
     assert client.get_experiment(first.info.experiment_id).name == "first"
@@ -119,7 +128,7 @@ def test_two_equal_runs(make_chips: ChipMaker, tmp_path: Path) -> None:
         "mlflow.source.git.commit",
     ):
         assert tags.get(tag), tag
-    assert tags["dxc.study"] == "first"
+    assert (tags["dxc.study"], tags["dxc.state"], tags["dxc.source"]) == ("first", "finished", source)
     for tag in ("dxc.trial", "dxc.design", "dxc.base", "dxc.stages", "dxc.data"):
         assert tags[tag] == second.data.tags[tag]
 
@@ -129,6 +138,11 @@ def test_two_equal_runs(make_chips: ChipMaker, tmp_path: Path) -> None:
 
     files = Path(client.download_artifacts(first.info.run_id, ""))
     assert {path.name for path in files.iterdir()} >= {"config.yaml", "model.onnx", "predictions.parquet"}
+    every = pd.read_csv(files / "curves.csv")
+    ends = every[(every.metric == "val_accuracy") & (every.epoch == 2)].set_index("fold")["value"]
+    assert ends.mean() == pytest.approx(first.data.metrics["accuracy"])
+    assert ends["fold2"] == pytest.approx(first.data.metrics["val_accuracy.fold2"])
+    assert len(every) == 3 * 3 * 2
     predictions = pd.read_parquet(files / "predictions.parquet")
     assert len(predictions) == 36
     assert list(predictions.columns) == ["region", "name", "label", "fold", "probability"]
@@ -316,6 +330,9 @@ def test_mistakes_get_one_message(
     root = make_chips(per_class=6)
     with pytest.raises(DxcError, match=re.escape(says)):
         _train_here(root, tmp_path, *overrides)
+    # what only reading all chips, or training, can tell is recorded in a run; nothing else opens one
+    late = ("class F has 6 chips", "the training loss is nan")
+    assert len(_runs(tmp_path)[1]) == says.startswith(late)
 
 
 def test_a_mistake_on_the_command_line(make_chips: ChipMaker, tmp_path: Path) -> None:

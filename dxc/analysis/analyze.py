@@ -24,18 +24,17 @@ from dxc.analysis.runs import read_runs
 from dxc.config.names import flatten
 from dxc.errors import AnalysisError, TrackingError
 from dxc.evaluation.bootstrap import Comparison, Outcomes, accuracy_draws, compare, probability_non_dominated
-from dxc.metrics import METRICS, Metric
+from dxc.metrics import METRICS, ORIGIN_TAGS, Metric, named_origins
 from dxc.pareto import dominators, hypervolume, non_dominated, ranks, reference_point
 from dxc.tracking.places import OutsideError
 from dxc.tracking.reader import Reader, study_names
 from dxc.tracking.run import start_run
 from dxc.tracking.store import Store
+from dxc.tracking.view import DATASET
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MACHINE_TAGS = {"predicted": "dxc.predicted_for", "measured": "dxc.measured_on"}
-"""Tag that names the machine of a metric, by the origin of the metric."""
 RANKED = 20_000  # designs; larger sets get no ranks beyond the first, which take O(n^2)
 
 
@@ -64,7 +63,7 @@ class Analysis:
     front_profile: FrontProfile | None
     notes: Sequence[str]
     machines: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """{origin: {machine: number of runs}} of objectives that are predicted or measured; '' where no run says."""
+    """{origin: {machine or chips: number of runs}} of objectives; see dxc.metrics.named_origins."""
     network: NetworkFile = field(default_factory=NetworkFile)
     """The exported file of the chosen design."""
     whole: bool = False
@@ -230,13 +229,11 @@ def _tracked(asked: Questions) -> tuple[pd.DataFrame, pd.DataFrame | None, str, 
 
 
 def machines_of(runs: pd.DataFrame, objectives: Mapping[str, Metric]) -> dict[str, dict[str, int]]:
-    """Analysis.machines of these runs: the machines of most runs first."""
-    found: dict[str, dict[str, int]] = {}
-    for origin, tag in MACHINE_TAGS.items():
-        if any(each.origin == origin for each in objectives.values()):
-            named = runs[tag].astype("object").fillna("") if tag in runs else runs["run_id"].map(lambda _: "")
-            found[origin] = {str(name): int(count) for name, count in named.value_counts().items()}
-    return found
+    """Analysis.machines of these runs."""
+    columns = [tag for tag in ORIGIN_TAGS.values() if tag in runs]
+    said = runs[columns].astype("object").fillna("").map(str)
+    tags = said.to_dict("records") if columns else [{}] * len(runs)
+    return named_origins(tags, objectives)
 
 
 def _remarks(frame: pd.DataFrame, found: Designs, objectives: Mapping[str, Metric]) -> list[str]:
@@ -331,7 +328,8 @@ def saved_view(analysis: Analysis) -> dict[str, Any]:
     first, best = next(iter(analysis.objectives.items()))
     measured = [name for name, metric in METRICS.items() if metric.in_view and metric.origin == "measured"]
     columns = [
-        *(f"metrics.{name}" for name in dict.fromkeys([*analysis.objectives, *measured])),
+        DATASET,
+        *(f"metrics.{name}" for name in dict.fromkeys([*analysis.objectives, *measured, "fit_seconds"])),
         "tags.dxc.rank",
         "tags.dxc.front",
         "tags.data",

@@ -35,7 +35,7 @@ def outcomes_of(
 ) -> tuple[list[list[Outcomes]], list[str]]:
     """Read the outcomes of each design's repeats.
 
-    Where a run has no predictions, the accuracies of its folds (metrics foldN/val_accuracy) are used. Runs without
+    Where a run has no predictions, the accuracies of its folds (metrics val_accuracy.foldN) are used. Runs without
     either are left out.
 
     Returns:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 PREDICTED_FOR = (
     "cortexA76cpu_tflite21; adreno640gpu_tflite21; adreno630gpu_tflite21; myriadvpu_openvino2019r2"
 )
+CHIPS = "chips of the published study (doi {doi})"
 RESNET = "dxc.models.resnet.ResNet"
 RESNET_KNOBS = ("kernel", "stride", "padding", "pool", "pool_kernel", "pool_stride", "width")
 SPPNET = "dxc.models.sppnet.SppNet"
@@ -67,6 +68,7 @@ def _resnet18() -> PublishedStudy:
             "latency_ms": rows["latency_ms"],
             "latency_std_ms": rows["latency_std_ms"],
             "dxc.predicted_for": PREDICTED_FOR,
+            "dxc.source": CHIPS.format(doi="10.1145/3624062.3624258"),
             "onnx_mb": rows["onnx_mb"],
             "data": rows["channels"].astype(str) + "ch",
             "data.batch_size": rows["batch_size"].astype(str),
@@ -108,6 +110,7 @@ def _sppnet() -> PublishedStudy:
             "measured_latency_ms": rows["sequential_ms"],
             "measured_latency_ms/IOS": rows["ios_ms"],
             "dxc.measured_on": "NVIDIA RTX A5500, batch 1",
+            "dxc.source": CHIPS.format(doi="10.1145/3624062.3624260"),
             "model._target_": SPPNET,
             **{f"model.{key}": rows[key].astype(str) for key in SPPNET_KNOBS},
         }

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # increase it when the content of a cache changes its meaning
+FORMAT = 3  # increase it when the content of a cache changes its meaning
 MAX_ABOUT_BYTES = 100_000_000  # of a cache: ids of deleted runs
 MARGIN_MS = 24 * 3600 * 1000
 """A new run may have ended so long before the newest known one: clocks of hosts differ, and writes arrive late."""
@@ -59,7 +59,7 @@ class Runs:
 
     frame: one row a finished run, oldest first, RangeIndex. Columns: run_id, name, artifact_uri (str), study,
     experiment_id (category of str), start_time, end_time (UTC); every metric under its name (float64; of learning
-    curves only foldN/val_accuracy), every tag but MLflow's own and every param under its key (category of str). Missing
+    curves only val_accuracy.foldN), every tag but MLflow's own and every param under its key (category of str). Missing
     is NaN. Where names collide, these seven win over metrics, metrics over tags, tags over params.
     others: runs that are not in it, by dxc.state, or by MLflow's status in lower case where there is none.
     fetched: rows that were read from the store now; the rest came from the cache.
@@ -193,7 +193,7 @@ def _table(runs: Sequence[StoredRun]) -> pa.Table:
 
     texts = pa.dictionary(pa.int32(), pa.string())
     times = pa.timestamp("ms", "UTC")
-    finished = [run.status == "FINISHED" for run in runs]
+    finished = [run.is_finished for run in runs]
     columns = {
         "run_id": pa.array([run.run_id for run in runs], pa.string()),
         "name": pa.array([run.tags.get("mlflow.runName", "") for run in runs], pa.string()),

@@ -44,6 +44,19 @@ NOT_IDENTITY = {
     },
 }
 """Keys that no number of a run depends on. All others of IDENTITY_GROUPS tell two designs apart."""
+UNRECORDED = frozenset(
+    {
+        # what follows from other keys: channels, task, data.size, hardware
+        "model.in_channels", "boxes", "data.boxes", "source.boxes", "source.size_m", "trainer.accelerator",
+        "hardware.precision",
+        # one class each, and how it is built
+        "data._target_", "trainer._target_", "optimizer._partial_", "scheduler._partial_",
+        # how a command was run
+        "progress", "data.progress", "trainer.progress", "cache_dir", "data.cache_dir", "source.cache_dir", "again",
+        "kept_gb", "preview",
+    }
+)  # fmt: skip
+"""Keys that are no params or tags of a run: they tell no two designs apart. Its config.yaml has them."""
 
 
 def is_identity(key: str) -> bool:
@@ -110,14 +123,13 @@ def params_and_tags(cfg: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     """Split a resolved configuration into MLflow params and tags, both with flat keys.
 
     Params are the keys of the identity. Tags are the other settings: they may differ when a trial is resumed, and
-    MLflow never changes a param. The keys that say where the run is recorded are left out, and
-    preview, which no run has.
+    MLflow never changes a param. The keys that say where the run is recorded are left out, and those of UNRECORDED.
     """
     params: dict[str, Any] = {}
     tags: dict[str, Any] = {}
     for key, value in flatten(cfg).items():
         group, _, name = key.partition(".")
-        if group in ("study", "tracking", "search", "preview"):
+        if group in ("study", "tracking", "search") or key in UNRECORDED:
             continue
         chosen = group in IDENTITY_GROUPS and name not in NOT_IDENTITY.get(group, ())
         (params if chosen else tags)[key] = value

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from dxc.data.cache import ANY_SIZE, ChipCache, Recipe, open_cache
 from dxc.data.folds import Fold, make_folds
+from dxc.data.layout import scan
 from dxc.data.source import Source
 from dxc.errors import ConfigError, require_whole
 from dxc.geo.bands import PHOTO_BANDS
@@ -47,8 +48,17 @@ class FolderSource(Source):
         self.photo_bands = photo_bands
         self.check_georeference = check_georeference
 
+    @property
+    def title(self) -> str:
+        """'chips of FOLDER', with the last part of its path."""
+        return f"chips of {self.root.resolve().name or self.root}"
+
+    def check(self) -> None:
+        """Raise DataError unless the folder is there and holds chips."""
+        scan(self.root)
+
     def prepare(self) -> Path:
-        """The folder itself. Whether it holds chips is checked on reading."""
+        """The folder itself. Whether its chips can be used is checked on reading."""
         return self.root
 
 

@@ -14,5 +14,12 @@ class Source(Protocol):
     photo_bands: Sequence[str]
     check_georeference: bool
 
+    @property
+    def title(self) -> str:
+        """What the chips are, for people: '1,200 synthetic chips (seed 0)', 'chips of FOLDER'."""
+
+    def check(self) -> None:
+        """Look whether there are chips, without reading one. Raises DataError where there are none."""
+
     def prepare(self) -> Path:
         """Make the chips if needed. Returns the folder that holds the regions."""

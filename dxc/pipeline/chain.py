@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dxc.data.cache import ChipCache
     from dxc.data.datamodule import ChipDataModule
     from dxc.deploy.metadata import Metadata
+    from dxc.metrics import Point
     from dxc.tracking.run import Sink
     from dxc.training.task import Task
 
@@ -92,7 +93,7 @@ def train(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
         "fit_seconds": sum(fold.seconds for fold in folds),  # of kept folds too
         "images_per_second": sum(f.trained_images for f in folds) / sum(f.train_seconds for f in folds),
     }
-    bench.tracked.log(metrics, [point for fold in folds for point in fold.curves])
+    bench.tracked.log(metrics, _curves(folds, bench.plan.score))
     bench.tracked.tag({"device": " and ".join(sorted({fold.device for fold in folds}))})
     _write_files(bench, predictions, folds)
     notes = [
@@ -222,6 +223,29 @@ def _metrics(
     return metrics | task.pooled_metrics(predictions, truth)
 
 
+def _curves(folds: Sequence[TrainedFold], score: str) -> list[Point]:
+    """The curves that a run is compared by; curves.csv has all of them.
+
+    These are the mean over folds of each metric of an epoch, and of each fold the accuracy and the score.
+
+    Args:
+        folds: trained.
+        score: the metric that they are judged by.
+    """
+    values: dict[tuple[str, int], list[float]] = {}
+    for name, value, epoch in (point for fold in folds for point in fold.curves):
+        values.setdefault((name.partition(".")[0], epoch), []).append(value)
+    means = [
+        (name, statistics.fmean(each), epoch)
+        for (name, epoch), each in values.items()
+        if len(each) == len(folds)
+    ]
+    if len(folds) == 1:  # the mean is the fold's
+        return means
+    own = ("val_accuracy.", f"val_{score}.")
+    return means + [point for fold in folds for point in fold.curves if point[0].startswith(own)]
+
+
 def _write_files(bench: Bench, predictions: pd.DataFrame, folds: Sequence[TrainedFold]) -> None:
     """The run's files beside its network; those of an attempt that was killed are written anew.
 
@@ -236,6 +260,9 @@ def _write_files(bench: Bench, predictions: pd.DataFrame, folds: Sequence[Traine
     out, cache = bench.out, bench.cache
     OmegaConf.save(OmegaConf.create(masked_tree(bench.requested.values())), out / "config.yaml")
     predictions.to_parquet(out / "predictions.parquet", index=False)
+    points = [(*name.split(".", 1)[::-1], epoch, value) for f in folds for name, value, epoch in f.curves]
+    curves = pd.DataFrame(points, columns=["fold", "metric", "epoch", "value"])
+    write_atomically(out / "curves.csv", comma_separated(curves))
     if cache.excluded:
         listing = pd.DataFrame(cache.excluded, columns=["path", "reason"], dtype=object)
         write_atomically(out / "excluded_chips.csv", comma_separated(listing))

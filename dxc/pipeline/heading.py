@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dxc.config.identity import params_and_tags
 from dxc.config.plan import Plan
 from dxc.errors import ConfigError
 from dxc.training.build import build_task, check_task
+
+if TYPE_CHECKING:
+    from dxc.tracking.run import Sink
 
 
 def heading(plan: Plan, requested: Plan) -> dict[str, Any]:
@@ -35,22 +38,37 @@ def heading(plan: Plan, requested: Plan) -> dict[str, Any]:
             "model": plan.model.name,
             "data": plan.data.name,
             "hardware": plan.hardware.name,
+            "dxc.source": plan.source.build().title,
             "device": device_name(plan.trainer.accelerator),
         },
     }
 
 
+def record_chips(tracked: Sink, plan: Plan, chips: str) -> None:
+    """Record what a run is trained on.
+
+    Args:
+        tracked: the run.
+        plan: as requested.
+        chips: hash of the chips.
+    """
+    tracked.tag({"dxc.data": chips})
+    tracked.log_dataset(plan.source.build().title, chips, plan.source.values())
+
+
 def check(plan: Plan) -> None:
-    """Check what single values cannot tell, before data is read or a run is recorded.
+    """Check what single values cannot tell, and whether there are chips, before they are read or a run is recorded.
 
     Raises:
         ConfigError: values that cannot work together, or that a constructor refuses.
+        DataError: there are no chips where they should be.
         HardwareError: hardware that is not available.
     """
     import torch
 
     from dxc.hardware.predict.packages import check_name
 
+    plan.source.build().check()
     task = build_task(plan)
     check_task(plan, task)
     task.model.check_input_size(plan.data.image_size)  # type: ignore[operator]  # torch: tensor or module

@@ -16,6 +16,8 @@ class Result:
 
     name: str
     metrics: dict[str, float]
+    source: str
+    """What it was trained on: '1,200 synthetic chips (seed 0)', 'chips of FOLDER'."""
     score: str
     """The metric that the configuration is judged by: accuracy, or average_precision of a detector."""
     fold_scores: dict[str, float]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from dxc.config.plan import Plan
 from dxc.masking import masked
 from dxc.pipeline.chain import Bench, chain
-from dxc.pipeline.heading import check, heading
+from dxc.pipeline.heading import check, heading, record_chips
 from dxc.pipeline.kept import kept_folder, remove_least_used
 from dxc.pipeline.result import Result
 from dxc.pipeline.stages import Artifact, identities, tags
@@ -61,7 +61,8 @@ def run(
     ) as tracked:
         cache = read_chips(datamodule)
         stages = chain(Bench(requested, plan, datamodule, cache, tracked, out, since, after_fold))
-        tracked.tag({"dxc.data": cache.data_hash, **tags(stages)})
+        record_chips(tracked, requested, cache.data_hash)
+        tracked.tag(tags(stages))
 
         design = Artifact()
         for stage, identity in zip(stages, identities(stages), strict=True):
@@ -78,6 +79,7 @@ def run(
         onnx=design.onnx,
         excluded=len(cache.excluded),
         notes=tuple(design.notes),
+        source=datamodule.source.title,
         predicted_for=design.tags.get("dxc.predicted_for", ""),
         measured_on=design.tags.get("dxc.measured_on", ""),
         run_id=tracked.run_id,

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from dxc.config.plan import Plan
-from dxc.pipeline.heading import check, heading
+from dxc.pipeline.heading import check, heading, record_chips
 from dxc.pipeline.kept import kept_folder, remove_least_used
 from dxc.pipeline.stages import train_identity
 from dxc.training.build import fit_to_machine, read_chips
@@ -39,7 +39,8 @@ def train_part(
     datamodule = plan.data.build(source=plan.source.build())
     with record.opened(plan.tracking.uri, **heading(plan, requested)) as tracked:
         cache = read_chips(datamodule)
-        tracked.tag({"dxc.data": cache.data_hash, "dxc.base": train_identity(requested, cache.data_hash)})
+        record_chips(tracked, requested, cache.data_hash)
+        tracked.tag({"dxc.base": train_identity(requested, cache.data_hash)})
         trained = trained_folds(
             plan.with_trainer(max_epochs=epochs),
             datamodule,
@@ -49,7 +50,7 @@ def train_part(
             since=(begun or time.time()) if plan.again else 0.0,
         )
         scores = [fold.score for fold in trained]
-        mean = statistics.mean(scores)
-        tracked.log({"fold_score": mean}, [(f"part/{plan.score}", mean, folds * epochs)])
+        seconds = sum(fold.seconds for fold in trained)
+        tracked.log({"fold_score": statistics.mean(scores), "fit_seconds": seconds})
     remove_least_used(plan.cache_dir, plan.kept_gb)
     return scores

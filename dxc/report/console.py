@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dxc.masking import masked
-from dxc.metrics import METRICS, STATED, metric_of, title_of
+from dxc.metrics import METRICS, STATED, Metric, metric_of, title_of
 from dxc.text import for_rich
 from dxc.tracking.view import view_address
 
@@ -60,19 +60,29 @@ def print_result(result: Result) -> None:
     console.print(table)
     folds = ", ".join(f"{name} {score:.4f}" for name, score in result.fold_scores.items())
     heading = f"{title_of(result.score)} by fold:"
-    served = result.tracking_uri.startswith("http")
-    compare = view_address(result.tracking_uri, result.experiment_id) if served else "make ui"
     for line in (
         f"{heading:<17} {folds}",
+        f"trained on:       {result.source}",
         *([f"predicted for:    {result.predicted_for}"] if result.predicted_for else []),
         *([f"measured on:      {result.measured_on}"] if result.measured_on else []),
         *(f"note:             {note}" for note in result.notes),
         *([f"left out: {result.excluded} files, listed in excluded_chips.csv"] if result.excluded else []),
         f"network:          {os.path.relpath(result.onnx)}",
         f"tracked:          run {result.run_id} of study '{result.study}' in {masked(result.tracking_uri)}",
-        f"compare runs:     {compare}",
+        f"compare runs:     {where_to_compare(result.tracking_uri, result.experiment_id)}",
     ):
         print_line(console, line)
+
+
+def where_to_compare(uri: str, experiment_id: str) -> str:
+    """The address of a study's designs in MLflow's UI, and how to start that where no server runs.
+
+    Args:
+        uri: address of the store.
+        experiment_id: the experiment of the study.
+    """
+    address = view_address(uri, experiment_id)
+    return address if uri.startswith("http") else f"{address} (after make ui)"
 
 
 def print_whole(console: Console, table: Table) -> None:
@@ -80,6 +90,39 @@ def print_whole(console: Console, table: Table) -> None:
     # a terminal without escape sequences (TERM=dumb) is 80 wide to rich, unless it is told the height too
     wide = Console(width=1000, height=console.height).measure(table).maximum
     Console(width=max(console.width, wide), height=console.height).print(table)
+
+
+def origin_lines(
+    objectives: Mapping[str, Metric],
+    named: Mapping[str, Mapping[str, int]],
+    *,
+    listed: int = 6,
+    width: int = 300,
+) -> list[str]:
+    """One line per origin: 'trained:   accuracy on 1,200 synthetic chips (seed 0)', 'predicted: latency_ms for NAME'.
+
+    Several names are listed with their numbers of runs.
+
+    Args:
+        objectives: the metrics that are shown.
+        named: see dxc.metrics.named_origins. Names come from a store: long ones are cut.
+        listed: at most so many names of an origin are listed.
+        width: of a name, in characters.
+    """
+    lines = []
+    for origin, counts in named.items():
+        metrics = [name for name, each in objectives.items() if each.origin == origin]
+        what = "chips" if origin == "trained" else "a machine"
+        names = []
+        for name, runs in list(counts.items())[:listed]:
+            said = name if len(name) <= width else f"{name[: width - 1]}…"
+            said = said or f"{what} that no tag names"
+            names.append(said if len(counts) == 1 else f"{said} ({runs} run{'s' * (runs != 1)})")
+        if len(counts) > listed:
+            names.append(f"{len(counts) - listed} others")
+        word = "for" if origin == "predicted" else "on"
+        lines.append(f"{origin + ':':<10} {', '.join(metrics)} {word} {' | '.join(names)}")
+    return lines
 
 
 def print_package(folder: Path) -> None:

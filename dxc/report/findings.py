@@ -11,7 +11,7 @@ from rich.console import Console
 from dxc.files import write_atomically
 from dxc.metrics import title_of
 from dxc.report import figures, tables
-from dxc.report.console import new_table, print_line, print_whole
+from dxc.report.console import new_table, origin_lines, print_line, print_whole
 from dxc.report.page import page
 from dxc.text import for_html, for_rich, for_terminal
 from dxc.tracking.view import UI
@@ -106,25 +106,8 @@ def _lines(label: str, text: str) -> list[str]:
 
 
 def machines_in_words(analysis: Analysis) -> list[str]:
-    """One line per origin: 'predicted: latency for NAME (onnxruntime 1.31.1, 1 thread, Intel Xeon)'.
-
-    Several machines are listed with their numbers of runs.
-    """
-    lines = []
-    for origin, machines in analysis.machines.items():
-        names = [
-            title_of(name).removeprefix(f"{origin} ")
-            for name, each in analysis.objectives.items()
-            if each.origin == origin
-        ]
-        said = {machine or "a machine that no tag names": runs for machine, runs in machines.items()}
-        listing = [
-            machine if len(said) == 1 else f"{machine} ({runs} run{'s' * (runs != 1)})"
-            for machine, runs in said.items()
-        ]
-        word = "for" if origin == "predicted" else "on"
-        lines.append(f"{origin + ':':<10} {', '.join(names)} {word} {' | '.join(listing)}")
-    return lines
+    """What the objectives are of: chips and machines; see dxc.report.console.origin_lines."""
+    return origin_lines(analysis.objectives, analysis.machines)
 
 
 def baseline_table(baseline: Designs, analysis: Analysis) -> pd.DataFrame:

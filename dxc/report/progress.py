@@ -14,12 +14,11 @@ from rich.console import Console
 
 from dxc.masking import masked
 from dxc.metrics import known_costs, label_of, metric_of, spread_of, title_of
-from dxc.report.console import new_table, print_line, print_whole
+from dxc.report.console import new_table, origin_lines, print_line, print_whole, where_to_compare
 from dxc.report.front_plot import FrontPlot, front_plot
 from dxc.report.live import View, can_draw, live
 from dxc.report.progress_page import COMPLETE, RUNNING, STOPPED, ProgressPage, Trained
 from dxc.text import duration, for_rich
-from dxc.tracking.view import view_address
 from dxc.training.epochs import read_epoch
 
 if TYPE_CHECKING:
@@ -109,12 +108,28 @@ class Progress:
         self._plot: FrontPlot | None = None
         self._page = None if page is None else ProgressPage(page, study, objectives, score)
 
-    def begin(self, summary: Mapping[str, int], settings: Settings, notes: Sequence[str]) -> None:
+    def begin(
+        self,
+        summary: Mapping[str, int],
+        settings: Settings,
+        notes: Sequence[str],
+        *,
+        chips: Sequence[str],
+    ) -> None:
+        """Print what is searched, and what the trials are trained on.
+
+        Args:
+            summary: counts of the space.
+            settings: of the search.
+            notes: what else is to be known.
+            chips: sources of chips, for people.
+        """
         infeasible = f", {summary['infeasible']} trials over a limit" if summary["infeasible"] else ""
         self._line(
             f"study '{self._study}': {summary['points']} points, {summary['trials']} distinct trials of "
             f"{summary['networks']} networks{infeasible}; tuner {settings.tuner}"
         )
+        self._line(f"trained on {' | '.join(chips)}")
         for note in notes:
             self._line(f"note: {note}")
         if self._page is not None:
@@ -294,13 +309,25 @@ class Progress:
         front: Sequence[tuple[str, Entry]],
         *,
         objectives: Sequence[str],
+        origins: Mapping[str, Mapping[str, int]],
         counts: Mapping[str, int],
         store: Store,
         complete: bool,
         folder: Path,
         standing: Standing,
     ) -> None:
-        """Print the front, where the results are, and how to continue a stopped search."""
+        """Print the front, what its values are of, where the results are, and how to continue a stopped search.
+
+        Args:
+            front: (name, trial) of its members, best first.
+            objectives: of the front.
+            origins: see dxc.metrics.named_origins.
+            counts: trials by state.
+            store: where they are recorded.
+            complete: whether the search came to its end.
+            folder: of the trials' directories.
+            standing: how far the search is.
+        """
         self._write_page(standing, COMPLETE if complete else STOPPED)
         if front:
             title = f"front of study '{self._study}': no other finished trial is as good in {', '.join(objectives)}"
@@ -319,13 +346,12 @@ class Progress:
                 ]
                 table.add_row(for_rich(text), *cells, for_rich(entry.trial))
             print_whole(self._console, table)
+            for line in origin_lines({name: metric_of(name) for name in objectives}, origins):
+                self._line(line)
         listing = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
         self._line(f"trials:   {listing or 'none'} (directories in {os.path.relpath(folder)})")
         self._line(f"tracked:  study '{self._study}' in {masked(store.uri)}")
-        if store.uri.startswith("http"):
-            self._line(f"compare:  {view_address(store.uri, store.experiment_id)}")
-        else:
-            self._line("compare:  make ui")
+        self._line(f"compare:  {where_to_compare(store.uri, store.experiment_id)}")
         if self._page is not None and self._page.written:
             self._line(f"page:     {os.path.relpath(self._page.path)}")
         if not complete:

@@ -23,6 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dxc.errors import SearchError
+from dxc.metrics import ORIGIN_TAGS
 from dxc.search.states import FAILED, FINISHED, INFEASIBLE, PLANNED, RUNNING, STOPPED, Rung
 from dxc.tracking.patience import StoredRun
 from dxc.tracking.record import Record
@@ -42,9 +43,11 @@ STATUS = {
     RUNNING: "RUNNING",
     FINISHED: "FINISHED",
     FAILED: "FAILED",
-    INFEASIBLE: "KILLED",  # MLflow has no word for a run that never was one
-    STOPPED: "KILLED",
+    INFEASIBLE: "FINISHED",
+    STOPPED: "FINISHED",
 }
+"""MLflow's status by state. MLflow shows FAILED and KILLED in red, and what a search decides is no accident. The tag
+dxc.state tells finished trials from those that were stopped or not begun."""
 
 
 @dataclass
@@ -61,6 +64,8 @@ class Entry:
     reason: str = ""
     seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    """The tags of dxc.metrics.ORIGIN_TAGS that the trial's run has."""
     rungs: dict[Rung, list[float]] = field(default_factory=dict)
 
 
@@ -248,6 +253,7 @@ class Ledger:
         entry.reason = content.get("reason", "")
         entry.seconds = content.get("seconds", 0.0)
         entry.metrics = dict(content["metrics"])
+        entry.origins = _origins(content["tags"])
         entry.rungs = rungs_from(content["tags"].get("dxc.rungs", "[]"))
         return True
 
@@ -324,8 +330,13 @@ def _entry(run: StoredRun) -> Entry:
         reason=tags.get("dxc.reason", ""),
         seconds=float(tags.get("dxc.seconds", 0.0)),
         metrics=dict(run.metrics),
+        origins=_origins(tags),
         rungs=rungs_from(tags.get("dxc.rungs", "[]")),
     )
+
+
+def _origins(tags: Mapping[str, str]) -> dict[str, str]:
+    return {tag: str(tags[tag]) for tag in ORIGIN_TAGS.values() if tag in tags}
 
 
 def rungs_from(text: str) -> dict[Rung, list[float]]:

@@ -37,9 +37,10 @@ TIMED = 4  # networks whose training steps are timed
 @dataclass(frozen=True)
 class Chips:
     """What the trials are trained on. of_section: dxc.data of each data and source section, as _section writes them.
-    folds and images are per trial."""
+    titles: of the sources, for people. folds and images are per trial."""
 
     of_section: Mapping[str, str]
+    titles: Sequence[str]
     folds: int
     train_images: int
     val_images: int
@@ -63,6 +64,7 @@ def _section(plan: Plan) -> str:
 def prepare_chips(catalogue: Catalogue) -> Chips:
     """Read the chips of every data variant once, before trials beside each other would."""
     hashes: dict[str, str] = {}
+    titles: list[str] = []
     sections: dict[str, Plan] = {}
     for point in _data_points(catalogue):
         plan = catalogue.identity(point).plan
@@ -72,10 +74,15 @@ def prepare_chips(catalogue: Catalogue) -> Chips:
             datamodule = plan.data.build(source=plan.source.build())
             datamodule.prepare_data()
             hashes[section] = datamodule.cache.data_hash
+            titles.append(datamodule.source.title)
             folds = datamodule.folds
             bar.update()
     return Chips(
-        hashes, len(folds), sum(len(fold.train) for fold in folds), sum(len(fold.val) for fold in folds)
+        hashes,
+        list(dict.fromkeys(titles)),
+        folds=len(folds),
+        train_images=sum(len(fold.train) for fold in folds),
+        val_images=sum(len(fold.val) for fold in folds),
     )
 
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from dxc.config.identity import canonical, params_and_tags
+from dxc.config.identity import UNRECORDED, canonical, params_and_tags
 from dxc.config.names import describe, flatten
 from dxc.config.plan import Plan
 from dxc.errors import DxcError, SearchError, signals_raise
-from dxc.metrics import directions, known_costs, metric_of
+from dxc.metrics import directions, known_costs, metric_of, named_origins
 from dxc.pareto import non_dominated
 from dxc.pipeline.kept import kept_folder
 from dxc.pipeline.stages import train_identity
@@ -29,7 +29,7 @@ from dxc.report.progress import Progress, Standing, Training
 from dxc.report.progress_page import PAGE, Trained
 from dxc.search.costs import NetworkCosts
 from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_groups, knob_numbers
-from dxc.search.ledger import Entry, Ledger
+from dxc.search.ledger import STATUS, Entry, Ledger
 from dxc.search.settings import Settings
 from dxc.search.space import Catalogue, Compose, Identity, Point, Space, parse_space
 from dxc.search.space_summary import Chips, SpaceSummary, prepare_chips
@@ -100,7 +100,7 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
     unchecked = summary.unchecked_limits(plan.hardware)
     estimated = [line] if (line := summary.estimated()) else []
     notes = [*machines, *costs.notes, *unchecked, *estimated]
-    progress.begin(summary.counts(), settings, notes)
+    progress.begin(summary.counts(), settings, notes, chips=chips.titles)
     summary.require_feasible()
     progress.budget(summary.wanted(), settings.ladder(chips.folds, plan.trainer.max_epochs))
     if settings.dry_run:
@@ -138,11 +138,8 @@ def _fixed(space: Space, base: Mapping[str, Any], settings: Settings, chips: Chi
     fixed = {
         key: value
         for key, value in flatten(canonical(dict(base))).items()
-        if key not in searched and key.split(".")[0] not in groups
+        if key not in searched and key.split(".")[0] not in groups and key not in UNRECORDED
     }
-    fixed = {
-        key: value for key, value in fixed.items() if key != "model.in_channels"
-    }  # follows from the data
     fixed |= {f"space {axis.path}": ",".join(axis.values) for axis in space.axes}
     fixed |= {f"search.{key}": getattr(settings, key) for key in ("tuner", "seed", "early_stop")}
     fixed |= {f"search.limits.{name}": limit for name, limit in settings.limits.items()}
@@ -210,6 +207,7 @@ class Study:
         self.progress.end(
             [(self._name(entry), entry) for entry in self._front().values()],
             objectives=self._objectives(),
+            origins=self._origins(),
             counts={state: self._count(state) for state in (FINISHED, STOPPED, FAILED, INFEASIBLE, PLANNED)},
             store=self.ledger.store,
             complete=status == "FINISHED",
@@ -626,12 +624,17 @@ class Study:
         for entry in self._orphans() if self.settings.tuner == "pareto" else ():
             entry.state, entry.reason = STOPPED, "planned, and not chosen again"
             self.ledger.store.tag(entry.run_id, {"dxc.state": STOPPED, "dxc.reason": entry.reason})
-            self.ledger.store.status(entry.run_id, "KILLED")
+            self.ledger.store.status(entry.run_id, STATUS[STOPPED])
 
     def _objectives(self) -> list[str]:
         """The objectives that finished trials have."""
         finished = [e for e in self.ledger.entries.values() if e.state == FINISHED]
         return [name for name in self.settings.objectives if all(name in e.metrics for e in finished)]
+
+    def _origins(self) -> dict[str, dict[str, int]]:
+        """What the objectives of the finished trials are of; see dxc.metrics.named_origins."""
+        finished = [e.origins for e in self.ledger.entries.values() if e.state == FINISHED]
+        return named_origins(finished, {name: metric_of(name) for name in self._objectives()})
 
     def _front(self) -> dict[str, Entry]:
         """The finished trials that no other dominates, best first in the first objective."""

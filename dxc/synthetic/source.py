@@ -230,6 +230,14 @@ class SyntheticSource(Source):
         self.jobs = jobs or min(len(REGIONS), usable_cores())
 
     @property
+    def title(self) -> str:
+        """'1,200 synthetic chips (seed 0)'."""
+        return f"{self.chips:,} synthetic chips (seed {self.seed})"
+
+    def check(self) -> None:
+        """Do nothing: the chips are made when they are prepared."""
+
+    @property
     def folder(self) -> Path:
         """cache_dir/synthetic-HASH."""
         what: dict[str, Any] = {

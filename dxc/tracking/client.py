@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 import logging
 import math
 import os
@@ -17,12 +18,13 @@ from dxc.config.compose import PROJECT_ROOT
 from dxc.errors import TrackingError
 from dxc.masking import login_of, masked
 from dxc.metrics import Point
-from dxc.tracking.view import VIEW, view_tag
+from dxc.tracking.view import VIEW, view_link, view_tag
 
 # Limits of one MLflow log_batch call.
 MAX_METRICS = 1000
 MAX_PARAMS = 100
 MAX_PARAM_LENGTH = 6000
+MAX_DATASET_NAME = 500
 
 
 PAGE = 1000  # runs read at once
@@ -56,6 +58,36 @@ def log_batch(
     while metrics or entries or marks:
         client.log_batch(run_id, metrics=metrics[:MAX_METRICS], params=entries[:MAX_PARAMS], tags=marks)
         metrics, entries, marks = metrics[MAX_METRICS:], entries[MAX_PARAMS:], []
+
+
+def log_dataset(client: Any, run_id: str, dataset: Mapping[str, str]) -> None:
+    """Log what a run is trained on as its dataset in MLflow. Repeating it changes nothing.
+
+    Args:
+        client: MLflow's client.
+        run_id: the run.
+        dataset: see dataset_of().
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    entity = Dataset(**{key: masked(value) for key, value in dataset.items()})
+    client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
+
+
+def dataset_of(name: str, digest: str, source: Mapping[str, Any]) -> dict[str, str]:
+    """The arguments of an MLflow dataset.
+
+    Args:
+        name: for people.
+        digest: identity of its content.
+        source: where it comes from.
+    """
+    return {
+        "name": name[:MAX_DATASET_NAME],
+        "digest": digest,
+        "source_type": "dxc",
+        "source": json.dumps(source, default=str),
+    }
 
 
 def param_text(value: Any) -> str:
@@ -133,10 +165,14 @@ def _experiment_id(client: Any, study: str, *, artifacts: str | None) -> str:
         location = f"{artifacts}/{study}" if artifacts else None
         tags = {
             "mlflow.experimentKind": "custom_model_development",
-            "mlflow.note.content": f"Designs side by side: Views > {VIEW}. Their Pareto front (dxc.front, dxc.rank): "
-            f"python analyze.py study={study} tag=true",
         }
-        return client.create_experiment(study, artifact_location=location, tags=tags | view_tag())
+        experiment_id = client.create_experiment(study, artifact_location=location, tags=tags | view_tag())
+        note = (
+            f"[Designs side by side]({view_link(experiment_id)}) (Views > {VIEW}). Their Pareto front (dxc.front, "
+            f"dxc.rank): python analyze.py study={study} tag=true"
+        )
+        client.set_experiment_tag(experiment_id, "mlflow.note.content", note)
+        return experiment_id
     except MlflowException:
         found = client.get_experiment_by_name(study)  # another process may have been faster
         if found is None:

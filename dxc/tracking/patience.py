@@ -54,6 +54,11 @@ class StoredRun:
         """Whether it is a trial: neither the parent run of a study nor an analysis."""
         return self.tags.get("dxc.kind") not in ("study", "analysis")
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has all its results. MLflow's status alone does not say so: see dxc.search.ledger.STATUS."""
+        return self.status == "FINISHED" and self.tags.get("dxc.state", "finished") == "finished"
+
 
 T = TypeVar("T")
 

@@ -90,7 +90,7 @@ class Reader(Patient):
         lines = []
         for each in list(dict.fromkeys([*close, *reversed(studies)]))[:listed]:
             runs = list(self._search(studies[each].experiment_id, "status = 'FINISHED'", limit=counted))
-            finished = sum(run.is_trial for run in runs)
+            finished = sum(run.is_trial and run.is_finished for run in runs)
             or_more = " or more" if len(runs) == counted else ""
             lines.append(f"  {each}: {finished}{or_more} finished")
         if len(studies) > listed:

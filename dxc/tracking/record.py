@@ -14,7 +14,7 @@ from dxc.errors import signals_raise
 from dxc.files import write_atomically
 from dxc.masking import masked_tree
 from dxc.metrics import Point, metric_of
-from dxc.tracking.client import param_text
+from dxc.tracking.client import dataset_of, param_text
 from dxc.untrusted import load_json
 
 MAX_RECORD_BYTES = 64_000_000  # of record.json: curves of many folds and epochs
@@ -25,7 +25,7 @@ class Record:
 
     Args:
         folder: folder of the trial. An existing record in it is continued.
-        content: name, params, tags, metrics, curves, time_ms, and what its owner adds (dxc.search.trial).
+        content: name, params, tags, metrics, curves, dataset, time_ms, and what its owner adds (dxc.search.trial).
     """
 
     stored = False  # the files stay where they are until they are uploaded
@@ -61,6 +61,10 @@ class Record:
 
     def tag(self, tags: Mapping[str, str]) -> None:
         self.write(tags=self.content["tags"] | {key: str(value) for key, value in tags.items()})
+
+    def log_dataset(self, name: str, digest: str, source: Mapping[str, Any]) -> None:
+        """See dxc.tracking.run.Run.log_dataset."""
+        self.write(dataset=dataset_of(name, digest, source))
 
     def log_files(self, folder: Path, under: str | None = None) -> None:
         """Does nothing: the upload takes the whole folder."""

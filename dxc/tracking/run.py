@@ -1,6 +1,7 @@
 """An MLflow run that is written while it is computed.
 
-An exception ends it as FAILED, and a signal as KILLED. The traceback becomes an artifact. What was logged before stays.
+An exception ends it as FAILED, and a signal as KILLED; the tag dxc.state says it in small letters. The traceback
+becomes an artifact. What was logged before stays.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 from dxc.errors import TrackingError, signals_raise
 from dxc.masking import masked
 from dxc.metrics import Point, metric_of
-from dxc.tracking.client import log_batch, open_store, standard_tags
+from dxc.tracking.client import dataset_of, log_batch, log_dataset, open_store, standard_tags
 from dxc.tracking.patience import full_disk_said
 from dxc.tracking.places import OutsideError, Places
 from dxc.tracking.schema import store_message
@@ -32,6 +33,8 @@ class Sink(Protocol):
     def log(self, metrics: Mapping[str, float], curves: Sequence[Point] = ()) -> None: ...
 
     def tag(self, tags: Mapping[str, str]) -> None: ...
+
+    def log_dataset(self, name: str, digest: str, source: Mapping[str, Any]) -> None: ...
 
     def log_files(self, folder: Path, under: str | None = None) -> None: ...
 
@@ -70,6 +73,17 @@ class Run:
         """Set tags in one call."""
         if self._client is not None:
             log_batch(self._client, self.run_id, tags=tags)
+
+    def log_dataset(self, name: str, digest: str, source: Mapping[str, Any]) -> None:
+        """Log what the run is trained on.
+
+        Args:
+            name: of the chips, for people.
+            digest: identity of their content, as in the tag dxc.data.
+            source: the section of the configuration that they come from.
+        """
+        if self._client is not None:
+            log_dataset(self._client, self.run_id, dataset_of(name, digest, source))
 
     def log_files(self, folder: Path, under: str | None = None) -> None:
         """Log all files of a folder as artifacts with their relative paths.
@@ -135,8 +149,13 @@ def start_run(
             if not isinstance(error, OutsideError):
                 client.log_text(run_id, masked(text, uri), "traceback.txt")
         with contextlib.suppress(MlflowException, OSError):  # the run ends even if its files cannot be kept
-            client.set_terminated(run_id, status)
+            _end(client, run_id, status)
         if isinstance(error, MlflowException):  # its message repeats the address
             raise TrackingError(store_message(uri, error)) from error
         raise
-    client.set_terminated(run_id, "FINISHED")
+    _end(client, run_id, "FINISHED")
+
+
+def _end(client: Any, run_id: str, status: str) -> None:
+    client.set_tag(run_id, "dxc.state", status.lower())
+    client.set_terminated(run_id, status)

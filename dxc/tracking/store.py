@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dxc.masking import masked
-from dxc.tracking.client import log_batch, open_store, param_text, standard_tags
+from dxc.tracking.client import log_batch, log_dataset, open_store, param_text, standard_tags
 from dxc.tracking.patience import Patient, StoredRun, stored_run
 from dxc.tracking.places import Places
 from dxc.tracking.record import Record
@@ -130,5 +130,7 @@ class Store(Patient):
                 tags={"mlflow.runName": content.get("name", ""), **content["tags"], **tags, **now},
                 time_ms=content.get("time_ms"),
             )
+            if dataset := content.get("dataset"):
+                log_dataset(self._client, run_id, dataset)
 
         self._patiently(write)

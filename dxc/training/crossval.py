@@ -214,7 +214,7 @@ def train_fold(
         score=float(score),
         model=task.model.cpu(),
         predictions=task.predictions,
-        curves=[(f"{fold.name}/{name}", value, epoch) for name, value, epoch in trainer.history],
+        curves=[(f"{name}.{fold.name}", value, epoch) for name, value, epoch in trainer.history],
         seconds=time.perf_counter() - started,
         train_seconds=trainer.train_seconds,
         trained_images=trainer.trained_images,

@@ -20,8 +20,8 @@ RUNS = pd.DataFrame(
         "artifact_uri": "",
         "dxc.data": ["a", "a", "b"],
         "data.split": "kfold",
-        "fold1/val_accuracy": [0.8, 0.9, 0.7],
-        "fold2/val_accuracy": [0.9, 0.9, 0.8],
+        "val_accuracy.fold1": [0.8, 0.9, 0.7],
+        "val_accuracy.fold2": [0.9, 0.9, 0.8],
     }
 )
 DESIGNS = pd.DataFrame({"runs": [[run_id] for run_id in IDS]})

@@ -106,9 +106,9 @@ def test_values(tracked: Tracked) -> None:
         1,
         metrics={
             "accuracy": 0.75,
-            "fold1/val_accuracy": 0.5,
-            "fold1/val_loss": 3.0,
-            "fold12/train_loss": 1.0,
+            "val_accuracy.fold1": 0.5,
+            "val_loss.fold1": 3.0,
+            "train_loss.fold12": 1.0,
         },
         params={"model.kernel": "3", "model.pool": "None"},
         tags={"dxc.trial": "a" * 12, "model": "resnet18"},
@@ -118,7 +118,7 @@ def test_values(tracked: Tracked) -> None:
     frame = found.frame
     assert list(frame.columns) == [
         *("run_id", "name", "study", "experiment_id", "start_time", "end_time", "artifact_uri"),
-        *("accuracy", "fold1/val_accuracy", "latency_ms"),
+        *("accuracy", "latency_ms", "val_accuracy.fold1"),
         *("dxc.trial", "model"),
         *("model.kernel", "model.pool"),
     ]
@@ -199,9 +199,9 @@ def test_runs_that_are_not_finished_are_counted(tracked: Tracked) -> None:
     for status, tags in (
         ("FAILED", {}),
         ("KILLED", {}),
-        ("KILLED", {"dxc.state": "infeasible"}),
-        ("KILLED", {"dxc.state": "infeasible"}),
-        ("KILLED", {"dxc.state": "stopped"}),
+        ("FINISHED", {"dxc.state": "infeasible"}),
+        ("FINISHED", {"dxc.state": "infeasible"}),
+        ("FINISHED", {"dxc.state": "stopped"}),
         ("RUNNING", {}),
         ("SCHEDULED", {"dxc.state": "planned"}),
     ):
@@ -262,15 +262,16 @@ def test_a_clock_in_the_future_hides_nothing(tracked: Tracked) -> None:
 
 
 def test_a_stopped_run_that_goes_on(tracked: Tracked) -> None:
-    run_id = tracked.run(1, status="KILLED", tags={"dxc.state": "stopped"})
+    run_id = tracked.run(1, tags={"dxc.state": "stopped"})
     tracked.run(1.5)
     assert tracked.read().others == {"stopped": 1}
     tracked.client.update_run(run_id, "RUNNING")
     tracked.client.set_tag(run_id, "dxc.state", "running")
     assert tracked.read().others == {"running": 1}
     tracked.client.set_tag(run_id, "dxc.state", "stopped")
-    tracked.end(run_id, 1.6, "KILLED")
+    tracked.end(run_id, 1.6)
     assert tracked.read().others == {"stopped": 1}
+    tracked.client.set_tag(run_id, "dxc.state", "finished")
     tracked.end(run_id, 1.7)  # it went on and finished between two looks
     found = tracked.read()
     assert (found.others, found.fetched) == ({}, 1)

@@ -184,6 +184,7 @@ def test_a_result_a_package_and_a_comparison(
         Result(
             name=EVIL,
             metrics={"accuracy": 0.5, "latency_ms": 1.0, f"latency_ms/{EVIL}": 1.0, "latency_ms/b": 1.0},
+            source=EVIL,
             score="accuracy",
             fold_scores={EVIL: 0.5},
             predictions=pd.DataFrame(),
@@ -199,7 +200,7 @@ def test_a_result_a_package_and_a_comparison(
         )
     )
     printed = capsys.readouterr().out
-    assert printed.count(SHOWN) == 8 and not FORBIDDEN.search(printed)
+    assert printed.count(SHOWN) == 9 and not FORBIDDEN.search(printed)
     assert f"note:             not measured: {SHOWN}\nin two lines\n" in printed
 
     errors = {"n": 3, "within_5_percent": 0.5, "within_10_percent": 0.9, "mape": 0.05}
@@ -233,6 +234,7 @@ def test_a_search(capsys: pytest.CaptureFixture[str], tmp_path: Path, store_file
     progress.end(
         [(EVIL, entry)],
         objectives=["accuracy", "latency_ms"],
+        origins={"trained": {EVIL: 1}, "predicted": {EVIL: 1, "x" * 400: 2}},
         counts={"finished": 1},
         store=store,
         complete=True,
@@ -240,5 +242,6 @@ def test_a_search(capsys: pytest.CaptureFixture[str], tmp_path: Path, store_file
         standing=Standing(1, 0, 0, 1, 1, False),
     )
     printed = capsys.readouterr().out
-    assert printed.count(SHOWN) == 5 and not FORBIDDEN.search(printed)
+    assert f"\npredicted: latency_ms for {SHOWN} (1 run) | {'x' * 299}… (2 runs)\n" in printed
+    assert printed.count(SHOWN) == 7 and not FORBIDDEN.search(printed)
     assert "predicted latency (ms)" in printed

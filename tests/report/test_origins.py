@@ -66,7 +66,13 @@ def test_machines_are_counted_over_runs() -> None:
         dtype="category",
     )
     assert machines_of(runs, BOTH) == {"predicted": {"y": 2, "x": 1, "": 1}, "measured": {"pi": 4}}
-    assert machines_of(runs, {"accuracy": METRICS["accuracy"]}) == {}
+    accuracy = {"accuracy": METRICS["accuracy"]}
+    assert machines_of(runs, accuracy) == {}
+    chips = runs.assign(**{"dxc.source": ["8 synthetic chips (seed 0)", None, None, "chips of NE"]})
+    assert machines_of(chips, accuracy) == {
+        "trained": {"": 2, "8 synthetic chips (seed 0)": 1, "chips of NE": 1}
+    }
+    assert machines_of(chips, {"latency_ms": METRICS["latency_ms"]}) == {"predicted": {"y": 2, "x": 1, "": 1}}
     bare = runs[["run_id"]]
     assert machines_of(bare, {"latency_ms": METRICS["latency_ms"]}) == {"predicted": {"": 4}}
 
@@ -80,14 +86,22 @@ def test_where_runs_differ_each_machine_is_named(store_file: Path) -> None:
     runs = client.search_runs([client.get_experiment_by_name("few").experiment_id])
     for run, machine in zip(runs, ["x", "x", "y"], strict=True):
         client.set_tag(run.info.run_id, "dxc.predicted_for", machine)
+        client.set_tag(run.info.run_id, "dxc.source", "8 synthetic chips (seed 0)")
     analysis, folder = _analyze(uri)
     line = "predicted: latency for x (2 runs) | y (1 run)"
     assert line in (folder / "answer.txt").read_text().splitlines()
-    assert (folder / "front.md").read_text().endswith(f"\n\n{line}\n".replace("|", "\\|"))
-    assert (folder / "front.tex").read_text().startswith(f"% {line}\n")
+    chips = "trained:   accuracy on 8 synthetic chips (seed 0)"
+    assert chips in (folder / "answer.txt").read_text().splitlines()
+    note = f"trained: accuracy on 8 synthetic chips (seed 0). {line}"
+    assert (folder / "front.md").read_text().endswith(f"\n\n{note}\n".replace("|", "\\|"))
+    assert (folder / "front.tex").read_text().startswith(f"% {note}\n")
+    assert "on 8 synthetic chips (seed 0). predicted: latency_ms for x" in (folder / "index.html").read_text()
     assert (folder / "front.csv").read_text().count(
         "predicted"
     ) == 1  # the heading: a table of values stays one
+    many = replace(analysis, machines={"trained": {f"chips of {name}": 1 for name in "abcdefgh"}})
+    (said,) = machines_in_words(many)
+    assert said.startswith("trained:   accuracy on chips of a (1 run) | ") and said.endswith(" | 2 others")
     several = replace(analysis, objectives=BOTH, machines={"predicted": {"": 3}, "measured": {"pi": 3}})
     assert machines_in_words(several) == [
         "predicted: latency for a machine that no tag names",

@@ -69,7 +69,7 @@ def test_another_search_sees_what_was_planned(ledger_of: Callable[[], Ledger]) -
         assert infeasible.metrics == {"onnx_mb": 44.0}
         assert {run.tags["dxc.trial"]: run.status for run in two.store.runs(dxc__kind="trial")} == {
             FIRST: "SCHEDULED",
-            SECOND: "KILLED",
+            SECOND: "FINISHED",
         }
         # while the first is alive the trial is its own
         assert two.elsewhere(planned) and not one.elsewhere(one.entries[FIRST])
@@ -118,7 +118,7 @@ def test_a_trial_that_is_at_work_is_elsewhere(ledger_of: Callable[[], Ledger]) -
 
 
 @pytest.mark.parametrize(
-    ("state", "status"), [(FINISHED, "FINISHED"), (FAILED, "FAILED"), (STOPPED, "KILLED")]
+    ("state", "status"), [(FINISHED, "FINISHED"), (FAILED, "FAILED"), (STOPPED, "FINISHED")]
 )
 def test_what_a_trial_left_is_taken_over_and_uploaded(
     state: str, status: str, ledger_of: Callable[[], Ledger]

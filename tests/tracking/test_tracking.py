@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -17,13 +18,15 @@ from mlflow.exceptions import MlflowException
 
 from dxc.errors import Stopped, TrackingError
 from dxc.masking import masked
+from dxc.tracking.__main__ import links
 from dxc.tracking.client import new_client
 from dxc.tracking.places import OutsideError, Places
 from dxc.tracking.reader import Reader
+from dxc.tracking.record import Record
 from dxc.tracking.run import start_run
 from dxc.tracking.schema import version_message
 from dxc.tracking.store import Store
-from dxc.tracking.view import view_address
+from dxc.tracking.view import view_address, view_link, view_tag
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def test_everything_is_there(uri: str, tmp_path: Path) -> None:
     with _start(uri, tags={"dxc.trial": "0123456789ab"}) as run:
         run.log(
             {"accuracy": 0.9, "latency_ms": float("nan")},
-            [("fold1/val_loss", 0.5, 1), ("fold1/val_loss", 0.4, 2)],
+            [("val_loss.fold1", 0.5, 1), ("val_loss.fold1", 0.4, 2)],
         )
         run.tag({"dxc.data": "d"})
         run.log_files(tmp_path / "out")
@@ -56,8 +59,8 @@ def test_everything_is_there(uri: str, tmp_path: Path) -> None:
     assert stored.info.status == "FINISHED"
     assert stored.info.run_name == "a run"
     assert stored.data.params == {"model.kernel": "3"}
-    assert stored.data.metrics == {"accuracy": 0.9, "fold1/val_loss": 0.4}  # a missing value is missing
-    assert [(m.step, m.value) for m in client.get_metric_history(run.run_id, "fold1/val_loss")] == [
+    assert stored.data.metrics == {"accuracy": 0.9, "val_loss.fold1": 0.4}  # a missing value is missing
+    assert [(m.step, m.value) for m in client.get_metric_history(run.run_id, "val_loss.fold1")] == [
         (1, 0.5),
         (2, 0.4),
     ]
@@ -76,11 +79,11 @@ def test_few_calls(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     params = {f"p{i}": i for i in range(150)}
     with _start(uri, params=params) as run:
-        run.log({"accuracy": 1.0}, [("fold1/val_loss", i / 10, i) for i in range(1500)])
+        run.log({"accuracy": 1.0}, [("val_loss.fold1", i / 10, i) for i in range(1500)])
     assert len(calls) == 4  # 100 + 50 params, 1000 + 501 values
     client = MlflowClient(uri)
     assert len(client.get_run(run.run_id).data.params) == 150
-    assert len(client.get_metric_history(run.run_id, "fold1/val_loss")) == 1500
+    assert len(client.get_metric_history(run.run_id, "val_loss.fold1")) == 1500
 
 
 def test_a_metric_without_unit_is_a_bug(uri: str) -> None:
@@ -204,6 +207,70 @@ def test_a_study_has_a_view_of_its_designs(store_file: Path) -> None:
     assert state["selectedColumns"] == ["metrics.`accuracy`", "tags.`dxc.rank`"]
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`accuracy`", False)
     assert view_address("https://host/mlflow/", "7").startswith("https://host/mlflow/#/experiments/7/runs")
+
+
+def test_charts_of_a_view() -> None:
+    columns = [
+        "attributes.Dataset",
+        *(f"metrics.{name}" for name in ("f1", "accuracy", "onnx_mb", "energy_mj")),
+    ]
+    ((_, tag),) = view_tag(columns).items()
+    state = json.loads(zlib.decompress(base64.b64decode(json.loads(tag)["state"].removeprefix("deflate;"))))
+    assert state["orderByKey"] == "metrics.`f1`"
+    charts = [(each["type"], each.get("xaxis", {}).get("key")) for each in state["compareRunCharts"]]
+    # another trained metric is no cost; one that dxc does not declare may be
+    assert charts == [("SCATTER", "onnx_mb"), ("SCATTER", "energy_mj"), *[("BAR", None)] * 4]
+    assert [each["metricKey"] for each in state["compareRunCharts"][2:]] == [
+        "f1",
+        "accuracy",
+        "onnx_mb",
+        "energy_mj",
+    ]
+    ((_, tag),) = view_tag(["metrics.accuracy", "tags.dxc.rank"]).items()
+    alone = json.loads(zlib.decompress(base64.b64decode(json.loads(tag)["state"].removeprefix("deflate;"))))
+    assert "compareRunCharts" not in alone
+
+
+def test_the_dataset_of_a_run_and_of_a_record(uri: str, tmp_path: Path) -> None:
+    given = ("8 synthetic chips (seed 0)", "0123456789abcdef", {"seed": 0, "root": "http://u:hunter2@host/x"})
+    with _start(uri) as run:
+        run.log_dataset(*given)
+    store = Store(uri, "s", patience_s=0)
+    run_id = store.create("a trial", {})
+    record = Record(tmp_path / "trial", name="a trial")
+    record.log_dataset(*given)
+    for _ in range(2):
+        store.upload(run_id, Record.read(tmp_path / "trial"), files=tmp_path / "none", tags={})
+    for each in (run.run_id, run_id):
+        ((dataset, tags),) = [
+            (x.dataset, x.tags) for x in MlflowClient(uri).get_run(each).inputs.dataset_inputs
+        ]
+        assert (dataset.name, dataset.digest) == given[:2]
+        assert json.loads(dataset.source) == {"seed": 0, "root": "http://u:***@host/x"}
+        assert [(tag.key, tag.value) for tag in tags] == [("mlflow.data.context", "training")]
+
+
+@pytest.mark.parametrize(
+    ("error", "state"), [(None, "finished"), (ZeroDivisionError(), "failed"), (KeyboardInterrupt(), "killed")]
+)
+def test_a_run_says_its_state(uri: str, error: BaseException | None, state: str) -> None:
+    with contextlib.suppress(ZeroDivisionError, KeyboardInterrupt), _start(uri) as run:
+        if error is not None:
+            raise error
+    stored = MlflowClient(uri).get_run(run.run_id)
+    assert (stored.data.tags["dxc.state"], stored.info.status) == (state, state.upper())
+
+
+def test_links_to_the_studies(store_file: Path) -> None:
+    uri = f"sqlite:///{store_file}"
+    ids = [Store(uri, name, patience_s=0).experiment_id for name in ("one", "second")]
+    shown = [line.split() for line in links(uri, "http://127.0.0.1:5001")]
+    assert [name for name, _ in shown] == ["second", "one"]
+    assert [address for _, address in shown] == [
+        f"http://127.0.0.1:5001/{view_link(each)}" for each in reversed(ids)
+    ]
+    note = MlflowClient(uri).get_experiment(ids[0]).tags["mlflow.note.content"]
+    assert note.startswith(f"[Designs side by side]({view_link(ids[0])}) (Views > designs).")
 
 
 @pytest.mark.parametrize(
