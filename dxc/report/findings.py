@@ -6,18 +6,19 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from dxc.files import write_atomically
 from dxc.metrics import title_of
 from dxc.report import figures, tables
-from dxc.report.console import new_table, print_line, print_whole
 from dxc.report.page import page
-from dxc.text import for_html, for_rich, for_terminal
+from dxc.report.terminal import Column, new_console, print_table, print_text
+from dxc.text import counted, for_html, for_terminal
 from dxc.tracking.view import UI
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
+    from rich.console import Console
 
     from dxc.analysis.analyze import Analysis
     from dxc.analysis.designs import Designs
@@ -29,33 +30,30 @@ FIGURES = ("pairs", "radar", "main_effects", "front_profile")
 PAGE = "index.html"
 HEADINGS = {"n": "runs", "p_front": "P(on the front)"}
 """Columns of Analysis.designs, as tables and page call them."""
+WORDS = ("design", "trial", "on the front", "least", "most time in")
+"""Columns of text; the others are numbers."""
 
 
 def print_findings(analysis: Analysis, folder: Path) -> None:
     """Print the front, its certainty, the choice with its command, and where the files are."""
-    console = Console()
-
-    def line(text: str) -> None:
-        print_line(console, text)
-
+    console = new_console()
     first, *rest = answer(analysis)
-    line(first)
+    print_text(console, first)
     if analysis.whole:
-        _print(console, whole_table(analysis), "published table")
+        _print(console, whole_table(analysis), "published table", analysis.knobs)
     else:
-        _print(console, front_table(analysis), "front")
+        _print(console, front_table(analysis), "front", analysis.knobs)
     if analysis.baseline is not None:
-        _print(console, baseline_table(analysis.baseline, analysis), "baseline")
+        _print(console, baseline_table(analysis.baseline, analysis), "baseline", analysis.baseline.knobs)
     profile = analysis.front_profile
     if profile is not None and len(profile.summary):
         _print(console, front_profile_in_short(profile), f"front profile, on {profile.device}")
-    for text in rest:
-        line(text)
+    print_text(console, "\n".join(rest))
     if analysis.view:
         served = not analysis.view.startswith(UI)
-        line(f"compare:   {analysis.view}{'' if served else ' (make ui)'}")
+        print_text(console, f"compare:   {analysis.view}{'' if served else ' (make ui)'}")
     page_or_folder = folder / PAGE if (folder / PAGE).exists() else folder
-    line(f"report:    {os.path.relpath(page_or_folder)}")
+    print_text(console, f"report:    {os.path.relpath(page_or_folder)}")
 
 
 def answer(analysis: Analysis) -> list[str]:
@@ -63,7 +61,7 @@ def answer(analysis: Analysis) -> list[str]:
     it."""
     front, designs, choice = analysis.front, analysis.designs, analysis.choice
     lines = [
-        f"{_counted(len(designs), 'design')} of {analysis.title}, {len(front)} on the front of "
+        f"{counted(len(designs), 'design')} of {analysis.title}, {len(front)} on the front of "
         f"{', '.join(map(title_of, analysis.objectives))}; hypervolume {analysis.hypervolume:.4g} from "
         + ", ".join(f"{title_of(name)} {value:.4g}" for name, value in analysis.reference.items()),
         *machines_in_words(analysis),
@@ -94,11 +92,6 @@ def answer(analysis: Analysis) -> list[str]:
     return [for_terminal(line) for line in lines]
 
 
-def _counted(count: int, noun: str) -> str:
-    """'1 design', '12 designs'."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
-
-
 def _lines(label: str, text: str) -> list[str]:
     """A label and a text of several lines. Further lines are indented, so that none looks like another label."""
     first, *rest = text.split("\n")
@@ -119,7 +112,7 @@ def machines_in_words(analysis: Analysis) -> list[str]:
         ]
         said = {machine or "a machine that no tag names": runs for machine, runs in machines.items()}
         listing = [
-            machine if len(said) == 1 else f"{machine} ({runs} run{'s' * (runs != 1)})"
+            machine if len(said) == 1 else f"{machine} ({counted(runs, 'run')})"
             for machine, runs in said.items()
         ]
         word = "for" if origin == "predicted" else "on"
@@ -257,10 +250,16 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
     return folder
 
 
-def _print(console: Console, content: pd.DataFrame, title: str) -> None:
-    table = new_table(title)
-    for name in content:
-        table.add_column(for_rich(name), justify="left" if name in ("design", "trial") else "right")
-    for row in content.itertuples(index=False):
-        table.add_row(*map(for_rich, row))
-    print_whole(console, table)
+def _print(console: Console, content: pd.DataFrame, title: str, knobs: Sequence[str] = ()) -> None:
+    """Print a table of designs. Its knobs stand last and have their short names, as in figures."""
+    names = figures.short_names(knobs)
+    columns = [
+        Column(
+            names.get(name, name),
+            list(content[name]),
+            words=name in WORDS or name in names,
+            detail=name in names,
+        )
+        for name in content
+    ]
+    print_table(console, columns, title=title)

@@ -24,7 +24,7 @@ from dxc.report.figures import (
     short_names,
     tick_number,
 )
-from dxc.text import for_plotly, for_script, visible
+from dxc.text import counted, for_plotly, for_script, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,8 +118,8 @@ def _summary(designs: pd.DataFrame, objectives: Mapping[str, Metric]) -> str:
     if len(designs) == 1:
         return f"There is one design: the front of {', '.join(names)} and {last} is that one."
     text = (
-        f"{front:,} of {len(designs):,} designs {'is' if front == 1 else 'are'} on the front of {', '.join(names)} and "
-        f"{last}: no other is at least as good in all of them and better in one"
+        f"{front:,} of {counted(len(designs), 'design')} {'is' if front == 1 else 'are'} on the front of "
+        f"{', '.join(names)} and {last}: no other is at least as good in all of them and better in one"
     )
     if not unstable:
         return f"{text}."
@@ -227,7 +227,7 @@ def _hover(designs: pd.DataFrame, objectives: Mapping[str, Metric], knobs: Seque
                 for name, objective in objectives.items()
             ),
             f"probability of being on the front: {_share(design['p_front'])}",
-            f"mean of {design['n']} run{'' if design['n'] == 1 else 's'}",
+            f"mean of {counted(design['n'], 'run')}",
             f"run {design['run_id']}",
         ]
         first, *rest = (for_plotly(line) for line in lines)
