@@ -19,6 +19,11 @@ from dxc.geo.voc import write_voc
 
 ChipMaker = Callable[..., Path]
 
+# readline, which pytest imports, hands a width of 80 columns to every program that a test starts
+for _name in ("COLUMNS", "LINES"):
+    os.environ.pop(_name, None)
+    os.unsetenv(_name)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:

@@ -10,8 +10,8 @@ from dxc.files import write_atomically
 from dxc.metrics import title_of
 from dxc.report import figures, tables
 from dxc.report.page import page
-from dxc.report.terminal import Column, new_console, print_table, print_text
-from dxc.text import counted, for_html, for_terminal
+from dxc.report.terminal import LABEL, Column, new_console, print_table, print_text
+from dxc.text import counted, for_terminal
 from dxc.tracking.view import UI
 
 if TYPE_CHECKING:
@@ -98,6 +98,17 @@ def _lines(label: str, text: str) -> list[str]:
     return [f"{label}{first}", *(f"{' ' * len(label)}{line}" for line in rest)]
 
 
+def _answer_first(lines: Sequence[str]) -> list[tuple[str, str]]:
+    """Labels and texts of an answer's lines for a page: the choice, how to have it, then how it was found."""
+    choice = next(place for place, line in enumerate(lines) if line.startswith("choice: "))
+    found = [
+        (match["label"], line[match.end() :]) if (match := LABEL.match(line)) else ("", line.strip())
+        for line in lines
+    ]
+    found[0] = ("front", lines[0])
+    return found[choice:] + found[:choice]
+
+
 def machines_in_words(analysis: Analysis) -> list[str]:
     """One line per origin: 'predicted: latency for NAME (onnxruntime 1.31.1, 1 thread, Intel Xeon)'.
 
@@ -152,7 +163,8 @@ def whole_table(analysis: Analysis) -> pd.DataFrame:
 def dominated_table(analysis: Analysis) -> pd.DataFrame:
     """Designs off the front, each with a member of the front that dominates it."""
     others = analysis.designs[~analysis.designs["front"]]
-    return tables.listing(others, analysis.objectives, [], more=["rank", "dominated_by"])
+    others = others.rename(columns={"dominated_by": "dominated by"})
+    return tables.listing(others, analysis.objectives, [], more=["rank", "dominated by"])
 
 
 def front_profile_in_short(profile: FrontProfile) -> pd.DataFrame:
@@ -206,7 +218,8 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
     }
     if analysis.baseline is not None:
         contents["baseline"] = baseline_table(analysis.baseline, analysis)
-    note = ". ".join(" ".join(line.split()) for line in machines_in_words(analysis))
+    sources = [text for text in analysis.notes if text.startswith("published: ")]
+    note = ". ".join(" ".join(line.split()) for line in [*sources, *machines_in_words(analysis)])
     profile, where = analysis.front_profile, ""
     if profile is not None and len(profile.summary):
         where = f" on {profile.device}"
@@ -224,9 +237,8 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
     if len(objectives) > 1:
         figures.save(figures.pairs(analysis.designs, objectives, note=note), folder, "pairs")
         figures.save(figures.radar(analysis.designs, objectives, knobs, note=note), folder, "radar")
-        shown = "\n".join(map(for_html, lines))
-        sections = [("Answer", f"<pre style='white-space: pre-wrap'>{shown}</pre>")] + [
-            (heading, tables.html(contents[stem]))
+        sections = [
+            (heading, tables.html(contents[stem], note if stem in ("ranges", "dominated") else ""))
             for stem, heading in (
                 ("ranges", "Ranges"), ("dominated", "Dominated designs"), ("baseline", "Baseline"),
                 ("front_profile", f"Profile of the front, one execution of each network{where}"),
@@ -239,6 +251,7 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
             objectives,
             knobs,
             title=f"Pareto front of {analysis.title}",
+            answer=_answer_first(lines),
             sections=sections,
             note=note,
         )
