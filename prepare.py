@@ -9,7 +9,6 @@ from omegaconf import DictConfig
 
 from dxc.config.compose import resolved
 from dxc.errors import exit_cleanly
-from dxc.text import for_terminal
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="prepare")
@@ -17,12 +16,13 @@ def main(cfg: DictConfig) -> None:
     with exit_cleanly():
         from dxc.data.next_step import next_step
         from dxc.geo.chips import cut_region
+        from dxc.report.terminal import new_console, print_text
 
         try:
             report = cut_region(**resolved(cfg))
         except KeyboardInterrupt:
             sys.exit("\ninterrupted; the same command goes on where it stopped")
-        print(for_terminal(f"{report.describe()}\nnext: {next_step(report.folder.parent)}", lines=True))
+        print_text(new_console(), f"{report.describe()}\nnext: {next_step(report.folder.parent)}")
 
 
 if __name__ == "__main__":

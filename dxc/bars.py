@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dxc.text import duration, for_terminal
+from dxc.text import duration, for_terminal, plural
 
 EVERY_S = 3.0  # between two lines
 SHARE = 0.05  # of the time passed, where that is more: long steps fill no log
@@ -45,7 +45,7 @@ class Steps:
             leave=False,
         )
         if self._lines:
-            self._print(f"{doing}: {'at most ' if why else ''}{total} {_plural(total, unit)}")
+            self._print(f"{doing}: {'at most ' if why else ''}{total} {plural(total, unit)}")
 
     def update(self, now: str = "", *, total: int | None = None) -> None:
         """One more step is done. now: what came of it; total: as it is known by now."""
@@ -79,8 +79,3 @@ class Steps:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
-
-
-def _plural(count: int, unit: str) -> str:
-    first, *rest = unit.split(" ")  # 'sets of channels'
-    return unit if count == 1 else " ".join([f"{first}s", *rest])

@@ -36,7 +36,7 @@ class Metric:
         meaning: what the value is, in a few words.
         title: its name in headings, axes and lines, without the origin; '' for a metric that dxc does not declare,
             which keeps the name its run has.
-        short: heading in the table of predicted against measured costs; '' where that table does not show it.
+        in_comparison: whether the table of predicted against measured costs shows it.
         format: how one value is written, in the terminal and on the page.
         table_format: how it is written in tables of designs.
         origin: how it is known. predicted: by predictors, of the machine in tag dxc.predicted_for; measured: on the
@@ -53,7 +53,7 @@ class Metric:
     maximise: bool
     meaning: str
     title: str = ""
-    short: str = ""
+    in_comparison: bool = False
     format: str = ".4f"
     table_format: str = ".4g"
     origin: str = ""
@@ -106,7 +106,7 @@ METRICS: dict[str, Metric] = {
     "accuracy": Metric(
         unit="fraction",
         maximise=True,
-        meaning="mean over folds, last epoch",
+        meaning="held-out images, last epoch; mean if several folds",
         title="accuracy",
         table_format=",.4f",
         origin="trained",
@@ -117,7 +117,7 @@ METRICS: dict[str, Metric] = {
     "accuracy_std": Metric(
         unit="fraction",
         maximise=False,
-        meaning="sample std. deviation over folds",
+        meaning="sample standard deviation over folds",
         title="spread of accuracy",
         origin="trained",
         comparable_by=JUDGED,
@@ -125,7 +125,7 @@ METRICS: dict[str, Metric] = {
     "average_precision": Metric(
         unit="fraction",
         maximise=True,
-        meaning="pooled out-of-fold predictions",
+        meaning="predictions for all held-out images, pooled",
         title="average precision",
         origin="trained",
         comparable_by=JUDGED,
@@ -133,7 +133,7 @@ METRICS: dict[str, Metric] = {
     "f1": Metric(
         unit="fraction",
         maximise=True,
-        meaning="pooled out-of-fold predictions",
+        meaning="predictions for all held-out images, pooled",
         title="F1",
         origin="trained",
         comparable_by=JUDGED,
@@ -141,7 +141,7 @@ METRICS: dict[str, Metric] = {
     "auroc": Metric(
         unit="fraction",
         maximise=True,
-        meaning="pooled out-of-fold predictions",
+        meaning="predictions for all held-out images, pooled",
         title="AUROC",
         origin="trained",
         comparable_by=JUDGED,
@@ -183,7 +183,7 @@ METRICS: dict[str, Metric] = {
         maximise=False,
         meaning="mean over the hardware's nn-Meter predictors",
         title="latency",
-        short="predicted ms",
+        in_comparison=True,
         table_format=",.2f",
         origin="predicted",
         known_before_training=True,
@@ -216,7 +216,7 @@ METRICS: dict[str, Metric] = {
         maximise=False,
         meaning="median",
         title="latency",
-        short="measured ms",
+        in_comparison=True,
         origin="measured",
         may_be_limited=True,
         comparable_by=MEASURED,
@@ -255,7 +255,7 @@ METRICS: dict[str, Metric] = {
         maximise=False,
         meaning="size of the exported file",
         title="ONNX file",
-        short="file MB",
+        in_comparison=True,
         table_format=",.2f",
         origin="counted",
         known_before_training=True,
@@ -267,7 +267,7 @@ METRICS: dict[str, Metric] = {
         maximise=False,
         meaning="peak of the inference process less its baseline",
         title="peak memory",
-        short="measured MB",
+        in_comparison=True,
         origin="measured",
         may_be_limited=True,
         comparable_by=MEASURED,
@@ -288,7 +288,7 @@ METRICS: dict[str, Metric] = {
         maximise=False,
         meaning="multiply-accumulates an image",
         title="MACs",
-        short="MACs",
+        in_comparison=True,
         format=",.0f",
         table_format=",.0f",
         origin="counted",
@@ -298,8 +298,8 @@ METRICS: dict[str, Metric] = {
     "fold_score": Metric(
         unit="fraction",
         maximise=True,
-        meaning="mean over folds of the metric that the key `score` names; what tuners see",
-        title="score, mean of folds",
+        meaning="of the metric that the key `score` names; mean if several folds",
+        title="tuner's score",
         origin="trained",
         comparable_by=JUDGED,
     ),

@@ -104,6 +104,24 @@ def for_figure(text: object) -> str:
     return f" {shown}" if shown.startswith("_") else shown
 
 
+def plural(count: int, noun: str) -> str:
+    """The noun as it stands after a number.
+
+    >>> plural(1, "design"), plural(2, "design"), plural(3, "set of channels"), plural(0, "study")
+    ('design', 'designs', 'sets of channels', 'studies')
+    """
+    if count == 1:
+        return noun
+    first, *rest = noun.split(" of ")
+    ending = f"{first[:-1]}ies" if re.search("[^aeiou]y$", first) else f"{first}s"
+    return " of ".join([ending, *rest])
+
+
+def counted(count: int, noun: str) -> str:
+    """'1 design', '1,200 designs'."""
+    return f"{count:,} {plural(count, noun)}"
+
+
 def duration(seconds: float) -> str:
     """'40 s', '12 min', '3 h 20 min', '2 d 4 h'."""
     if seconds < 90:

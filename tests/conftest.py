@@ -23,6 +23,11 @@ from dxc.geo.voc import write_voc
 ChipMaker = Callable[..., Path]
 Once = Callable[[str, Callable[[Path], object]], Path]
 
+# readline, which pytest imports, hands a width of 80 columns to every program that a test starts
+for _name in ("COLUMNS", "LINES"):
+    os.environ.pop(_name, None)
+    os.unsetenv(_name)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:

@@ -27,7 +27,7 @@ def test_the_published_table(tmp_path: Path) -> None:
     done = _analyze("source=published", f"out={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "5 designs of published_resnet18, 2 on the front" in done.stdout
-    printed = [line for line in done.stdout.splitlines() if re.match(r" row \d: ", line)]
+    printed = [line for line in done.stdout.splitlines() if re.match(r"(\d  )?row \d: ", line)]
     assert len(printed) == 5 + 6  # table 4 whole, and table 5
     assert [
         line for line in printed if "no: below row 1" in line and "95.45" in line.replace("0.9545", "95.45")
@@ -39,7 +39,7 @@ def test_the_published_table(tmp_path: Path) -> None:
         "row 4: resnet18 k3 s2 p1 w32, 5ch b8",
     ]
     assert list(front["predicted latency (ms)"]) == ["8.19 ± 4.59", "8.13 ± 4.53"]
-    dominated = pd.read_csv(folder / "dominated.csv").set_index("design")["dominated_by"]
+    dominated = pd.read_csv(folder / "dominated.csv").set_index("design")["dominated by"]
     assert {name[:5]: by[:5] for name, by in dominated.items()} == {
         "row 2": "row 1",
         "row 3": "row 1",
@@ -51,6 +51,8 @@ def test_the_published_table(tmp_path: Path) -> None:
         ["row 4", "row 5"],
     ]
     assert "row 1" in (folder / "answer.txt").read_text() and "Answer" in (folder / "index.html").read_text()
+    caption = "published: doi 10.1145/3624062.3624258, table 4. predicted: latency for cortexA76cpu_tflite21"
+    assert f'<p class="caption">{caption}' in (folder / "index.html").read_text()
     assert len(pd.read_csv(folder / "baseline.csv")) == 6
     for name in ("pairs.png", "radar.svg", "index.html", "front.tex", "front.md"):
         assert (folder / name).stat().st_size > 100
@@ -67,7 +69,7 @@ def test_the_published_detectors(tmp_path: Path) -> None:
     assert list(front["average precision (fraction)"]) == [0.974, 0.967]
     assert list(front["measured latency (ms)"]) == [0.562, 0.295]
     assert list(front["measured latency IOS (ms)"]) == [0.427, 0.236]
-    dominated = pd.read_csv(folder / "dominated.csv").set_index("design")["dominated_by"]
+    dominated = pd.read_csv(folder / "dominated.csv").set_index("design")["dominated by"]
     assert {name.split(":")[0]: by.split(":")[0] for name, by in dominated.items()} == {
         "original": "#2",
         "#1": "#2",

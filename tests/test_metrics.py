@@ -119,7 +119,7 @@ ENERGY = Metric(
     maximise=False,
     meaning="an image, metered",
     title="energy",
-    short="measured mJ",
+    in_comparison=True,
     format=".3f",
     table_format=".1f",
     origin="measured",
@@ -215,7 +215,7 @@ def test_it_is_compared_by_what_its_row_says(energy: None) -> None:
     objectives = parse_objectives(["energy_mj"], RUNS)
     require_comparable(RUNS.assign(**{"dxc.data": ["d", "e", "f"]}), objectives, [])
     other = RUNS.assign(**{"dxc.energy_meter": ["SmartPower2", "SmartPower2", "INA226"], "dxc.design": "A"})
-    message = r"dxc.energy_meter \(the meter of energy\): 'SmartPower2' \(2 runs\), 'INA226' \(1 runs\)"
+    message = r"dxc.energy_meter \(the meter of energy\): 'SmartPower2' \(2 runs\), 'INA226' \(1 run\)"
     with pytest.raises(AnalysisError, match=message):
         require_comparable(other, objectives, [])
     require_comparable(other, objectives, ["dxc.energy_meter"])
@@ -303,12 +303,18 @@ def test_it_is_in_the_terminal(
     )  # fmt: skip
     print_result(result)
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["energy_mj", "3.250", "mJ", "measured", "an", "image,", "metered"] in printed
+    assert ["energy", "3.250", "mJ", "measured", "energy_mj", "an", "image,", "metered"] in printed
 
     row = {"file": "a.onnx", "energy_mj": 3.25, "energy_mj/a": 3.0, "energy_mj/b": 3.5, "macs": 1e6}
     print_comparison(pd.DataFrame([row]), [])
     printed = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
-    assert ["file", "measured mJ", "measured mJ, a", "measured mJ, b", "MACs"] in printed
+    assert [
+        "file",
+        "measured energy (mJ)",
+        "measured energy a (mJ)",
+        "measured energy b (mJ)",
+        "MACs",
+    ] in printed
     assert ["a.onnx", "3.25", "3.00", "3.50", "1,000,000"] in printed
 
 
@@ -325,7 +331,7 @@ def test_it_is_in_the_lines_of_a_search(
     assert "accuracy 0.9000   1,000,000 MACs   3.25 mJ measured" in capsys.readouterr().out
     progress.dry_run([("wide", {"energy_mj": 3.25}, "")], seconds=1, trials=1, parallel=1)
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["energy_mj", "3.25", "3.25", "3.25", "mJ", "measured"] in printed
+    assert ["energy", "3.25", "3.25", "3.25", "mJ", "measured"] in printed
 
 
 def test_it_can_be_recorded(energy: None, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from dxc import text
 from dxc.config.compose import PROJECT_ROOT
 from dxc.errors import DxcError, exit_cleanly
 from dxc.report import tables
-from dxc.report.console import new_table, print_line, print_whole
+from dxc.report.terminal import Column, print_line, print_table
 
 NAMES = {  # a name -> how it is shown
     "plain résnet ± 3 → 漢字": "plain résnet ± 3 → 漢字",
@@ -74,12 +74,8 @@ def test_tables_of_the_terminal() -> None:
     """Markup, emoji codes and control characters are text, and the columns stay in line."""
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, color_system=None, width=200)
-    table = new_table("[/title]\x1b[2J")
-    table.add_column(text.for_rich("[/heading]"))
-    table.add_column("n")
-    for name in NAMES:
-        table.add_row(text.for_rich(name), "|")
-    console.print(table)
+    columns = [Column("[/heading]", list(NAMES), words=True), Column("n", ["|"] * len(NAMES))]
+    print_table(console, columns, title="[/title]\x1b[2J")
     title, *rows = re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue()).splitlines()  # rich's own bold
     assert title.strip() == r"[/title]\x1b[2J"
     ends = {cell_len(row.rstrip()) for row in rows if row.rstrip().endswith("|")}
@@ -92,7 +88,6 @@ def test_tables_of_the_terminal() -> None:
 def test_lines_of_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     for name in NAMES:
         print_line(Console(), f"choice: {name}".replace("\n", r"\n"))
-    print_whole(Console(), new_table("x"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[: len(NAMES)] == [f"choice: {shown}" for shown in NAMES.values()]
 

@@ -26,6 +26,7 @@ from dxc.errors import AnalysisError, TrackingError
 from dxc.evaluation.bootstrap import Comparison, Outcomes, accuracy_draws, compare, probability_non_dominated
 from dxc.metrics import METRICS, ORIGIN_TAGS, Metric, named_origins
 from dxc.pareto import dominators, hypervolume, non_dominated, ranks, reference_point
+from dxc.text import counted
 from dxc.tracking.places import OutsideError
 from dxc.tracking.reader import Reader, study_names
 from dxc.tracking.run import start_run
@@ -249,7 +250,7 @@ def _remarks(frame: pd.DataFrame, found: Designs, objectives: Mapping[str, Metri
         )
     if len(frame) == 1:
         runs = len(frame["runs"].iloc[0]) + len(found.aside)
-        notes.append(f"there is one design only, of {runs} run{'s' * (runs != 1)}: it is the front of 1")
+        notes.append(f"there is one design only, of {counted(runs, 'run')}: it is the front of 1")
     elif len(frame[list(objectives)].drop_duplicates()) == 1:
         notes.append(f"all {len(frame)} designs are equal in every objective: all {len(frame)} are the front")
     return notes

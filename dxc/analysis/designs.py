@@ -12,6 +12,7 @@ from dxc.config.identity import is_identity
 from dxc.errors import AnalysisError
 from dxc.metrics import METRICS, Metric, is_of_one_fold, metric_of, spread_of, undeclared
 from dxc.models.registry import canonical_knobs
+from dxc.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +61,7 @@ def default_objectives(runs: pd.DataFrame) -> list[str]:
     counts = runs["score"].dropna().astype(str).value_counts() if "score" in runs else {}
     scores = {name: int(count) for name, count in counts.items() if name in METRICS}
     if len(scores) > 1:
-        listing = ", ".join(f"{name} ({count} runs)" for name, count in scores.items())
+        listing = ", ".join(f"{name} ({counted(count, 'run')})" for name, count in scores.items())
         first = next(iter(scores))
         raise AnalysisError(
             f"these runs are judged by different scores: {listing}\nName the objectives, "
@@ -123,7 +124,7 @@ def require_comparable(runs: pd.DataFrame, objectives: Mapping[str, Metric], mix
         if len(counts) > 1:
             spelled = [None if pd.isna(value) else str(value) for value in counts.index]
             listing = ", ".join(
-                f"{'none' if value is None else repr(value)} ({count} runs)"
+                f"{'none' if value is None else repr(value)} ({counted(count, 'run')})"
                 for value, count in zip(spelled, counts, strict=True)
             )
             differing.append((tag, f"  {tag} ({words}): {listing}", spelled[0]))

@@ -20,6 +20,7 @@ from dxc.config.hardware import Hardware
 from dxc.errors import DxcError, require_one_of
 from dxc.files import write_atomically
 from dxc.hardware.spec import absent, device_name
+from dxc.text import counted
 from dxc.tracking.reader import Reader
 from dxc.untrusted import below, load_json
 
@@ -138,7 +139,7 @@ def _member(
         key = {
             "file": hashlib.sha256(onnx.read_bytes()).hexdigest(),
             "mode": mode,
-            "device": f"{device_name(accelerator)}, {hardware.threads} thread{'s' * (hardware.threads != 1)}",
+            "device": f"{device_name(accelerator)}, {counted(hardware.threads, 'thread')}",
         }
         try:
             about = load_json(folder / ABOUT)

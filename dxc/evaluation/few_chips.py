@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dxc.text import counted
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -73,7 +75,7 @@ def notes_on_few_chips(predictions: pd.DataFrame, groups: ArrayLike) -> list[str
     notes = []
     if high - low > WIDE:
         notes.append(
-            f"{total} {_chips(total)}: accuracy {right / total:.2f} means anything from {low:.2f} to {high:.2f} (95 % "
+            f"{counted(total, 'chip')}: accuracy {right / total:.2f} means anything from {low:.2f} to {high:.2f} (95 % "
             "interval, Wilson). Add chips before designs are compared"
         )
     if few:
@@ -114,12 +116,8 @@ def _is_lopsided(counts: tuple[int, int], overall: np.ndarray) -> bool:
 def _listed(counts: dict[str, tuple[int, int]]) -> str:
     """'fold1 validates 3 chips with a crossing and 20 without; fold2 ...'"""
     said = [
-        f"{fold} validates {with_one} {_chips(with_one)} with a crossing and {without} without"
+        f"{fold} validates {counted(with_one, 'chip')} with a crossing and {without} without"
         for fold, (without, with_one) in list(counts.items())[:NAMED]
     ]
     further = len(counts) - NAMED
     return "; ".join(said) + (f"; and {further} more" if further > 0 else "")
-
-
-def _chips(count: int) -> str:
-    return "chip" if count == 1 else "chips"

@@ -59,6 +59,7 @@ from dxc.geo.record import CHIPS, LEFT_OUT, NAME, Record, digest_of, foreign_fil
 from dxc.geo.settings import CutSettings
 from dxc.geo.sites import Area, CrossingBoxes, Spot
 from dxc.geo.windows import Cutter
+from dxc.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,8 @@ class CutReport:
         """Several lines for people: counts, CRS, folder, boxes, left-out points by reason."""
         done = "complete, nothing to do: " if self.found_complete else ""
         lines = [
-            f"{self.region}: {done}{self.positives} chips with a crossing, {self.negatives} without, in {self.crs}",
+            f"{self.region}: {done}{counted(self.positives, 'chip')} with a crossing, {self.negatives} without, "
+            f"in {self.crs}",
             f"folder: {self.folder}",
         ]
         if self.boxes is not None:
@@ -110,8 +112,9 @@ class CutReport:
             where = self.folder / f"{self.region}{kind}" / "T"
             lines.append(f"boxes: {self.boxes}, in an XML file beside each {image} in {where}")
         if self.left_out:
-            noun = "point" if len(self.left_out) == 1 else "points"
-            lines.append(f"{len(self.left_out)} {noun} left out, see {self.folder / 'left_out.csv'}:")
+            lines.append(
+                f"{counted(len(self.left_out), 'point')} left out, see {self.folder / 'left_out.csv'}:"
+            )
             lines += [f"  {line}" for line in _by_reason(self.left_out)]
         return "\n".join(lines)
 

@@ -20,7 +20,7 @@ from dxc.config.hardware import Hardware
 from dxc.errors import DxcError
 from dxc.hardware.onnx_file import fixed_batch, load_onnx, onnx_mb
 from dxc.hardware.spec import absent, device_name
-from dxc.text import visible
+from dxc.text import counted, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,8 +160,8 @@ def predicted_for(packages: Mapping[str, Mapping[str, Any]]) -> str:
     A package that does not say is named after its device and runtime.
     """
     return "; ".join(
-        f"{name} ({about['runtime']} {about['runtime_version']}, {about['threads']} "
-        f"thread{'s' * (about['threads'] != 1)}, {about['device']})"
+        f"{name} ({about['runtime']} {about['runtime_version']}, "
+        f"{counted(about['threads'], 'thread')}, {about['device']})"
         if about
         else name
         for name, about in packages.items()
@@ -239,11 +239,12 @@ def describe_batch(measurement: Measurement) -> str:
 
 
 def describe_conditions(measurement: Measurement) -> str:
-    """'Intel Xeon, 4 cores; onnxruntime 1.31.1, cpu, 1 thread(s)'."""
+    """'Intel Xeon, 4 cores; onnxruntime 1.31.1, cpu, 1 thread'."""
     env = measurement.environment
+    threads = counted(env["threads"], "thread") if "threads" in env else "? threads"
     return (
         f"{env.get('device', 'unknown device')}; onnxruntime {env.get('onnxruntime', '?')}, "
-        f"{env.get('provider', 'cpu')}, {env.get('threads', '?')} thread(s)"
+        f"{env.get('provider', 'cpu')}, {threads}"
     )
 
 

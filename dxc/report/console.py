@@ -8,13 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
 from dxc.masking import masked
-from dxc.metrics import METRICS, STATED, Metric, metric_of, title_of
-from dxc.text import for_rich
+from dxc.metrics import METRICS, STATED, Metric, label_of, metric_of, title_of
+from dxc.report.terminal import PIPE_COLUMNS, Column, new_console, print_table, print_text
+from dxc.text import counted
 from dxc.tracking.view import view_address
 
 if TYPE_CHECKING:
@@ -23,55 +20,44 @@ if TYPE_CHECKING:
     from dxc.pipeline.result import Result
 
 
-def new_table(title: str = "") -> Table:
-    """An empty table in the common style."""
-    heading = for_rich(title, style="table.title") if title else None
-    return Table(title=heading, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-
-
-def print_line(console: Console, text: str) -> None:
-    """Print one or several lines as they are: not cut, coloured or read as markup."""
-    for line in text.split("\n"):
-        console.print(for_rich(line), soft_wrap=True)
-
-
 def print_result(result: Result) -> None:
     """Print the metrics with unit and meaning, the folds, and where to look next."""
-    table = new_table(result.name)
-    for heading, justify in (
-        ("metric", "left"),
-        ("value", "right"),
-        ("unit", "left"),
-        ("origin", "left"),
-        ("what it is", "left"),
-    ):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    rows: list[tuple[str, float, Metric, str]] = []  # title, value, row, key
     for name, declared in METRICS.items():
         if name in result.metrics:
-            value = format(result.metrics[name], declared.format)
-            table.add_row(name, value, declared.unit, declared.origin, declared.meaning)
+            rows.append((declared.title, result.metrics[name], declared, name))
         parts = [metric for metric in result.metrics if metric.startswith(f"{name}/")]
         for metric in parts if len(parts) > 1 else ():  # one is the mean itself
-            value = format(result.metrics[metric], declared.format)
-            table.add_row(
-                for_rich(f"  {metric.removeprefix(name)}"), value, declared.unit, declared.origin, ""
-            )
-    console = Console()
-    console.print(table)
+            rows.append((f"  {metric.removeprefix(f'{name}/')}", result.metrics[metric], declared, ""))
+    columns = [
+        Column("metric", [title for title, *_ in rows], words=True),
+        Column("value", [format(value, declared.format) for _, value, declared, _ in rows]),
+        Column("unit", [declared.symbol for _, _, declared, _ in rows], words=True),
+        Column("origin", [declared.origin for _, _, declared, _ in rows], words=True),
+        Column("what it is", [declared.meaning if key else "" for *_, declared, key in rows], words=True),
+    ]
+    console = new_console()
+    if console.width >= PIPE_COLUMNS:
+        columns.insert(4, Column("key", [key for *_, key in rows], words=True))
+    print_table(console, columns, title=result.name)
     folds = ", ".join(f"{name} {score:.4f}" for name, score in result.fold_scores.items())
-    heading = f"{title_of(result.score)} by fold:"
+    heading = f"{title_of(result.score)} by {'fold' if len(result.fold_scores) > 1 else 'split'}:"
     for line in (
         f"{heading:<17} {folds}",
         f"trained on:       {result.source}",
         *([f"predicted for:    {result.predicted_for}"] if result.predicted_for else []),
         *([f"measured on:      {result.measured_on}"] if result.measured_on else []),
         *(f"note:             {note}" for note in result.notes),
-        *([f"left out: {result.excluded} files, listed in excluded_chips.csv"] if result.excluded else []),
+        *(
+            [f"left out: {counted(result.excluded, 'file')}, listed in excluded_chips.csv"]
+            if result.excluded
+            else []
+        ),
         f"network:          {os.path.relpath(result.onnx)}",
         f"tracked:          run {result.run_id} of study '{result.study}' in {masked(result.tracking_uri)}",
-        f"compare runs:     {where_to_compare(result.tracking_uri, result.experiment_id)}",
+        f"compare:          {where_to_compare(result.tracking_uri, result.experiment_id)}",
     ):
-        print_line(console, line)
+        print_text(console, line)
 
 
 def where_to_compare(uri: str, experiment_id: str) -> str:
@@ -83,13 +69,6 @@ def where_to_compare(uri: str, experiment_id: str) -> str:
     """
     address = view_address(uri, experiment_id)
     return address if uri.startswith("http") else f"{address} (after make ui)"
-
-
-def print_whole(console: Console, table: Table) -> None:
-    """Print a table without cutting it: a narrow terminal wraps its lines."""
-    # a terminal without escape sequences (TERM=dumb) is 80 wide to rich, unless it is told the height too
-    wide = Console(width=1000, height=console.height).measure(table).maximum
-    Console(width=max(console.width, wide), height=console.height).print(table)
 
 
 def origin_lines(
@@ -111,13 +90,17 @@ def origin_lines(
     """
     lines = []
     for origin, counts in named.items():
-        metrics = [name for name, each in objectives.items() if each.origin == origin]
+        metrics = [
+            title_of(name).removeprefix(f"{origin} ")
+            for name, each in objectives.items()
+            if each.origin == origin
+        ]
         what = "chips" if origin == "trained" else "a machine"
         names = []
         for name, runs in list(counts.items())[:listed]:
             said = name if len(name) <= width else f"{name[: width - 1]}…"
             said = said or f"{what} that no tag names"
-            names.append(said if len(counts) == 1 else f"{said} ({runs} run{'s' * (runs != 1)})")
+            names.append(said if len(counts) == 1 else f"{said} ({counted(runs, 'run')})")
         if len(counts) > listed:
             names.append(f"{len(counts) - listed} others")
         word = "for" if origin == "predicted" else "on"
@@ -130,48 +113,52 @@ def print_package(folder: Path) -> None:
     from dxc.hardware.calibrate.calibrate import verdict
 
     about = json.loads((folder / "package.json").read_text())
-    table = new_table(f"{folder.name}: errors on networks and kernels held out of the fit")
-    table.add_column("what")
-    for heading in ("n", "within 5 %", "within 10 %", "mean error"):
-        table.add_column(heading, justify="right")
-    for title, errors in about["held_out"].items():
-        for name, error in errors.items():
-            table.add_row(
-                for_rich("all networks" if title == "all" else f"{title.rstrip('s')} {name}"),
-                str(error["n"]),
-                *(f"{error[key]:.1%}" for key in ("within_5_percent", "within_10_percent", "mape")),
-            )
-    console = Console()
-    console.print(table)
+    errors = [
+        ("all networks" if title == "all" else f"{title.rstrip('s')} {name}", error)
+        for title, of in about["held_out"].items()
+        for name, error in of.items()
+    ]
+    shares = {"within 5 %": "within_5_percent", "within 10 %": "within_10_percent", "mean error": "mape"}
+    console = new_console()
+    print_table(
+        console,
+        [
+            Column("what", [what for what, _ in errors], words=True),
+            Column("held out", [error["n"] for _, error in errors]),
+            *(
+                Column(heading, [f"{error[key]:.1%}" for _, error in errors])
+                for heading, key in shares.items()
+            ),
+        ],
+        title=f"{folder.name}: errors on networks and kernels held out of the fit",
+    )
     for line in (
-        f"describes: {about['device']}; {about['runtime']} {about['runtime_version']}, {about['threads']} thread(s)",
-        f"made from: {about['networks']} networks in {about['minutes_measuring']} min, fitted in "
-        f"{about['minutes_fitting']} min ({about['networks_too_noisy']} were too noisy to use)",
+        f"describes: {about['device']}; {about['runtime']} {about['runtime_version']}, "
+        f"{counted(about['threads'], 'thread')}",
+        f"made from: {counted(about['networks'], 'network')} in {about['minutes_measuring']} min, fitted in "
+        f"{about['minutes_fitting']} min ({about['networks_too_noisy']} too noisy to use)",
         f"verdict:   {verdict(about)}",
         f"package:   {os.path.relpath(folder)}",
-        f"use it:    python train.py hardware.predictors=[{folder.name}]",
+        f"next:      python train.py hardware.predictors=[{folder.name}]",
     ):
-        print_line(console, line)
+        print_text(console, line)
 
 
 def print_comparison(table: pd.DataFrame, notes: Sequence[str]) -> None:
     """Predicted against measured, a row a file (dxc.hardware.costs.compare)."""
+    rows = table.to_dict("records")
     headings = _comparison_headings(list(table))
-    shown = new_table()
-    shown.add_column("file")
-    columns = [name for name in headings if name in table]
-    for name in columns:
-        shown.add_column(for_rich(headings[name]), justify="left" if name == "measured" else "right")
-    for row in table.to_dict("records"):
-        values = [
-            "-" if row[name] != row[name] else _compared(name, row[name])  # NaN is missing
-            for name in columns
-        ]
-        shown.add_row(for_rich(row["file"]), *map(for_rich, values))
-    console = Console()
-    print_whole(console, shown)
+    columns = [Column("file", [row["file"] for row in rows], words=True)]
+    for name, heading in headings.items():
+        if name in table:
+            cells = [
+                "-" if row[name] != row[name] else _compared(name, row[name]) for row in rows
+            ]  # NaN is missing
+            columns.append(Column(heading, cells, words=name == "measured"))
+    console = new_console()
+    print_table(console, columns)
     for note in notes:
-        print_line(console, f"note: {note}")
+        print_text(console, f"note: {note}")
 
 
 def _comparison_headings(columns: Sequence[str]) -> dict[str, str]:
@@ -179,12 +166,12 @@ def _comparison_headings(columns: Sequence[str]) -> dict[str, str]:
     headings: dict[str, str] = {}
     for origin in (*STATED, "counted"):
         for name, metric in METRICS.items():
-            if metric.origin != origin or not metric.short:
+            if metric.origin != origin or not metric.in_comparison:
                 continue
-            headings[name] = metric.short
+            headings[name] = label_of(name, metric)
             parts = [column for column in columns if column.startswith(f"{name}/")]
             for part in parts if len(parts) > 1 else ():  # one is the mean itself
-                headings[part] = f"{metric.short}, {part.removeprefix(f'{name}/')}"
+                headings[part] = label_of(part, metric)
             if name == "measured_latency_ms":
                 headings |= {"error": "error", "measured": "measurement"}
     return headings

@@ -6,18 +6,20 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from dxc.files import write_atomically
 from dxc.metrics import title_of
 from dxc.report import figures, tables
-from dxc.report.console import new_table, origin_lines, print_line, print_whole
+from dxc.report.console import origin_lines
 from dxc.report.page import page
-from dxc.text import for_html, for_rich, for_terminal
+from dxc.report.terminal import LABEL, Column, new_console, print_table, print_text
+from dxc.text import counted, for_terminal
 from dxc.tracking.view import UI
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
+    from rich.console import Console
 
     from dxc.analysis.analyze import Analysis
     from dxc.analysis.designs import Designs
@@ -29,33 +31,30 @@ FIGURES = ("pairs", "radar", "main_effects", "front_profile")
 PAGE = "index.html"
 HEADINGS = {"n": "runs", "p_front": "P(on the front)"}
 """Columns of Analysis.designs, as tables and page call them."""
+WORDS = ("design", "trial", "on the front", "least", "most time in")
+"""Columns of text; the others are numbers."""
 
 
 def print_findings(analysis: Analysis, folder: Path) -> None:
     """Print the front, its certainty, the choice with its command, and where the files are."""
-    console = Console()
-
-    def line(text: str) -> None:
-        print_line(console, text)
-
+    console = new_console()
     first, *rest = answer(analysis)
-    line(first)
+    print_text(console, first)
     if analysis.whole:
-        _print(console, whole_table(analysis), "published table")
+        _print(console, whole_table(analysis), "published table", analysis.knobs)
     else:
-        _print(console, front_table(analysis), "front")
+        _print(console, front_table(analysis), "front", analysis.knobs)
     if analysis.baseline is not None:
-        _print(console, baseline_table(analysis.baseline, analysis), "baseline")
+        _print(console, baseline_table(analysis.baseline, analysis), "baseline", analysis.baseline.knobs)
     profile = analysis.front_profile
     if profile is not None and len(profile.summary):
         _print(console, front_profile_in_short(profile), f"front profile, on {profile.device}")
-    for text in rest:
-        line(text)
+    print_text(console, "\n".join(rest))
     if analysis.view:
         served = not analysis.view.startswith(UI)
-        line(f"compare:   {analysis.view}{'' if served else ' (make ui)'}")
+        print_text(console, f"compare:   {analysis.view}{'' if served else ' (make ui)'}")
     page_or_folder = folder / PAGE if (folder / PAGE).exists() else folder
-    line(f"report:    {os.path.relpath(page_or_folder)}")
+    print_text(console, f"report:    {os.path.relpath(page_or_folder)}")
 
 
 def answer(analysis: Analysis) -> list[str]:
@@ -63,7 +62,7 @@ def answer(analysis: Analysis) -> list[str]:
     it."""
     front, designs, choice = analysis.front, analysis.designs, analysis.choice
     lines = [
-        f"{_counted(len(designs), 'design')} of {analysis.title}, {len(front)} on the front of "
+        f"{counted(len(designs), 'design')} of {analysis.title}, {len(front)} on the front of "
         f"{', '.join(map(title_of, analysis.objectives))}; hypervolume {analysis.hypervolume:.4g} from "
         + ", ".join(f"{title_of(name)} {value:.4g}" for name, value in analysis.reference.items()),
         *machines_in_words(analysis),
@@ -94,15 +93,21 @@ def answer(analysis: Analysis) -> list[str]:
     return [for_terminal(line) for line in lines]
 
 
-def _counted(count: int, noun: str) -> str:
-    """'1 design', '12 designs'."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
-
-
 def _lines(label: str, text: str) -> list[str]:
     """A label and a text of several lines. Further lines are indented, so that none looks like another label."""
     first, *rest = text.split("\n")
     return [f"{label}{first}", *(f"{' ' * len(label)}{line}" for line in rest)]
+
+
+def _answer_first(lines: Sequence[str]) -> list[tuple[str, str]]:
+    """Labels and texts of an answer's lines for a page: the choice, how to have it, then how it was found."""
+    choice = next(place for place, line in enumerate(lines) if line.startswith("choice: "))
+    found = [
+        (match["label"], line[match.end() :]) if (match := LABEL.match(line)) else ("", line.strip())
+        for line in lines
+    ]
+    found[0] = ("front", lines[0])
+    return found[choice:] + found[:choice]
 
 
 def machines_in_words(analysis: Analysis) -> list[str]:
@@ -142,7 +147,8 @@ def whole_table(analysis: Analysis) -> pd.DataFrame:
 def dominated_table(analysis: Analysis) -> pd.DataFrame:
     """Designs off the front, each with a member of the front that dominates it."""
     others = analysis.designs[~analysis.designs["front"]]
-    return tables.listing(others, analysis.objectives, [], more=["rank", "dominated_by"])
+    others = others.rename(columns={"dominated_by": "dominated by"})
+    return tables.listing(others, analysis.objectives, [], more=["rank", "dominated by"])
 
 
 def front_profile_in_short(profile: FrontProfile) -> pd.DataFrame:
@@ -196,7 +202,8 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
     }
     if analysis.baseline is not None:
         contents["baseline"] = baseline_table(analysis.baseline, analysis)
-    note = ". ".join(" ".join(line.split()) for line in machines_in_words(analysis))
+    sources = [text for text in analysis.notes if text.startswith("published: ")]
+    note = ". ".join(" ".join(line.split()) for line in [*sources, *machines_in_words(analysis)])
     profile, where = analysis.front_profile, ""
     if profile is not None and len(profile.summary):
         where = f" on {profile.device}"
@@ -214,9 +221,8 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
     if len(objectives) > 1:
         figures.save(figures.pairs(analysis.designs, objectives, note=note), folder, "pairs")
         figures.save(figures.radar(analysis.designs, objectives, knobs, note=note), folder, "radar")
-        shown = "\n".join(map(for_html, lines))
-        sections = [("Answer", f"<pre style='white-space: pre-wrap'>{shown}</pre>")] + [
-            (heading, tables.html(contents[stem]))
+        sections = [
+            (heading, tables.html(contents[stem], note if stem in ("ranges", "dominated") else ""))
             for stem, heading in (
                 ("ranges", "Ranges"), ("dominated", "Dominated designs"), ("baseline", "Baseline"),
                 ("front_profile", f"Profile of the front, one execution of each network{where}"),
@@ -229,6 +235,7 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
             objectives,
             knobs,
             title=f"Pareto front of {analysis.title}",
+            answer=_answer_first(lines),
             sections=sections,
             note=note,
         )
@@ -240,10 +247,16 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
     return folder
 
 
-def _print(console: Console, content: pd.DataFrame, title: str) -> None:
-    table = new_table(title)
-    for name in content:
-        table.add_column(for_rich(name), justify="left" if name in ("design", "trial") else "right")
-    for row in content.itertuples(index=False):
-        table.add_row(*map(for_rich, row))
-    print_whole(console, table)
+def _print(console: Console, content: pd.DataFrame, title: str, knobs: Sequence[str] = ()) -> None:
+    """Print a table of designs. Its knobs stand last and have their short names, as in figures."""
+    names = figures.short_names(knobs)
+    columns = [
+        Column(
+            names.get(name, name),
+            list(content[name]),
+            words=name in WORDS or name in names,
+            detail=name in names,
+        )
+        for name in content
+    ]
+    print_table(console, columns, title=title)

@@ -74,11 +74,12 @@ function drawParallel(frontOnly) {
     tickfont: { ...font, size: 12 },
     rangefont: { color: "transparent" }, // the ends of the axes would run into the labels
   };
-  return Plotly.react("parallel", [trace], { font, margin: { l: 60, r: 20, t: 90, b: 30 } }, still);
+  const longest = Math.max(...(data.dimensions[0].ticktext ?? [""]).map((text) => text.length)); // left of the first axis
+  return Plotly.react("parallel", [trace], { font, margin: { l: Math.max(60, 8 * longest + 12), r: 20, t: 90, b: 30 } }, still);
 }
 
 // Two axes never show the same objective: the other one takes what this one had.
-const selects = [...document.querySelectorAll("#axes select")];
+const selects = ["x", "y", "z"].map((name) => document.querySelector(`#axes select[name=${name}]`)).filter((each) => each);
 let shown = data.axes;
 for (const [place, select] of selects.entries()) {
   select.addEventListener("change", () => {
@@ -115,5 +116,5 @@ for (const button of document.querySelectorAll(".front th button")) {
 
 const frontOnly = document.getElementById("front-only");
 frontOnly.addEventListener("change", () => drawParallel(frontOnly.checked));
-drawScatter(data.axes);
+drawScatter(data.axes.filter((name) => name !== ""));
 drawParallel(frontOnly.checked);

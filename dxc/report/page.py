@@ -24,13 +24,17 @@ from dxc.report.figures import (
     tick_number,
 )
 from dxc.report.templates import style, template
-from dxc.text import for_plotly, for_script, visible
+from dxc.text import counted, for_plotly, for_script, visible
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TICKS = 12  # a numeric knob of more values is an axis of numbers in the parallel coordinates
 AXIS_PX = 76  # between two parallel axes; more where a value's name is long
+MARGINS_PX = 160  # beside the parallel axes
+PAGE_PX = 1100  # the figures of a page 1200 pixels wide
+CHARACTER_PX = 7
+AXES = {"x": "horizontal", "y": "third axis", "z": "vertical"}
 
 
 def page(
@@ -39,20 +43,22 @@ def page(
     knobs: Sequence[str],
     *,
     title: str,
+    answer: Sequence[tuple[str, str]] = (),
     sections: Sequence[tuple[str, str]] = (),
     note: str = "",
 ) -> str:
-    """The page: a scatter plot of the objectives, parallel coordinates, a table of the front, then the sections.
+    """The page: the answer, a scatter plot of the objectives, the front, parallel coordinates, then the sections.
 
     Args:
         designs: as for dxc.report.figures, with `run_id`, `n` and `p_front` (0 to 1, NaN where unknown) as well.
         objectives: two objectives or more.
         knobs: columns of the knobs to show.
         title: title of the page.
+        answer: labels and texts; '' where a text continues the one before, in a line of its own.
         sections: headings and their HTML, which is trusted. Its images are data: URLs; scripts and other files do not
             load.
             All other text is escaped.
-        note: which machines the figures belong to.
+        note: where the figures come from, such as the machines; the caption of each figure and table.
 
     Raises:
         ValueError: fewer than two objectives.
@@ -65,7 +71,13 @@ def page(
     folder = Path(__file__).parent
     scripts = [get_plotlyjs(), (folder / "page.js").read_text()]
     data = _data(designs, objectives, knobs)
-    longest = max(len(text) for axis in data["dimensions"] for text in axis.get("ticktext", [""]))
+    axes = len(data["dimensions"])
+    between = max(AXIS_PX, (PAGE_PX - MARGINS_PX) // axes)
+    for dimension in data["dimensions"]:
+        if "ticktext" in dimension:  # a value has the room up to the next axis
+            dimension["ticktext"] = [
+                _cut(text, between // CHARACTER_PX - 1) for text in dimension["ticktext"]
+            ]
     chosen = _axes(objectives)
     return template("page.html.j2").render(
         title=title,
@@ -73,10 +85,15 @@ def page(
         style=style(),
         summary=_summary(designs, objectives),
         note=note,
+        answer=answer,
         directions=_directions(objectives),
-        axes=list(zip("xyz"[: len(chosen)], chosen, strict=True)),
+        axes=[
+            (axis, AXES[axis], chosen[place])
+            for place, axis in ((0, "x"), (2, "z"), (1, "y"))
+            if len(chosen) > 2
+        ],
         options=[(name, title_of(name)) for name in objectives],
-        width=max(AXIS_PX, 7 * longest) * len(data["dimensions"]) + 160,
+        width=AXIS_PX * axes + MARGINS_PX,
         headings=_headings(objectives),
         rows=_rows(designs, objectives),
         sections=[(heading, Markup(content)) for heading, content in sections],
@@ -104,8 +121,8 @@ def _summary(designs: pd.DataFrame, objectives: Mapping[str, Metric]) -> str:
     if len(designs) == 1:
         return f"There is one design: the front of {', '.join(names)} and {last} is that one."
     text = (
-        f"{front:,} of {len(designs):,} designs {'is' if front == 1 else 'are'} on the front of {', '.join(names)} and "
-        f"{last}: no other is at least as good in all of them and better in one"
+        f"{front:,} of {counted(len(designs), 'design')} {'is' if front == 1 else 'are'} on the front of "
+        f"{', '.join(names)} and {last}: no other is at least as good in all of them and better in one"
     )
     if not unstable:
         return f"{text}."
@@ -125,9 +142,12 @@ def _directions(objectives: Mapping[str, Metric]) -> str:
 
 
 def _axes(objectives: Mapping[str, Metric]) -> list[str]:
-    """The objectives first shown on the axes x, y and z (the first objective is vertical), or on two axes."""
-    first, *others = objectives
-    return [*others[:2], first]
+    """The objectives first shown on the axes x, y and z: the first one is vertical. y is '': the plot is flat.
+
+    Two objectives have two axes.
+    """
+    first, second, *others = objectives
+    return [second, *([""] if others else []), first]
 
 
 def _data(designs: pd.DataFrame, objectives: Mapping[str, Metric], knobs: Sequence[str]) -> dict[str, Any]:
@@ -213,7 +233,7 @@ def _hover(designs: pd.DataFrame, objectives: Mapping[str, Metric], knobs: Seque
                 for name, objective in objectives.items()
             ),
             f"probability of being on the front: {_share(design['p_front'])}",
-            f"mean of {design['n']} run{'' if design['n'] == 1 else 's'}",
+            f"mean of {counted(design['n'], 'run')}",
             f"run {design['run_id']}",
         ]
         first, *rest = (for_plotly(line) for line in lines)
@@ -261,7 +281,7 @@ def _dimensions(
                 "label": label,
                 "values": [round(value, 4) for value in (codes + aside).tolist()],
                 "tickvals": list(range(len(labels))),
-                "ticktext": [_cut(visible(text), 18) for text in labels],  # plotly takes these as plain text
+                "ticktext": [visible(text) for text in labels],  # plotly takes these as plain text
                 "range": [-0.2, len(labels) - 0.8],
             }
         )

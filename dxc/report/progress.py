@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from dxc.masking import masked
 from dxc.metrics import known_costs, label_of, metric_of, spread_of, title_of
-from dxc.report.console import new_table, origin_lines, print_line, print_whole, where_to_compare
+from dxc.report.console import origin_lines, where_to_compare
 from dxc.report.front_plot import FrontPlot, front_plot
 from dxc.report.live import View, can_draw, live
 from dxc.report.progress_page import COMPLETE, RUNNING, STOPPED, ProgressPage, Trained
-from dxc.text import duration, for_rich
+from dxc.report.terminal import Column, new_console, print_table, print_text
+from dxc.text import counted, duration
 from dxc.training.epochs import read_epoch
 
 if TYPE_CHECKING:
@@ -50,16 +49,12 @@ class Standing:
         """ "3 trials trained, 2 in part; 4.3 of 20 trials' worth of epochs used" or "5 of 20 trials done, 1 failed"."""
         others = [(self.stopped, "in part" if self.in_parts else "stopped early"), (self.failed, "failed")]
         said = [f"{count} {what}" for count, what in others if count]
-        of = f"of {self.total} {_trials(self.total)}"
+        of = f"of {counted(self.total, 'trial')}"
         if not self.in_parts:
             return ", ".join([f"{self.done:.0f} {of} done", *said])
-        trained = ", ".join([f"{self.finished} {_trials(self.finished)} trained", *said])
+        trained = ", ".join([f"{counted(self.finished, 'trial')} trained", *said])
         worth = "'s" if self.total == 1 else "'"
         return f"{trained}; {round(self.done, 1):g} {of}{worth} worth of epochs used"
-
-
-def _trials(count: int) -> str:
-    return "trial" if count == 1 else "trials"
 
 
 @dataclass(frozen=True)
@@ -94,7 +89,7 @@ class Progress:
     """
 
     def __init__(self, study: str, objectives: Sequence[str], score: str, page: Path | None = None) -> None:
-        self._console = Console()
+        self._console = new_console()
         self._draws = can_draw(self._console)
         self._study = study
         self._score, self._title = score, title_of(score)
@@ -124,10 +119,13 @@ class Progress:
             notes: what else is to be known.
             chips: sources of chips, for people.
         """
-        infeasible = f", {summary['infeasible']} trials over a limit" if summary["infeasible"] else ""
+        infeasible = (
+            f", {counted(summary['infeasible'], 'trial')} over a limit" if summary["infeasible"] else ""
+        )
         self._line(
-            f"study '{self._study}': {summary['points']} points, {summary['trials']} distinct trials of "
-            f"{summary['networks']} networks{infeasible}; tuner {settings.tuner}"
+            f"study '{self._study}': {counted(summary['points'], 'point')}, "
+            f"{counted(summary['trials'], 'distinct trial')} of {counted(summary['networks'], 'network')}"
+            f"{infeasible}; tuner {settings.tuner}"
         )
         self._line(f"trained on {' | '.join(chips)}")
         for note in notes:
@@ -142,16 +140,16 @@ class Progress:
     def budget(self, total: int, ladder: Sequence[Rung]) -> None:
         """Print how much the study will train. ladder: see Settings.ladder."""
         first, whole = ladder[0], ladder[-1]
-        line = f"budget: {total} {_trials(total)} of {_protocol(whole)} each"
+        line = f"budget: {counted(total, 'trial')} of {_protocol(whole)} each"
         if len(ladder) > 1:
             line += (
-                f", {total * whole.folds * whole.epochs} epochs in all; a trial is tried on {_protocol(first)} first, "
-                "and goes on while it may reach the front"
+                f", {counted(total * whole.folds * whole.epochs, 'epoch')} in all; a trial is tried on "
+                f"{_protocol(first)} first, and goes on while it may reach the front"
             )
         self._line(line)
 
     def resumed(self, trials: int, finished: int) -> None:
-        self._line(f"going on: {trials} trials are there already, {finished} of them finished")
+        self._line(f"going on: {counted(trials, 'trial')} recorded before, {finished} finished")
 
     def finished(self, trials: Sequence[Trained]) -> None:
         """Take note of all the trials that have finished so far."""
@@ -225,7 +223,7 @@ class Progress:
         line = f"{name:<{self._width}}  {text}"
         if not self._draws:  # a terminal shows it below, and keeps it up to date
             line += f"   [{'; '.join([str(standing), *self._left(standing)])}]"
-        self._line(line)
+        print_text(self._console, line, indent=4)
         self._at_work = [each for each in self._at_work if each.trial != entry.trial]
         self._write_page(standing)
 
@@ -283,15 +281,21 @@ class Progress:
 
         """
         names = [name for name in known_costs() if any(name in known for _, known, _ in rows)]
-        table = new_table("known without training")
-        for heading in ("metric", "least", "median", "most", "unit", "origin"):
-            table.add_column(heading, justify="left" if heading in ("metric", "unit", "origin") else "right")
-        for name in names:
-            values = sorted(known[name] for _, known, _ in rows if name in known)
-            metric = metric_of(name)
-            cells = [metric.brief(v) for v in (values[0], values[len(values) // 2], values[-1])]
-            table.add_row(name, *cells, metric.unit, metric.origin)
-        print_whole(self._console, table)
+        known_of = {name: sorted(known[name] for _, known, _ in rows if name in known) for name in names}
+
+        def at(share: float) -> list[str]:
+            return [
+                metric_of(name).brief(values[min(int(share * len(values)), len(values) - 1)])
+                for name, values in known_of.items()
+            ]
+
+        columns = [
+            Column("metric", [metric_of(name).title for name in names], words=True),
+            *(Column(heading, at(share)) for heading, share in (("least", 0), ("median", 0.5), ("most", 1))),
+            Column("unit", [metric_of(name).symbol for name in names], words=True),
+            Column("origin", [metric_of(name).origin for name in names], words=True),
+        ]
+        print_table(self._console, columns, title="known without training")
         refused = [(text, reason) for text, _, reason in rows if reason]
         for text, reason in refused[:LISTED]:
             self.infeasible(text, reason)
@@ -299,8 +303,8 @@ class Progress:
             self._line(f"     ... and {len(refused) - LISTED} more")
         at_once = f", {duration(seconds / parallel)} with {parallel} at once" if parallel > 1 else ""
         self._line(
-            f"training {trials} trials: about {duration(seconds)} one after the other on this machine{at_once} "
-            "(from a few timed steps)"
+            f"training {counted(trials, 'trial')}: about {duration(seconds)} one after the other on this machine"
+            f"{at_once} (from a few timed steps)"
         )
         self._line("dry run: nothing was trained or recorded")
 
@@ -330,22 +334,28 @@ class Progress:
         """
         self._write_page(standing, COMPLETE if complete else STOPPED)
         if front:
-            title = f"front of study '{self._study}': no other finished trial is as good in {', '.join(objectives)}"
-            table = new_table(title)
-            table.add_column("trial")
+            titles = ", ".join(map(title_of, objectives))
             # a detector's score is that of the pooled predictions, and its tuner saw the mean of the folds
             beside = spread_of(self._score) or "fold_score"
             shown = [*objectives, *([beside] if self._score in objectives else [])]
-            for name in shown:
-                table.add_column(for_rich(label_of(name, metric_of(name))), justify="right")
-            table.add_column("directory")
-            for text, entry in front:
-                cells = [
-                    format(entry.metrics[name], metric_of(name).format) if name in entry.metrics else "-"
+            columns = [
+                Column("trial", [text for text, _ in front], words=True),
+                *(
+                    Column(
+                        label_of(name, metric_of(name)),
+                        [
+                            format(entry.metrics[name], metric_of(name).format)
+                            if name in entry.metrics
+                            else "-"
+                            for _, entry in front
+                        ],
+                    )
                     for name in shown
-                ]
-                table.add_row(for_rich(text), *cells, for_rich(entry.trial))
-            print_whole(self._console, table)
+                ),
+                Column("directory", [entry.trial for _, entry in front], words=True, detail=True),
+            ]
+            title = f"front of study '{self._study}': no other finished trial is as good in {titles}"
+            print_table(self._console, columns, title=title)
             for line in origin_lines({name: metric_of(name) for name in objectives}, origins):
                 self._line(line)
         listing = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
@@ -358,9 +368,9 @@ class Progress:
             self._line("stopped before its end: the same command goes on from here")
 
     def _line(self, text: str) -> None:
-        print_line(self._console, text)
+        print_text(self._console, text)
 
 
 def _protocol(rung: Rung) -> str:
     """'5 folds x 10 epochs'."""
-    return f"{rung.folds} fold{'s' * (rung.folds != 1)} x {rung.epochs} epoch{'s' * (rung.epochs != 1)}"
+    return f"{counted(rung.folds, 'fold')} x {counted(rung.epochs, 'epoch')}"

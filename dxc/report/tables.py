@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dxc.files import write_atomically
 from dxc.metrics import Metric, is_declared, label_of, metric_of
 from dxc.report.figures import OPERATORS
-from dxc.text import for_csv, for_html, for_latex, for_markdown, visible
+from dxc.text import NUMBER, for_csv, for_html, for_latex, for_markdown, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,12 +139,18 @@ def comma_separated(table: pd.DataFrame) -> str:
     return safe.to_csv(index=False)
 
 
-def html(table: pd.DataFrame) -> str:
-    """A table element."""
+def html(table: pd.DataFrame, caption: str = "") -> str:
+    """A table element. caption: a line above."""
     heading, *rows = _cells(table, for_html)
     head = "".join(f"<th>{cell}</th>" for cell in heading)
-    body = "\n".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    body = "\n".join(f"<tr>{''.join(map(_td, row))}</tr>" for row in rows)
+    above = f"<caption>{for_html(caption)}</caption>\n" if caption else ""
+    return f"<table>\n{above}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+
+
+def _td(cell: str) -> str:
+    """A number stays on one line."""
+    return f'<td class="number">{cell}</td>' if NUMBER.fullmatch(cell) else f"<td>{cell}</td>"
 
 
 def _cells(table: pd.DataFrame, safe: Callable[[object], str]) -> list[list[str]]:

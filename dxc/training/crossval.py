@@ -18,6 +18,7 @@ import dxc
 from dxc.config.plan import Plan
 from dxc.errors import ConfigError
 from dxc.files import write_atomically
+from dxc.text import counted
 from dxc.training.build import build_task, is_first_process
 from dxc.training.epochs import Epoch, write_epoch
 
@@ -112,7 +113,7 @@ def _taken(folds: Sequence[TrainedFold], of: int) -> str:
     where = " and ".join(sorted({fold.device for fold in folds}))
     verb = "is" if len(folds) == 1 else "are"
     return (
-        f"{len(folds)} of {of} fold{'s' * (of != 1)} {verb} taken from the cache, trained {when} on {where}; "
+        f"{len(folds)} of {counted(of, 'fold')} {verb} taken from the cache, trained {when} on {where}; "
         "again=true trains anew"
     )
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from dxc.metrics import Metric
+from dxc.report import tables
 from dxc.report.page import page
 
 Designs = tuple[pd.DataFrame, dict[str, Metric], list[str]]
@@ -92,7 +93,14 @@ def show(browser: Any, pictures: Path, tmp_path: Path) -> Iterator[Callable[...,
 def test_three_objectives(show: Callable[..., Tab], by_chance: Callable[..., Designs]) -> None:
     designs, objectives, knobs = by_chance(240)
     tab = show((designs, objectives, knobs), sections=[("Method", "<p>Some text.</p>")])
+    assert tab.run("scatter.data.every(t => t.type === 'scattergl')"), "the first view is flat"
+    assert tab.run("['x', 'y'].map(a => scatter._fullLayout[a + 'axis'].title.text)") == [
+        "predicted latency (ms)",
+        "accuracy (fraction)",
+    ]
     tab.picture("three_objectives")
+    tab.view.select_option("select[name=y]", "onnx_mb")
+    tab.settle()
     drawn = tab.picture("three_objectives_scatter", "#scatter")
     assert _pixels(drawn, VERMILLION) > 500, "the front is not drawn"
     assert _pixels(drawn, GREY) > 200, "the other designs are not drawn"
@@ -114,8 +122,8 @@ def test_three_objectives(show: Callable[..., Tab], by_chance: Callable[..., Des
     ]
     assert tab.view.locator("h2").all_inner_texts() == [
         "Trade-offs",
-        "Knobs and objectives",
         "Front",
+        "Knobs and objectives",
         "Method",
     ]
 
@@ -123,6 +131,8 @@ def test_three_objectives(show: Callable[..., Tab], by_chance: Callable[..., Des
 def test_nothing_leaves_the_page(show: Callable[..., Tab], four: Designs) -> None:
     """Plotly's button that sends a chart to its server is not there; neither is its logo, which is a link."""
     tab = show(four)
+    tab.view.select_option("select[name=y]", "onnx_mb")
+    tab.settle()
     tab.view.hover("#scatter")
     buttons = tab.run(
         "[...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title || b.ariaLabel)"
@@ -139,6 +149,7 @@ def test_nothing_leaves_the_page(show: Callable[..., Tab], four: Designs) -> Non
 def test_choosing_axes(show: Callable[..., Tab], by_chance: Callable[..., Designs]) -> None:
     tab = show(by_chance(100, 5), width=1280)
     axes = "['x', 'y', 'z'].map(a => scatter._fullLayout.scene[a + 'axis'].title.text)"
+    tab.view.select_option("select[name=y]", "onnx_mb")
     tab.view.select_option("select[name=x]", "macs")
     assert tab.run(axes) == ["MACs", "ONNX file (MB)", "accuracy (fraction)"]
     tab.view.select_option("select[name=z]", "macs")  # taken: the axes change places
@@ -208,9 +219,34 @@ def test_table_equals_the_front_and_can_be_sorted(
         tab.view.click(".front th button:has-text('P(on')")
         assert names() == front.sort_values("p_front", ascending=ascending)["name"].tolist()
     assert names()[-1] == front["name"].iloc[0]
-    box = tab.run("(b => [b.scrollWidth > b.clientWidth, b.tabIndex])(document.querySelector('.front'))")
-    assert box == [True, 0], "a wide table scrolls in its box, also by keyboard"
+    assert tab.run("document.querySelector('.front').tabIndex") == 0, (
+        "a long table scrolls in its box, by keyboard"
+    )
     assert tab.run("document.documentElement.scrollWidth") <= 1024
+
+
+@pytest.mark.parametrize("width", [1200, 800])
+def test_nothing_is_cut(show: Callable[..., Tab], by_chance: Callable[..., Designs], width: int) -> None:
+    """Nothing in 1200 pixels, eleven parallel axes included; the page itself never scrolls sideways."""
+    designs, objectives, knobs = by_chance(60)
+    designs["data"] = "a long name of channels"
+    answer = [("choice", "a: the knee"), ("reproduce", "python train.py " + "model.width=64 " * 30)]
+    wide = tables.html(tables.listing(designs[:5], objectives, []), "measured: latency on a board " * 9)
+    tab = show(
+        (designs, objectives, knobs), answer=answer, sections=[("Dominated designs", wide)], width=width
+    )
+    tab.picture(f"width_{width}")
+    assert tab.run("document.documentElement.scrollWidth") <= width
+    cut = tab.run(
+        "[...document.querySelectorAll('.scroll')].filter(b => b.scrollWidth > b.clientWidth)"
+        ".map(b => b.ariaLabel ?? b.innerText)"
+    )
+    assert width < 1200 or cut == [], "narrower boxes scroll"
+    left = tab.run("parallel.getBoundingClientRect().left")
+    texts = tab.run(
+        "[...document.querySelectorAll('#parallel .axis text')].map(t => t.getBoundingClientRect().left)"
+    )
+    assert min(texts) >= left
 
 
 def test_parallel_coordinates(show: Callable[..., Tab], by_chance: Callable[..., Designs]) -> None:

@@ -97,7 +97,7 @@ def test_a_line_a_trial(clock: Callable[[float], None], capsys: pytest.CaptureFi
         )
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines == [
-        "budget: 20 trials of 5 folds x 10 epochs each, 1000 epochs in all; a trial is tried on 1 fold x 10 epochs "
+        "budget: 20 trials of 5 folds x 10 epochs each, 1,000 epochs in all; a trial is tried on 1 fold x 10 epochs "
         "first, and goes on while it may reach the front",
         "resnet18 w32 accuracy 0.9000 in part: 1 fold x 10 epochs "
         "[0 trials trained, 1 in part; 0.2 of 20 trials' worth of epochs used; about 1 h 39 min left]",
