@@ -17,12 +17,15 @@ def main(cfg: DictConfig) -> None:
     with exit_cleanly():
         from dxc.data.next_step import next_step
         from dxc.geo.chips import cut_from_config
+        from dxc.report.region_sheet import sheet_line
 
         try:
             report = cut_from_config(resolved(cfg))
+            sheet = sheet_line(report.folder, redraw=not report.found_complete)
         except KeyboardInterrupt:
             sys.exit("\ninterrupted; the same command goes on where it stopped")
-        print(for_terminal(f"{report.describe()}\nnext: {next_step(report.folder.parent)}", lines=True))
+        lines = [report.describe(), sheet, f"next: {next_step(report.folder.parent)}"]
+        print(for_terminal("\n".join(lines), lines=True))
 
 
 if __name__ == "__main__":
