@@ -32,12 +32,14 @@ def _draw(sheet: Path) -> None:
     record = Record.read(folder)
     if record is None:
         raise DataError(f"{folder} has no record of its chips")
-    photo = tuple(band for band in record.bands if band != "dem")
+    photo = tuple(
+        band for band in record.bands if band != "dem"
+    )  # none, with elevation alone: no channel needs any
     recipe = Recipe(
         channels=fitting_channels(record.bands),
         size=record.size_m,
+        photo_bands=photo,
         boxes=bool(record.boxes),
-        **({"photo_bands": photo} if photo else {}),
     )
     chips = sample_of_folder(folder.parent, recipe, CHIPS_SHOWN, region=record.region)
     draw_chip_sheet(chips, folder, stem=sheet.stem, source=f"chips of {record.region}")
