@@ -16,13 +16,17 @@ def main(cfg: DictConfig) -> None:
     with exit_cleanly():
         from dxc.data.next_step import next_step
         from dxc.geo.chips import cut_region
+        from dxc.report.region_sheet import sheet_line
         from dxc.report.terminal import new_console, print_text
 
         try:
             report = cut_region(**resolved(cfg))
+            sheet = sheet_line(report.folder, redraw=not report.found_complete)
         except KeyboardInterrupt:
-            sys.exit("\ninterrupted; the same command goes on where it stopped")
-        print_text(new_console(), f"{report.describe()}\nnext: {next_step(report.folder.parent)}")
+            sys.exit("
+interrupted; the same command goes on where it stopped")
+        print_text(new_console(), "
+".join([report.describe(), sheet, f"next: {next_step(report.folder.parent)}"]))
 
 
 if __name__ == "__main__":

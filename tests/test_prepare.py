@@ -72,6 +72,7 @@ def test_from_files_to_a_data_source(folder: Path) -> None:
         "folder: chips/NE",
         "1 point left out, see chips/NE/left_out.csv:",
         "  1 chip not inside the DEM and the photo",
+        "sheet of chips: chips/NE/chips.jpg",
     ]
     # the two without a crossing overlap: there is no command that could train
     assert following.startswith(
@@ -83,6 +84,7 @@ def test_from_files_to_a_data_source(folder: Path) -> None:
     assert complete.stdout.splitlines() == [
         "NE: complete, nothing to do: 2 chips with a crossing, 2 without, in EPSG:26915",
         "folder: chips/NE",
+        "sheet of chips: chips/NE/chips.jpg",
         following,
     ]
     assert {path: path.stat().st_mtime_ns for path in (folder / "chips").rglob("*")} == stamps
@@ -94,6 +96,30 @@ def test_from_files_to_a_data_source(folder: Path) -> None:
         (region, f"{region}_{label}_{i:05d}", int(label == "T"))
         for region in ("12", "NE") for label in "FT" for i in (1, 2)
     ]  # fmt: skip
+
+
+def test_a_sheet_of_the_chips_is_left_and_may_fail(folder: Path) -> None:
+    from PIL import Image
+
+    cut = (*FILES, "out=chips", "region=NE", "boxes=20")
+    assert prepare(folder, *cut).returncode == 0
+    sheet = folder / "chips" / "NE" / "chips.jpg"
+    with Image.open(sheet) as drawn:
+        assert drawn.width == 1008
+    # the sheet is prepare.py's own: it may be replaced, and one that was removed is drawn again
+    sheet.unlink()
+    assert "sheet of chips: chips/NE/chips.jpg" in prepare(folder, *cut).stdout.splitlines()
+    assert sheet.is_file()
+    again = prepare(folder, *cut, "seed=1", "overwrite=true")
+    assert again.returncode == 0, again.stderr
+    assert sheet.is_file()
+    # a region of elevation alone cannot be read beside it: no sheet, but all chips and what to do
+    alone = prepare(folder, "dem=dem.tif", "crossings=points.gpkg", "out=chips", "region=IL")
+    assert alone.returncode == 0, alone.stderr
+    *_, said, following = alone.stdout.splitlines()
+    assert said.startswith("figure chips was not drawn: DataError: source.root: the regions under chips hold")
+    assert following.startswith("next: the regions in chips are trained together, and hold different bands")
+    assert len([*(folder / "chips" / "IL").rglob("*.tif")]) == 4
 
 
 def test_boxes_from_the_command_line(folder: Path) -> None:
@@ -228,8 +254,8 @@ def train(
         places = [f"cache_dir={tmp_path}/cache", f"tracking.uri=sqlite:///{store_file}"]
         monkeypatch.chdir(survey)
         with initialize_config_dir(str(PREPARE.parent / "conf"), version_base="1.3"):
-            cfg = compose("train", overrides=[*command[2:], *little, *places])
-            return run(Plan.of(cfg), tmp_path / "run")
+            config = compose("train", overrides=[*command[2:], *little, *places])
+        return run(Plan.of(config), tmp_path / "run")
 
     return run_printed
 

@@ -48,14 +48,31 @@ def fitting_override(bands: Sequence[str]) -> str:
     >>> fitting_override(["dem"]), fitting_override(["dem", "red", "green", "blue"])
     ('data=1ch', 'data.channels=[dem,red,green,blue]')
     """
+    name = _fitting_set(bands)
+    return f"data={name}" if name else f"data.channels=[{','.join(bands)}]"
+
+
+def fitting_channels(bands: Sequence[str]) -> tuple[str, ...]:
+    """The channels that `fitting_override` chooses.
+
+    Args:
+        bands: that the chips hold, as there.
+
+    >>> fitting_channels(["red", "green"])
+    ('red', 'green')
+    """
+    name = _fitting_set(bands)
+    return CHANNEL_SETS[name] if name else tuple(bands)
+
+
+def _fitting_set(bands: Sequence[str]) -> str | None:
+    """The largest set of CHANNEL_SETS made of just these bands."""
     fitting = [
         name
         for name, channels in CHANNEL_SETS.items()
         if {*needed_photo_bands(channels), *({"dem"} & {*channels})} == {*bands}
     ]
-    if fitting:
-        return f"data={max(fitting, key=lambda name: len(CHANNEL_SETS[name]))}"
-    return f"data.channels=[{','.join(bands)}]"
+    return max(fitting, key=lambda name: len(CHANNEL_SETS[name]), default=None)
 
 
 def needed_photo_bands(channels: Sequence[str]) -> list[str]:

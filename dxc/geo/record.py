@@ -22,8 +22,8 @@ from dxc.untrusted import load_json
 NAME = "cut.json"
 CHIPS = "chips.csv"
 LEFT_OUT = "left_out.csv"
-OVERVIEWS = ("chips.png",)
-"""Pictures of the chips that may lie beside the tables."""
+OVERVIEWS = ("chips.jpg",)
+"""Pictures of the chips that may lie beside the tables (dxc.report.region_sheet)."""
 MAX_BYTES = 100_000
 BAND_NAMES = ("dem", *PHOTO_BANDS)
 
