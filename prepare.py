@@ -23,10 +23,9 @@ def main(cfg: DictConfig) -> None:
             report = cut_region(**resolved(cfg))
             sheet = sheet_line(report.folder, redraw=not report.found_complete)
         except KeyboardInterrupt:
-            sys.exit("
-interrupted; the same command goes on where it stopped")
-        print_text(new_console(), "
-".join([report.describe(), sheet, f"next: {next_step(report.folder.parent)}"]))
+            sys.exit("\ninterrupted; the same command goes on where it stopped")
+        lines = [report.describe(), sheet, f"next: {next_step(report.folder.parent)}"]
+        print_text(new_console(), "\n".join(lines))
 
 
 if __name__ == "__main__":
