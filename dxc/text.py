@@ -104,7 +104,7 @@ def for_figure(text: object) -> str:
     return f" {shown}" if shown.startswith("_") else shown
 
 
-def plural(count: int, noun: str) -> str:
+def plural(count: float, noun: str) -> str:
     """The noun as it stands after a number.
 
     >>> plural(1, "design"), plural(2, "design"), plural(3, "set of channels"), plural(0, "study")

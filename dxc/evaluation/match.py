@@ -50,7 +50,7 @@ def kind(sample: Sample, threshold: float = 0.5) -> str:
     is a false alarm, and the crossing is missed: 'FP + FN'. One box finds one of several crossings: 'TP + FN'.
     """
     crossings = len(known_boxes(sample.boxes))
-    reported = sample.probability >= threshold
+    reported = sample.probability > threshold  # as accuracy and F1 count
     found = reported and bool((match(sample.boxes, [sample.box], [sample.probability]) >= 0).any())
     counts = {"TP": found, "FP": reported and not found, "FN": crossings > found}
     return " + ".join(each for each, holds in counts.items() if holds) or "TN"

@@ -58,7 +58,7 @@ def choose_samples(
     """
     p, positive = np.asarray(probability, dtype=float), np.asarray(label) == 1
     placed = np.ones(len(p), dtype=bool) if overlap is None else np.asarray(overlap, dtype=float) >= MIN_IOU
-    alarm = p >= threshold
+    alarm = p > threshold
     rising = np.argsort(p, kind="stable")
     falling = np.argsort(-p, kind="stable")
     groups = [
@@ -108,7 +108,7 @@ def samples(chips: Sequence[Sample], channels: Sequence[str], *, threshold: floa
         for axes, chip in zip(panels.flat, shown, strict=False):
             _sample(axes, chip, channels, threshold)
         kinds = {each for chip in shown for each in kind(chip, threshold).split(" + ")}
-        reported = [chip.probability >= threshold for chip in shown]
+        reported = [chip.probability > threshold for chip in shown]
         handles = [_handle(TRUE, "-", "true box")] if kinds & {"TP", "FN"} else []
         if any(reported):
             handles.append(_handle(PREDICTED, DASHES, "predicted box"))
@@ -127,7 +127,7 @@ def _sample(axes: Axes, chip: Sample, channels: Sequence[str], threshold: float)
     _show(axes, chip.image, channels)
     size = chip.image.shape[2], chip.image.shape[1]
     _boxes(axes, chip.boxes, size, TRUE, "-")
-    _boxes(axes, [chip.box], size, PREDICTED, DASHES if chip.probability >= threshold else ":")
+    _boxes(axes, [chip.box], size, PREDICTED, DASHES if chip.probability > threshold else ":")
     overlap = iou(chip.boxes, [chip.box])
     best = f", IoU {overlap.max():.2f}" if overlap.size else ""
     axes.set_title(f"{kind(chip, threshold)}, p {chip.probability:.2f}{best}", fontsize=7.5, pad=2)

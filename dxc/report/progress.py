@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dxc.config.compose import PROJECT_ROOT
+from dxc.config.overrides import quoted_value
 from dxc.masking import masked
 from dxc.metrics import known_costs, label_of, metric_of, spread_of, title_of
 from dxc.report.console import origin_lines, where_to_compare
@@ -364,11 +367,21 @@ class Progress:
         self._line(f"compare:  {where_to_compare(store.uri, store.experiment_id)}")
         if self._page is not None and self._page.written:
             self._line(f"page:     {os.path.relpath(self._page.path)}")
+        if complete and front:
+            self._line(f"next:     {_analysis(self._study, store.uri)}")
         if not complete:
             self._line("stopped before its end: the same command goes on from here")
 
     def _line(self, text: str) -> None:
         print_text(self._console, text)
+
+
+def _analysis(study: str, uri: str) -> str:
+    """The command that analyses a study and copies the chosen network out of the store."""
+    command = ["python", "analyze.py", f"study={study}", "choose.export=best.onnx"]
+    if uri != f"sqlite:///{PROJECT_ROOT}/mlflow.db" and masked(uri) == uri:
+        command.append(f"tracking.uri={quoted_value(uri)}")
+    return shlex.join(command)
 
 
 def _protocol(rung: Rung) -> str:

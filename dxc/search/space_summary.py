@@ -30,6 +30,7 @@ WHOLE_SPACE = 20_000  # points; in a larger space, costs are computed when point
 SAMPLE = 2_000  # candidates that tuner=pareto considers of a larger space
 COMPUTED = 24  # networks that estimates of the others rest on; a network takes a third of a second
 DOUBT = 2.0  # times the largest error of an estimate: farther over a limit, a network is over it for certain
+FEW = 3  # networks whose costs are computed without a word of how far it is
 SETTLED = 8  # networks that are computed at most, one after the other, to find the least cost
 TIMED = 4  # networks whose training steps are timed
 
@@ -170,7 +171,8 @@ class SpaceSummary:
             del self._estimates[name]
 
     def _compute(self, hashes: Sequence[str]) -> None:
-        self.costs.compute({name: self.networks[name] for name in hashes}, progress=True)
+        progress = len(hashes) > FEW
+        self.costs.compute({name: self.networks[name] for name in hashes}, progress=progress)
 
     def estimated(self) -> str:
         """What estimates rest on, and how far off they may be; '' where there are none."""
@@ -196,7 +198,9 @@ class SpaceSummary:
         for cost in sorted(self.settings.limits, key=lambda name: metric_of(name).origin == "predicted"):
             if cost not in self._errors:
                 continue
-            known = self._values(cost)
+            known, limit = self._values(cost), self.settings.limits[cost]
+            if any(value <= limit for name, value in known.items() if name not in self._estimates):
+                continue
             nearest = min(known, key=lambda name: known[name])
             for _ in range(SETTLED):
                 if self._estimates.pop(nearest, None) is None:
@@ -204,7 +208,6 @@ class SpaceSummary:
                 self._compute([nearest])
                 known = self._values(cost)
                 nearest = min(known, key=lambda name: known[name])
-            limit = self.settings.limits[cost]
             doubt = 1 + DOUBT * max(self._errors[cost])
             if all(
                 value > limit * (doubt if name in self._estimates else 1) for name, value in known.items()

@@ -4,6 +4,7 @@ Hydra runs this file without entering it in sys.modules: dataclasses cannot reso
 there is no `from __future__ import annotations`.
 """
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,7 @@ class NniSweeper(Sweeper):
         """Called once with the overrides of the command line, sweeps among them."""
         from dxc.errors import exit_cleanly
 
+        print("search: reading the configuration and the space", file=sys.stderr, flush=True)
         with exit_cleanly():
             from dxc.search.launching import runner_for
             from dxc.search.study import search

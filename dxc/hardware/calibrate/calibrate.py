@@ -44,6 +44,7 @@ from dxc.hardware.predict.features import TARGET, calibrated_ms, derive, work
 from dxc.hardware.predict.forest import Forest
 from dxc.hardware.predict.kernels import detect, graph_of, predictor_names
 from dxc.hardware.spec import device_name
+from dxc.text import plural
 
 if TYPE_CHECKING:
     import onnx
@@ -158,7 +159,7 @@ def calibrate(
             networks,
             "measuring",
             "network",
-            why=f"that fit in {max_minutes:g} minutes",
+            why=f"that fit in {max_minutes:g} {plural(max_minutes, 'minute')}",
             done=len(records),
             shown=progress,
         ) as bar,
@@ -487,9 +488,13 @@ def _write_package(
     totals, kernels = held_out(valid)
     measured = np.array([record.ms for record in valid])
     family_of = np.array([record.spec["family"] for record in valid])
-    for kernel, rows in rows_of(valid).items():
-        if not enough(rows):
-            continue  # a network with such a kernel says that it is not covered
+    covered = {kernel: rows for kernel, rows in rows_of(valid).items() if enough(rows)}
+    if not covered:
+        raise HardwareError(
+            f"{len(valid)} of {len(records)} networks could be timed well enough, and no kernel occurs in enough of "
+            "them: measure more networks (networks=, max_minutes=), on a machine that does nothing else."
+        )
+    for kernel, rows in covered.items():  # a network with another kernel says that it is not covered
         _, features, ms = _arrays(rows)
         Forest.from_sklearn(_fit(kernel, features, ms)).save(folder / f"{kernel}.npz")
     (folder / "fusion_rules.json").write_text(json.dumps(FUSION_RULES, indent=1) + "\n")
