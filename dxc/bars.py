@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from dxc.text import duration, for_terminal, plural
 
+T = TypeVar("T")
 EVERY_S = 3.0  # between two lines
 SHARE = 0.05  # of the time passed, where that is more: long steps fill no log
 
@@ -25,10 +27,19 @@ class Steps:
         shown: False prints nothing.
         done: steps that were done before.
         why: stands behind the total where it is estimated, such as 'that fit in 11 minutes'.
+        quick: it usually takes less than EVERY_S; a pipe hears of it only where it takes longer.
     """
 
     def __init__(
-        self, total: int, doing: str, unit: str, *, shown: bool = True, done: int = 0, why: str = ""
+        self,
+        total: int,
+        doing: str,
+        unit: str,
+        *,
+        shown: bool = True,
+        done: int = 0,
+        why: str = "",
+        quick: bool = False,
     ) -> None:
         self.total, self.done = total, done
         self._doing, self._why = doing, f" {why}" if why else ""
@@ -44,17 +55,17 @@ class Steps:
             disable=not (shown and terminal),
             leave=False,
         )
-        if self._lines:
+        if self._lines and not quick:
             self._print(f"{doing}: {'at most ' if why else ''}{total} {plural(total, unit)}")
 
-    def update(self, now: str = "", *, total: int | None = None) -> None:
-        """One more step is done. now: what came of it; total: as it is known by now."""
-        self.done += 1
+    def update(self, now: str = "", *, steps: int = 1, total: int | None = None) -> None:
+        """Count steps that are done. now: what came of the last; total: as it is known by now."""
+        self.done += steps
         self.total = self.total if total is None else max(total, self.done)
         self._bar.total = self.total
         if now:
             self._bar.set_postfix_str(for_terminal(now), refresh=False)
-        self._bar.update()
+        self._bar.update(steps)
         passed = time.monotonic() - self._started
         if self._lines and time.monotonic() - self._said >= max(EVERY_S, SHARE * passed):
             left = passed / (self.done - self._from) * (self.total - self.done)
@@ -79,3 +90,13 @@ class Steps:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
+
+
+def each(
+    items: Sequence[T], doing: str, unit: str, *, shown: bool = True, quick: bool = False
+) -> Iterator[T]:
+    """The items, one a step; see Steps."""
+    with Steps(len(items), doing, unit, shown=shown, quick=quick) as bar:
+        for item in items:
+            yield item
+            bar.update()

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from dxc.bars import Steps
+from dxc.bars import Steps, each
 
 
 @pytest.fixture
@@ -54,3 +54,15 @@ def test_long_steps_fill_no_log(now: list[float], capsys: pytest.CaptureFixture[
                 bar.update()
         lines = capsys.readouterr().err.splitlines()
         assert (60 < len(lines) < 80) if shown else not lines
+
+
+def test_quick_work_says_nothing_in_a_pipe_until_it_takes_long(
+    now: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for item in each(range(4), "reading", "chip", quick=True):
+        now[0] += 2.0 if item else 0.5
+    assert capsys.readouterr().err.splitlines() == ["reading: 3 of 4, about 2 s left"]  # 1.5 s each
+    with Steps(100, "reading", "chip", quick=True) as bar:
+        now[0] += 4
+        bar.update(steps=50)
+    assert capsys.readouterr().err.splitlines() == ["reading: 50 of 100, about 4 s left"]

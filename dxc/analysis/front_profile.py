@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from dxc.analysis.questions import FrontProfiler
+from dxc.bars import each
 from dxc.config.hardware import Hardware
 from dxc.errors import DxcError, require_one_of
 from dxc.files import write_atomically
@@ -79,17 +80,11 @@ def profile_front(
 
     """
     import pandas as pd
-    from tqdm import tqdm
 
     require_one_of("profile", mode, get_args(FrontProfiler))
     reader = Reader(uri, artifacts=artifacts)
     parts, notes, devices = [], [], set()
-    for member in tqdm(
-        front.to_dict("records"),
-        desc="profiling the front",
-        unit="network",
-        disable=None if progress else True,
-    ):
+    for member in each(front.to_dict("records"), "profiling the front", "network", shown=progress):
         try:
             table, about = _member(reader, member, below(folder, _key(member)), mode, hardware)
         except DxcError as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dxc.bars import each
 from dxc.evaluation.bootstrap import Outcomes
 from dxc.files import write_atomically
 from dxc.masking import masked
@@ -41,8 +42,6 @@ def outcomes_of(
     Returns:
         The outcomes by design, and notes.
     """
-    from tqdm import tqdm
-
     by_id: Mapping[str, Mapping[str, Any]] = {str(row["run_id"]): row for row in runs.to_dict("records")}
     folds = sorted(filter(is_fold_accuracy, runs))
     reader: Reader | None = None
@@ -52,7 +51,7 @@ def outcomes_of(
     # of this store: another may hold other runs under the same ids
     cached = cache_dir / "outcomes" / hashlib.blake2b(masked(uri).encode(), digest_size=8).hexdigest()
     found: list[list[Outcomes]] = []
-    for members in tqdm(designs["runs"], desc="predictions", unit="design", leave=False, disable=None):
+    for members in each(list(designs["runs"]), "reading predictions", "design", quick=True):
         repeats = []
         for run_id in members:
             path = below(cached, run_id).with_suffix(".npz")

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import logging
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dxc.bars import EVERY_S
 from dxc.files import write_atomically
 from dxc.masking import masked
 from dxc.metrics import is_fold_accuracy, is_of_one_fold
@@ -159,10 +161,10 @@ def _windows(known: _Known) -> Iterator[tuple[int, int | None, list[str]]]:
 
 
 def _counted(pages: Iterable[list[StoredRun]], study: str) -> Iterator[list[StoredRun]]:
-    """The pages; a terminal sees a count when there are more than one."""
+    """The pages. Where there are more than one, their runs are counted on stderr."""
     from tqdm import tqdm
 
-    count, bar = 0, None
+    count, bar, said = 0, None, time.monotonic()
     try:
         for page in pages:
             count += len(page)
@@ -172,6 +174,9 @@ def _counted(pages: Iterable[list[StoredRun]], study: str) -> Iterator[list[Stor
                 )
             if bar is not None:
                 bar.update(len(page))
+                if bar.disable and time.monotonic() - said > EVERY_S:  # a pipe gets a line now and then
+                    said = time.monotonic()
+                    print(for_terminal(f"reading {study}: {count:,} runs"), file=sys.stderr, flush=True)
             yield page
     finally:
         if bar is not None:

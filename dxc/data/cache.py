@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dxc.bars import Steps
 from dxc.data.bands import (
     NORMALISATIONS,
     REPAIRS,
@@ -391,15 +392,13 @@ def _in_chunks(
     Returns:
         The items of all chunks, in the order of the chips.
     """
-    from tqdm import tqdm
-
     starts = range(0, len(columns[0]), CHUNK)
     jobs = [[column[start : start + CHUNK] for start in starts] for column in columns]
     results: list[Any] = []
-    with tqdm(total=len(columns[0]), desc=title, unit="chip", disable=None if progress else True) as bar:
+    with Steps(len(columns[0]), title, "chip", shown=progress, quick=True) as bar:
         for part in mapper(work, *jobs):
             results += part
-            bar.update(len(part))
+            bar.update(steps=len(part))
     return results
 
 

@@ -20,14 +20,13 @@ from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 from rasterio.transform import from_origin
-from tqdm import tqdm
 
+from dxc.bars import Steps
 from dxc.files import write_atomically
 from dxc.geo.bands import PHOTO_BANDS
 from dxc.geo.rasters import Raster, open_raster
 from dxc.geo.sites import CrossingBoxes, Spot
 from dxc.geo.voc import write_voc
-from dxc.text import for_terminal
 
 KINDS = {"DEM": "DEM", "photo": "Aer"}
 """What a raster is -> how the name of the folder of its chips ends."""
@@ -96,18 +95,13 @@ class Cutter:
         """
         done: list[Spot] = []
         failed: list[tuple[Spot, str]] = []
-        with tqdm(
-            total=wanted,
-            desc=for_terminal(f"{self.region} {what}"),
-            unit="chip",
-            disable=None if progress else True,
-        ) as bar:
+        with Steps(wanted, f"{self.region} {what}", "chip", shown=progress, quick=True) as bar:
             while batch := list(itertools.islice(candidates, wanted - len(done))):
                 reasons: dict[Spot, str | None] = {}
                 # neighbours follow each other, so that GDAL still holds their blocks unpacked
                 route = sorted(batch, key=lambda spot: (spot.top // STRIP_M, spot.left, spot.name))
                 for spot, reasons[spot] in zip(route, self._pool.map(self.cut, route), strict=True):
-                    bar.update(reasons[spot] is None)
+                    bar.update(steps=int(reasons[spot] is None))
                 done += [spot for spot in batch if reasons[spot] is None]
                 failed += [(spot, reason) for spot in batch if (reason := reasons[spot]) is not None]
         return done, failed
