@@ -51,7 +51,10 @@ def test_the_published_table(tmp_path: Path) -> None:
         ["row 4", "row 5"],
     ]
     assert "row 1" in (folder / "answer.txt").read_text() and "Answer" in (folder / "index.html").read_text()
-    caption = "published: doi 10.1145/3624062.3624258, table 4. predicted: latency for cortexA76cpu_tflite21"
+    caption = (
+        "published: doi 10.1145/3624062.3624258, table 4. trained: accuracy on chips of the published study (doi "
+        "10.1145/3624062.3624258). predicted: latency for cortexA76cpu_tflite21"
+    )
     assert f'<p class="caption">{caption}' in (folder / "index.html").read_text()
     assert len(pd.read_csv(folder / "baseline.csv")) == 6
     for name in ("pairs.png", "radar.svg", "index.html", "front.tex", "front.md"):

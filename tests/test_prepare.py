@@ -149,7 +149,7 @@ def test_errors_are_one_message_without_a_trace(folder: Path, monkeypatch: pytes
         ((*FILES, "region=NE", "photo_bands=[red,green,blue]", "photo=dem.tif"), "is float32"),
         ((*FILES, "region=NE", "dem_units=yards"), "dem_units=yards is not a known unit"),
         ((*FILES, "region=NE", "boxes=wide"), "has no column wide; it has width_m, height_m"),
-        ((*FILES, "region=NE", "boxes=-5"), "boxes must be .* not -5"),
+        ((*FILES, "region=NE", "boxes=-5"), "boxes must be metres, more than 0 and at most size_m=100"),
         ((*FILES, "region=NE", "near=roads.gpkg"), "near roads.gpkg: no such file"),
         (("crossings=points.gpkg", "region=NE"), "neither dem nor photo is given"),
     )):  # fmt: skip

@@ -154,7 +154,7 @@ class Cells(HTMLParser):
         self.feed(document)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert not attrs
+        assert attrs in ([], [("class", "number")])
         self.tags.add(tag)
         if tag in ("td", "th", "p"):
             self.texts.append("")

@@ -16,6 +16,7 @@ from sklearn.metrics import average_precision_score
 from dxc.analysis.reproduce import command
 from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.config.identity import trial_hash
+from dxc.config.plan import Plan
 from dxc.deploy.predictor import Predictor
 from dxc.errors import BadChipsError, ConfigError, DataError
 from dxc.models.sppnet import SppNet
@@ -40,7 +41,7 @@ def _composed(root: Path, *overrides: str):
 
 
 def _train(root: Path, *overrides: str) -> Result:
-    return run(_composed(root, *overrides), root.parent / "out")
+    return run(Plan.of(_composed(root, *overrides)), root.parent / "out")
 
 
 def test_what_a_run_leaves(make_chips: ChipMaker) -> None:

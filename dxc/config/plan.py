@@ -102,6 +102,7 @@ class Data(Component):
     ]
     """Edge of a chip in pixels, or any."""
     boxes: Flag
+    fold_seed: Natural = 0
 
     @property
     def name(self) -> str:

@@ -165,7 +165,7 @@ def _alone(files: list[_File], *, photo: bool) -> tuple[list[Chip], list[BadChip
 
 
 def _named_alike(files: list[_File], region: str, name: str) -> list[BadChip]:
-    reason = f"the name {name} stands {len(files)} times in region {region}"
+    reason = f"the name {name} occurs {len(files)} times in region {region}"
     return [BadChip(file.path, reason) for file in files]
 
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dxc.config.checked import Amount, Flag, Limit, Natural, Part, Positive, Text, checked, one_of
-from dxc.errors import ConfigError
+from dxc.config.checked import Amount, Flag, Natural, Part, Positive, Text, checked, must_be, one_of
+from dxc.errors import ConfigError, is_number
 from dxc.metrics import METRICS, known_costs, limitable
 from dxc.search.states import Rung
 
@@ -53,6 +53,9 @@ def _rungs(rungs: Any) -> Any:
     return rungs
 
 
+LimitOrNull = Annotated[
+    int | float, must_be(lambda value: is_number(value) and value > 0, "a number over 0, or null")
+]
 Metric = Annotated[str, one_of(lambda: METRICS)]
 
 
@@ -64,7 +67,7 @@ class Settings(Part):
     seed: Natural
     objective: Metric
     objectives: Annotated[list[Metric], BeforeValidator(_objectives)]
-    limits: Annotated[dict[Annotated[str, BeforeValidator(_cost)], Limit], BeforeValidator(_limits)]
+    limits: Annotated[dict[Annotated[str, BeforeValidator(_cost)], LimitOrNull], BeforeValidator(_limits)]
     rungs: Annotated[Sequence[Any], BeforeValidator(_rungs)]
     """[folds, share of the epochs] each."""
     early_stop: Literal["none", "median"]

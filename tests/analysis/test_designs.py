@@ -85,7 +85,7 @@ def test_the_default_objectives_are_those_of_the_study() -> None:
     both = RUNS.assign(score=["average_precision", "average_precision", "accuracy", None])
     with pytest.raises(AnalysisError) as caught:
         default_objectives(both)
-    assert "different scores: average_precision (2 runs), accuracy (1 runs)" in str(caught.value)
+    assert "different scores: average_precision (2 runs), accuracy (1 run)" in str(caught.value)
     assert "\"where=score == 'average_precision'\"" in str(caught.value)
 
 
@@ -94,7 +94,7 @@ def test_runs_of_other_hardware_are_not_mixed() -> None:
     objectives = parse_objectives(["flops:min"], RUNS)
     with pytest.raises(AnalysisError) as caught:
         require_comparable(RUNS, objectives, [])
-    assert "hardware (hardware): 'cpu' (3 runs), 'pi' (1 runs)" in str(caught.value)
+    assert "hardware (hardware): 'cpu' (3 runs), 'pi' (1 run)" in str(caught.value)
     assert "\"where=hardware == 'cpu'\", or ask for the mixture: mix=[hardware]" in str(caught.value)
     require_comparable(RUNS, objectives, ["hardware"])
     require_comparable(RUNS[RUNS["hardware"] == "cpu"], objectives, [])
@@ -148,7 +148,7 @@ def test_what_each_metric_is_compared_by(metric: str) -> None:
         if fact not in facts:
             require_comparable(differing, objectives, [])
             continue
-        with pytest.raises(AnalysisError, match=rf"{fact} \(.*\): 'one' \(1 runs\), 'other' \(1 runs\)"):
+        with pytest.raises(AnalysisError, match=rf"{fact} \(.*\): 'one' \(1 run\), 'other' \(1 run\)"):
             require_comparable(differing, objectives, [])
         require_comparable(differing, objectives, [fact])
         found = designs_of(differing, objectives).frame  # mixed, and no mean of two that are not one thing
@@ -187,11 +187,11 @@ def test_runs_without_the_tag_are_not_mixed_in() -> None:
     some = RUNS.assign(hardware=pd.Categorical(["cpu", "cpu", "cpu", None]))
     with pytest.raises(AnalysisError) as caught:
         require_comparable(some, objectives, [])
-    assert "hardware (hardware): 'cpu' (3 runs), none (1 runs)" in str(caught.value)
+    assert "hardware (hardware): 'cpu' (3 runs), none (1 run)" in str(caught.value)
     assert "\"where=hardware == 'cpu'\", or ask for the mixture: mix=[hardware]" in str(caught.value)
     most = RUNS.assign(hardware=["cpu", None, np.nan, None])
     with pytest.raises(
-        AnalysisError, match=r"none \(3 runs\), 'cpu' \(1 runs\)\nAsk for the mixture: mix=.hard"
+        AnalysisError, match=r"none \(3 runs\), 'cpu' \(1 run\)\nAsk for the mixture: mix=.hard"
     ):
         require_comparable(most, objectives, [])
     require_comparable(RUNS.assign(hardware=None), objectives, [])

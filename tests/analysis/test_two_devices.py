@@ -81,7 +81,7 @@ def test_two_devices_are_two_designs(make_chips: ChipMaker, tmp_path: Path) -> N
     assert list(analysis.designs["n"]) == [1, 1]
     assert analysis.knobs == ["hardware.predictors"]
 
-    with pytest.raises(AnalysisError, match=r"dxc.predictors .*: 'fast' \(1 runs\), 'slow' \(1 runs\)"):
+    with pytest.raises(AnalysisError, match=r"dxc.predictors .*: 'fast' \(1 run\), 'slow' \(1 run\)"):
         _analyze(tmp_path)
     mixed = _analyze(tmp_path, "mix=[dxc.predictors,dxc.packages]", "choose.by=latency_ms")
     assert list(mixed.designs["n"]) == [1, 1]

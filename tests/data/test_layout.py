@@ -161,7 +161,7 @@ def test_elevation_alone_and_photos_alone(tmp_path: Path, kind: str) -> None:
         ("plain", 0, (tmp_path / f"NE/{kind}/F/plain.tif",)),
     ]
     assert all((chip.dem is None) == (kind == "photo") for chip in manifest.chips)
-    assert {chip.reason for chip in manifest.bad} == {"the name twice stands 2 times in region NE"}
+    assert {chip.reason for chip in manifest.bad} == {"the name twice occurs 2 times in region NE"}
     annotated = scan(tmp_path, boxes=True)
     assert [chip.name for chip in annotated.chips] == ["boxed", "plain"]
     noun = "a photo" if kind == "photo" else "an elevation chip"

@@ -55,7 +55,7 @@ def test_kept_folds_and_a_second_attempt(
     names, identities = zip(*(each.split(":") for each in tags["dxc.stages"].split()), strict=True)
     assert names == ("train", "export", "cost") and identities[0] == tags["dxc.base"]
     assert len(set(identities)) == 3 and all(len(each) == 12 for each in identities)
-    kept = {path: torch.load(path, weights_only=True) for path in sorted(keep.iterdir())}
+    kept = {path: torch.load(path, weights_only=True) for path in sorted(keep.glob("*.pt"))}
     assert [path.name for path in kept] == ["fold1.pt", "fold2.pt"]
     seconds = [each["seconds"] for each in kept.values()]
     assert all(each["seconds"] > each["train_seconds"] > 0 for each in kept.values())

@@ -244,6 +244,6 @@ def test_a_search(capsys: pytest.CaptureFixture[str], tmp_path: Path, store_file
         standing=Standing(1, 0, 0, 1, 1, False),
     )
     printed = capsys.readouterr().out
-    assert f"\npredicted: latency_ms for {SHOWN} (1 run) | {'x' * 299}… (2 runs)\n" in printed
+    assert f"\npredicted: latency for {SHOWN} (1 run) | {'x' * 299}… (2 runs)\n" in printed
     assert printed.count(SHOWN) == 7 and not FORBIDDEN.search(printed)
     assert "predicted latency (ms)" in printed

@@ -95,7 +95,7 @@ def test_where_runs_differ_each_machine_is_named(store_file: Path) -> None:
     note = f"trained: accuracy on 8 synthetic chips (seed 0). {line}"
     assert (folder / "front.md").read_text().endswith(f"\n\n{note}\n".replace("|", "\\|"))
     assert (folder / "front.tex").read_text().startswith(f"% {note}\n")
-    assert "on 8 synthetic chips (seed 0). predicted: latency_ms for x" in (folder / "index.html").read_text()
+    assert "on 8 synthetic chips (seed 0). predicted: latency for x" in (folder / "index.html").read_text()
     assert (folder / "front.csv").read_text().count(
         "predicted"
     ) == 1  # the heading: a table of values stays one

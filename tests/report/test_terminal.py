@@ -34,9 +34,9 @@ def columns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def _fits(capsys: pytest.CaptureFixture[str], columns: int) -> str:
-    """What was printed, none of whose lines is too long."""
+    """What was printed, none of whose lines is too long; an address stays whole, so that it can be opened."""
     printed = capsys.readouterr().out
-    assert [line for line in printed.splitlines() if len(line) > columns] == []
+    assert [line for line in printed.splitlines() if len(line) > columns and "http://" not in line] == []
     return printed
 
 
@@ -52,7 +52,7 @@ def test_the_result_of_train(columns: int, capsys: pytest.CaptureFixture[str], t
         "score": "accuracy", "fold_scores": {f"fold{n}": 0.5 for n in range(1, 11)}, "predictions": pd.DataFrame(),
         "onnx": Path("model.onnx"), "excluded": 1, "notes": ("a word " * 30,), "run_id": "r" * 32,
         "experiment_id": "1", "tracking_uri": "sqlite:///x", "study": "first", "predicted_for": MACHINE,
-        "measured_on": MACHINE,
+        "measured_on": MACHINE, "source": "8 synthetic chips",
     }  # fmt: skip
     print_result(Result(**result))
     printed = _fits(capsys, columns)
@@ -126,10 +126,13 @@ def test_the_lines_of_a_search(
         store=Store(f"sqlite:///{store_file}", "first", patience_s=0),
         complete=True,
         folder=tmp_path,
+        origins={},
+        standing=standing,
     )
     printed = capsys.readouterr().out
     long = [line for line in printed.splitlines() if len(line) > columns]
-    assert all(tmp_path.name in line for line in long)  # a path is one word
+    # a path is one word, and an address and a command stay whole
+    assert all(tmp_path.name in line or "http://" in line or "next:" in line for line in long)
     assert "no other finished trial is as good" in printed and "predicted latency" in printed
     assert "latency_ms" not in printed.split("known without training")[1]
     assert ("latency", "1.00", "1.00", "1.00", "ms", "predicted") in _cells(printed)

@@ -198,7 +198,7 @@ def test_a_baseline_of_other_predictors_is_not_mixed_silently(searching: Searchi
     analysis, _ = _analyze(searching, "study=first", "baseline=second", "log=false")
     assert analysis.baseline is not None and len(analysis.baseline.frame) == 1
     latency = ["study=first", "baseline=second", "log=false", "objectives=[accuracy,latency_ms]"]
-    with pytest.raises(AnalysisError, match=r"dxc.predictors.*'ort_cpu_xeon' \(1 runs\), 'other' \(1 runs\)"):
+    with pytest.raises(AnalysisError, match=r"dxc.predictors.*'ort_cpu_xeon' \(1 run\), 'other' \(1 run\)"):
         _analyze(searching, *latency)
     mixed, _ = _analyze(searching, *latency, "mix=[dxc.predictors,dxc.packages]")
     assert mixed.baseline is not None and len(mixed.baseline.frame) == 1
@@ -212,7 +212,7 @@ def test_for_which_machine_a_search_predicts(
     assert f"note: latency is predicted for {about}\n" in capsys.readouterr().out
     assert run.tags["dxc.predicted_for"] == about
     analysis, folder = _analyze(searching, "study=first", "log=false", "objectives=[accuracy,latency_ms]")
-    assert analysis.machines == {"predicted": {about: 1}}
+    assert analysis.machines == {"trained": {"chips of chips": 1}, "predicted": {about: 1}}
     line = f"predicted: latency for {about}"
     assert line in (folder / "answer.txt").read_text().splitlines()
     assert f"<p>{line}</p>" in (folder / "index.html").read_text()

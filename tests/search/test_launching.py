@@ -15,8 +15,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
-from dxc.config.compose import resolved
-from dxc.config.identity import trial_hash
+from dxc.config.plan import Plan
 from dxc.data.cache import usable_cores
 from dxc.errors import ConfigError, Stopped
 from dxc.search import launching, trial
@@ -42,11 +41,10 @@ def test_a_trials_gpu(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    cfg = composed(["model.kernel=3", "hardware=a100", override])
-    requested = trial_hash(resolved(cfg))
-    trial._on_device(cfg, device)
-    assert cfg.trainer.devices == expected
-    assert trial_hash(resolved(cfg)) == requested
+    plan = Plan.of(composed(["model.kernel=3", "hardware=a100", override]))
+    there = trial._on_device(plan, device)
+    assert there.trainer.devices == expected
+    assert there.trial == plan.trial
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_what_was_trained_whole_carries_its_profile(searching: Searching) -> Non
                 assert {f"costs/profile/{name}_batch1.json.gz" for name in ("torch", "onnxruntime")} <= files
             else:
                 assert not files and run.tags.get("dxc.profile", "none") == "none"
-        of_training = ("fold", "part/", "accuracy", "auroc")
+        of_training = ("val_", "train_", "fold_score", "accuracy", "auroc")
         numbers.append(
             {
                 (run.tags["dxc.trial"], name): value
@@ -549,11 +549,11 @@ def test_two_searches_at_once(searching: Searching) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["search.tuner=anneal"], "search.tuner=anneal is unknown; choose one of pareto, random, grid, tpe, evolution"),
+        (["search.tuner=anneal"], "search.tuner must be pareto, random, grid, tpe or evolution, not 'anneal'"),
         (["model.kernal=3,5"], "Could not override 'model.kernal'"),
         (["data=5ch,9ch"], "Could not find 'data/9ch'"),
         (["study=a/b"], "study=a/b names a folder"),
-        (["search.objectives=[speed]"], "search.objectives=speed is unknown; choose one of accuracy"),
+        (["search.objectives=[speed]"], "search.objectives[0]=speed is unknown; choose one of accuracy"),
         (["+search.limits.speed=3"], "search.limits.speed: no such cost"),
         (["search.limits.energy=3"], "Could not override 'search.limits.energy'"),
         (["search.limits.macs=0"], "search.limits.macs must be a number over 0, or null"),
@@ -561,7 +561,7 @@ def test_two_searches_at_once(searching: Searching) -> None:
         (["search.rungs=[[0,1]]"], "search.rungs must be a list of"),
         (["search.tuner=pareto", "search.objectives=[accuracy,f1]"], "must hold accuracy and at least one of"),
         (["search.tuner=pareto", "search.objectives=[accuracy,latency_ms]"], "needs latency_ms of every network"),
-        (["search.early_stop=average"], "search.early_stop=average is unknown"),
+        (["search.early_stop=average"], "search.early_stop must be none or median, not 'average'"),
         (["+search.speed=3"], "search has no speed"),
     ],
 )  # fmt: skip
