@@ -98,6 +98,7 @@ def test_from_files_to_a_data_source(folder: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_sheet_of_the_chips_is_left_and_may_fail(folder: Path) -> None:
     from PIL import Image
 

@@ -87,6 +87,7 @@ def _until(process: subprocess.Popen, text: str) -> str:
     raise AssertionError(f"ended without {text!r}:\n{seen}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kills", "total"), [(2, 6), pytest.param(10, 16, marks=pytest.mark.slow)])
 def test_killed_again_and_again(command: Command, kills: int, total: int) -> None:
     """kill -9 at random moments: nothing that was finished is lost, changed or trained again, and the study ends with
@@ -197,6 +198,7 @@ def test_two_processes_at_once(command: Command, store_file: Path) -> None:
     assert all("6 finished" in output for output in outputs)
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_going_on(command: Command) -> None:
     process = command.start("model.padding=1,2,3", "search.max_trials=4")
     seen = _until(process, "1 of 4 trials done")
@@ -246,6 +248,7 @@ def test_joblib(command: Command) -> None:
     assert command.begun()[victim.tags["dxc.trial"]] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_workers_end_with_their_search(command: Command, how: signal.Signals) -> None:
     """Two that train and one that waits for work."""

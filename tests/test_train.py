@@ -91,6 +91,7 @@ def _assert_fed_as_in_training(root: Path, files: Path, validated: pd.DataFrame)
         assert predictor.predict(bands).presence[0] == pytest.approx(chip.probability, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_two_equal_runs(make_chips: ChipMaker, tmp_path: Path) -> None:
     """One configuration twice (a plain Hydra multirun): everything of the contract, and the same numbers."""
     root = make_chips(regions=("NE", "CA"), per_class=9)
@@ -206,6 +207,7 @@ def test_a_run_carries_what_its_network_costs(make_chips: ChipMaker, tmp_path: P
     assert (costs / "profile" / "torch_batch1.json.gz").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_hardware_for_a_gpu_trains_on_the_processor_without_one(
     make_chips: ChipMaker, tmp_path: Path
@@ -237,6 +239,7 @@ def test_left_out_chips_are_an_artifact(make_chips: ChipMaker, tmp_path: Path) -
     assert "accuracy_std" not in finished.data.metrics  # one fold has no spread
 
 
+@pytest.mark.slow
 def test_interrupted_run_is_marked_killed(make_chips: ChipMaker, tmp_path: Path) -> None:
     root = make_chips(per_class=6)
     process = subprocess.Popen(
@@ -265,6 +268,7 @@ def _trained(done: subprocess.CompletedProcess) -> list[str]:
     return re.findall(r"^(fold\d) \(\d of 3\): ", done.stderr, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(make_chips: ChipMaker, tmp_path: Path) -> None:
     """kill -9 after the first fold: the same command trains the other two; once more, and it trains none."""
     root, longer = make_chips(per_class=6), "trainer.max_epochs=20"
@@ -359,6 +363,7 @@ def test_help_is_fast_and_says_what_to_type(flag: list[str]) -> None:
         assert "python train.py source=chips source.root=DIR" in shown.stdout
 
 
+@pytest.mark.slow
 def test_narrow_networks_train_on_several_threads(make_chips: ChipMaker, tmp_path: Path) -> None:
     """In channels_last torch 2.13.0 corrupts memory here; see dxc.training.trainer."""
     command = _command(make_chips(per_class=9), tmp_path, "model.width=8")

@@ -85,6 +85,7 @@ def test_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert second.of(network, config) == first.of(network, config)
 
 
+@pytest.mark.slow
 def test_in_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     networks, hardware = _networks(*PUBLISHED)
     one = NetworkCosts(hardware, tmp_path / "one")

@@ -23,6 +23,7 @@ from tests.conftest import ChipMaker
 from tests.search.searches import CONF, Searching
 
 
+@pytest.mark.slow
 def test_four_trials(searching: Searching, make_chips: ChipMaker, tmp_path: Path) -> None:
     """tuner=pareto models average precision, and weighs it against the size of the file."""
     root = make_chips(per_class=10, size=40, boxes=True, root=tmp_path / "with_boxes")

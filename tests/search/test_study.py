@@ -120,6 +120,7 @@ def test_train_takes_the_folds_of_a_trial(
     assert again.metrics["fit_seconds"] == first.metrics["fit_seconds"]
 
 
+@pytest.mark.slow
 def test_a_search_that_trains_anew(searching: Searching, monkeypatch: pytest.MonkeyPatch) -> None:
     """With again=true a trial leaves out what was kept before it began, and keeps what it trains itself."""
     from dxc.training import crossval
@@ -167,6 +168,7 @@ def test_going_on_to_the_same_total(searching: Searching) -> None:
     assert len(searching.launched) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tuner",
     ["evolution", *(pytest.param(name, marks=pytest.mark.slow) for name in ("random", "tpe"))],
@@ -196,6 +198,7 @@ def test_a_stopped_search_proposes_what_an_unbroken_one_does(
     assert searching.launched == unbroken
 
 
+@pytest.mark.slow
 def test_limits_before_training(searching: Searching, capsys: pytest.CaptureFixture[str]) -> None:
     """What is over a limit is recorded with the reason and its costs, told to the tuner, and never trained."""
     runs = searching("search.tuner=grid", "model.width=4,8", "search.limits.onnx_mb=0.3")
@@ -320,6 +323,7 @@ def test_other_chips_are_refused(searching: Searching) -> None:
         searching("search.max_trials=2")
 
 
+@pytest.mark.slow
 def test_median_stopping(searching: Searching) -> None:
     """After five trials, the medians of the accuracies after each fold go with a trial, which stops below them."""
     limits: list[list[float]] = []
@@ -484,6 +488,7 @@ def test_a_device_limits_what_the_search_does_not_name(
     assert "search.limits.energy_mj=5 is not checked: hardware=cpu does not give energy_mj before" in shown
 
 
+@pytest.mark.slow
 def test_a_store_that_goes_away(searching: Searching) -> None:
     """The finished trial is kept on disk; the same command uploads it and goes on, without training it again."""
     database = searching.tmp_path / "mlflow.db"
