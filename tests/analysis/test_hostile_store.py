@@ -230,7 +230,7 @@ def test_a_hostile_store(hostile: Hostile) -> None:
     assert "config.yaml cannot be read: line 1 has an alias or anchor" in answer
     assert "its artifact address lies outside the store" in answer
     assert "its id '../../../victim/odd' is not 32 hexadecimal digits" in said
-    assert "its tag dxc.trial is ignored, '../../../victim/folder' is not 12 hexadecimal digits" in said
+    assert "its tag dxc.trial is ignored: '../../../victim/folder' is not 12 hexadecimal digits" in said
     assert "not kept in MLflow: " in said
 
 
