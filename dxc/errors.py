@@ -7,6 +7,7 @@ rise. A bug in dxc is never a DxcError.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import signal
 import sys
@@ -69,22 +70,18 @@ def require_one_of(name: str, value: object, choices: Iterable[str]) -> None:
 
 def require_whole(name: str, value: object, *, at_least: int) -> None:
     """Raise ConfigError unless a configured value is a whole number of at least so much."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+    if not is_whole(value, at_least):
         raise ConfigError(f"{name} must be a whole number of at least {at_least}, not {value!r}")
+
+
+def is_whole(value: object, at_least: int, at_most: float = math.inf) -> bool:
+    """Whether a value is a whole number within these bounds. True and false are not numbers here."""
+    return isinstance(value, int) and not isinstance(value, bool) and at_least <= value <= at_most
 
 
 def is_number(value: object) -> bool:
     """Whether a value is a real number, Python's or NumPy's. True and false are not numbers here."""
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def require_folder_name(key: str, name: object) -> None:
-    """Raise ConfigError unless a name can be a folder's and an MLflow experiment's."""
-    if not FOLDER_NAME.fullmatch(str(name)):
-        raise ConfigError(
-            f"{key}={name} names a folder and an MLflow experiment: use letters, digits, '.', '_' and '-', "
-            "beginning with a letter or digit"
-        )
 
 
 class BadChip(NamedTuple):

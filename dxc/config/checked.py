@@ -6,12 +6,12 @@ object of it, or raises ConfigError with a line for each value that cannot work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictBool, StrictStr, ValidationError
 
-from dxc.errors import FOLDER_NAME, ConfigError, is_number
+from dxc.errors import FOLDER_NAME, ConfigError, is_number, is_whole
 
 
 class Part(BaseModel):
@@ -120,11 +120,8 @@ def must_be(accepts: Callable[[Any], bool], what: str) -> BeforeValidator:
 
 
 def whole(at_least: int) -> BeforeValidator:
-    """For Annotated: a whole number of at least so much. True and false are not numbers here."""
-    return must_be(
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= at_least,
-        f"a whole number of at least {at_least}",
-    )
+    """For Annotated: a whole number of at least so much."""
+    return must_be(lambda value: is_whole(value, at_least), f"a whole number of at least {at_least}")
 
 
 def one_of(choices: Callable[[], Iterable[str]]) -> BeforeValidator:
@@ -134,6 +131,17 @@ def one_of(choices: Callable[[], Iterable[str]]) -> BeforeValidator:
         if value not in (known := list(choices())):
             raise ValueError(f"={value} is unknown; choose one of {', '.join(known)}")
         return value
+
+    return BeforeValidator(check)
+
+
+def cost_among(costs: Callable[[], Sequence[str]]) -> BeforeValidator:
+    """For Annotated: the name of a metric that may be limited. `costs` is called when a name is checked."""
+
+    def check(name: Any) -> Any:
+        if name not in costs():
+            raise ValueError(f": no such cost; {', '.join(costs())} have limits")
+        return name
 
     return BeforeValidator(check)
 

@@ -7,7 +7,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from dxc.config.checked import Flag, Limit, Names, Natural, Part, Positive, Precision, Text, checked
+from dxc.config.checked import (
+    Flag,
+    Limit,
+    Names,
+    Natural,
+    Part,
+    Positive,
+    Precision,
+    Text,
+    checked,
+    cost_among,
+)
 from dxc.metrics import limitable
 
 
@@ -21,12 +32,6 @@ def _ascending(batches: list[int]) -> list[int]:
     if batches != sorted(set(batches)):
         raise ValueError(f" must ascend, not {batches}")
     return batches
-
-
-def _cost(name: Any) -> Any:
-    if name not in limitable():
-        raise ValueError(f": no such cost; {', '.join(limitable())} have limits")
-    return name
 
 
 class Hardware(Part):
@@ -58,7 +63,7 @@ class Hardware(Part):
     """Names of nn-Meter packages, looked up in packages_dir, among those of dxc, and at packages_url."""
     packages_dir: Text = "packages"
     packages_url: Text = ""
-    limits: dict[Annotated[str, BeforeValidator(_cost)], Limit] = Field(default={})
+    limits: dict[Annotated[str, cost_among(limitable)], Limit] = Field(default={})
     """Largest value by metric; see Metric.may_be_limited."""
 
     @classmethod

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from dxc.config.checked import Flag, Natural, Part, must_be
-from dxc.errors import is_number
+from dxc.errors import is_number, is_whole
 from dxc.geo.bands import PHOTO_BANDS
 from dxc.geo.rasterfiles import MAX_SIZE
 
@@ -33,7 +33,7 @@ def _number(low: float, high: float, what: str) -> BeforeValidator:
 
 
 def _whole(low: int, high: int, what: str) -> BeforeValidator:
-    return must_be(lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high, what)
+    return must_be(lambda value: is_whole(value, low, high), what)
 
 
 def _region(name: Any) -> str:
@@ -109,7 +109,7 @@ class CutSettings(Part):
     max_positives: Annotated[
         int | None,
         must_be(
-            lambda v: v is None or (isinstance(v, int) and not isinstance(v, bool) and v >= 1),
+            lambda value: value is None or is_whole(value, 1),
             "a whole number, 1 or more, or null for all",
         ),
     ] = None

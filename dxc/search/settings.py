@@ -8,7 +8,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dxc.config.checked import Amount, Flag, Natural, Part, Positive, Text, checked, must_be, one_of
+from dxc.config.checked import (
+    Amount,
+    Flag,
+    Natural,
+    Part,
+    Positive,
+    Text,
+    checked,
+    cost_among,
+    must_be,
+    one_of,
+)
 from dxc.errors import ConfigError, is_number
 from dxc.metrics import METRICS, known_costs, limitable
 from dxc.search.states import Rung
@@ -27,12 +38,6 @@ def _limits(limits: Any) -> Any:
     if not isinstance(limits, Mapping):
         raise ValueError(f" must name costs: search.limits.onnx_mb=12, not {limits!r}")
     return {name: limit for name, limit in limits.items() if limit is not None}
-
-
-def _cost(name: Any) -> Any:
-    if name not in known_costs():
-        raise ValueError(f": no such cost; {', '.join(known_costs())} have limits")
-    return name
 
 
 def _rungs(rungs: Any) -> Any:
@@ -67,7 +72,7 @@ class Settings(Part):
     seed: Natural
     objective: Metric
     objectives: Annotated[list[Metric], BeforeValidator(_objectives)]
-    limits: Annotated[dict[Annotated[str, BeforeValidator(_cost)], LimitOrNull], BeforeValidator(_limits)]
+    limits: Annotated[dict[Annotated[str, cost_among(known_costs)], LimitOrNull], BeforeValidator(_limits)]
     rungs: Annotated[Sequence[Any], BeforeValidator(_rungs)]
     """[folds, share of the epochs] each."""
     early_stop: Literal["none", "median"]
