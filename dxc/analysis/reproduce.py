@@ -17,10 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.config.identity import canonical, trial_hash
 from dxc.config.names import flatten
-from dxc.config.overrides import quoted_value
+from dxc.config.overrides import quoted_value, store_override
 from dxc.errors import AnalysisError, ConfigError
 from dxc.hardware.predict.packages import PUBLISHED, SHIPPED
-from dxc.masking import masked
 from dxc.untrusted import load_yaml
 
 CONF = PROJECT_ROOT / "conf"
@@ -62,8 +61,7 @@ def command(config: Mapping[str, Any], *, trial: str | None = None, store: str |
         raise AnalysisError(
             f"today's conf/ cannot describe this configuration: {type(error).__name__}: {reason}; {COMMIT}"
         ) from error
-    if store is not None and store != _composed()["tracking"]["uri"] and masked(store) == store:
-        overrides.append(f"tracking.uri={quoted_value(store)}")
+    overrides += [] if store is None else store_override(store)
     text = shlex.join(["python", "train.py", *overrides])
     if trial is not None and found != trial:
         raise AnalysisError(

@@ -5,6 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from dxc.config.compose import PROJECT_ROOT
+from dxc.masking import masked
+
+DEFAULT_STORE = f"sqlite:///{PROJECT_ROOT}/mlflow.db"
+"""tracking.uri where a command names no other."""
 INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 
@@ -39,3 +44,13 @@ def _reads_as_another(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def store_override(uri: str) -> list[str]:
+    """['tracking.uri=...'] of a command that uses a store.
+
+    [] for the default store, and for an address with a login, because the command would show it.
+    """
+    if uri == DEFAULT_STORE or masked(uri) != uri:
+        return []
+    return [f"tracking.uri={quoted_value(uri)}"]

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dxc.config.compose import PROJECT_ROOT
-from dxc.config.overrides import quoted_value
+from dxc.config.overrides import store_override
 from dxc.masking import masked
 from dxc.metrics import known_costs, label_of, metric_of, spread_of, title_of
 from dxc.report.console import origin_lines, where_to_compare
@@ -378,10 +377,9 @@ class Progress:
 
 def _analysis(study: str, uri: str) -> str:
     """The command that analyses a study and copies the chosen network out of the store."""
-    command = ["python", "analyze.py", f"study={study}", "choose.export=best.onnx"]
-    if uri != f"sqlite:///{PROJECT_ROOT}/mlflow.db" and masked(uri) == uri:
-        command.append(f"tracking.uri={quoted_value(uri)}")
-    return shlex.join(command)
+    return shlex.join(
+        ["python", "analyze.py", f"study={study}", "choose.export=best.onnx", *store_override(uri)]
+    )
 
 
 def _protocol(rung: Rung) -> str:
