@@ -49,9 +49,14 @@ class FolderSource(Source):
         self.check_georeference = check_georeference
 
     @property
-    def title(self) -> str:
+    def noun(self) -> str:
         """'chips of FOLDER', with the last part of its path."""
         return f"chips of {self.root.resolve().name or self.root}"
+
+    @property
+    def title(self) -> str:
+        """The same: how many there are is known once they are read."""
+        return self.noun
 
     def check(self) -> None:
         """Raise DataError unless the folder is there and holds chips."""

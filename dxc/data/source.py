@@ -15,6 +15,10 @@ class Source(Protocol):
     check_georeference: bool
 
     @property
+    def noun(self) -> str:
+        """What the chips are, without their number: 'synthetic chips', 'chips of FOLDER'."""
+
+    @property
     def title(self) -> str:
         """What the chips are, for people: '1,200 synthetic chips (seed 0)', 'chips of FOLDER'."""
 

@@ -98,7 +98,7 @@ def train(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
     _write_files(bench, predictions, folds)
     notes = [
         *notes_on_few_chips(predictions, bench.cache.groups[predictions.index]),
-        *draw_run(bench.plan, bench.cache, predictions, bench.out / FIGURES),
+        *draw_run(bench.plan, bench.datamodule.source.noun, bench.cache, predictions, bench.out / FIGURES),
     ]
     return replace(
         artifact,

@@ -8,7 +8,7 @@ from dxc.config.plan import Plan
 from dxc.data.sample import sample_of_folder
 from dxc.pipeline.chain import FIGURES
 from dxc.report.chip_sheet import draw_chip_sheet
-from dxc.report.run_figures import CHIPS_SHOWN, source_of
+from dxc.report.run_figures import CHIPS_SHOWN
 
 
 def preview(plan: Plan, out: Path) -> Path:
@@ -25,4 +25,4 @@ def preview(plan: Plan, out: Path) -> Path:
     """
     datamodule = plan.data.build(source=plan.source.build())
     sample = sample_of_folder(datamodule.source.prepare(), datamodule.recipe, CHIPS_SHOWN)
-    return draw_chip_sheet(sample, out / FIGURES, source=source_of(plan))
+    return draw_chip_sheet(sample, out / FIGURES, source=datamodule.source.noun)

@@ -78,7 +78,7 @@ def origin_lines(
     listed: int = 6,
     width: int = 300,
 ) -> list[str]:
-    """One line per origin: 'trained:   accuracy on 1,200 synthetic chips (seed 0)', 'predicted: latency_ms for NAME'.
+    """One line per origin: 'trained:   accuracy on 1,200 synthetic chips (seed 0)', 'predicted: latency for NAME'.
 
     Several names are listed with their numbers of runs.
 

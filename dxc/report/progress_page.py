@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dxc.files import write_atomically
@@ -55,7 +56,6 @@ class ProgressPage:
         self._study, self._objectives, self._score = study, list(objectives), score
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
-        self._html = ""
         self._next = 0.0
 
     def show(
@@ -80,33 +80,26 @@ class ProgressPage:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            arguments = (list(trials), plot, progress, list(at_work), state)
+            draw = partial(self.html, list(trials), plot, progress, list(at_work), state)
             wait_s = self._next - time.monotonic()
             if state != RUNNING or wait_s <= 0:
-                self._write(*arguments)
+                self._write(draw)
                 return
-            self._timer = threading.Timer(wait_s, self._late, arguments)
+            self._timer = threading.Timer(wait_s, self._late, [draw])
             self._timer.daemon = True
             self._timer.start()
 
-    def _late(self, *arguments: object) -> None:
+    def _late(self, draw: Callable[[], str]) -> None:
         with self._lock:
             if (
                 self._timer is threading.current_thread()
             ):  # else it was overtaken while it waited for the lock
                 self._timer = None
-                self._write(*arguments)  # type: ignore[arg-type]
+                self._write(draw)
 
-    def _write(
-        self,
-        trials: Sequence[Trained],
-        plot: FrontPlot | None,
-        progress: str,
-        at_work: Sequence[str],
-        state: str,
-    ) -> None:
+    def _write(self, draw: Callable[[], str]) -> None:
         began = time.thread_time()  # where other processes keep the machine busy it is no larger
-        html = self.html(trials, plot, progress, at_work, state)
+        html = draw()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path, html, sync=False)  # the next one comes soon

@@ -21,12 +21,13 @@ CHIPS_SHOWN = 12
 """Chips on a sheet."""
 
 
-def draw_run(plan: Plan, cache: ChipCache, predictions: pd.DataFrame, out: Path) -> list[str]:
+def draw_run(plan: Plan, noun: str, cache: ChipCache, predictions: pd.DataFrame, out: Path) -> list[str]:
     """Draw what a run was trained on and what it answered: chips, confusion_matrix, precision_recall, most_wrong, and
     of a detector samples.
 
     Args:
         plan: what was trained.
+        noun: what the chips are; see Source.noun.
         cache: the chips.
         predictions: out-of-fold predictions as in dxc.pipeline.result.Result; their index numbers chips of the cache.
         out: the folder for the files.
@@ -34,11 +35,12 @@ def draw_run(plan: Plan, cache: ChipCache, predictions: pd.DataFrame, out: Path)
     Returns:
         Notes on figures that could not be drawn.
     """
+    caption = f"{plan.name}. {judged_on(predictions, noun)}."
     drawers: dict[str, Callable[[], object]] = {
-        "chips": lambda: _draw_chips(plan, cache, out),
-        "confusion_matrix": lambda: _draw_confusion(plan, predictions, out),
-        "precision_recall": lambda: _draw_precision_recall(plan, predictions, out),
-        "most_wrong": lambda: _draw_most_wrong(plan, cache, predictions, out),
+        "chips": lambda: _draw_chips(plan, noun, cache, out),
+        "confusion_matrix": lambda: _draw_confusion(predictions, caption, out),
+        "precision_recall": lambda: _draw_precision_recall(plan, predictions, caption, out),
+        "most_wrong": lambda: _draw_most_wrong(plan, noun, cache, predictions, caption, out),
     }
     if cache.has_boxes:
         drawers["samples"] = lambda: _draw_samples(plan, cache, predictions, out)
@@ -60,60 +62,52 @@ def drawn_or_noted(name: str, draw: Callable[[], object]) -> list[str]:
     return []
 
 
-def source_of(plan: Plan) -> str:
-    """What the chips of a plan are, for titles and captions: 'synthetic chips' or 'chips of FOLDER'."""
-    if ".synthetic." in plan.source.target:
-        return "synthetic chips"
-    root = plan.source.argument("root")
-    return f"chips of {Path(root).resolve().name}" if root else "chips"
-
-
-def judged_on(predictions: pd.DataFrame, source: str) -> str:
+def judged_on(predictions: pd.DataFrame, noun: str) -> str:
     """For captions: '400 synthetic chips, each judged by a network that was not trained on it (fold1, fold2)'.
 
     Args:
         predictions: out-of-fold predictions with a column fold.
-        source: what the chips are.
+        noun: what the chips are; see Source.noun.
     """
     names = list(dict.fromkeys(predictions["fold"]))
     folds = ", ".join(names) if len(names) <= 5 else f"{len(names)} folds, {names[0]} to {names[-1]}"
-    return f"{len(predictions):,} {source}, each judged by a network that was not trained on it ({folds})"
+    return f"{len(predictions):,} {noun}, each judged by a network that was not trained on it ({folds})"
 
 
-def _draw_chips(plan: Plan, cache: ChipCache, out: Path) -> None:
+def _draw_chips(plan: Plan, noun: str, cache: ChipCache, out: Path) -> None:
     from dxc.data.sample import sample_of_cache
     from dxc.report.chip_sheet import draw_chip_sheet
 
     sample = sample_of_cache(cache, plan.data.channels, CHIPS_SHOWN)
-    draw_chip_sheet(sample, out, source=source_of(plan))
+    draw_chip_sheet(sample, out, source=noun)
 
 
-def _draw_confusion(plan: Plan, predictions: pd.DataFrame, out: Path) -> None:
+def _draw_confusion(predictions: pd.DataFrame, caption: str, out: Path) -> None:
     from dxc.report.confusion import confusion_matrix
     from dxc.report.figures import save
 
-    note = f"{plan.name}. {judged_on(predictions, source_of(plan))}."
-    figure = confusion_matrix(predictions["probability"], predictions["label"], note=note)
+    figure = confusion_matrix(predictions["probability"], predictions["label"], note=caption)
     save(figure, out, "confusion_matrix", kinds=("png",))
 
 
-def _draw_precision_recall(plan: Plan, predictions: pd.DataFrame, out: Path) -> None:
+def _draw_precision_recall(plan: Plan, predictions: pd.DataFrame, caption: str, out: Path) -> None:
     from dxc.report.detections import precision_recall
     from dxc.report.figures import save
 
     if not predictions["label"].any():
         return  # there is no recall without a crossing
-    note = f"{plan.name}. {judged_on(predictions, source_of(plan))}."
     precision = plan.task.argument("min_precision")
     least = {} if precision is None else {"min_precision": precision}
     save(
-        precision_recall(predictions["probability"], predictions["label"], note=note, **least),
+        precision_recall(predictions["probability"], predictions["label"], note=caption, **least),
         out,
         "precision_recall",
     )
 
 
-def _draw_most_wrong(plan: Plan, cache: ChipCache, predictions: pd.DataFrame, out: Path) -> None:
+def _draw_most_wrong(
+    plan: Plan, noun: str, cache: ChipCache, predictions: pd.DataFrame, caption: str, out: Path
+) -> None:
     """Draw the chips whose probability is farthest from their label."""
     from dxc.evaluation.average_precision import BOX
     from dxc.evaluation.few_chips import is_right
@@ -138,10 +132,10 @@ def _draw_most_wrong(plan: Plan, cache: ChipCache, predictions: pd.DataFrame, ou
         rows.append(Row(cache.images(index)[0], lines, **boxes))
     wrong = int((~right).sum())
     title = (
-        f"The {len(rows)} most wrong of {len(right):,} {source_of(plan)}: {wrong:,} are wrong (a crossing is "
+        f"The {len(rows)} most wrong of {len(right):,} {noun}: {wrong:,} are wrong (a crossing is "
         "predicted where p > 0.5)"
     )
-    note = f"{plan.name}. {judged_on(predictions, source_of(plan))}. p: probability of a crossing."
+    note = f"{caption} p: probability of a crossing."
     save_sheet(chip_sheet(rows, plan.data.channels, title=title, note=note), out, "most_wrong")
 
 

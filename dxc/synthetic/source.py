@@ -230,9 +230,13 @@ class SyntheticSource(Source):
         self.jobs = jobs or min(len(REGIONS), usable_cores())
 
     @property
+    def noun(self) -> str:
+        return "synthetic chips"
+
+    @property
     def title(self) -> str:
         """'1,200 synthetic chips (seed 0)'."""
-        return f"{self.chips:,} synthetic chips (seed {self.seed})"
+        return f"{self.chips:,} {self.noun} (seed {self.seed})"
 
     def check(self) -> None:
         """Do nothing: the chips are made when they are prepared."""
