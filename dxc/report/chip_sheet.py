@@ -40,7 +40,7 @@ class Row(NamedTuple):
     image: Floats
     """(C, H, W)."""
     lines: Sequence[str]
-    """What is written beside it, at most four lines."""
+    """What is written beside it, at most five lines."""
     boxes: Floats = NO_BOX
     """True boxes (n, 4): cx, cy, w, h relative to the image; rows of NaN are no boxes."""
     predicted: Floats = NO_BOX

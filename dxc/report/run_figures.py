@@ -69,7 +69,7 @@ def judged_on(predictions: pd.DataFrame, noun: str) -> str:
         predictions: out-of-fold predictions with a column fold.
         noun: what the chips are; see Source.noun.
     """
-    names = list(dict.fromkeys(predictions["fold"]))
+    names = sorted(set(predictions["fold"]), key=lambda name: (len(name), name))  # fold10 after fold9
     folds = ", ".join(names) if len(names) <= 5 else f"{len(names)} folds, {names[0]} to {names[-1]}"
     return f"{len(predictions):,} {noun}, each judged by a network that was not trained on it ({folds})"
 
@@ -122,7 +122,8 @@ def _draw_most_wrong(
         answer = "right" if right[place] else "missed" if each["label"] else "false alarm"
         lines = [
             "crossing" if each["label"] else "no crossing",
-            f"p {each['probability']:.3f}, {answer}",
+            answer,
+            f"p {each['probability']:.3f}",
             str(each["fold"]) if each["fold"] == each["region"] else f"{each['fold']}, {each['region']}",
             str(each["name"]),
         ]
