@@ -270,7 +270,10 @@ class ChipDataModule(pl.LightningDataModule):
         if self.cache is None:
             raise RuntimeError("prepare_data() comes before the loaders")
         chips = ChipDataset(self.cache, indices)
-        workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        workers: dict[str, Any] = {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+        }
         if self.recipe.size == ANY_SIZE:
             batches = SameSizeBatches(
                 self.cache.sizes[indices],

@@ -178,7 +178,7 @@ def train_side_by_side(
 
     def job(number: int, fold: Fold, bar: int) -> Job[TrainedFold]:
         def work(turn: Turn, clock: Callable[[], float]) -> TrainedFold:
-            place = _Place(chips, turn, clock, bar)
+            place = _Place(chips, turn, clock, bar, len(folds))
             return train_fold(plan, datamodule, fold, number, device, kept, place)
 
         return Job(fold.name, work)
@@ -192,12 +192,14 @@ def train_side_by_side(
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the graph engine trains a fold. bar: the line of its progress bar."""
+    """Where the graph engine trains a fold. bar: the line of its progress bar; together: folds that are trained at
+    once."""
 
     chips: DeviceChips
     turn: Turn
     clock: Callable[[], float]
     bar: int
+    together: int
 
 
 def _autocast(plan: Plan) -> torch.dtype:
@@ -302,7 +304,7 @@ def train_fold(
 
     def on_epoch(epoch: int) -> None:
         if kept is not None and is_first_process():
-            write_epoch(kept, Epoch(fold.name, epoch, epochs))
+            write_epoch(kept, Epoch(fold.name, epoch, epochs, 1 if place is None else place.together))
 
     trainer = plan.trainer.build(
         title=f"{fold.name} ({number + 1} of {len(datamodule.folds)})",

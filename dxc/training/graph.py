@@ -96,7 +96,7 @@ def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> N
         group["fused"], group["foreach"] = True, False
         if "capturable" in group:
             group["capturable"] = True
-    optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]  # the warm-up is uncaptured
+    optimizer._warned_capturable_if_run_uncaptured = True  # the warm-up is uncaptured
 
 
 class GraphSteps:

@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -136,7 +136,7 @@ class Job(Generic[T]):
     work: Callable[[Turn, Callable[[], float]], T]
 
 
-def side_by_side(jobs: Sequence[Job[T]], device: torch.device) -> Iterator[tuple[int, T]]:
+def side_by_side(jobs: Sequence[Job[T]], device: torch.device) -> Generator[tuple[int, T]]:
     """Do all jobs on one device, as many at once as its memory holds.
 
     A job that finds no memory while others are at work begins anew when one of them has ended, and from then on no more
@@ -166,7 +166,8 @@ def side_by_side(jobs: Sequence[Job[T]], device: torch.device) -> Iterator[tuple
     ended: queue.Queue[tuple[int, T | None, BaseException | None]] = queue.Queue()
 
     def work(number: int) -> None:
-        result = error = None
+        result: T | None = None
+        error: BaseException | None = None
         turns.take()
         try:
             clock.enter(number)
@@ -193,11 +194,11 @@ def side_by_side(jobs: Sequence[Job[T]], device: torch.device) -> Iterator[tuple
                     target=work, args=(number,), name=jobs[number].name, daemon=True
                 )
                 at_work[number].start()
-            number, result, error = _next(ended)
+            number, result, failure = _next(ended)
             at_work.pop(number).join()
-            if isinstance(error, torch.cuda.OutOfMemoryError):
+            if isinstance(failure, torch.cuda.OutOfMemoryError):
                 if not at_work:
-                    raise _no_memory(jobs[number].name, error) from error
+                    raise _no_memory(jobs[number].name, failure) from failure
                 waiting.insert(0, number)
                 if len(at_work) < most:
                     most = len(at_work)
@@ -205,10 +206,10 @@ def side_by_side(jobs: Sequence[Job[T]], device: torch.device) -> Iterator[tuple
                         "the device has no memory for %s beside %d others; %d are trained at once",
                         jobs[number].name, most, most,
                     )  # fmt: skip
-            elif error is not None:
-                raise error
+            elif failure is not None:
+                raise failure
             else:
-                yield number, result  # type: ignore[misc]  # without an error there is a result
+                yield number, result
     finally:
         turns.stopped = True
         for thread in at_work.values():

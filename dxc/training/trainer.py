@@ -68,7 +68,7 @@ class FoldTrainer(pl.Trainer):
     ) -> None:
         require_whole("trainer.max_epochs", max_epochs, at_least=1)
         # with deterministic=warn torch fills new memory before use, which costs kernels in each step and mends nothing
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self.engine = engine
         self.watch = _Watch(on_epoch, clock)
         super().__init__(
