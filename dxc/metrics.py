@@ -306,7 +306,7 @@ METRICS: dict[str, Metric] = {
     "fit_seconds": Metric(
         unit="s",
         maximise=False,
-        meaning="wall time of training, all folds",
+        meaning="wall time of training, all folds; those side by side share it",
         title="training time",
         format=".0f",
         origin="trained",

@@ -25,7 +25,8 @@ NOT_IDENTITY = {
     # where files lie, how they are read and what is shown: nothing a result depends on
     "data": {"cache_dir", "num_workers", "progress"},
     "source": {"cache_dir", "root", "jobs", "on_bad_chip", "progress"},
-    "trainer": {"progress"},
+    # engines train the same batches in the same order; the tag dxc.engine says which one it was
+    "trainer": {"engine", "progress"},
     "hardware": {
         # the trainer's own keys, which follow from these, are identity
         "accelerator",

@@ -135,6 +135,8 @@ class Trainer(Component):
     accelerator: Text
     precision: Precision
     channels_last: Flag
+    engine: Literal["auto", "eager", "graph"] = "auto"
+    """What trains. auto: graph on one CUDA device, where the plan allows it."""
     devices: int | str | list[int] = 1
 
 

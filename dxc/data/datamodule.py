@@ -95,6 +95,19 @@ class ChipDataset(Dataset):
         return batch
 
 
+class _Numbers(Dataset):
+    """Numbers of chips without the chips."""
+
+    def __init__(self, indices: np.ndarray) -> None:
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitems__(self, positions: list[int]) -> np.ndarray:
+        return self.indices[positions]
+
+
 class SameSizeBatches(DistributedSampler):
     """Batches of positions in a list of chips. The chips of a batch have one size, and each chip comes once an epoch.
 
@@ -243,6 +256,11 @@ class ChipDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         return self._loader(self._selected().val, shuffle=False)
 
+    def order(self, fold: Fold, *, seed: int) -> DataLoader:
+        """The batches of train_dataloader() after select(fold, seed=seed), in the same order, as the numbers of their
+        chips alone: int64 arrays (B,). It is for chips of one size."""
+        return self._batches(_Numbers(fold.train), shuffle=True, seed=seed)
+
     def _selected(self) -> Fold:
         if self._fold is None:
             raise RuntimeError("select(fold, seed=...) comes before the loaders")
@@ -251,7 +269,11 @@ class ChipDataModule(pl.LightningDataModule):
     def _loader(self, indices: np.ndarray, *, shuffle: bool) -> DataLoader:
         if self.cache is None:
             raise RuntimeError("prepare_data() comes before the loaders")
-        batching: dict[str, Any] = {"batch_size": self.batch_size, "shuffle": shuffle}
+        chips = ChipDataset(self.cache, indices)
+        workers: dict[str, Any] = {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+        }
         if self.recipe.size == ANY_SIZE:
             batches = SameSizeBatches(
                 self.cache.sizes[indices],
@@ -261,14 +283,24 @@ class ChipDataModule(pl.LightningDataModule):
                 devices=self.trainer.world_size if self.trainer else 1,
                 device=self.trainer.global_rank if self.trainer else 0,
             )
-            batching = {"batch_size": None, "sampler": batches}
+            return DataLoader(
+                chips,
+                batch_size=None,
+                sampler=batches,
+                generator=torch.Generator().manual_seed(self._seed),
+                collate_fn=_as_is,
+                **workers,
+            )
+        return self._batches(chips, shuffle=shuffle, seed=self._seed, **workers)
+
+    def _batches(self, dataset: Dataset, *, shuffle: bool, seed: int, **workers: Any) -> DataLoader:
         return DataLoader(
-            ChipDataset(self.cache, indices),
-            **batching,
-            generator=torch.Generator().manual_seed(self._seed),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            dataset,
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            generator=torch.Generator().manual_seed(seed),
             collate_fn=_as_is,  # __getitems__ returns whole batches
+            **workers,
         )
 
 

@@ -21,7 +21,6 @@ because no relative error is larger. The region proposals of Faster R-CNN use 1/
 code (sigma = 3)."""
 
 _LEAST_AREA = 1e-12  # least area of a union, so that boxes without area do not divide by 0
-_WHOLE_IMAGE = (0.5, 0.5, 1.0, 1.0)
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -120,4 +119,6 @@ def _own(boxes: Tensor) -> tuple[Tensor, Tensor]:
     A NaN that is masked only after the arithmetic still reaches the gradient as 0 x NaN.
     """
     own = ~boxes.isnan().any(dim=-1)
-    return own, torch.where(own[..., None], boxes, boxes.new_tensor(_WHOLE_IMAGE))
+    # made on the device: a constant from the host would stop a CUDA graph
+    whole_image = torch.cat([boxes.new_full((2,), 0.5), boxes.new_ones(2)])
+    return own, torch.where(own[..., None], boxes, whole_image)

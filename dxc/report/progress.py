@@ -77,6 +77,8 @@ class Training:
             return "recording the result" if self.part else "exporting and profiling"
         epoch = read_epoch(self.folder)
         fold = f"training fold {kept + 1} of {self.folds}"
+        if epoch is not None and epoch.together > 1:
+            fold = f"training {epoch.together} of {self.folds} folds side by side"
         return fold + (f", epoch {epoch.number} of {epoch.of}" if epoch else "")
 
 

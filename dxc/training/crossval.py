@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -9,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from dxc.errors import ConfigError
 from dxc.files import write_atomically
 from dxc.text import counted
 from dxc.training.build import build_task, is_first_process
+from dxc.training.engine import EngineName, chosen_engine
 from dxc.training.epochs import Epoch, write_epoch
 
 if TYPE_CHECKING:
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
     from dxc.data.datamodule import ChipDataModule
     from dxc.data.folds import Fold
     from dxc.metrics import Point
+    from dxc.training.on_device import DeviceChips
+    from dxc.training.side_by_side import Turn
+    from dxc.training.task import Task
+    from dxc.training.trainer import FoldTrainer
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +55,14 @@ class TrainedFold:
     predictions: dict[str, torch.Tensor]
     curves: list[Point]
     seconds: float
-    """Wall time of the whole fold. train_seconds is the training alone, which processed trained_images."""
+    """Wall time of the whole fold. train_seconds is the training alone, which processed trained_images. While folds are
+    trained side by side, each has an equal share of the time: those of all folds add up to what the user waited."""
     train_seconds: float
     trained_images: int
     device: str
     """The device it was trained on, as in the tag device."""
+    engine: str
+    """eager or graph (dxc.training.engine)."""
     trained_at: float
     """When its training ended, in seconds since 1970."""
 
@@ -80,7 +89,7 @@ def trained_folds(
         device: name of the device that trains here.
         count: only this many folds, from the first; None: all.
         since: folds that were trained before this time (seconds since 1970) are trained again.
-        after_fold: called with the scores so far after each fold.
+        after_fold: called with the scores so far, of the first folds, after each fold.
     """
     folds = datamodule.folds[:count]
     found: dict[str, TrainedFold] = {}
@@ -93,17 +102,111 @@ def trained_folds(
             log.info("%s", _taken(list(found.values()), len(folds)))
     taken = set(json.loads(os.environ.get(TAKEN, "[]")))
 
-    trained: list[TrainedFold] = []
-    for number, fold in enumerate(folds):
-        if fold.name in found:
-            trained.append(found[fold.name])
-        elif fold.name not in taken:
-            trained.append(train_fold(plan, datamodule, fold, number, device, kept))
+    missing = {number: fold for number, fold in enumerate(folds) if fold.name not in taken}
+    done = {number: found[fold.name] for number, fold in enumerate(folds) if fold.name in found}
+    said = 0
+
+    def say() -> None:
+        nonlocal said
+        while after_fold is not None and said in done:
+            said += 1
+            after_fold([done[number].score for number in range(said)])
+
+    say()
+    # closed at once where after_fold raises: no fold goes on then
+    with contextlib.closing(_train(plan, datamodule, missing, device, kept)) as training:
+        for number, each in training:
+            done[number] = each
             if is_first_process():
-                _keep(kept / f"{fold.name}.pt", trained[-1])
-        if after_fold is not None:
-            after_fold([each.score for each in trained])
-    return trained
+                _keep(kept / f"{each.name}.pt", each)
+            say()
+    return [done[number] for number in sorted(done)]
+
+
+def _train(
+    plan: Plan, datamodule: ChipDataModule, folds: dict[int, Fold], device: str, kept: Path
+) -> Generator[tuple[int, TrainedFold]]:
+    """Train folds by their numbers: one after the other, or side by side where graphs train them."""
+    if not folds:
+        return
+    engine, torch_device = chosen_engine(plan)
+    if engine == "eager":
+        for number, fold in folds.items():
+            yield number, train_fold(plan, datamodule, fold, number, device, kept)
+    else:
+        yield from train_side_by_side(plan, datamodule, folds, device, kept, on=torch_device)
+
+
+def train_side_by_side(
+    plan: Plan,
+    datamodule: ChipDataModule,
+    folds: dict[int, Fold],
+    device: str,
+    kept: Path,
+    *,
+    on: torch.device,
+) -> Generator[tuple[int, TrainedFold]]:
+    """Train folds on one device with the graph engine, all at the same time; see dxc.training.side_by_side.
+
+    Args:
+        plan: fitted to this machine; why_eager() of it is ''.
+        datamodule: with its chips read.
+        folds: by number.
+        device: name of the device.
+        kept: see train_fold.
+        on: the device. On one that is not CUDA nothing is recorded: the steps run one by one.
+
+    Yields:
+        (number, fold), as they end.
+    """
+    from dxc.training.on_device import DeviceChips
+    from dxc.training.side_by_side import Job, side_by_side
+
+    assert datamodule.cache is not None  # its chips were read
+    # elsewhere as the eager engine gives them: see breaks_in_channels_last
+    channels_last = plan.trainer.channels_last and on.type == "cuda"
+    chips = DeviceChips(datamodule.cache, on, dtype=_autocast(plan), channels_last=channels_last)
+    log.info(
+        "trainer.engine: graph, %s on %s, %d chips %s",
+        "1 fold" if len(folds) == 1 else f"{len(folds)} folds side by side",
+        device,
+        len(datamodule.cache),
+        f"in its memory ({chips.image_bytes / 1e9:.2g} GB)"
+        if chips.images is not None
+        else f"streamed from the host (their {chips.image_bytes / 1e9:.2g} GB do not fit beside the networks)",
+    )
+
+    def job(number: int, fold: Fold, bar: int) -> Job[TrainedFold]:
+        def work(turn: Turn, clock: Callable[[], float]) -> TrainedFold:
+            place = _Place(chips, turn, clock, bar, len(folds))
+            return train_fold(plan, datamodule, fold, number, device, kept, place)
+
+        return Job(fold.name, work)
+
+    jobs = [job(number, fold, bar) for bar, (number, fold) in enumerate(folds.items())]
+    numbers = list(folds)
+    with contextlib.closing(side_by_side(jobs, on)) as ended:
+        for place, fold in ended:
+            yield numbers[place], fold
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the graph engine trains a fold. bar: the line of its progress bar; together: folds that are trained at
+    once."""
+
+    chips: DeviceChips
+    turn: Turn
+    clock: Callable[[], float]
+    bar: int
+    together: int
+
+
+def _autocast(plan: Plan) -> torch.dtype:
+    """The type that convolutions compute in."""
+    import torch
+
+    return torch.bfloat16 if "bf16" in str(plan.trainer.precision) else torch.float32
 
 
 def _taken(folds: Sequence[TrainedFold], of: int) -> str:
@@ -168,7 +271,13 @@ def _code() -> str:
 
 
 def train_fold(
-    plan: Plan, datamodule: ChipDataModule, fold: Fold, number: int, device: str, kept: Path | None = None
+    plan: Plan,
+    datamodule: ChipDataModule,
+    fold: Fold,
+    number: int,
+    device: str,
+    kept: Path | None = None,
+    place: _Place | None = None,
 ) -> TrainedFold:
     """Train a new network on one fold. The seed depends only on the fold, so folds may run in any order.
 
@@ -179,27 +288,36 @@ def train_fold(
         number: of the fold, from 0.
         device: name of the device that trains.
         kept: the folder of this configuration's folds, which says at each epoch how far this one is.
+        place: of the graph engine; None: the eager engine trains.
 
     Raises:
         ConfigError: the fold does not have the requested score.
     """
     import pytorch_lightning as pl
 
-    started = time.perf_counter()
+    clock = time.perf_counter if place is None else place.clock
+    started = clock()
     seed = plan.seed + number
     pl.seed_everything(seed, workers=True, verbose=False)
     task = build_task(plan)
-    datamodule.select(fold, seed=seed)
     epochs = plan.trainer.max_epochs
 
     def on_epoch(epoch: int) -> None:
         if kept is not None and is_first_process():
-            write_epoch(kept, Epoch(fold.name, epoch, epochs))
+            write_epoch(kept, Epoch(fold.name, epoch, epochs, 1 if place is None else place.together))
 
     trainer = plan.trainer.build(
-        title=f"{fold.name} ({number + 1} of {len(datamodule.folds)})", on_epoch=on_epoch
+        title=f"{fold.name} ({number + 1} of {len(datamodule.folds)})",
+        on_epoch=on_epoch,
+        clock=clock,
+        bar=0 if place is None else place.bar,
     )
-    trainer.fit(task, datamodule=datamodule)
+    engine: EngineName = "eager"
+    if place is None:
+        datamodule.select(fold, seed=seed)
+        trainer.fit(task, datamodule=datamodule)
+    else:
+        engine = _fit_by_graphs(trainer, task, datamodule, fold, seed, place)
 
     metrics = trainer.callback_metrics
     score = metrics.get(f"val_{plan.score}")
@@ -216,9 +334,33 @@ def train_fold(
         model=task.model.cpu(),
         predictions=task.predictions,
         curves=[(f"{name}.{fold.name}", value, epoch) for name, value, epoch in trainer.history],
-        seconds=time.perf_counter() - started,
+        seconds=clock() - started,
         train_seconds=trainer.train_seconds,
         trained_images=trainer.trained_images,
         device=device,
+        engine=engine,
         trained_at=time.time(),
     )
+
+
+def _fit_by_graphs(
+    trainer: FoldTrainer, task: Task, datamodule: ChipDataModule, fold: Fold, seed: int, place: _Place
+) -> EngineName:
+    """Train with the graph engine. Returns the engine it was: eager where no graph could be recorded."""
+    import torch
+
+    from dxc.training.graph import VALIDATED_AT_ONCE, GraphSteps, IndexChunks, ValidationChunks
+
+    size = datamodule.batch_size
+    chunks = IndexChunks(datamodule.order(fold, seed=seed), size)
+    dtype = place.chips.dtype
+    steps = GraphSteps(
+        place.chips,
+        chunks,
+        batch_size=size,
+        autocast=None if dtype == torch.float32 else dtype,
+        turn=place.turn,
+    )
+    task.train_by(steps)
+    trainer.fit(task, chunks, ValidationChunks(fold.val, max(size, VALIDATED_AT_ONCE)))
+    return "graph" if steps.captured else "eager"

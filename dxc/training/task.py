@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from dxc.evaluation.average_precision import TrueBoxes
+    from dxc.training.graph import GraphSteps
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -53,9 +54,23 @@ class Task(pl.LightningModule):
         self.train_loss = MeanMetric(nan_strategy="disable")  # a NaN must not be averaged away
         self.predictions: dict[str, Tensor] = {}
         self._outputs: list[dict[str, Tensor]] = []
+        self._steps: GraphSteps | None = None
+
+    def train_by(self, steps: GraphSteps) -> None:
+        """Let the graph engine train. Loaders give numbers of chips then (dxc.training.graph), not batches."""
+        self.automatic_optimization = False
+        self._steps = steps
+
+    def settle(self) -> None:
+        """Wait until the device has done what it was told."""
+        if self._steps is not None:
+            self._steps.settle()
+        elif self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def batch_loss(self, output: Any, batch: Batch) -> Tensor:
-        """The loss (scalar) of the module's output for one batch."""
+        """The loss (scalar) of the module's output for one batch. It must not ask the device for values: a CUDA graph
+        records it."""
         raise NotImplementedError
 
     def judged(self, output: Any, batch: Batch) -> dict[str, Tensor]:
@@ -84,16 +99,26 @@ class Task(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
+        if self._steps is not None:
+            self._steps.prepare(optimizer)
         if self.scheduler is None:
             return optimizer
-        # only ReduceLROnPlateau uses the monitored metric
-        schedule = {"scheduler": self.scheduler(optimizer), "interval": "epoch", "monitor": "val_loss"}
+        schedule: dict[str, Any] = {"scheduler": self.scheduler(optimizer), "interval": "epoch"}
+        if self.automatic_optimization:
+            schedule["monitor"] = "val_loss"  # only ReduceLROnPlateau uses it
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def forward(self, image: Tensor) -> Any:
         return self.model(image)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def on_train_start(self) -> None:
+        if self._steps is not None:
+            self._steps.begin(self, self.trainer.optimizers[0])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        if self._steps is not None:
+            self._steps.run(batch["index"])
+            return None
         loss = self.batch_loss(self.model(batch["image"]), batch)
         # not with self.log, which takes longer in every step
         # one value per image: torchmetrics 1.9.0 ignores weights with this nan_strategy
@@ -101,16 +126,28 @@ class Task(pl.LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        loss = self.train_loss.compute()
-        self.train_loss.reset()
+        if self._steps is not None:
+            loss = self._steps.epoch_loss()
+        else:
+            loss = self.train_loss.compute()
+            self.train_loss.reset()
         if not loss.isfinite():
             raise TrainingError(
                 f"the training loss is {float(loss)} after epoch {self.current_epoch + 1}; "
                 "lower optimizer.lr, or use full precision (trainer.precision=32-true)"
             )
         self.log("train_loss", loss, sync_dist=True)
+        if self._steps is not None and self.scheduler is not None:  # Lightning does where it optimises itself
+            schedule: Any = self.lr_schedulers()
+            schedule.step()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def on_fit_end(self) -> None:
+        if self._steps is not None:
+            self._steps.close()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        if self._steps is not None:
+            batch = self._steps.chips.batch(batch["index"])
         kept = self.judged(self.model(batch["image"]), batch)
         self._outputs.append({"index": batch["index"], "label": batch["label"], **kept})
 

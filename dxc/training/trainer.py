@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -16,6 +16,9 @@ from tqdm import tqdm
 
 from dxc.errors import require_whole
 from dxc.text import for_terminal
+
+if TYPE_CHECKING:
+    from dxc.training.task import Task
 
 # Lightning repeats its device list, a tip and "max_epochs reached" for every fold.
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -33,38 +36,48 @@ class FoldTrainer(pl.Trainer):
 
     Args:
         max_epochs: number of epochs.
+        engine: auto, eager or graph; dxc.training.crossval heeds it. See dxc.training.engine.
         channels_last: keep the weights in NHWC memory order, which is faster on CPUs by a seventh or more. Networks
             that torch 2.13.0 would crash on are exempt on a CPU (see breaks_in_channels_last).
         progress: a progress bar per fold on a terminal, one line per fold elsewhere.
         title: of the progress bar.
         on_epoch: called with the number of each epoch, from 1, when it begins.
+        clock: gives the time in seconds. Of folds that are trained side by side each has a clock of its own, which
+            divides the wall time among them.
+        bar: the line of the progress bar on a terminal, from 0.
         callbacks: further callbacks.
         options: of pl.Trainer.
 
-    After fit(): `history` holds (metric, value, epoch) of every epoch, `train_seconds` the wall time of the
-    training epochs without validation, `trained_images` how many images these took.
+    After fit(): `history` holds (metric, value, epoch) of every epoch, `train_seconds` the time of the training epochs
+    without validation by `clock`, `trained_images` how many images these took.
     """
 
     def __init__(
         self,
         *,
         max_epochs: int = 5,
+        engine: str = "auto",
         channels_last: bool = True,
         progress: bool = True,
         title: str = "",
         on_epoch: Callable[[int], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        bar: int = 0,
         callbacks: list[pl.Callback] | None = None,
         **options: Any,
     ) -> None:
         require_whole("trainer.max_epochs", max_epochs, at_least=1)
-        self.watch = _Watch(on_epoch)
+        # with deterministic=warn torch fills new memory before use, which costs kernels in each step and mends nothing
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        self.engine = engine
+        self.watch = _Watch(on_epoch, clock)
         super().__init__(
             max_epochs=max_epochs,
             callbacks=[
                 *(callbacks or []),
                 self.watch,
                 *([_ChannelsLast()] if channels_last else []),
-                *([_FoldProgress(title)] if progress else []),
+                *([_FoldProgress(title, bar)] if progress else []),
             ],
             logger=False,  # dxc.tracking.run logs a whole run at once
             enable_checkpointing=False,
@@ -117,8 +130,8 @@ def breaks_in_channels_last(module: nn.Module) -> bool:
 class _Watch(pl.Callback):
     """Records the metrics of each epoch, and the time spent on training without validation."""
 
-    def __init__(self, on_epoch: Callable[[int], None] | None = None) -> None:
-        self._on_epoch = on_epoch
+    def __init__(self, on_epoch: Callable[[int], None] | None, clock: Callable[[], float]) -> None:
+        self._on_epoch, self._clock = on_epoch, clock
         self.history: list[tuple[str, float, int]] = []
         self.train_seconds = 0.0
         self.trained_images = 0
@@ -128,7 +141,7 @@ class _Watch(pl.Callback):
         self._record(trainer, trainer.current_epoch)
         if self._on_epoch is not None:
             self._on_epoch(trainer.current_epoch + 1)
-        self._since = time.perf_counter()
+        self._since = self._clock()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._record(trainer, trainer.current_epoch)  # the number of epochs, not the index of the last
@@ -139,21 +152,20 @@ class _Watch(pl.Callback):
         for name, value in trainer.callback_metrics.items():
             self.history.append((name, float(value), epoch))
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: pl.Trainer, pl_module: Task, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.trained_images += len(batch["label"]) * trainer.world_size
+        self.trained_images += len(batch["index"].reshape(-1)) * trainer.world_size
         if trainer.is_last_batch:  # Lightning validates before it ends the epoch
-            if pl_module.device.type == "cuda":
-                torch.cuda.synchronize(pl_module.device)
-            self.train_seconds += time.perf_counter() - self._since
+            pl_module.settle()
+            self.train_seconds += self._clock() - self._since
 
 
 class _FoldProgress(pl.Callback):
     """One progress bar per fold over all its epochs; without a terminal, one line when the fold is done."""
 
-    def __init__(self, title: str) -> None:
-        self.title = for_terminal(title)
+    def __init__(self, title: str, bar: int = 0) -> None:
+        self.title, self._line = for_terminal(title), bar
         self._bar: tqdm | None = None
         self._since = 0.0
 
@@ -164,6 +176,7 @@ class _FoldProgress(pl.Callback):
                 total=int(trainer.num_training_batches) * (trainer.max_epochs or 1),
                 desc=self.title,
                 unit="batch",
+                position=self._line,
                 bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}",
             )
 

@@ -115,6 +115,8 @@ def test_what_is_at_work(tmp_path: Path) -> None:
     write_epoch(work.folder, Epoch("fold1", 3, 10))
     (work.folder / ".fold1.pt.0123456789abcdef").touch()
     assert work.at() == "training fold 1 of 5, epoch 3 of 10"
+    write_epoch(work.folder, Epoch("fold1", 4, 10, together=3))
+    assert work.at() == "training 3 of 5 folds side by side, epoch 4 of 10"
     (work.folder / "fold1.pt").touch()
     assert work.at() == "training fold 2 of 5"  # what is said is of the fold before
     write_epoch(work.folder, Epoch("fold2", 1, 10))
@@ -127,9 +129,12 @@ def test_what_is_at_work(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", '{"fold": 1, "number": 1, "of": 2}', '{"fold": "../x", "number": 1, "of": 2}',
-     '{"fold": "f", "number": "\\u001b[2J", "of": 2}', '{"fold": "f", "number": 3, "of": 2}',
-     '{"fold": "f\\u0000", "number": 1, "of": 2}x', "[" * 2000],
+    ["", "[]", "{}", '{"fold": "f", "number": 1, "of": 2}', "[" * 2000,
+     '{"fold": "f\\u0000", "number": 1, "of": 2, "together": 1}x',
+     *('{"number": 1, "of": 2, ' + each + "}" for each in (
+         '"fold": 1, "together": 1', '"fold": "../x", "together": 1', '"fold": "f", "together": 0',
+         '"fold": "f", "together": "many"', '"fold": "f", "together": 1, "of": 0',
+         '"fold": "f", "together": 1, "number": "\\u001b[2J"'))],
 )  # fmt: skip
 def test_what_others_left_there_is_not_shown(content: str, tmp_path: Path) -> None:
     (tmp_path / "epoch.json").write_text(content)

@@ -1,0 +1,331 @@
+"""Training steps that a device repeats on its own: one CUDA graph a step, launched without a word of Python's.
+
+A step is always the same work on the same memory: it gathers the batch by its numbers, computes the loss and its
+gradient, and changes the weights. So it is recorded once and replayed (CUDA graphs, docs.pytorch.org/docs/stable/notes/
+cuda.html#cuda-graphs). At batch 8 the host needs several times as long to launch the kernels of a step one by one as
+the device needs to compute them.
+
+On a device without graphs the same steps run one by one. Tests compare them with the eager engine that way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dxc.training.side_by_side import ALONE, Turn
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+    from dxc.training.on_device import DeviceChips
+    from dxc.training.task import Task
+
+log = logging.getLogger(__name__)
+
+WARM_UP = 3
+"""Steps before the recording: libraries make their plans and take their memory in the first ones."""
+MOST_STEPS = 32
+CHUNK_IMAGES = 2048
+"""Steps that Lightning hands over at a time: at most so many, of about so many images in all. Its own work is spread
+over them, and other folds wait no longer than this for their turn."""
+VALIDATED_AT_ONCE = 256
+"""Images of a validation batch. It is not data.batch_size: validation gives the same numbers for each image alone."""
+
+
+class IndexChunks:
+    """The training batches of a loader as numbers of chips, several batches at a time.
+
+    Args:
+        batches: gives the numbers of a batch, int64 (B,); the last batch may be smaller.
+        batch_size: of all others.
+
+    Yields {"index": int64 array (steps, B)}; a smaller last batch comes alone.
+    """
+
+    def __init__(self, batches: DataLoader, batch_size: int) -> None:
+        self._batches, self._batch_size = batches, batch_size
+        images: Any = batches.dataset
+        self.whole, self.last = divmod(len(images), batch_size)
+        self.steps = steps_at_once(batch_size)
+
+    def __len__(self) -> int:
+        return -(-self.whole // self.steps) + bool(self.last)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        waiting: list[np.ndarray] = []
+        for index in self._batches:
+            if waiting and (len(waiting) == self.steps or len(index) < self._batch_size):
+                yield {"index": np.stack(waiting)}
+                waiting = []
+            waiting.append(index)
+        if waiting:
+            yield {"index": np.stack(waiting)}
+
+
+class ValidationChunks:
+    """Numbers of chips in their order: {"index": int64 array (B,)}."""
+
+    def __init__(self, chips: np.ndarray, batch_size: int) -> None:
+        self._parts = np.split(chips, range(batch_size, len(chips), batch_size))
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return ({"index": part} for part in self._parts)
+
+
+def steps_at_once(batch_size: int) -> int:
+    """Steps in a chunk of batches of this size."""
+    return max(1, min(MOST_STEPS, CHUNK_IMAGES // batch_size))
+
+
+def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Let an optimizer's step be recorded: nothing of it may be on the host, so that a graph does not repeat an old
+    learning rate or count of steps."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), dtype=torch.float32, device=device)
+        group["fused"], group["foreach"] = True, False
+        if "capturable" in group:
+            group["capturable"] = True
+    optimizer._warned_capturable_if_run_uncaptured = True  # the warm-up is uncaptured
+
+
+class GraphSteps:
+    """Trains a task by chunks of steps (IndexChunks). Task calls it; see Task.train_by.
+
+    Args:
+        chips: on the device that trains.
+        chunks: what it will be given.
+        autocast: dtype of mixed precision; None for full precision.
+        turn: of this training among those beside it.
+    """
+
+    def __init__(
+        self,
+        chips: DeviceChips,
+        chunks: IndexChunks,
+        *,
+        batch_size: int,
+        autocast: torch.dtype | None = None,
+        turn: Turn = ALONE,
+    ) -> None:
+        self.chips, self.turn = chips, turn
+        self._autocast = autocast
+        sizes = {batch_size: min(chunks.whole, chunks.steps), chunks.last: 1}
+        self._sizes = {size: steps for size, steps in sizes.items() if size and steps}
+        self._steps: dict[int, _Step] = {}
+        self._images = 0
+        self.captured = False
+        """Whether steps are replayed, not launched kernel by kernel."""
+
+    def prepare(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make an optimizer ready, before a schedule gets it."""
+        if self.chips.device.type == "cuda":
+            make_capturable(optimizer, self.chips.device)
+
+    def begin(self, task: Task, optimizer: torch.optim.Optimizer) -> None:
+        """Record the steps. The task and the optimizer's state are as before when it returns.
+
+        Args:
+            task: on the device, in training mode.
+            optimizer: prepared.
+        """
+        self._total = torch.zeros((), dtype=torch.float64, device=self.chips.device)
+        self._steps = {
+            size: _Step(self.chips, task, optimizer, self._total, self._autocast, size, steps)
+            for size, steps in self._sizes.items()
+        }
+        if self.chips.device.type == "cuda":
+            self._record(task, optimizer)
+        self._total.zero_()
+
+    def run(self, index: np.ndarray) -> None:
+        """Train the batches of a chunk, int64 (steps, B), one after the other."""
+        step = self._steps[index.shape[1]]
+        step.feed(index, self.turn)
+        for _ in index:
+            step.run()
+        self._images += index.size
+        self.turn.pass_on()
+
+    def settle(self) -> None:
+        """Wait until the device has done all steps."""
+        if self.chips.device.type == "cuda":
+            event = torch.cuda.Event()
+            event.record()
+            self.turn.wait(event)
+
+    def epoch_loss(self) -> Tensor:
+        """The mean loss of the images since the last call, a scalar."""
+        loss = (self._total / self._images).float()
+        self._total.zero_()
+        self._images = 0
+        return loss
+
+    def close(self) -> None:
+        """Give the memory of the graphs back."""
+        for step in self._steps.values():
+            step.close()
+        self._steps.clear()
+
+    def _record(self, task: Task, optimizer: torch.optim.Optimizer) -> None:
+        kept = {name: value.clone() for name, value in task.model.state_dict().items()}
+        try:
+            for step in self._steps.values():
+                step.warm_up()
+            torch.cuda.current_stream().synchronize()
+            pool = torch.cuda.graph_pool_handle()
+            for step in self._steps.values():
+                step.capture(pool)
+            self.captured = True
+        except torch.cuda.OutOfMemoryError:
+            self.close()
+            optimizer.zero_grad(set_to_none=True)
+            raise
+        except RuntimeError as error:
+            log.warning("no CUDA graph of a training step; its kernels are launched one by one: %s", error)
+            for step in self._steps.values():
+                step.close()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, value in task.model.state_dict().items():
+                value.copy_(kept[name])
+            for state in optimizer.state.values():
+                for value in state.values():
+                    if isinstance(
+                        value, Tensor
+                    ):  # moments, momentum, count of steps: as if none had been taken
+                        value.zero_()
+
+
+@dataclass
+class _Slot:
+    """Host memory for one chunk. event: the device has read it."""
+
+    index: Tensor
+    images: Tensor | None
+    event: torch.cuda.Event | None = None
+
+
+class _Step:
+    """One training step for batches of one size. All that it reads and writes stays where it is.
+
+    Which batch of the chunk it takes is counted on the device (`cursor`), so that a replay is all the host does.
+    """
+
+    def __init__(
+        self,
+        chips: DeviceChips,
+        task: Task,
+        optimizer: torch.optim.Optimizer,
+        total: Tensor,
+        autocast: torch.dtype | None,
+        size: int,
+        steps: int,
+    ) -> None:
+        device = chips.device
+        self._chips, self._task, self._optimizer, self._total = chips, task, optimizer, total
+        self._autocast, self._size = autocast, size
+        self._index = torch.zeros((steps, size), dtype=torch.int64, device=device)
+        self._cursor = torch.zeros(1, dtype=torch.int64, device=device)
+        streamed = chips.images is None
+        # streamed: the images of a chunk lie in the order of their batches
+        self._rows = torch.arange(steps * size, device=device).view(steps, size) if streamed else self._index
+        self._images = chips.images if chips.images is not None else chips.empty(steps * size).zero_()
+        pinned = device.type == "cuda"
+        self._slots = [
+            _Slot(
+                torch.zeros((steps, size), dtype=torch.int64, pin_memory=pinned),
+                chips.empty(steps * size, pinned=True) if streamed else None,
+            )
+            for _ in range(2)
+        ]
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def feed(self, index: np.ndarray, turn: Turn) -> None:
+        """Bring the numbers of a chunk to the device, and its images where they are streamed."""
+        slot = self._slots[0]
+        self._slots.reverse()
+        if slot.event is not None:
+            turn.wait(slot.event)
+        steps = len(index)
+        slot.index[:steps].copy_(torch.from_numpy(index))
+        self._index[:steps].copy_(slot.index[:steps], non_blocking=True)
+        if slot.images is not None:
+            self._chips.read(index.reshape(-1), slot.images[: index.size])
+            self._images[: index.size].copy_(slot.images[: index.size], non_blocking=True)
+        self._cursor.zero_()
+        if self._cursor.is_cuda:
+            slot.event = torch.cuda.Event()
+            slot.event.record()
+
+    def run(self) -> None:
+        """Train one batch."""
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self._work()
+
+    def warm_up(self) -> None:
+        for _ in range(WARM_UP):
+            self._cursor.zero_()
+            self._work()
+        self._cursor.zero_()
+
+    def capture(self, pool: Any) -> None:
+        """Record the step on the current stream, which must not be the device's default one.
+
+        Args:
+            pool: of memory, shared with steps that never run at the same time.
+        """
+        self._optimizer.zero_grad(set_to_none=True)  # the gradients are part of the recording
+        graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.current_stream()
+        # thread_local: a training beside this one may wait for the device meanwhile
+        recording = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
+        with _own_workspaces(), recording:
+            self._work()
+        self._graph = graph
+
+    def close(self) -> None:
+        if self._graph is not None:
+            self._graph.reset()
+            self._graph = None
+
+    def _work(self) -> None:
+        index = self._index.index_select(0, self._cursor)[0]
+        rows = self._rows.index_select(0, self._cursor)[0]
+        batch = self._chips.gather(self._images, rows, index)
+        self._optimizer.zero_grad(set_to_none=True)
+        kind = self._cursor.device.type
+        # without a cache: weights that were converted in one step would be those of all replays
+        with torch.autocast(
+            kind, self._autocast or torch.bfloat16, enabled=self._autocast is not None, cache_enabled=False
+        ):
+            loss = self._task.batch_loss(self._task.model(batch["image"]), batch)
+        with torch.autocast(kind, enabled=False):  # Lightning's is around a training step
+            loss.backward()
+            self._optimizer.step()
+        self._total.add_(loss.detach(), alpha=self._size)
+        self._cursor.add_(1)
+
+
+@contextlib.contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Let a graph have workspaces of cuBLAS in its own memory. Lightning frees the common ones at the end of each
+    fit(), while other folds still replay theirs."""
+    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)
+    clear()
+    try:
+        yield
+    finally:
+        clear()
