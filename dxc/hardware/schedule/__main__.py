@@ -22,7 +22,12 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument(
-        "--compile", nargs="*", type=int, default=[], metavar="N", help="batches for torch.compile too, tens of s each"
+        "--compile",
+        nargs="*",
+        type=int,
+        default=[],
+        metavar="N",
+        help="batches for torch.compile too, tens of s each",
     )
     parser.add_argument("--compile-seconds", type=float, default=120.0, help="its time limit for a file")
     parser.add_argument("--seconds", type=float, help="time limit of the rest for a file")

@@ -167,7 +167,9 @@ def compare_schedules(
     said = f"torch {torch.__version__}" + (f", CUDA {torch.version.cuda}" if device == "cuda" else "")
     found = Comparison(name, f"{name}; {said}, {precision}")
     if device == "cpu":
-        found.notes.append("a processor has no streams: groups ran one after the other, so no schedule can gain")
+        found.notes.append(
+            "a processor has no streams: groups ran one after the other, so no schedule can gain"
+        )
     batches = _possible_batches(onnx, sorted(set(batches)), found.notes)
     macs = _macs(onnx, found.notes)
     begun = time.perf_counter()
@@ -349,7 +351,9 @@ def _compiled_rows(
     (sequential,) = [row for row in rows if row["batch"] == batch and row["schedule"] == "sequential"]
     made = {}
     for name, ms in by_name.items():
-        equal = errors[name] <= 10 * TOLERANCE[sequential["precision"]]  # fused operators round in other places
+        equal = (
+            errors[name] <= 10 * TOLERANCE[sequential["precision"]]
+        )  # fused operators round in other places
         middle = float(np.median(ms)) if equal else math.nan
         made[name] = {
             **dict.fromkeys(("stages", "groups", "stages_ms", "measured_stages"), math.nan),

@@ -35,7 +35,13 @@ class CompiledTimes(NamedTuple):
 
 
 def compiled_times(
-    onnx: Path, batches: Sequence[int], *, precision: str, device: str, seconds: float, backend: str = "inductor"
+    onnx: Path,
+    batches: Sequence[int],
+    *,
+    precision: str,
+    device: str,
+    seconds: float,
+    backend: str = "inductor",
 ) -> CompiledTimes:
     """Compile a file for each batch size in every mode, and measure it as execution.times_in_turn does.
 

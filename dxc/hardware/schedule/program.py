@@ -131,7 +131,12 @@ class Program:
         return " || ".join(sorted(self._group_does(group) for group in stage))
 
     def _group_does(self, group: Group) -> str:
-        place = {name: i for i, each in enumerate(group) for node in self.operators[each].nodes for name in node.outputs}
+        place = {
+            name: i
+            for i, each in enumerate(group)
+            for node in self.operators[each].nodes
+            for name in node.outputs
+        }
         return " ; ".join(
             f"{self.operators[each].does} <- {[place.get(name, 'in') for name in self.operators[each].inputs]}"
             for each in group
@@ -175,7 +180,10 @@ def load_program(
     module = OnnxModule(onnx).eval().to(device, dtype)
     image = _images(shape, seed=0).to(device, dtype)
     if device.type == "cuda" and dtype != torch.float32 and image.ndim == 4:
-        module, image = module.to(memory_format=torch.channels_last), image.to(memory_format=torch.channels_last)
+        module, image = (
+            module.to(memory_format=torch.channels_last),
+            image.to(memory_format=torch.channels_last),
+        )
     with torch.no_grad():
         try:
             return _program(module, image, str(onnx), precision)
@@ -212,7 +220,9 @@ def _program(module: OnnxModule, image: Tensor, source: str, precision: str) -> 
         else:
             moving.append(node)
     if fixed & set(outputs):
-        raise HardwareError(f"{source}: an output does not depend on the image, so there is nothing to schedule")
+        raise HardwareError(
+            f"{source}: an output does not depend on the image, so there is nothing to schedule"
+        )
     operators = tuple(_operator(nodes, values, fixed) for nodes in _joined(moving, fixed, outputs))
     maker = {name: i for i, each in enumerate(operators) for node in each.nodes for name in node.outputs}
     dag = Dag(
