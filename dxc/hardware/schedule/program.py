@@ -120,7 +120,8 @@ class Program:
 
     def fresh_image(self, seed: int) -> Tensor:
         """Other random images of the same shape."""
-        return _images(tuple(self.image.shape), seed).to(self.image)
+        images = torch.empty_like(self.image)  # in channels_last too
+        return images.copy_(_images(tuple(self.image.shape), seed))
 
     def does(self, stage: Stage) -> str:
         """All that the time of a stage depends on; equal for stages that do the same work.
@@ -180,10 +181,8 @@ def load_program(
     module = OnnxModule(onnx).eval().to(device, dtype)
     image = _images(shape, seed=0).to(device, dtype)
     if device.type == "cuda" and dtype != torch.float32 and image.ndim == 4:
-        module, image = (
-            module.to(memory_format=torch.channels_last),
-            image.to(memory_format=torch.channels_last),
-        )
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types lack it
+        image = image.to(memory_format=torch.channels_last)
     with torch.no_grad():
         try:
             return _program(module, image, str(onnx), precision)
@@ -250,7 +249,7 @@ def _needed(nodes: list[Node], outputs: list[str]) -> list[Node]:
 
 
 def _beside_the_image(node: Node, values: dict[str, Any], fixed: set[str], device: torch.device) -> Node:
-    """A Gather whose positions lie on the device: a copy from the host in each run would wait, and no CUDA graph may."""
+    """A Gather whose positions lie on the device. A copy from the host would wait, which no CUDA graph may."""
     positions = values[node.inputs[1]]
     if not isinstance(positions, Tensor) or positions.ndim == 0:
         return node
