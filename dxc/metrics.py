@@ -98,6 +98,7 @@ MEASURED = {
     "hardware.affinity": "the cores they were measured on",
 }
 MEASURED_IN_BATCHES = {**MEASURED, "hardware.batches": "the batch sizes that were measured"}
+SCHEDULED = {"dxc.scheduled_on": "the device they were scheduled on"}  # with torch, CUDA and precision
 TRAINED_ON = {"device": "the machine they were trained on"}
 UNDECLARED = {"hardware": "hardware", "dxc.data": "chips"}
 """What a metric that dxc does not declare is compared by: it may depend on either."""
@@ -249,6 +250,22 @@ METRICS: dict[str, Metric] = {
         table_format=",.0f",
         origin="measured",
         comparable_by=MEASURED_IN_BATCHES,
+    ),
+    "sequential_latency_ms": Metric(
+        unit="ms",
+        maximise=False,
+        meaning="operators one after the other, one CUDA graph, batch 1",
+        title="latency, sequential",
+        origin="measured",
+        comparable_by=SCHEDULED,
+    ),
+    "scheduled_latency_ms": Metric(
+        unit="ms",
+        maximise=False,
+        meaning="operators side by side as IOS finds, one CUDA graph, batch 1",
+        title="latency, scheduled",
+        origin="measured",
+        comparable_by=SCHEDULED,
     ),
     "onnx_mb": Metric(
         unit="1e6 bytes",

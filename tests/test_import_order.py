@@ -35,8 +35,9 @@ KNOWN_CLIMBS = {
     ("report.console", "pipeline"),
     ("report.findings", "analysis"),
     ("report.progress", "search"),
-    # a command of its own: it prints
+    # commands of their own: they print
     ("hardware.__main__", "report"),
+    ("hardware.schedule.__main__", "report"),
 }
 """Imports that go up all the same: (module, room)."""
 

@@ -52,6 +52,8 @@ class Hardware(Part):
         default=[1]
     )
     """Batch sizes to measure, ascending from 1. More than one give efficiency_ms."""
+    schedule: Flag = False
+    """Whether schedules of concurrent operators are measured, at `batches`, on a GPU of this machine."""
     host: Text | None = None
     """The device over SSH (user@name). Without a host, a `remote` device is only predicted."""
     python: Text = "python3"

@@ -37,6 +37,7 @@ NOT_IDENTITY = {
         "remote",
         # whether it is measured; the result is the same
         "measure",
+        "schedule",
         # where packages of predictors lie. Their names are identity; what was found there is in the tag dxc.packages
         "packages_dir",
         "packages_url",

@@ -1,6 +1,6 @@
-"""All costs of one exported file on one device: predicted, measured, profiled.
+"""All costs of one exported file on one device: predicted, measured, scheduled, profiled.
 
-The three parts do not depend on each other. A part that fails gives a line with the reason, and the others go on.
+The parts do not depend on each other. A part that fails gives a line with the reason, and the others go on.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from dxc.hardware.predict.predict import Prediction
 
 log = logging.getLogger(__name__)
+
+SCHEDULE_SECONDS = 60.0
+"""Time limit for the schedules of a run. Batch sizes that would take longer are left out."""
 
 
 @dataclass
@@ -69,6 +72,8 @@ def cost(
         _predict(onnx, hardware, out, costs, progress)
     with _part("measured", costs, out):
         _measure(onnx, hardware, out, costs)
+    with _part("scheduled", costs, out):
+        _schedule(onnx, hardware, out, costs)
     with _part("profiled", costs, out):
         _profile(onnx, hardware, out, costs, profile)
     with _part("sized", costs, out):
@@ -246,6 +251,29 @@ def describe_conditions(measurement: Measurement) -> str:
         f"{env.get('device', 'unknown device')}; onnxruntime {env.get('onnxruntime', '?')}, "
         f"{env.get('provider', 'cpu')}, {threads}"
     )
+
+
+def _schedule(onnx: Path, hardware: Hardware, out: Path, costs: Costs) -> None:
+    if not hardware.schedule:
+        return
+    import torch
+
+    reason = absent(hardware)
+    if not reason and hardware.host:
+        reason = "schedules are measured on this machine only, and hardware.host names another one"
+    if not reason and not torch.cuda.is_available():
+        reason = "schedules run on the streams of a GPU, and there is no CUDA device here"
+    if reason:
+        costs.notes.append(f"not scheduled: {reason}")
+        return
+    from dxc.hardware.schedule.compare import compare_schedules
+
+    found = compare_schedules(onnx, hardware.batches, seconds=SCHEDULE_SECONDS, out=out / "schedules.parquet")
+    costs.metrics |= found.metrics()
+    costs.curves += found.curves()
+    costs.notes += [*found.findings(), *found.notes]
+    costs.tags["dxc.scheduled_on"] = found.conditions
+    costs.tags.setdefault("dxc.measured_on", found.conditions)
 
 
 def _profile(onnx: Path, hardware: Hardware, out: Path, costs: Costs, mode: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,16 @@ from torch.nn import functional as F
 
 from dxc.errors import HardwareError
 from dxc.hardware.onnx_file import load_onnx
+
+
+class Node(NamedTuple):
+    """A node of a file: what it does, the function of OPERATORS with its attributes, and the names of its tensors."""
+
+    op: str
+    run: Callable[..., Any]
+    attributes: dict[str, Any]
+    inputs: list[str]
+    outputs: list[str]
 
 
 class OnnxModule(nn.Module):
@@ -59,6 +69,23 @@ class OnnxModule(nn.Module):
         ]
         self._inputs = [tensor.name for tensor in graph.input if tensor.name not in arrays]
         self._outputs = [tensor.name for tensor in graph.output]
+        self._ops = [node.op_type for node in graph.node if node.op_type != "Constant"]
+
+    def nodes(self) -> list[Node]:
+        """The nodes in the order of the file, without those of constants."""
+        return [
+            Node(op, run, attributes, inputs, outputs)
+            for op, (run, inputs, outputs, attributes) in zip(self._ops, self._nodes, strict=True)
+        ]
+
+    def constants(self) -> dict[str, Tensor]:
+        """Weights, where .to() has moved them, and settings, by name."""
+        return self._settings | {name: getattr(self, buffer) for name, buffer in self._buffer_of.items()}
+
+    @property
+    def names(self) -> tuple[list[str], list[str]]:
+        """Names of the inputs and of the outputs."""
+        return self._inputs, self._outputs
 
     def forward(self, *images: Tensor) -> Tensor | tuple[Tensor, ...]:
         values: dict[str, Any] = dict(zip(self._inputs, images, strict=True))
