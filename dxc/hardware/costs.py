@@ -19,7 +19,7 @@ from dxc.bars import Steps
 from dxc.config.hardware import Hardware
 from dxc.errors import DxcError
 from dxc.hardware.onnx_file import fixed_batch, load_onnx, onnx_mb
-from dxc.hardware.spec import absent, device_name
+from dxc.hardware.spec import absent, device_name, runtime_of
 from dxc.text import counted, visible
 
 if TYPE_CHECKING:
@@ -202,7 +202,9 @@ def _measure(onnx: Path, hardware: Hardware, out: Path, costs: Costs) -> None:
             costs.notes.append(
                 f"measured latency at batch {measurement.batch} is invalid: {measurement.reason}"
             )
-    costs.notes += efficiency.notes
+    costs.notes += [*efficiency.notes, *describe_execution(efficiency.measurements)]
+    if why := runtime_of(hardware)[1]:
+        costs.notes.append(why)
     if len(efficiency.measurements) > 1:
         costs.efficiency = efficiency
     first = efficiency.measurements[0]
@@ -219,6 +221,7 @@ def measure_on(onnx: Path, hardware: Hardware, batch: int = 1) -> Measurement:
 
     return measure(
         onnx,
+        runtime=runtime_of(hardware)[0],
         provider=hardware.provider,
         threads=hardware.threads,
         batch=batch,
@@ -238,9 +241,22 @@ def describe_batch(measurement: Measurement) -> str:
     )
 
 
+def describe_execution(measurements: Sequence[Measurement]) -> list[str]:
+    """A note where torch could not run a file as a CUDA graph, and so ran it operator by operator."""
+    reasons = [m.environment["eager_because"] for m in measurements if "eager_because" in m.environment]
+    return [
+        f"measured operator by operator, because it cannot be captured as a CUDA graph: {reason}"
+        for reason in dict.fromkeys(reasons)
+    ]
+
+
 def describe_conditions(measurement: Measurement) -> str:
-    """'Intel Xeon, 4 cores; onnxruntime 1.31.1, cpu, 1 thread'."""
+    """'Intel Xeon, 4 cores; onnxruntime 1.31.1, cpu, 1 thread', 'NVIDIA A100; torch 2.11.0, cuda, CUDA graph, TF32'."""
     env = measurement.environment
+    if env.get("runtime") == "torch" and env["provider"] == "cuda":
+        return f"{env['device']}; torch {env['torch']}, cuda, {env['execution']}, {env['arithmetic']}"
+    if env.get("runtime") == "torch":
+        return f"{env['device']}; torch {env['torch']}, cpu, {counted(env['threads'], 'thread')}"
     threads = counted(env["threads"], "thread") if "threads" in env else "? threads"
     return (
         f"{env.get('device', 'unknown device')}; onnxruntime {env.get('onnxruntime', '?')}, "

@@ -310,7 +310,7 @@ def test_the_comparison_as_a_command(network: Path, tmp_path: Path) -> None:
     [
         ({"colour": "red"}, "hardware has no colour"),
         ({"threads": 0}, "hardware.threads must be a whole number"),
-        ({"runtime": "tflite"}, "hardware.runtime must be onnxruntime"),
+        ({"runtime": "tflite"}, "hardware.runtime must be auto, onnxruntime or torch"),
         ({"provider": "tpu"}, "hardware.provider must be cpu or cuda"),
         ({"batches": [2]}, "hardware.batches must be a list that begins with 1"),
         ({"batches": [1, 0]}, r"hardware.batches\[1\] must be a whole number"),

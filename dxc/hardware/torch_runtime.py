@@ -1,0 +1,77 @@
+"""Runs an exported file with torch: as it is on a processor, and on a GPU captured once as a CUDA graph."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+WARM_UP_RUNS = 3
+"""Runs before a capture, so that cuDNN chooses its algorithms and libraries load before it
+(pytorch.org/docs/stable/notes/cuda.html, "CUDA Graphs")."""
+
+
+@contextlib.contextmanager
+def gpu_arithmetic() -> Iterator[None]:
+    """Work as ONNX Runtime's CUDA provider does by default, so that the two runtimes can be compared.
+
+    cuDNN times its algorithms for each shape (cudnn_conv_algo_search=EXHAUSTIVE), and TF32 is allowed in convolutions,
+    as torch allows it anyway, and in matrix products (use_tf32=1). See
+    onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
+    """
+    benchmark, precision = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+        torch.set_float32_matmul_precision(precision)
+
+
+def uses_tf32() -> bool:
+    """Whether this GPU has TF32: from Ampere on (compute capability 8)."""
+    return torch.cuda.get_device_capability()[0] >= 8
+
+
+def outputs_of(answer: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a network returned, as a tuple."""
+    return answer if isinstance(answer, tuple) else (answer,)
+
+
+def warm_up(module: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Run a network on another stream before it is captured. What the search for algorithms needed is given back.
+
+    Args:
+        module: the network, on the GPU.
+        inputs: on the GPU.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP_RUNS):
+            module(*inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+
+
+def capture(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
+    """Capture one run as a CUDA graph, after warm_up(). Returns the graph and its outputs.
+
+    Each replay reads `inputs` and fills the outputs, so both have to stay.
+
+    Args:
+        module: the network, on the GPU.
+        inputs: on the GPU.
+
+    Raises:
+        RuntimeError: an operator copies to or waits for the host. The process should not go on: what it had begun on
+            the GPU is undefined.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = outputs_of(module(*inputs))
+    return graph, outputs
