@@ -14,13 +14,18 @@ WARM_UP_RUNS = 3
 
 
 @contextlib.contextmanager
-def gpu_arithmetic() -> Iterator[None]:
-    """Work as ONNX Runtime's CUDA provider does by default, so that the two runtimes can be compared.
+def arithmetic(device: str) -> Iterator[None]:
+    """On a GPU work as ONNX Runtime's CUDA provider does by default, so that the two runtimes can be compared.
 
     cuDNN times its algorithms for each shape (cudnn_conv_algo_search=EXHAUSTIVE), and TF32 is allowed in convolutions,
     as torch allows it anyway, and in matrix products (use_tf32=1). See
     onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
+
+    device: cuda or cpu, where nothing changes.
     """
+    if device != "cuda":
+        yield
+        return
     benchmark, precision = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")

@@ -46,7 +46,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 
         from dxc.errors import HardwareError
         from dxc.hardware.graph import OnnxModule
-        from dxc.hardware.torch_runtime import capture, gpu_arithmetic, outputs_of, uses_tf32, warm_up
+        from dxc.hardware.torch_runtime import arithmetic, capture, outputs_of, uses_tf32, warm_up
     except ImportError as error:
         raise Refused("torch", str(error)) from error
 
@@ -60,12 +60,12 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     expected = [given[f"output{place}"] for place in range(request["outputs"])]
     baseline = worker.resident_bytes()
     reset = worker.reset_peak()
-    arithmetic = "TF32" if cuda and uses_tf32() else "float32"
+    precision = "TF32" if cuda and uses_tf32() else "float32"
     try:
         module = OnnxModule(Path(request["model"])).eval()
     except HardwareError as error:
         raise Refused("operators", str(error).removeprefix(request["model"]).lstrip(": ")) from error
-    with torch.inference_mode(), gpu_arithmetic():
+    with torch.inference_mode(), arithmetic(request["provider"]):
         try:
             if cuda:
                 module, inputs = module.cuda(), [each.cuda() for each in inputs]
@@ -91,11 +91,11 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         if cuda:
             torch.cuda.synchronize()
         largest = largest_error([each.cpu().numpy() for each in outputs], expected)
-        if not largest <= ALLOWED[arithmetic]:  # true for NaN too
+        if not largest <= ALLOWED[precision]:  # true for NaN too
             raise Refused(
                 "outputs",
                 f"its outputs differ from ONNX Runtime's by {largest:.1e} of the largest value, and "
-                f"{ALLOWED[arithmetic]:.0e} is allowed in {arithmetic}",
+                f"{ALLOWED[precision]:.0e} is allowed in {precision}",
             )
         run = timed_cuda(torch, execute) if cuda else timed_cpu(execute)
         run()
@@ -127,7 +127,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
             "cudnn": torch.backends.cudnn.version() if cuda else None,
             "provider": request["provider"],
             "execution": execution,
-            "arithmetic": arithmetic,
+            "arithmetic": precision,
             "largest_error": largest,
             "threads": request["threads"],
             "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,

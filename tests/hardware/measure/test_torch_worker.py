@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,10 @@ from dxc.hardware.costs import describe_conditions, describe_execution, measure_
 from dxc.hardware.graph import OnnxModule
 from dxc.hardware.measure import latency as module
 from dxc.hardware.measure import reference as references
+from dxc.hardware.measure import torch_worker
 from dxc.hardware.measure.latency import Measurement, StopRule, measure
 from dxc.hardware.measure.torch_worker import ALLOWED, largest_error
+from dxc.hardware.measure.worker import Refused
 from dxc.hardware.spec import device_name, runtime_of
 from dxc.models.sppnet import SppNet
 from tests.hardware.networks import exported_resnet, one_operator
@@ -274,3 +278,79 @@ def test_auto_on_a_gpu_measures_with_what_is_there(network: Path) -> None:
     assert runtime_of(hardware)[0] == ("onnxruntime" if there else "torch")
     assert ("; onnxruntime " if there else "; torch ") in describe_conditions(measured)
     assert spec.absent(hardware) == ""
+
+
+class FakeStream:
+    """A stream, event or graph that does nothing; a graph is replayed by running what was captured."""
+
+    cuda_stream = 0
+
+    def __init__(self, **_: Any) -> None: ...
+
+    def wait_stream(self, other: Any) -> None: ...
+
+    def record(self) -> None: ...
+
+    def elapsed_time(self, other: Any) -> float:
+        return 2.5
+
+    def replay(self) -> None:
+        REPLAYED.append(self)
+
+
+REPLAYED: list[Any] = []
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's calls on a machine without a GPU: the order of the worker's steps is run, not the GPU's work."""
+    REPLAYED.clear()
+    fakes = {
+        "is_available": lambda: True,
+        "get_device_capability": lambda: (9, 0),
+        "get_device_name": lambda: "NVIDIA Fake",
+        "Stream": FakeStream,
+        "Event": FakeStream,
+        "CUDAGraph": FakeStream,
+        "current_stream": FakeStream,
+        "stream": lambda _: contextlib.nullcontext(),
+        "graph": lambda _: contextlib.nullcontext(),
+        "synchronize": lambda: None,
+        "empty_cache": lambda: None,
+        "reset_peak_memory_stats": lambda: None,
+        "max_memory_allocated": lambda: 3_000_000,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.nn.Module, "cuda", lambda self: self)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+
+
+def request_of(path: Path, reference: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"model": str(path), "provider": "cuda", "threads": 1, **asdict(QUICK), **reference, **more}
+
+
+def test_the_steps_on_a_gpu(network: Path, fake_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with references.reference(network, 8, 1) as reference:
+        answer = torch_worker.main(request_of(network, reference, cuda_graph=True))
+        assert answer["raw_ms"] == [2.5] * 5
+        assert len(REPLAYED) == 1 + 1 + 1 + 5  # compared, first, warm-up, timed
+        assert (answer["baseline_memory_mb"], answer["peak_memory_mb"]) == (0.0, 3.0)
+        environment = answer["environment"]
+        assert (environment["execution"], environment["arithmetic"]) == ("CUDA graph", "TF32")
+        assert (environment["device"], environment["memory_from"]) == (
+            "NVIDIA Fake",
+            "torch.cuda.max_memory_allocated",
+        )
+        assert torch.get_float32_matmul_precision() == "highest"  # put back
+        assert not torch.backends.cudnn.benchmark
+        eager = torch_worker.main(request_of(network, reference, cuda_graph=False))
+        assert (eager["environment"]["execution"], len(REPLAYED)) == ("eager", 8)
+
+        def refuse(_: Any) -> Any:
+            raise RuntimeError("operation not permitted when stream is capturing\nwith advice")
+
+        monkeypatch.setattr(torch.cuda, "graph", refuse)
+        with pytest.raises(Refused, match=r"^RuntimeError: operation not permitted .* capturing$") as refused:
+            torch_worker.main(request_of(network, reference, cuda_graph=True))
+        assert refused.value.kind == "capture"
