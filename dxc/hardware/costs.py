@@ -246,12 +246,17 @@ def describe_batch(measurement: Measurement) -> str:
 
 
 def describe_execution(measurements: Sequence[Measurement]) -> list[str]:
-    """A note where torch could not run a file as a CUDA graph, and so ran it operator by operator."""
-    reasons = [m.environment["eager_because"] for m in measurements if "eager_because" in m.environment]
-    return [
+    """Notes where torch could not run a file as a CUDA graph, and so ran it operator by operator, and where memory is
+    that of a GPU."""
+    environments = [each.environment for each in measurements]
+    reasons = [each["eager_because"] for each in environments if "eager_because" in each]
+    notes = [
         f"measured operator by operator, because it cannot be captured as a CUDA graph: {reason}"
         for reason in dict.fromkeys(reasons)
     ]
+    if any(str(each.get("memory_from")).startswith("torch.cuda") for each in environments):
+        notes.append("peak memory is device memory, as torch allocated it (weights, outputs, workspaces)")
+    return notes
 
 
 def describe_conditions(measurement: Measurement) -> str:
@@ -443,10 +448,10 @@ def _compared(
         row |= measurement.metrics() | efficiency.metrics()
         notes.append(f"measured on {describe_conditions(measurement)}")
         row["measured"] = "valid" if measurement.valid else "invalid"
-        for each in efficiency.measurements:
-            if not each.valid:
-                where = "" if each is measurement else f" at batch {each.batch}"
-                note(f"measured latency{where} is invalid: {each.reason}")
+        for one in efficiency.measurements:
+            if not one.valid:
+                where = "" if one is measurement else f" at batch {one.batch}"
+                note(f"measured latency{where} is invalid: {one.reason}")
         for line in (*efficiency.notes, *describe_execution(efficiency.measurements)):
             note(line)
         if batch != 1:
@@ -456,13 +461,13 @@ def _compared(
             found.batches = [
                 {
                     "file": name,
-                    "batch": each.batch,
-                    "batch_ms": each.median_ms if each.valid else float("nan"),
-                    "ms_per_image": each.median_ms / each.batch if each.valid else float("nan"),
-                    "measured": "valid" if each.valid else "invalid",
-                    "optimum": each.batch == efficiency.optimum_batch,
+                    "batch": one.batch,
+                    "batch_ms": one.median_ms if one.valid else float("nan"),
+                    "ms_per_image": one.median_ms / one.batch if one.valid else float("nan"),
+                    "measured": "valid" if one.valid else "invalid",
+                    "optimum": one.batch == efficiency.optimum_batch,
                 }
-                for each in efficiency.measurements
+                for one in efficiency.measurements
             ]
         if "measured_latency_ms" in row and "latency_ms" in latency:
             row["error"] = latency["latency_ms"] / measurement.median_ms - 1

@@ -182,8 +182,7 @@ def measure(
             try:
                 request |= {"cuda_graph": True, **stack.enter_context(reference(onnx, batch, threads))}
             except Refused as refused:
-                answer = {"error": refused.kind, "message": str(refused)}
-                raise _refusal(answer, onnx, host) from refused
+                raise _refusal({"error": refused.kind, "message": str(refused)}, onnx, host) from refused
         for attempt in range(attempts):
             if attempt:
                 time.sleep(COOL_DOWN_SECONDS)

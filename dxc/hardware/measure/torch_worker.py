@@ -69,7 +69,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         try:
             if cuda:
                 module, inputs = module.cuda(), [each.cuda() for each in inputs]
-                warm_up(module, inputs)
+                stream = warm_up(module, inputs)
                 torch.cuda.reset_peak_memory_stats()
             else:
                 module(*inputs)
@@ -77,7 +77,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
             raise Refused("run", described(error)) from error
         if cuda and request["cuda_graph"]:
             try:
-                graph, outputs = capture(module, inputs)
+                graph, outputs = capture(module, inputs, stream)
                 graph.replay()
             except Exception as error:
                 raise Refused("capture", described(error)) from error

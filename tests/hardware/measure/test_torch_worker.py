@@ -164,7 +164,7 @@ def test_what_cannot_be_captured_is_timed_operator_by_operator(
     measured = measure(network, runtime="torch", stop=QUICK, max_spread=ANY)
     assert seen == [True, False]
     assert measured.environment["eager_because"] == "RuntimeError: no copies to the host"
-    (note,) = describe_execution([measured, measured])
+    (note,) = describe_execution([measured, measured])  # memory is that of the host here
     assert note.endswith("cannot be captured as a CUDA graph: RuntimeError: no copies to the host")
 
 
@@ -314,7 +314,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         "CUDAGraph": FakeStream,
         "current_stream": FakeStream,
         "stream": lambda _: contextlib.nullcontext(),
-        "graph": lambda _: contextlib.nullcontext(),
+        "graph": lambda graph, stream: contextlib.nullcontext(),
         "synchronize": lambda: None,
         "empty_cache": lambda: None,
         "reset_peak_memory_stats": lambda: None,
@@ -342,12 +342,16 @@ def test_the_steps_on_a_gpu(network: Path, fake_gpu: None, monkeypatch: pytest.M
             "NVIDIA Fake",
             "torch.cuda.max_memory_allocated",
         )
+        told = Measurement((1.0,), 1.0, 1.0, 0.0, True, "", 3.0, 0.0, 8, environment)
+        assert describe_execution([told]) == [
+            "peak memory is device memory, as torch allocated it (weights, outputs, workspaces)"
+        ]
         assert torch.get_float32_matmul_precision() == "highest"  # put back
         assert not torch.backends.cudnn.benchmark
         eager = torch_worker.main(request_of(network, reference, cuda_graph=False))
         assert (eager["environment"]["execution"], len(REPLAYED)) == ("eager", 8)
 
-        def refuse(_: Any) -> Any:
+        def refuse(*_: Any, **__: Any) -> Any:
             raise RuntimeError("operation not permitted when stream is capturing\nwith advice")
 
         monkeypatch.setattr(torch.cuda, "graph", refuse)
