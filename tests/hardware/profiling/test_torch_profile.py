@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 from dxc.errors import ConfigError, HardwareError
 from dxc.hardware.measure.ort import node_times, session
 from dxc.hardware.profiling import torch_profile as module
+from dxc.hardware.profiling.cupti import reduce_events
 from dxc.hardware.profiling.tables import gpu_rows, operator_class, share_rows
 from dxc.hardware.profiling.torch_profile import profile_network
 from tests.hardware.networks import exported_resnet, one_operator
@@ -334,6 +335,40 @@ def test_an_nsys_that_fails_is_quoted(
     assert said in profiled.note
     assert "\n" not in profiled.note
     assert [path.name for path in profiled.files if path.name.startswith("nsight")] == []
+
+
+def test_the_steps_on_a_gpu(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor that claims to be a GPU: ten executions in ranges, in the time that auto gives a GPU.
+
+    A kernel of 20 us is added to the trace, because a processor records none.
+    """
+    real, profile, limits = module.execute, torch.profiler.profile, []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: profile(activities=cpu))
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, _: self)
+    monkeypatch.setattr(module, "execute", lambda network, image, device: real(network, image, "cpu"))
+    within = module._within
+    monkeypatch.setattr(
+        module, "_within", lambda seconds, batches: (limits.append(seconds), within(seconds, batches))[1]
+    )
+    ranges: list[int] = []
+
+    def reduce_trace(path: Path, batch: int) -> list[tuple]:
+        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+        ranges.append(sum(e["name"] == f"batch {batch}" for e in events if e.get("cat") == "user_annotation"))
+        kernel = {"ph": "X", "cat": "kernel", "name": "fprop", "ts": 0.0, "dur": 20.0}
+        return reduce_events([*events, kernel], batch)
+
+    monkeypatch.setattr(module, "reduce_trace", reduce_trace)
+    monkeypatch.setenv("PATH", str(tmp_path))  # without nsys
+    profiled = profile_network(network, tmp_path / "out", mode="auto", accelerator="gpu", batches=[1, 2])
+    assert (profiled.mode, profiled.note, limits, ranges) == ("torch", "", [20.0], [10, 10])
+    conv = profiled.table[profiled.table["name"] == "conv"]
+    assert conv["ms"].tolist() == pytest.approx([0.002, 0.002])
+    assert set(profiled.table["source"]) == {"torch"}
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cudnn.benchmark
 
 
 @pytest.mark.gpu
