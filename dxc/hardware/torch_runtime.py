@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +27,20 @@ def arithmetic(device: str) -> Iterator[None]:
     if device != "cuda":
         yield
         return
-    benchmark, precision = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    benchmark = torch.backends.cudnn.benchmark
+    change: Callable[[str], None] = torch.set_float32_matmul_precision
+    try:
+        precision, wanted = torch.get_float32_matmul_precision(), "high"
+    except RuntimeError:  # somebody used the newer switch, whose values the older one refuses to read
+        precision, wanted = torch.backends.cuda.matmul.fp32_precision, "tf32"
+        change = functools.partial(setattr, torch.backends.cuda.matmul, "fp32_precision")
     torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")
+    change(wanted)
     try:
         yield
     finally:
         torch.backends.cudnn.benchmark = benchmark
-        torch.set_float32_matmul_precision(precision)
+        change(precision)
 
 
 def uses_tf32() -> bool:

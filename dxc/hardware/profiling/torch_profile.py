@@ -157,6 +157,8 @@ def torch_rows(
                         with record_function(f"{RANGE}{batch}"):
                             execute(module, image, device)
                     wall_ms = (time.perf_counter() - started) * 1000
+                    if device == "cuda":
+                        torch.cuda.synchronize()  # all that was launched is in the trace
                 trace = out / f"torch_batch{batch}.json.gz"
                 profiler.export_chrome_trace(str(trace))
                 if device == "cuda":

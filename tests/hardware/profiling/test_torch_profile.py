@@ -344,6 +344,7 @@ def test_the_steps_on_a_gpu(network: Path, tmp_path: Path, monkeypatch: pytest.M
     """
     real, profile, limits = module.execute, torch.profiler.profile, []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     cpu = [torch.profiler.ProfilerActivity.CPU]
     monkeypatch.setattr(torch.profiler, "profile", lambda activities: profile(activities=cpu))
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, _: self)
