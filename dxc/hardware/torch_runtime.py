@@ -53,43 +53,33 @@ def outputs_of(answer: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return answer if isinstance(answer, tuple) else (answer,)
 
 
-def warm_up(module: nn.Module, inputs: Sequence[Tensor]) -> torch.cuda.Stream:
-    """Run a network before it is captured, and give back what the search for algorithms needed.
-
-    Returns the stream it ran on. A capture on the same one shares the workspace of cuBLAS, which each stream has.
+def warm_up(module: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Run a network in the current stream before it is captured. What the search for algorithms needed is given back.
 
     Args:
         module: the network, on the GPU.
         inputs: on the GPU.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP_RUNS):
-            module(*inputs)
-    torch.cuda.current_stream().wait_stream(stream)
+    for _ in range(WARM_UP_RUNS):
+        module(*inputs)
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
-    return stream
 
 
-def capture(
-    module: nn.Module, inputs: Sequence[Tensor], stream: torch.cuda.Stream
-) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
-    """Capture one run as a CUDA graph. Returns the graph and its outputs.
+def capture(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
+    """Capture one run in the current stream as a CUDA graph, after warm_up(). Returns the graph and its outputs.
 
     Each replay reads `inputs` and fills the outputs, so both have to stay.
 
     Args:
         module: the network, on the GPU.
         inputs: on the GPU.
-        stream: that of warm_up(), which comes first.
 
     Raises:
-        RuntimeError: an operator copies to or waits for the host. The process should not go on: what it had begun on
-            the GPU is undefined.
+        RuntimeError: the current stream is the default one, or an operator copies to or waits for the host. The process
+            should not go on: what it had begun on the GPU is undefined.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         outputs = outputs_of(module(*inputs))
     return graph, outputs

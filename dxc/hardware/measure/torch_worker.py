@@ -26,9 +26,9 @@ from typing import Any
 from dxc.hardware.measure import worker
 from dxc.hardware.measure.worker import MARK, Refused
 
-ALLOWED = {"float32": 1e-4, "TF32": 1e-2}
-"""Largest error of an output relative to its largest value. TF32 has 10 bits of mantissa, and errors add up over
-layers."""
+ALLOWED = {"float32": 1e-3, "TF32": 5e-2}
+"""Largest error of an output relative to its largest value. TF32 has 10 bits of mantissa: errors add up over layers,
+and weigh more where the last sum is small. So a GPU that is timed in TF32 is compared in float32 first."""
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
@@ -65,11 +65,25 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         module = OnnxModule(Path(request["model"])).eval()
     except HardwareError as error:
         raise Refused("operators", str(error).removeprefix(request["model"]).lstrip(": ")) from error
+    if (
+        cuda
+    ):  # all work is in one stream, for each has a workspace of cuBLAS; the default one cannot be captured
+        torch.cuda.set_stream(torch.cuda.Stream())
+    if precision == "TF32":
+        torch.backends.cudnn.allow_tf32 = False
+        try:
+            with torch.inference_mode():
+                exact = outputs_of(module.cuda()(*(each.cuda() for each in inputs)))
+        except Exception as error:
+            raise Refused("run", described(error)) from error
+        compared([each.cpu().numpy() for each in exact], expected, "float32")
+        del exact
+        torch.backends.cudnn.allow_tf32 = True
     with torch.inference_mode(), arithmetic(request["provider"]):
         try:
             if cuda:
                 module, inputs = module.cuda(), [each.cuda() for each in inputs]
-                stream = warm_up(module, inputs)
+                warm_up(module, inputs)
                 torch.cuda.reset_peak_memory_stats()
             else:
                 module(*inputs)
@@ -77,7 +91,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
             raise Refused("run", described(error)) from error
         if cuda and request["cuda_graph"]:
             try:
-                graph, outputs = capture(module, inputs, stream)
+                graph, outputs = capture(module, inputs)
                 graph.replay()
             except Exception as error:
                 raise Refused("capture", described(error)) from error
@@ -90,13 +104,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 
         if cuda:
             torch.cuda.synchronize()
-        largest = largest_error([each.cpu().numpy() for each in outputs], expected)
-        if not largest <= ALLOWED[precision]:  # true for NaN too
-            raise Refused(
-                "outputs",
-                f"its outputs differ from ONNX Runtime's by {largest:.1e} of the largest value, and "
-                f"{ALLOWED[precision]:.0e} is allowed in {precision}",
-            )
+        largest = compared([each.cpu().numpy() for each in outputs], expected, precision)
         run = timed_cuda(torch, execute) if cuda else timed_cpu(execute)
         run()
         warmup_runs, raw_ms = worker.timed_runs(request, run)
@@ -144,6 +152,18 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 def described(error: Exception) -> str:
     """Class and first line of an error; torch's go on with advice for debugging and the trace of C++."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+def compared(outputs: list[Any], expected: list[Any], precision: str) -> float:
+    """The largest error of outputs. Raises Refused if it is larger than is allowed in this precision."""
+    largest = largest_error(outputs, expected)
+    if not largest <= ALLOWED[precision]:  # true for NaN too
+        raise Refused(
+            "outputs",
+            f"its outputs differ from ONNX Runtime's by {largest:.1e} of the largest value, and "
+            f"{ALLOWED[precision]:.0e} is allowed in {precision}",
+        )
+    return largest
 
 
 def largest_error(outputs: list[Any], expected: list[Any]) -> float:

@@ -42,16 +42,16 @@ def network(tmp_path: Path) -> Path:
 
 
 def test_a_file_is_timed_with_torch(network: Path) -> None:
-    measured = measure(network, runtime="torch", batch=2, threads=2, stop=QUICK, max_spread=ANY)
+    measured = measure(network, runtime="torch", batch=2, threads=1, stop=QUICK, max_spread=ANY)
     environment = measured.environment
-    assert len(measured.raw_ms) == 5 and min(measured.raw_ms) > 0
+    assert 3 <= len(measured.raw_ms) <= 5 and min(measured.raw_ms) > 0
     assert measured.median_ms == np.median(measured.raw_ms)
     assert (environment["runtime"], environment["torch"]) == ("torch", torch.__version__)
     assert (environment["execution"], environment["arithmetic"]) == ("eager", "float32")
-    assert (environment["threads"], environment["warmup_runs"], measured.batch) == (2, 2, 2)
+    assert (environment["threads"], environment["warmup_runs"], measured.batch) == (1, 2, 2)
     assert 0 < environment["largest_error"] < ALLOWED["float32"]
     assert measured.peak_memory_mb > 0
-    said = f"{device_name()}; torch {torch.__version__}, cpu, 2 threads"
+    said = f"{device_name()}; torch {torch.__version__}, cpu, 1 thread"
     assert describe_conditions(measured) == said
     assert describe_execution([measured]) == []
 
@@ -87,7 +87,7 @@ def test_wrong_outputs_are_refused_before_anything_is_timed(
             return self.runner.run(names, {name: array * 1.01 for name, array in feeds.items()})
 
     monkeypatch.setattr(references, "session", Other)
-    said = r"its outputs differ from ONNX Runtime's by .* 1e-04 is allowed in float32; hardware.runtime=onnxruntime"
+    said = r"its outputs differ from ONNX Runtime's by .* 1e-03 is allowed in float32; hardware.runtime=onnxruntime"
     with pytest.raises(HardwareError, match=said):
         measure(network, runtime="torch", stop=QUICK, max_spread=ANY)
 
@@ -287,8 +287,6 @@ class FakeStream:
 
     def __init__(self, **_: Any) -> None: ...
 
-    def wait_stream(self, other: Any) -> None: ...
-
     def record(self) -> None: ...
 
     def elapsed_time(self, other: Any) -> float:
@@ -313,7 +311,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         "Event": FakeStream,
         "CUDAGraph": FakeStream,
         "current_stream": FakeStream,
-        "stream": lambda _: contextlib.nullcontext(),
+        "set_stream": lambda _: None,
         "graph": lambda graph, stream: contextlib.nullcontext(),
         "synchronize": lambda: None,
         "empty_cache": lambda: None,
@@ -334,6 +332,7 @@ def test_the_steps_on_a_gpu(network: Path, fake_gpu: None, monkeypatch: pytest.M
     with references.reference(network, 8, 1) as reference:
         answer = torch_worker.main(request_of(network, reference, cuda_graph=True))
         assert answer["raw_ms"] == [2.5] * 5
+        assert torch.backends.cudnn.allow_tf32  # off for the comparison in float32
         assert len(REPLAYED) == 1 + 1 + 1 + 5  # compared, first, warm-up, timed
         assert (answer["baseline_memory_mb"], answer["peak_memory_mb"]) == (0.0, 3.0)
         environment = answer["environment"]
@@ -350,6 +349,11 @@ def test_the_steps_on_a_gpu(network: Path, fake_gpu: None, monkeypatch: pytest.M
         assert not torch.backends.cudnn.benchmark
         eager = torch_worker.main(request_of(network, reference, cuda_graph=False))
         assert (eager["environment"]["execution"], len(REPLAYED)) == ("eager", 8)
+
+        with monkeypatch.context() as tight, pytest.raises(Refused, match="0e[+]00 is allowed in float32"):
+            tight.setitem(torch_worker.ALLOWED, "float32", 0.0)
+            torch_worker.main(request_of(network, reference, cuda_graph=True))
+        torch.backends.cudnn.allow_tf32 = True
 
         def refuse(*_: Any, **__: Any) -> Any:
             raise RuntimeError("operation not permitted when stream is capturing\nwith advice")
