@@ -21,6 +21,10 @@ def _calibrate(*arguments: str) -> subprocess.CompletedProcess[str]:
     [
         ([], "no value for name; give it on the command line: name=..."),
         (["name=x", "hardware=pi"], "hardware=pi is not this machine's processor"),
+        (
+            ["name=x", "hardware.runtime=torch"],
+            "hardware.runtime=torch: a predictor is calibrated with ONNX Runtime",
+        ),
         (["name=x", "networks=3"], "networks must be a whole number of at least 20, not 3"),
         (["name=x", "max_minutes=0"], "max_minutes must be a number over 0"),
         (["name=x/y"], "name=x/y names a folder"),

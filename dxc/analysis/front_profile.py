@@ -168,6 +168,8 @@ def _summary(table: pd.DataFrame, member: Mapping[Any, Any], about: Mapping[str,
     """One row per batch size; see FrontProfile."""
     import pandas as pd
 
+    from dxc.hardware.profiling.tables import USUAL
+
     source = next((each for each in SOURCES if (table["source"] == each).any()), None)
     rows = []
     for batch, part in table[table["source"] == source].groupby("batch") if source else ():
@@ -179,7 +181,8 @@ def _summary(table: pd.DataFrame, member: Mapping[Any, Any], about: Mapping[str,
                 "batch": int(batch),
                 "ms": ms,
                 "ms_per_image": ms / int(batch),
-                **{kind: float(shares.get(kind, 0)) for kind in ("conv", "matmul", "pooling", "other")},
+                **{kind: float(shares.get(kind, 0)) for kind in USUAL},
+                "other": float(shares.drop(list(USUAL), errors="ignore").sum()),
                 "memory_ms": float(part.loc[part["table"] == "memory", "ms"].sum()),
             }
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from dxc.config.checked import (
     Flag,
@@ -34,6 +34,14 @@ def _ascending(batches: list[int]) -> list[int]:
     return batches
 
 
+def _host_of_runtime(host: str | None, info: ValidationInfo) -> str | None:
+    if host is not None and info.data.get("runtime") == "torch":
+        raise ValueError(
+            ": hardware.runtime=torch measures on this machine only; a host needs hardware.runtime=onnxruntime"
+        )
+    return host
+
+
 class Hardware(Part):
     """The device that trains a network and the device that it is meant for."""
 
@@ -41,8 +49,9 @@ class Hardware(Part):
     accelerator: Text = "cpu"
     """For the trainer, as precision is."""
     precision: Precision = "32-true"
-    runtime: Literal["onnxruntime"] = "onnxruntime"
-    """Runs the exported file."""
+    runtime: Literal["auto", "onnxruntime", "torch"] = "onnxruntime"
+    """Runs the exported file. torch: with torch's operators, on a GPU as one CUDA graph; on this machine only. auto:
+    onnxruntime where it has the provider or there is a host, else torch."""
     provider: Literal["cpu", "cuda"] = "cpu"
     """What the runtime computes on."""
     threads: Positive = 1
@@ -54,7 +63,7 @@ class Hardware(Part):
     """Batch sizes to measure, ascending from 1. More than one give efficiency_ms."""
     schedule: Flag = False
     """Whether schedules of concurrent operators are measured, at `batches`, on a GPU of this machine."""
-    host: Text | None = None
+    host: Annotated[Text | None, AfterValidator(_host_of_runtime)] = None
     """The device over SSH (user@name). Without a host, a `remote` device is only predicted."""
     python: Text = "python3"
     """Interpreter with onnxruntime on the host."""

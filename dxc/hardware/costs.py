@@ -9,17 +9,18 @@ import contextlib
 import hashlib
 import json
 import logging
+import tempfile
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dxc.bars import Steps
 from dxc.config.hardware import Hardware
 from dxc.errors import DxcError
 from dxc.hardware.onnx_file import fixed_batch, load_onnx, onnx_mb
-from dxc.hardware.spec import absent, device_name
+from dxc.hardware.spec import absent, device_name, runtime_of
 from dxc.text import counted, visible
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 SCHEDULE_SECONDS = 60.0
 """Time limit for the schedules of a run. Batch sizes that would take longer are left out."""
+COMPARE_PROFILE_SECONDS = 30.0
+"""Time limit of the profile of a file in a comparison. Larger batch sizes are left out."""
 
 
 @dataclass
@@ -207,7 +210,9 @@ def _measure(onnx: Path, hardware: Hardware, out: Path, costs: Costs) -> None:
             costs.notes.append(
                 f"measured latency at batch {measurement.batch} is invalid: {measurement.reason}"
             )
-    costs.notes += efficiency.notes
+    costs.notes += [*efficiency.notes, *describe_execution(efficiency.measurements)]
+    if why := runtime_of(hardware)[1]:
+        costs.notes.append(why)
     if len(efficiency.measurements) > 1:
         costs.efficiency = efficiency
     first = efficiency.measurements[0]
@@ -224,6 +229,7 @@ def measure_on(onnx: Path, hardware: Hardware, batch: int = 1) -> Measurement:
 
     return measure(
         onnx,
+        runtime=runtime_of(hardware)[0],
         provider=hardware.provider,
         threads=hardware.threads,
         batch=batch,
@@ -243,9 +249,27 @@ def describe_batch(measurement: Measurement) -> str:
     )
 
 
+def describe_execution(measurements: Sequence[Measurement]) -> list[str]:
+    """Notes where torch could not run a file as a CUDA graph, and so ran it operator by operator, and where memory is
+    that of a GPU."""
+    environments = [each.environment for each in measurements]
+    reasons = [each["eager_because"] for each in environments if "eager_because" in each]
+    notes = [
+        f"measured operator by operator, because it cannot be captured as a CUDA graph: {reason}"
+        for reason in dict.fromkeys(reasons)
+    ]
+    if any(str(each.get("memory_from")).startswith("torch.cuda") for each in environments):
+        notes.append("peak memory is device memory, as torch allocated it (weights, outputs, workspaces)")
+    return notes
+
+
 def describe_conditions(measurement: Measurement) -> str:
-    """'Intel Xeon, 4 cores; onnxruntime 1.31.1, cpu, 1 thread'."""
+    """'Intel Xeon, 4 cores; onnxruntime 1.31.1, cpu, 1 thread', 'NVIDIA A100; torch 2.11.0, cuda, CUDA graph, TF32'."""
     env = measurement.environment
+    if env.get("runtime") == "torch" and env["provider"] == "cuda":
+        return f"{env['device']}; torch {env['torch']}, cuda, {env['execution']}, {env['arithmetic']}"
+    if env.get("runtime") == "torch":
+        return f"{env['device']}; torch {env['torch']}, cpu, {counted(env['threads'], 'thread')}"
     threads = counted(env["threads"], "thread") if "threads" in env else "? threads"
     return (
         f"{env.get('device', 'unknown device')}; onnxruntime {env.get('onnxruntime', '?')}, "
@@ -310,15 +334,38 @@ def _check_limits(hardware: Hardware, costs: Costs, known: Mapping[str, float]) 
     costs.tags["dxc.within_limits"] = "false" if over else "unknown" if unchecked else "true"
 
 
-def compare(
-    files: Sequence[Path], hardware: Hardware, *, progress: bool = True
-) -> tuple[pd.DataFrame, list[str]]:
-    """Predicted against measured for a list of exported files, side by side, and notes on what is missing.
+class Comparison(NamedTuple):
+    """What files cost, for `python -m dxc.hardware`.
 
-    Columns: file, latency_ms (mean over packages), latency_ms/NAME each, measured_latency_ms,
-    measured_latency_p95_ms, measured (valid, invalid, not measured, or
-    at batch N), error (predicted / measured - 1, where both are there), peak_memory_mb, onnx_mb, macs. What is missing
-    is NaN, and a note says why.
+    Attributes:
+        table: one row a file: file, latency_ms (mean over packages), latency_ms/NAME each, measured_latency_ms,
+            measured_latency_p95_ms, measured (valid, invalid, not measured, or at batch N), error (predicted /
+            measured - 1, where both are there), efficiency_ms, optimum_batch, peak_memory_mb, onnx_mb, macs. What is
+            missing is NaN, and a note says why.
+        notes: on what is missing, and on how it was measured.
+        batches: where several batch sizes are measured, one row a file and batch size: file, batch, batch_ms,
+            ms_per_image (both NaN where the measurement is invalid), measured (valid, invalid), optimum (whether it has
+            the least time an image).
+        profile: where files are profiled, one row a file, profiler and batch size: file and the columns of
+            dxc.hardware.profiling.tables.by_batch.
+    """
+
+    table: pd.DataFrame
+    notes: list[str]
+    batches: pd.DataFrame
+    profile: pd.DataFrame
+
+
+def compare(
+    files: Sequence[Path], hardware: Hardware, *, profile: str | None = None, progress: bool = True
+) -> Comparison:
+    """Predicted against measured for a list of exported files, side by side.
+
+    Args:
+        files: the exported files.
+        hardware: the device. All of its batch sizes are measured.
+        profile: auto | none | torch | nsight; None: auto where several batch sizes are measured here, else none.
+        progress: whether to show a bar.
     """
     import pandas as pd
 
@@ -329,24 +376,55 @@ def compare(
     reason = absent(hardware)
     if reason:
         notes.append(f"not measured: {reason}")
-    rows = []
+    elif why := runtime_of(hardware)[1]:
+        notes.append(why)
+    if profile is None:
+        here = not reason and hardware.host is None
+        profile = "auto" if here and len(hardware.batches) > 1 else "none"
+    rows, batches, profiles = [], [], []
     what = "predicting" if reason else "predicting and measuring, a few seconds a file"
     with Steps(len(files), what, "file", shown=progress) as bar:
         for path in files:
             bar.say(path.name)
-            rows.append(_compared(path, hardware, packages, reason, notes))
+            found = _compared(path, hardware, packages, reason, profile, notes)
+            rows.append(found.row)
+            batches += found.batches
+            profiles += found.profiles
             bar.update()
-    return pd.DataFrame(rows), list(dict.fromkeys(notes))
+    table = pd.DataFrame(rows)
+    if "measured_latency_ms" not in table and (table.get("measured", pd.Series()) == "invalid").any():
+        table["measured_latency_ms"] = float("nan")
+        notes.append("no measured latency: no measurement of one image is valid")
+    return Comparison(
+        table,
+        list(dict.fromkeys(notes)),
+        pd.DataFrame(batches),
+        pd.concat(profiles, ignore_index=True) if profiles else pd.DataFrame(),
+    )
+
+
+@dataclass
+class _Compared:
+    row: dict[str, object]
+    batches: list[dict[str, object]] = field(default_factory=list)
+    profiles: list[pd.DataFrame] = field(default_factory=list)
 
 
 def _compared(
-    path: Path, hardware: Hardware, packages: Sequence[Package], not_measured: str, notes: list[str]
-) -> dict[str, object]:
-    """The row of one file. Each part of it stands alone: one that cannot be had adds a line to `notes`."""
+    path: Path,
+    hardware: Hardware,
+    packages: Sequence[Package],
+    not_measured: str,
+    profile: str,
+    notes: list[str],
+) -> _Compared:
+    """What one file costs. Each part of it stands alone: one that cannot be had adds a line to `notes`."""
     from dxc.hardware.network import read_network
     from dxc.hardware.predict.predict import describe_coverage, latency_metrics
 
-    row: dict[str, object] = {"file": visible(path)}
+    name = visible(path)
+    row: dict[str, object] = {"file": name}
+    found = _Compared(row)
     latency: dict[str, float] = {}
 
     def note(line: str) -> None:
@@ -366,7 +444,7 @@ def _compared(
         model = load_onnx(path)
     except DxcError as error:
         notes.append(str(error))
-        return row
+        return found
     with part("no size"):
         row["onnx_mb"] = onnx_mb(path)
     with part("no MACs, not predicted"):
@@ -385,19 +463,67 @@ def _compared(
                 if line := described_machine(each):
                     notes.append(line)
     row["measured"] = "not measured"
+    if profile != "none":
+        with part("not profiled"):
+            found.profiles.append(_profiled(path, hardware, profile, note).assign(file=name))
     if not_measured:
-        return row
+        return found
     with part("not measured"):
         batch = fixed_batch(model, str(path))
-        measurement = measure_on(path, hardware, batch)
-        row |= measurement.metrics()
+        efficiency = _measured(path, hardware, batch)
+        measurement = efficiency.measurements[0]
+        row |= measurement.metrics() | efficiency.metrics()
         notes.append(f"measured on {describe_conditions(measurement)}")
         row["measured"] = "valid" if measurement.valid else "invalid"
-        if not measurement.valid:
-            note(f"measured latency is invalid: {measurement.reason}")
+        for one in efficiency.measurements:
+            if not one.valid:
+                where = "" if one is measurement else f" at batch {one.batch}"
+                note(f"measured latency{where} is invalid: {one.reason}")
+        for line in (*efficiency.notes, *describe_execution(efficiency.measurements)):
+            note(line)
         if batch != 1:
             row["measured"] = f"at batch {batch}" if measurement.valid else f"invalid at batch {batch}"
             note(describe_batch(measurement))
+        elif len(efficiency.measurements) > 1:
+            found.batches = [
+                {
+                    "file": name,
+                    "batch": one.batch,
+                    "batch_ms": one.median_ms if one.valid else float("nan"),
+                    "ms_per_image": one.median_ms / one.batch if one.valid else float("nan"),
+                    "measured": "valid" if one.valid else "invalid",
+                    "optimum": one.batch == efficiency.optimum_batch,
+                }
+                for one in efficiency.measurements
+            ]
         if "measured_latency_ms" in row and "latency_ms" in latency:
             row["error"] = latency["latency_ms"] / measurement.median_ms - 1
-    return row
+    return found
+
+
+def _measured(path: Path, hardware: Hardware, batch: int) -> Efficiency:
+    """Measure all batch sizes of the hardware, or that of a file whose batch is fixed."""
+    from dxc.hardware.measure.batches import measure_batches
+
+    batches = hardware.batches if batch == 1 else [batch]
+    return measure_batches(path, batches, lambda each: measure_on(path, hardware, each))
+
+
+def _profiled(path: Path, hardware: Hardware, mode: str, note: Callable[[str], None]) -> pd.DataFrame:
+    """Profile a file at the batch sizes of the hardware, or if it has one only, at those of the profiler."""
+    from dxc.hardware.profiling.tables import by_batch
+    from dxc.hardware.profiling.torch_profile import BATCHES, profile_network
+
+    with tempfile.TemporaryDirectory(prefix="dxc-") as folder:
+        profiled = profile_network(
+            path,
+            Path(folder),
+            mode=mode,
+            accelerator="gpu" if hardware.provider == "cuda" else "cpu",
+            threads=hardware.threads,
+            batches=hardware.batches if len(hardware.batches) > 1 else BATCHES,
+            budget_seconds=COMPARE_PROFILE_SECONDS if mode == "auto" else None,
+        )
+    if profiled.note:
+        note(profiled.note)
+    return by_batch(profiled.table)

@@ -45,7 +45,7 @@ class OnnxModule(nn.Module):
         if missing := sorted({node.op_type for node in graph.node} - set(OPERATORS) - {"Constant"}):
             raise HardwareError(
                 f"{path} cannot be run with torch: no {', '.join(missing)} in dxc.hardware.graph. "
-                "ONNX Runtime can measure the file without torch: profile=none"
+                "ONNX Runtime can measure the file without torch: hardware.runtime=onnxruntime profile=none"
             )
         arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         for node in graph.node:
@@ -169,6 +169,14 @@ def _reshape(a: dict[str, Any], x: Tensor, shape: Tensor) -> Tensor:
     return x.reshape(sizes)
 
 
+@functools.cache
+def _indices(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """Indices on a device. They are kept, because a copy in every run would make it wait for the host, and a CUDA graph
+    cannot capture it."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)
+
+
 def _slice(
     a: dict[str, Any],
     x: Tensor,
@@ -184,7 +192,7 @@ def _slice(
         if step > 0:
             x = x[(slice(None),) * (axis % x.ndim) + (slice(kept.start, kept.stop, step),)]
         else:  # torch has no views with a negative step
-            x = x.index_select(axis, torch.tensor(kept, device=x.device))
+            x = x.index_select(axis, _indices(tuple(kept), x.device))
     return x
 
 
@@ -242,7 +250,9 @@ def _gather(a: dict[str, Any], x: Tensor, index: Tensor) -> Tensor:
     if index.ndim == 0:
         return x.select(axis, int(index))
     axis, size = axis % x.ndim, x.shape[axis]
-    wanted = (index.flatten() % size).to(x.device)  # negative ones count from the end
+    wanted = index.flatten() % size  # negative ones count from the end
+    if wanted.device != x.device:
+        wanted = _indices(tuple(wanted.tolist()), x.device)
     return x.index_select(axis, wanted).reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
 
 

@@ -27,6 +27,22 @@ def absent(hardware: Hardware) -> str:
     return ""
 
 
+def runtime_of(hardware: Hardware) -> tuple[str, str]:
+    """The runtime that measures a device, onnxruntime or torch; and why, where `auto` had to take torch ('' else)."""
+    if hardware.runtime != "auto":
+        return hardware.runtime, ""
+    if hardware.host or hardware.provider == "cpu":
+        return "onnxruntime", ""
+    try:
+        import onnxruntime
+    except ImportError:
+        return "torch", "measured with torch: there is no onnxruntime here"
+    providers = onnxruntime.get_available_providers()
+    if "CUDAExecutionProvider" in providers:
+        return "onnxruntime", ""
+    return "torch", f"measured with torch: this onnxruntime has {', '.join(providers)}, but not CUDA"
+
+
 def device_name(accelerator: str = "cpu") -> str:
     """Name of the device that a run computes on, as its maker gives it: 'NVIDIA A100-SXM4-40GB', 'AMD EPYC 7763, 4
     cores'."""

@@ -144,8 +144,23 @@ def print_package(folder: Path) -> None:
         print_text(console, line)
 
 
-def print_comparison(table: pd.DataFrame, notes: Sequence[str]) -> None:
-    """Predicted against measured, a row a file (dxc.hardware.costs.compare)."""
+def print_comparison(
+    table: pd.DataFrame,
+    notes: Sequence[str],
+    *,
+    batches: pd.DataFrame | None = None,
+    profile: pd.DataFrame | None = None,
+    published: pd.DataFrame | None = None,
+) -> None:
+    """Print what files cost (dxc.hardware.costs.compare).
+
+    Args:
+        table: predicted against measured, a row a file.
+        notes: lines below the tables.
+        batches: measured latency, a row a file and batch size.
+        profile: where the time goes, a row a file, profiler and batch size.
+        published: shares to show beside the profile: batch, and columns as in `profile`.
+    """
     rows = table.to_dict("records")
     headings = _comparison_headings(list(table))
     columns = [Column("file", [row["file"] for row in rows], words=True)]
@@ -157,8 +172,72 @@ def print_comparison(table: pd.DataFrame, notes: Sequence[str]) -> None:
             columns.append(Column(heading, cells, words=name == "measured"))
     console = new_console()
     print_table(console, columns)
+    if batches is not None and not batches.empty:
+        print_table(console, _batch_columns(batches), title="measured latency by batch size")
+    if profile is not None and not profile.empty:
+        _print_profile(console, profile, published)
     for note in notes:
         print_text(console, f"note: {note}")
+
+
+def _number(value: Any, written: str = ".3f") -> str:
+    return "-" if value != value else format(value, written)
+
+
+def _percent(value: Any) -> str:
+    return "-" if value != value else f"{100 * value:.1f}"
+
+
+def _batch_columns(batches: pd.DataFrame) -> list[Column]:
+    measured = [
+        "optimum" if best else said
+        for best, said in zip(batches["optimum"], batches["measured"], strict=True)
+    ]
+    return [
+        Column("file", list(batches["file"]), words=True),
+        Column("batch", list(batches["batch"])),
+        Column("a batch (ms)", [_number(ms) for ms in batches["batch_ms"]]),
+        Column("an image (ms)", [_number(ms, ".4f") for ms in batches["ms_per_image"]]),
+        Column("measurement", measured, words=True),
+    ]
+
+
+CALLS_SHOWN = 5
+"""API calls with a column of their own; the others are summed up."""
+
+
+def _print_profile(console: Any, profile: pd.DataFrame, published: pd.DataFrame | None) -> None:
+    """Share of operator or kernel time by class with memory operations, and on a GPU the share of API calls."""
+    first = [
+        Column("file", list(profile["file"]), words=True),
+        Column("profiler", list(profile["source"]), words=True),
+        Column("batch", list(profile["batch"])),
+    ]
+    times = ("ms", "ms_per_image", "memory_ms", "memory_share")
+    calls = [name for name in profile if name.startswith("api/")]
+    kinds = [name for name in profile if name not in ("file", "source", "batch", *times, *calls)]
+    columns = [*first, Column("a batch (ms)", [_number(ms) for ms in profile["ms"]])]
+    columns += [Column(f"{kind} (%)", [_percent(share) for share in profile[kind]]) for kind in kinds]
+    columns.append(Column("memory (ms)", [_number(ms) for ms in profile["memory_ms"]], detail=True))
+    columns.append(Column("memory (%)", [_percent(share) for share in profile["memory_share"]], detail=True))
+    if published is not None:
+        by_batch = published.set_index("batch")
+        for kind in by_batch:
+            shares = by_batch[kind].reindex(profile["batch"])
+            columns.append(Column(f"published: {kind} (%)", [_percent(share) for share in shares]))
+    title = "share of operator or kernel time by class; memory: copies, and on a processor changes of layout"
+    print_table(console, columns, title=title)
+    if published is not None:
+        source = "original SPP-Net on an NVIDIA RTX A5500, by Nsight Systems (doi 10.1145/3624062.3624260)"
+        print_text(console, f"published: {source}")
+    if calls:
+        shown = [
+            Column(f"{each.removeprefix('api/')} (%)", [_percent(s) for s in profile[each]]) for each in calls
+        ]
+        if len(calls) > CALLS_SHOWN:
+            rest = profile[calls[CALLS_SHOWN:]].sum(axis=1, min_count=1)
+            shown = [*shown[:CALLS_SHOWN], Column("other calls (%)", [_percent(share) for share in rest])]
+        print_table(console, [*first, *shown], title="share of the time of all CUDA API calls")
 
 
 def _comparison_headings(columns: Sequence[str]) -> dict[str, str]:

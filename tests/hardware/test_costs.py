@@ -21,6 +21,9 @@ from dxc.errors import ConfigError
 from dxc.hardware import costs
 from dxc.hardware.costs import compare, cost
 from dxc.hardware.measure import latency as measure
+from dxc.hardware.measure.latency import Measurement
+from dxc.hardware.profiling import torch_profile
+from dxc.hardware.profiling.tables import COLUMNS, Profile
 from dxc.hardware.spec import device_name
 from dxc.metrics import metric_of
 from tests.hardware.networks import exported_resnet, one_operator
@@ -162,7 +165,7 @@ def test_every_limit_is_checked_or_said_not_to_be(network: Path, tmp_path: Path)
 
 def test_predicted_beside_measured(network: Path, tmp_path: Path) -> None:
     free = one_operator(tmp_path / "free.onnx", "Relu", shape=["n", 3, "height", 8])
-    table, notes = compare([network, free, tmp_path / "missing.onnx"], hardware(tmp_path))
+    table, notes, *_ = compare([network, free, tmp_path / "missing.onnx"], hardware(tmp_path))
     row = table.iloc[0]
     assert row["error"] == pytest.approx(row["latency_ms"] / row["measured_latency_ms"] - 1)
     assert row["measured"] == "valid"
@@ -202,7 +205,7 @@ def test_each_part_of_each_file_stands_alone(network: Path, tmp_path: Path) -> N
     model.ir_version = 99
     onnx.save(model, later)
     files = [tmp_path / "empty.onnx", tmp_path, quantised, words, later, network]
-    table, notes = compare(files, hardware(tmp_path))
+    table, notes, *_ = compare(files, hardware(tmp_path))
     rows = {Path(row["file"]).name: row for row in table.to_dict("records")}
     said = "\n".join(notes)
 
@@ -236,7 +239,7 @@ def test_a_fault_of_a_library_costs_one_part_of_one_file(
         raise RuntimeError("a library broke")
 
     monkeypatch.setattr(costs, "predict_all", broken)
-    table, notes = compare([network], hardware(tmp_path))
+    table, notes, *_ = compare([network], hardware(tmp_path))
     assert f"{network}: not predicted: RuntimeError: a library broke (a fault of dxc or a library)" in notes
     assert table["macs"][0] > 0
     assert table["measured"][0] == "valid"
@@ -247,7 +250,7 @@ def test_a_file_of_a_fixed_batch_is_measured_at_it_and_says_so(tmp_path: Path) -
     eight = one_operator(
         tmp_path / "b8.onnx", "Conv", shape=[8, 3, 32, 32], weights={"w": [8, 3, 3, 3]}, kernel_shape=[3, 3]
     )
-    table, notes = compare([eight], hardware(tmp_path))
+    table, notes, *_ = compare([eight], hardware(tmp_path))
     assert table["macs"][0] == 30 * 30 * 8 * 27
     assert table["measured"][0] == "at batch 8"
     assert "measured_latency_ms" not in table
@@ -278,7 +281,7 @@ def test_limits_count_the_weights_beside_the_file(tmp_path: Path) -> None:
 
 
 def test_the_comparison_as_a_command(network: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dxc.hardware", str(network), "--set", "hardware.measure=false"]
+    command = [sys.executable, "-m", "dxc.hardware", str(network), "hardware.measure=false"]
     done = subprocess.run(
         [*command, "--csv", str(tmp_path / "t.csv")],
         cwd=PROJECT_ROOT,
@@ -293,7 +296,7 @@ def test_the_comparison_as_a_command(network: Path, tmp_path: Path) -> None:
         [*command[:-1], "hardware.colour=red"], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=120
     )
     assert wrong.returncode == 2
-    assert wrong.stderr.strip().startswith("error: --set hardware.colour=red: Could not override")
+    assert wrong.stderr.strip().startswith("error: hardware.colour=red: Could not override")
     assert "Traceback" not in wrong.stderr
     unknown = subprocess.run(
         [*command[:-1], "hardware.predictors=[nobody]"],
@@ -303,6 +306,117 @@ def test_the_comparison_as_a_command(network: Path, tmp_path: Path) -> None:
         timeout=120,
     )
     assert "there is no package 'nobody'" in unknown.stdout
+    none = subprocess.run(
+        [*command[:-2], "hardware=a5500"], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert none.returncode == 2
+    assert none.stderr.strip().endswith("error: name at least one exported file: model.onnx")
+
+
+def timed(batch: int, median_ms: float, *, valid: bool = True, **environment: Any) -> Measurement:
+    """A measurement without timing."""
+    reason = "" if valid else "its runs spread"
+    facts = {"device": "NVIDIA Fake", "runtime": "torch", "provider": "cuda", "torch": "2.11.0", "threads": 1}
+    facts |= {"execution": "CUDA graph", "arithmetic": "TF32", **environment}
+    return Measurement((median_ms,), median_ms, median_ms, 0.0, valid, reason, 5.0, 0.0, batch, facts)
+
+
+def test_batch_sizes_and_profile_of_files(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1 image in 4 ms, 2 in 6 ms, 4 in 8 ms of which the measurement is invalid: 3 ms an image at batch 2 is least."""
+    times = {1: 4.0, 2: 6.0, 4: 8.0}
+    monkeypatch.setattr(costs, "measure_on", lambda _, __, n: timed(n, times[n], valid=n < 4))
+    rows = [("torch", 2, "operators", "conv", 6.0, 0.75), ("torch", 2, "latency", "batch", 8.0, float("nan"))]
+    asked: list[Any] = []
+
+    def profile_network(onnx: Path, out: Path, **options: Any) -> Profile:
+        asked.append(options)
+        return Profile("torch", "a note", (2,), pd.DataFrame(rows, columns=COLUMNS), ())
+
+    monkeypatch.setattr(torch_profile, "profile_network", profile_network)
+    mine = hardware(tmp_path, batches=[1, 2, 4], predictors=[])
+    found = compare([network], mine, progress=False)
+    assert found.batches.drop(columns="file").to_dict("list") == {
+        "batch": [1, 2, 4],
+        "batch_ms": [4.0, 6.0, pytest.approx(float("nan"), nan_ok=True)],
+        "ms_per_image": [4.0, 3.0, pytest.approx(float("nan"), nan_ok=True)],
+        "measured": ["valid", "valid", "invalid"],
+        "optimum": [False, True, False],
+    }
+    assert found.table.loc[0, ["measured_latency_ms", "efficiency_ms", "optimum_batch"]].tolist() == [4, 3, 2]
+    assert found.profile.to_dict("records") == [
+        {"file": str(network), "source": "torch", "batch": 2, "ms": 8.0, "ms_per_image": 4.0, "conv": 0.75}
+    ]
+    assert asked == [
+        {"mode": "auto", "accelerator": "cpu", "threads": 1, "batches": [1, 2, 4], "budget_seconds": 30.0}
+    ]
+    assert {f"{network}: a note", "measured on NVIDIA Fake; torch 2.11.0, cuda, CUDA graph, TF32"} < set(
+        found.notes
+    )
+    assert f"{network}: measured latency at batch 4 is invalid: its runs spread" in found.notes
+
+    asked.clear()
+    one = compare([network], hardware(tmp_path, predictors=[]), progress=False)
+    assert one.batches.empty and one.profile.empty and asked == []
+    here = hardware(tmp_path, predictors=[], measure=False, provider="cuda", batches=[1, 2])
+    assert compare([network], here, progress=False).profile.empty  # there is no device to profile
+    compare([network], here, profile="torch", progress=False)
+    assert asked == [
+        {"mode": "torch", "accelerator": "gpu", "threads": 1, "batches": [1, 2], "budget_seconds": None}
+    ]
+
+
+def test_where_no_measurement_is_valid_it_is_said(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The column stays, with what is missing, and a note."""
+    monkeypatch.setattr(costs, "measure_on", lambda _, __, n: timed(n, 4.0, valid=False))
+    table, notes, *_ = compare([network, network], hardware(tmp_path, predictors=[]), progress=False)
+    assert table["measured_latency_ms"].isna().all()
+    assert table["measured"].tolist() == ["invalid", "invalid"]
+    assert "no measured latency: no measurement of one image is valid" in notes
+    left_out = hardware(tmp_path, predictors=[], measure=False)
+    assert "measured_latency_ms" not in compare([network], left_out, progress=False).table
+
+
+def test_what_could_not_be_captured_is_said(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = timed(1, 4.0, execution="eager", eager_because="RuntimeError: a copy")
+    monkeypatch.setattr(costs, "measure_on", lambda *_: record)
+    note = (
+        "measured operator by operator, because it cannot be captured as a CUDA graph: RuntimeError: a copy"
+    )
+    assert f"{network}: {note}" in compare([network], hardware(tmp_path, predictors=[]), progress=False).notes
+    found = cost(network, hardware(tmp_path, predictors=[]), tmp_path / "c", profile="none")
+    assert note in found.notes
+    assert found.tags["dxc.measured_on"] == "NVIDIA Fake; torch 2.11.0, cuda, eager, TF32"
+
+
+@pytest.mark.gpu
+def test_the_command_on_a_gpu(network: Path, tmp_path: Path) -> None:
+    """Latency at batch 1 to 64, the optimum, and the published shares beside ours, by one command."""
+    command = [
+        sys.executable,
+        "-m",
+        "dxc.hardware",
+        str(network),
+        "hardware=a5500",
+        "--csv",
+        tmp_path / "t.csv",
+    ]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    batches = pd.read_csv(tmp_path / "t_batches.csv")
+    assert batches["batch"].tolist() == [1, 2, 4, 8, 16, 32, 64]
+    assert batches["optimum"].sum() == 1
+    profile = pd.read_csv(tmp_path / "t_profile.csv")
+    assert profile["batch"].tolist() == [1, 2, 4, 8, 16, 32, 64]
+    assert (profile["conv"] > 0).all() and (profile["memory_ms"] > 0).all()
+    assert profile.filter(regex="^api/").sum(axis=1).round(6).eq(1).all()
+    assert torch.cuda.get_device_name() in done.stdout
+    assert "published: original SPP-Net" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -310,7 +424,7 @@ def test_the_comparison_as_a_command(network: Path, tmp_path: Path) -> None:
     [
         ({"colour": "red"}, "hardware has no colour"),
         ({"threads": 0}, "hardware.threads must be a whole number"),
-        ({"runtime": "tflite"}, "hardware.runtime must be onnxruntime"),
+        ({"runtime": "tflite"}, "hardware.runtime must be auto, onnxruntime or torch"),
         ({"provider": "tpu"}, "hardware.provider must be cpu or cuda"),
         ({"batches": [2]}, "hardware.batches must be a list that begins with 1"),
         ({"batches": [1, 0]}, r"hardware.batches\[1\] must be a whole number"),

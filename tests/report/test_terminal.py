@@ -223,3 +223,56 @@ def _shown(table: list[Column], width: int) -> str:
     screen = io.StringIO()
     print_table(Console(file=screen, width=width), table)
     return "\n".join(line.rstrip() for line in screen.getvalue().splitlines()) + "\n"
+
+
+def test_batch_sizes_shares_and_calls(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is missing is a dash; the published shares stand beside ours where the batch size is the same."""
+    monkeypatch.setenv("COLUMNS", "400")
+    nan = float("nan")
+    batches = pd.DataFrame(
+        {
+            "file": ["m.onnx"] * 2,
+            "batch": [1, 3],
+            "batch_ms": [0.5, nan],
+            "ms_per_image": [0.5, nan],
+            "measured": ["valid", "invalid"],
+            "optimum": [True, False],
+        }
+    )
+    calls = {
+        f"api/call{number}": [share, nan]
+        for number, share in enumerate((0.4, 0.2, 0.1, 0.1, 0.1, 0.06, 0.04))
+    }
+    profile = pd.DataFrame(
+        {
+            "file": ["m.onnx"] * 2,
+            "source": ["torch"] * 2,
+            "batch": [1, 3],
+            "ms": [2.0, 4.0],
+            "ms_per_image": [2.0, 4 / 3],
+            "conv": [0.75, 0.5],
+            "other": [0.25, nan],
+            "memory_ms": [0.125, 0.25],
+            "memory_share": [0.5, 0.25],
+            **calls,
+        }
+    )
+    published = pd.DataFrame({"batch": [1, 2], "conv": [0.077, 0.097]})
+    row = {"file": "m.onnx", "measured": "valid"}
+    print_comparison(pd.DataFrame([row]), ["done"], batches=batches, profile=profile, published=published)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for expected in (
+        "m.onnx 1 0.500 0.5000 optimum",
+        "m.onnx 3 - - invalid",
+        "file profiler batch a batch (ms) conv (%) other (%) memory (ms) memory (%) published: conv (%)",
+        "m.onnx torch 1 2.000 75.0 25.0 0.125 50.0 7.7",
+        "m.onnx torch 3 4.000 50.0 - 0.250 25.0 -",
+        "published: original SPP-Net on an NVIDIA RTX A5500, by Nsight Systems (doi 10.1145/3624062.3624260)",
+        "file profiler batch call0 (%) call1 (%) call2 (%) call3 (%) call4 (%) other calls (%)",
+        "m.onnx torch 1 40.0 20.0 10.0 10.0 10.0 10.0",
+        "m.onnx torch 3 - - - - - -",
+        "note: done",
+    ):
+        assert expected in lines

@@ -144,6 +144,11 @@ def calibrate(
             f"hardware={hardware.name} is not this machine's processor, and calibration measures where it runs. On "
             "the device itself: python calibrate.py hardware=cpu name=NAME; then copy packages/NAME here"
         )
+    if hardware.runtime == "torch":
+        raise ConfigError(
+            "hardware.runtime=torch: a predictor is calibrated with ONNX Runtime, whose profiler times each kernel; "
+            "leave hardware.runtime=onnxruntime"
+        )
     _bind(hardware.affinity)
     conditions = {**_conditions(hardware), "seed": seed}
     draft = packages_dir / f".{name}.calibration"

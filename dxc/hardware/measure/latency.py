@@ -17,12 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from dxc.errors import ConfigError, HardwareError, require_whole
+import dxc
+from dxc.errors import ConfigError, HardwareError, require_one_of, require_whole
 from dxc.files import write_atomically
+from dxc.hardware.measure.reference import reference
+from dxc.hardware.measure.worker import Refused
 from dxc.hardware.onnx_file import data_files
 from dxc.processes import ending_with_parent
 
 WORKER = Path(__file__).with_name("worker.py")
+TORCH_WORKER = "dxc.hardware.measure.torch_worker"
 MARK = "dxc-worker:"
 
 MAX_SPREAD = 0.10
@@ -60,9 +64,11 @@ class Measurement:
         raw_ms: every timed run in order.
         spread: see spread_of.
         peak_memory_mb: peak resident memory in 1e6 bytes, less baseline_memory_mb, that of the process before it had a
-            session.
+            session. Of torch on a GPU: the most device memory that it allocated, and the baseline is 0.
         environment: device, provider, threads, cores in use (affinity), versions, date, load average before it began,
-            where memory was read (memory_from), and the median and spread of every attempt (attempts).
+            where memory was read (memory_from), and the median and spread of every attempt (attempts). Of torch also:
+            runtime, execution (CUDA graph | eager, with eager_because where it could not be captured), arithmetic
+            (float32 | TF32) and largest_error against ONNX Runtime on the CPU, relative to the largest output.
     """
 
     raw_ms: tuple[float, ...]
@@ -107,6 +113,7 @@ def spread_of(raw_ms: Sequence[float]) -> float:
 def measure(
     onnx: Path,
     *,
+    runtime: str = "onnxruntime",
     provider: str = "cpu",
     threads: int = 1,
     batch: int = 1,
@@ -119,7 +126,11 @@ def measure(
     ssh_options: Sequence[str] = (),
     remote_python: str = "python3",
 ) -> Measurement:
-    """Time ONNX Runtime on one file with random input. Only session.run is inside the clock; see worker.py.
+    """Time one file with random input. Only its execution is inside the clock; see worker.py and torch_worker.py.
+
+    On a processor that is session.run of ONNX Runtime, or one call of torch. On a GPU inputs and outputs stay on the
+    device with either runtime, and the time is that between two CUDA events. torch replays a CUDA graph of the file;
+    where an operator cannot be captured it runs operator by operator, and environment says why (eager_because).
 
     A record that spreads further than `max_spread` is taken again after a pause, up to `attempts` times. If none is
     good, the one with the least spread is returned with valid=False. Records are never averaged: on a machine that is
@@ -127,6 +138,7 @@ def measure(
 
     Args:
         onnx: the file.
+        runtime: onnxruntime or torch, which measures on this machine only.
         provider: cpu or cuda.
         threads: number of CPU threads for one operator.
         batch: images in one execution.
@@ -157,15 +169,28 @@ def measure(
         "timeout_seconds": TIMEOUT_SECONDS,
         **asdict(stop or StopRule()),
     }
-    where = _here(python or sys.executable)
+    require_one_of("hardware.runtime", runtime, ("onnxruntime", "torch"))
+    if runtime == "torch" and host is not None:
+        raise ConfigError("hardware.runtime=torch measures on this machine only, and not on hardware.host")
+    where = _here(python or sys.executable, runtime)
     if host is not None:
         where = _there([*beside, onnx], host, ["ssh", *SSH_OPTIONS, *ssh_options], remote_python)
     tried: list[tuple[float, dict[str, Any]]] = []
-    with where as ask:
+    with contextlib.ExitStack() as stack:
+        ask = stack.enter_context(where)
+        if runtime == "torch":
+            try:
+                request |= {"cuda_graph": True, **stack.enter_context(reference(onnx, batch, threads))}
+            except Refused as refused:
+                raise _refusal({"error": refused.kind, "message": str(refused)}, onnx, host) from refused
         for attempt in range(attempts):
             if attempt:
                 time.sleep(COOL_DOWN_SECONDS)
             answer = ask(request)
+            if answer.get("error") == "capture":  # in a fresh process, because a failed capture may spoil one
+                because = answer["message"]
+                answer = ask({**request, "cuda_graph": False})
+                answer.get("environment", {})["eager_because"] = because
             if "error" in answer:
                 raise _refusal(answer, onnx, host)
             tried.append((spread_of(answer["raw_ms"]), answer))
@@ -221,15 +246,20 @@ DROPPED = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "ORT_")
 
 
 @contextlib.contextmanager
-def _here(python: str) -> Iterator[Ask]:
-    """The worker on this machine, each time a fresh process."""
+def _here(python: str, runtime: str) -> Iterator[Ask]:
+    """The worker of a runtime on this machine, each time a fresh process."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(DROPPED)}
     environment["PYTHONSAFEPATH"] = "1"  # the worker does not import the files beside it
+    command = [python, str(WORKER)]
+    if runtime == "torch":  # imports this copy of dxc, installed or not
+        command = [python, "-m", TORCH_WORKER]
+        paths = [str(Path(dxc.__file__).parents[1]), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 
     def ask(request: dict[str, Any]) -> dict[str, Any]:
         try:
             done = subprocess.run(
-                ending_with_parent([python, str(WORKER)]),
+                ending_with_parent(command),
                 input=json.dumps(request).encode(),
                 capture_output=True,
                 timeout=TIMEOUT_SECONDS + GRACE_SECONDS,
@@ -280,12 +310,15 @@ def _refusal(answer: dict[str, str], onnx: Path, host: str | None) -> HardwareEr
         "affinity": "hardware.affinity names cores of the machine, such as [0,1]",
         "import": f"install it {install} numpy onnxruntime{managed}",
         "torch": f"a GPU is timed with torch's events; install it {install} torch",
-        "provider": f"a GPU needs its build {install} onnxruntime-gpu (in place of onnxruntime)",
+        "provider": f"a GPU needs its build {install} onnxruntime-gpu (in place of onnxruntime)"
+        + ("" if host else ", or torch measures: hardware.runtime=torch"),
         "cuda": "does nvidia-smi show the GPU, and do torch and onnxruntime-gpu fit its CUDA and cuDNN?",
         "model": "is it a whole ONNX file, with operators that this ONNX Runtime knows?",
         "batch": "export with an open batch, or measure images of that batch only",
         "size": "export with a fixed image size; only the batch may be left open",
         "type": "export the network in float32",
+        "operators": "ONNX Runtime has more operators",
+        "outputs": "hardware.runtime=onnxruntime measures it without torch",
         "run": "a smaller batch needs less memory; or do sizes inside the file fit only one batch?",
     }[answer["error"]]
     kind = ConfigError if answer["error"] == "affinity" else HardwareError

@@ -74,19 +74,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # too little memory, or sizes inside the file that do not fit together
         raise Refused("run", "%s: %s" % (type(error).__name__, error)) from error
 
-    warmup_runs = 1
-    begin = time.perf_counter()
-    while warmup_runs < request["warmup_runs"] or time.perf_counter() - begin < request["warmup_seconds"]:
-        if time.perf_counter() - begin > request["max_seconds"]:
-            break
-        run()
-        warmup_runs += 1
-    raw_ms: list[float] = []
-    begin = time.perf_counter()
-    while len(raw_ms) < request["max_runs"]:
-        if time.perf_counter() - begin > request["max_seconds"] and len(raw_ms) >= request["min_runs"]:
-            break
-        raw_ms.append(run())
+    warmup_runs, raw_ms = timed_runs(request, run)
     peak, source = peak_bytes()
     return {
         "raw_ms": raw_ms,
@@ -109,6 +97,27 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
             "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         },
     }
+
+
+def timed_runs(request: dict[str, Any], run: Callable[[], float]) -> tuple[int, list[float]]:
+    """Warm up, then time. Returns the number of runs to warm up, with the one before the call, and the times in ms.
+
+    request: limits of dxc.hardware.measure.latency.StopRule. run: executes once and returns the milliseconds.
+    """
+    warmup_runs = 1
+    begin = time.perf_counter()
+    while warmup_runs < request["warmup_runs"] or time.perf_counter() - begin < request["warmup_seconds"]:
+        if time.perf_counter() - begin > request["max_seconds"]:
+            break
+        run()
+        warmup_runs += 1
+    raw_ms: list[float] = []
+    begin = time.perf_counter()
+    while len(raw_ms) < request["max_runs"]:
+        if time.perf_counter() - begin > request["max_seconds"] and len(raw_ms) >= request["min_runs"]:
+            break
+        raw_ms.append(run())
+    return warmup_runs, raw_ms
 
 
 def pin(cores: list[int]) -> None:

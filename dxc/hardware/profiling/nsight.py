@@ -7,24 +7,26 @@ happened. (docs.nvidia.com/nsight-systems/UserGuide: "SQLite schema reference")
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dxc.errors import HardwareError
+from dxc.hardware.profiling.cupti import RANGE  # our NVTX ranges are called 'batch 8' too
 from dxc.hardware.profiling.tables import COLUMNS, gpu_rows
 from dxc.processes import ending_with_parent
 
 if TYPE_CHECKING:
     import pandas as pd
 
-RANGE = "batch "  # our NVTX ranges are called 'batch 8'
 REPORT = "nsight"
 TIMEOUT_SECONDS = 600
 RECORD_OPTIONS = (
@@ -35,18 +37,21 @@ RECORD_OPTIONS = (
 )
 
 
-def profile(onnx: Path, out: Path, batches: Sequence[int]) -> pd.DataFrame:
+def profile(
+    onnx: Path, out: Path, batches: Sequence[int], *, timeout_seconds: float = TIMEOUT_SECONDS
+) -> pd.DataFrame:
     """Record and reduce. The report stays in `out` as nsight.nsys-rep.
 
     Args:
         onnx: the file.
         out: folder of the report.
         batches: batch sizes.
+        timeout_seconds: time limit of each command of nsys.
 
     Raises:
         HardwareError: nsys cannot record.
     """
-    sqlite = record(onnx, out, batches)
+    sqlite = record(onnx, out, batches, timeout_seconds=timeout_seconds)
     try:
         return reduce(sqlite)
     finally:
@@ -55,16 +60,19 @@ def profile(onnx: Path, out: Path, batches: Sequence[int]) -> pd.DataFrame:
         )  # several times as large as the report, and `nsys export` can make it again
 
 
-def record(onnx: Path, out: Path, batches: Sequence[int]) -> Path:
+def record(
+    onnx: Path, out: Path, batches: Sequence[int], *, timeout_seconds: float = TIMEOUT_SECONDS
+) -> Path:
     """Run dxc.hardware.profiling.worker under `nsys profile` and export its report. Returns the path of the .sqlite.
 
     Args:
         onnx: the file.
         out: folder of the report.
         batches: batch sizes.
+        timeout_seconds: time limit of each command of nsys.
 
     Raises:
-        HardwareError: nsys or a GPU is missing, or nsys fails.
+        HardwareError: nsys or a GPU is missing, or nsys fails or takes too long.
     """
     import torch
 
@@ -80,34 +88,57 @@ def record(onnx: Path, out: Path, batches: Sequence[int]) -> Path:
     _nsys(
         [nsys, "profile", *RECORD_OPTIONS, "--output", str(out / REPORT), *worker],
         report,
+        timeout_seconds,
     )
     _nsys(
         [nsys, "export", "--type=sqlite", "--force-overwrite=true", "--output", str(sqlite), str(report)],
         sqlite,
+        timeout_seconds,
     )
     return sqlite
 
 
-def _nsys(command: list[str], made: Path) -> None:
-    """Run nsys, which has to make a file. It may end with status 0 but no file, with the reason on stderr."""
+def _nsys(command: list[str], made: Path, timeout_seconds: float) -> None:
+    """Run nsys, which has to make a file. It may end with status 0 but no file, with the reason on stderr.
+
+    Args:
+        command: the program and its arguments.
+        made: the file.
+        timeout_seconds: after it, nsys and what it has started are killed.
+    """
     made.unlink(missing_ok=True)
     try:
-        done = subprocess.run(
+        # a group of its own, because the program that nsys records goes on when only nsys is killed
+        running = subprocess.Popen(
             ending_with_parent(command),
-            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=TIMEOUT_SECONDS,
+            errors="replace",
+            start_new_session=True,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except OSError as error:
         raise HardwareError(f"nsys {command[1]} could not be run: {error}") from error
+    ended = False
+    try:
+        output, errors = running.communicate(timeout=timeout_seconds)
+        ended = True
+    except subprocess.TimeoutExpired as error:
+        raise HardwareError(f"nsys {command[1]} was not done within {timeout_seconds:g} s") from error
+    finally:
+        if not ended:
+            with suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+            running.communicate()
     # the recording, tens of MB, stays there if nsys could not make a report from it
     made.with_suffix(".qdstrm").unlink(missing_ok=True)
-    if done.returncode or not made.is_file():
-        lines = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines()]
+    if running.returncode or not made.is_file():
+        lines = [line.strip() for line in (output + "\n" + errors).splitlines()]
         said = [line for line in lines if line and not re.search(r"\d%", line)]  # no progress bars
         made.unlink(missing_ok=True)
         raise HardwareError(
-            f"nsys {command[1]} made no {made.name} (status {done.returncode}: "
+            f"nsys {command[1]} made no {made.name} (status {running.returncode}: "
             f"{' / '.join(said[-3:]) or 'no message'}). `nsys status -e` says what is missing, such as the "
             "permission to profile (administrators: developer.nvidia.com/ERR_NVGPUCTRPERM)"
         )

@@ -8,6 +8,11 @@
 
 Sources: torch.profiler on the file's operators, ONNX Runtime's node profiler (CPU), Nsight Systems (GPU). The tables
 are those of doi 10.1145/3624062.3624260.
+
+On a GPU torch.profiler and Nsight Systems record the same: operators are launched one by one, after a warm-up, with the
+arithmetic of a measurement (dxc.hardware.torch_runtime.arithmetic). A CUDA graph, which is what is timed, runs the
+same kernels, but it is a single API call, and so would have no table of calls. A warm GPU has loaded its libraries: the
+published shares of API calls count that too.
 """
 
 from __future__ import annotations
@@ -26,7 +31,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from dxc.config.plan import Profiler
 from dxc.errors import HardwareError, require_one_of
 from dxc.files import write_atomically
-from dxc.hardware.profiling.tables import API, COLUMNS, TRANSFER, Profile, gpu_rows, share_rows
+from dxc.hardware.profiling.cupti import RANGE, reduce_trace
+from dxc.hardware.profiling.tables import COLUMNS, Profile, share_rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,7 +40,13 @@ if TYPE_CHECKING:
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 AUTO_SECONDS = 1.0
-"""Time limit for each trace. Batches that would take longer are left out."""
+"""Time limit of both traces of a processor with mode auto. Batches that would take longer are left out."""
+AUTO_GPU_SECONDS = 20.0
+"""The same for a GPU, where an execution takes a millisecond, and loading kernels and writing traces takes longer."""
+AUTO_NSYS_SECONDS = 120.0
+"""Time limit of each command of nsys with mode auto. torch.profiler takes over after it."""
+GPU_RUNS = 10
+"""Profiled executions of each batch size on a GPU: one of a millisecond says little."""
 
 
 def profile_network(
@@ -53,7 +65,8 @@ def profile_network(
         onnx: the file.
         out: folder for the traces and profile.parquet.
         mode: none; torch: torch.profiler, and on the CPU ONNX Runtime's profiler too; nsight: nsys on a GPU, or torch
-            with a note if that fails; auto: nsight if there are nsys and a GPU, else torch in about a second.
+            with a note if that fails; auto: nsight if there are nsys and a GPU, and if it is done in time, else torch
+            in about a second (on a GPU, in up to AUTO_GPU_SECONDS).
         accelerator: cpu or gpu.
         threads: number of CPU threads.
         batches: batch sizes.
@@ -82,14 +95,18 @@ def profile_network(
         from dxc.hardware.profiling import nsight
 
         try:
-            table = nsight.profile(onnx, out, batches)
+            limit = {"timeout_seconds": AUTO_NSYS_SECONDS} if mode == "auto" else {}
+            table = nsight.profile(onnx, out, batches, **limit)
             used = "nsight"
         except HardwareError as error:
             note = f"profiled with torch.profiler, not with Nsight Systems: {error}"
     if table is None:
-        seconds = AUTO_SECONDS if budget_seconds is None and mode == "auto" else budget_seconds
-        rows = list(torch_rows(onnx, out, accelerator, threads, batches, seconds and seconds / 2))
-        if accelerator == "cpu":
+        on_gpu, seconds = accelerator == "gpu", budget_seconds
+        if seconds is None and mode == "auto":
+            seconds = AUTO_GPU_SECONDS if on_gpu else AUTO_SECONDS
+        each = seconds if on_gpu else seconds and seconds / 2
+        rows = list(torch_rows(onnx, out, accelerator, threads, batches, each))
+        if not on_gpu:
             rows += onnxruntime_rows(onnx, out, threads, batches, seconds and seconds / 2)
         table = pd.DataFrame(rows, columns=COLUMNS)
     write_atomically(out / "profile.parquet", table.to_parquet(index=False))
@@ -99,7 +116,9 @@ def profile_network(
 def torch_rows(
     onnx: Path, out: Path, accelerator: str, threads: int, batches: Sequence[int], seconds: float | None
 ) -> list[tuple[Any, ...]]:
-    """Profile the file's operators with torch.profiler: for each batch size one run to warm up and one profiled run.
+    """Profile the file's operators with torch.profiler: for each batch size one run to warm up, and one profiled run.
+
+    On a GPU there are GPU_RUNS profiled runs, and the rows are their mean.
 
     Args:
         onnx: the file.
@@ -108,12 +127,15 @@ def torch_rows(
         threads: number of CPU threads.
         batches: batch sizes.
         seconds: time limit; None: no limit.
+
+    Raises:
+        HardwareError: a GPU was not recorded.
     """
     import torch
-    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, record_function
 
     from dxc.hardware.graph import OnnxModule
+    from dxc.hardware.torch_runtime import arithmetic
 
     device = "cuda" if accelerator == "gpu" else "cpu"
     module = OnnxModule(onnx).eval().to(device)
@@ -122,31 +144,28 @@ def torch_rows(
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with torch.inference_mode(), _without_usdt():
+        with torch.inference_mode(), arithmetic(device), _without_usdt():
             with torch.profiler.profile(activities=activities):
-                pass  # the first use takes a second for imports
+                # the first use takes seconds: imports, and on a GPU its context and libraries
+                execute(module, images(onnx, min(batches)), device)
             for batch in _within(seconds, batches):
                 image = images(onnx, batch)
                 execute(module, image, device)
                 with torch.profiler.profile(activities=activities) as profiler:
                     started = time.perf_counter()
-                    with record_function(f"batch {batch}"):
-                        execute(module, image, device)
+                    for _ in range(GPU_RUNS if device == "cuda" else 1):
+                        with record_function(f"{RANGE}{batch}"):
+                            execute(module, image, device)
                     wall_ms = (time.perf_counter() - started) * 1000
-                profiler.export_chrome_trace(str(out / f"torch_batch{batch}.json.gz"))
-                events = [e for e in profiler.key_averages() if not e.key.startswith("batch ")]
+                    if device == "cuda":
+                        torch.cuda.synchronize()  # all that was launched is in the trace
+                trace = out / f"torch_batch{batch}.json.gz"
+                profiler.export_chrome_trace(str(trace))
                 if device == "cuda":
-                    on_device = {
-                        e.key: e.self_device_time_total / 1000
-                        for e in events
-                        if e.device_type == DeviceType.CUDA
-                    }
-                    kernels = {name: ms for name, ms in on_device.items() if not TRANSFER.match(name)}
-                    memory_ms = sum(ms for name, ms in on_device.items() if TRANSFER.match(name))
-                    api = {e.key: e.self_cpu_time_total / 1000 for e in events if API.match(e.key)}
-                    rows += gpu_rows("torch", batch, kernels, memory_ms, api)
-                else:
-                    rows += share_rows("torch", batch, {e.key: e.self_cpu_time_total / 1000 for e in events})
+                    rows += reduce_trace(trace, batch)
+                    continue
+                events = [e for e in profiler.key_averages() if not e.key.startswith(RANGE)]
+                rows += share_rows("torch", batch, {e.key: e.self_cpu_time_total / 1000 for e in events})
                 rows.append(("torch", batch, "latency", "batch", wall_ms, float("nan")))
     finally:
         torch.set_num_threads(threads_before)

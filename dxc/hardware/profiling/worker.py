@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 
 from dxc.hardware.graph import OnnxModule
-from dxc.hardware.profiling.nsight import RANGE
+from dxc.hardware.profiling.cupti import RANGE
 from dxc.hardware.profiling.torch_profile import execute, images
+from dxc.hardware.torch_runtime import arithmetic
 
 
 def main(onnx: Path, batches: list[int]) -> None:
     module = OnnxModule(onnx).eval().cuda()
-    with torch.inference_mode():
+    with torch.inference_mode(), arithmetic("cuda"):
         for batch in batches:
             image = images(onnx, batch)
             execute(module, image, "cuda")

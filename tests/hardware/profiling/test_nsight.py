@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 
 from dxc.errors import HardwareError
+from dxc.hardware.profiling import torch_profile
 from dxc.hardware.profiling.nsight import profile, reduce
+from tests.hardware.networks import one_operator
 
 RECORDED = Path(__file__).parents[2] / "fixtures" / "nsight_recorded.sql"
 NAMES = [
@@ -216,6 +219,21 @@ def test_nsys_that_makes_nothing_is_said(tmp_path: Path, nsys: Callable[[str], N
     with pytest.raises(HardwareError, match=r"\(status 3: no message\)"):
         profile(tmp_path / "net.onnx", out, [1])
     assert list(out.iterdir()) == []
+
+
+def test_an_nsys_that_hangs_is_ended_with_what_it_started(
+    tmp_path: Path, nsys: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With profile=auto torch.profiler takes over. The program under nsys does not go on."""
+    nsys(f"sleep 600 & echo $! > {tmp_path}/child; wait")
+    monkeypatch.setattr(torch_profile, "AUTO_NSYS_SECONDS", 0.5)
+    monkeypatch.setattr(torch_profile, "torch_rows", lambda *_: [("torch", 1, "operators", "conv", 1.0, 1.0)])
+    network = one_operator(tmp_path / "net.onnx", "Relu", shape=["n", 3, 8, 8])
+    profiled = torch_profile.profile_network(network, tmp_path / "out", accelerator="gpu")
+    assert profiled.mode == "torch"
+    assert profiled.note.endswith("not with Nsight Systems: nsys profile was not done within 0.5 s")
+    child = int((tmp_path / "child").read_text())
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
 def test_without_nsys_or_a_gpu_it_is_said(

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 from dxc.errors import ConfigError, HardwareError
 from dxc.hardware.measure.ort import node_times, session
 from dxc.hardware.profiling import torch_profile as module
+from dxc.hardware.profiling.cupti import reduce_events
 from dxc.hardware.profiling.tables import gpu_rows, operator_class, share_rows
 from dxc.hardware.profiling.torch_profile import profile_network
 from tests.hardware.networks import exported_resnet, one_operator
@@ -52,7 +53,7 @@ def network(tmp_path: Path) -> Path:
         ("void fft2d_r2c_32x32<float, false, 1u, true>", "conv"),
         ("cutlass_80_tensorop_s1688gemm_128x128_32x3_nn_align4", "matmul"),
         ("void cutlass__5x_cudnn::Kernel<cutlass_tensorop_s1688fprop_optimized_tf32_64x64_16x10>", "conv"),
-        ("void at::native::vectorized_elementwise_kernel<4, at::native::clamp_min>", "other"),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::clamp_min>", "elementwise"),
         ("void cudnn::ops::nchwToNhwcKernel<float, float, float, false, true>", "other"),
         # torch's and ONNX Runtime's operators on a CPU
         ("aten::mkldnn_convolution", "conv"),
@@ -60,17 +61,87 @@ def network(tmp_path: Path) -> Path:
         ("aten::addmm", "matmul"),
         ("aten::max_pool2d_with_indices", "pooling"),
         ("aten::sum", "pooling"),  # of aten::mean, global pooling
-        ("aten::clamp_min", "other"),
+        ("aten::clamp_min", "elementwise"),
+        ("aten::add", "elementwise"),
+        ("aten::native_batch_norm", "normalisation"),
+        ("aten::_softmax", "softmax"),
+        ("aten::cat", "other"),
         ("FusedConv", "conv"),
         ("FusedGemm", "matmul"),
         ("MatMul", "matmul"),
         ("GlobalAveragePool", "pooling"),
         ("ReduceMean", "pooling"),
         ("ReorderInput", "other"),
-        ("Add", "other"),
+        ("Add", "elementwise"),
+        ("LeakyRelu", "elementwise"),
+        ("BatchNormalization", "normalisation"),
+        ("Softmax", "softmax"),
+        ("Shape", "other"),
     ],
 )
 def test_classes(name: str, kind: str) -> None:
+    assert operator_class(name) == kind
+
+
+HOPPER = {
+    "conv": [
+        "sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64_warpgroupsize1x1x1_g1"
+        "_execute_segment_k_off_kernel__5x_cudnn",
+        "sm90_xmma_fprop_implicit_gemm_f32f32_tf32f32_f32_nhwckrsc_nhwc_tilesize64x128x32_warpgroupsize1x1x1",
+        "sm80_xmma_fprop_implicit_gemm_indexed_wo_smem_tf32f32_tf32f32_f32_nhwckrsc_nhwc_tilesize128x16x32_stage1",
+        "cutlass3x_sm100_tensorop_s256x256x16implicit_gemm_fprop_bf16",
+        "void cutlass__5x_cudnn::Kernel<cutlass_tensorop_s1688fprop_optimized_tf32_128x64_16x6_nhwc_align4>",
+        "void conv2d_grouped_direct_kernel<float, float, float, float, float, true, false, 0, 0, 0>",
+        "void cask__5x_cudnn::computeOffsetsKernel<false, false>(cask__5x_cudnn::ComputeOffsetsParams)",
+        "void at::native::(anonymous namespace)::conv_depthwise2d_forward_kernel<3, float, int>",
+        "triton_tem_fused_convolution_relu_0",
+    ],
+    "matmul": [
+        "nvjet_tst_128x24_64x11_2x1_v_bz_TNT",
+        "nvjet_sm90_hsh_64x8_64x16_4x1_v_bz_splitK_TNN",
+        "sm90_xmma_gemm_f32f32_tf32f32_f32_tn_n_tilesize64x64x32_warpgroupsize1x1x1_execute_segment_k_off_kernel__5x",
+        "void cutlass::Kernel2<cutlass_80_wmma_tensorop_f16_s161616gemm_f16_32x32_128x2_tn_align8>",
+        "void cutlass::Kernel2<cutlass_80_simt_sgemm_64x64_8x5_nn_align1>(T1::Params)",
+        "void gemmSN_TN_kernel<float, 128, 16, 2, 4, 4, 4, true>",
+        "void dot_kernel<float, 128, 0, cublasDotParams<cublasGemvTensorStridedBatched<float const>>>",
+        "void cublasLt::splitKreduce_kernel<32, 16, int, float, float, float, float, true, false, false>",
+        "triton_tem_fused_addmm_1",
+    ],
+    "pooling": [
+        "void at::native::(anonymous namespace)::max_pool_forward_nchw<float>(int, float const*, long, long)",
+        "void at::native::(anonymous namespace)::adaptivemaxpool<float>",
+        "void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float, at::native::func_wrapper_t<float, "
+        "at::native::MaxNanFunctor<float>>, unsigned int, float, 4, 4>>",
+        "void cudnn::pooling_fw_4d_kernel<float, float, cudnn::maxpooling_func<float, 0>, 0, false>",
+        "triton_poi_fused_max_pool2d_with_indices_relu_2",
+    ],
+    "elementwise": [
+        "void at::native::elementwise_kernel<128, 2, at::native::gpu_kernel_impl_nocast<at::native::"
+        "CUDAFunctor_add<float>>>",
+        "void at::native::unrolled_elementwise_kernel<at::native::sigmoid_kernel_cuda(at::TensorIteratorBase&)>",
+        "void at::native::vectorized_elementwise_kernel<4, at::native::(anonymous namespace)::launch_clamp_scalar>",
+        "triton_poi_fused_convolution_relu_0",
+    ],
+    "normalisation": [
+        "void cudnn::bn_fw_inf_1C11_kernel_NCHW<float, float, true, 1>",
+        "void at::native::batch_norm_transform_input_kernel<float, float, float, true, int>",
+        "void at::native::(anonymous namespace)::RowwiseMomentsCUDAKernel<float>",
+    ],
+    "softmax": ["void (anonymous namespace)::softmax_warp_forward<float, float, float, 1, false, false>"],
+    "other": [
+        "void cudnn::engines_precompiled::nchwToNhwcKernel<float, float, float, false, true, 0>",
+        "void cudnn::engines_precompiled::nhwcToNchwKernel<float, float, float, true, false, 0>",
+        "void at::native::elementwise_kernel<128, 4, at::native::gpu_kernel_impl_nocast<at::native::"
+        "direct_copy_kernel_cuda(at::TensorIteratorBase&)>>",
+        "void at::native::(anonymous namespace)::CatArrayBatchedCopy_vectorized<OpaqueType<4u>, unsigned, 2, 128>",
+        "a kernel that nobody knows",
+    ],
+}
+"""Names of kernels as published traces of H100 and A100 have them, cut after their first arguments."""
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in HOPPER.items() for name in names])
+def test_kernels_of_a_recorded_list(kind: str, name: str) -> None:
     assert operator_class(name) == kind
 
 
@@ -81,7 +152,8 @@ def test_shares_by_hand() -> None:
         ("operators", "conv"): (7.0, 0.7),
         ("operators", "matmul"): (2.0, 0.2),
         ("operators", "pooling"): (0.0, 0.0),
-        ("operators", "other"): (1.0, 0.1),
+        ("operators", "elementwise"): (0.5, 0.05),
+        ("operators", "other"): (0.5, 0.05),
         ("memory", "all"): (0.5, 0.05),
     }
 
@@ -263,6 +335,41 @@ def test_an_nsys_that_fails_is_quoted(
     assert said in profiled.note
     assert "\n" not in profiled.note
     assert [path.name for path in profiled.files if path.name.startswith("nsight")] == []
+
+
+def test_the_steps_on_a_gpu(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor that claims to be a GPU: ten executions in ranges, in the time that auto gives a GPU.
+
+    A kernel of 20 us is added to the trace, because a processor records none.
+    """
+    real, profile, limits = module.execute, torch.profiler.profile, []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: profile(activities=cpu))
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, _: self)
+    monkeypatch.setattr(module, "execute", lambda network, image, device: real(network, image, "cpu"))
+    within = module._within
+    monkeypatch.setattr(
+        module, "_within", lambda seconds, batches: (limits.append(seconds), within(seconds, batches))[1]
+    )
+    ranges: list[int] = []
+
+    def reduce_trace(path: Path, batch: int) -> list[tuple]:
+        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+        ranges.append(sum(e["name"] == f"batch {batch}" for e in events if e.get("cat") == "user_annotation"))
+        kernel = {"ph": "X", "cat": "kernel", "name": "fprop", "ts": 0.0, "dur": 20.0}
+        return reduce_events([*events, kernel], batch)
+
+    monkeypatch.setattr(module, "reduce_trace", reduce_trace)
+    monkeypatch.setenv("PATH", str(tmp_path))  # without nsys
+    profiled = profile_network(network, tmp_path / "out", mode="auto", accelerator="gpu", batches=[1, 2])
+    assert (profiled.mode, profiled.note, limits, ranges) == ("torch", "", [20.0], [10, 10])
+    conv = profiled.table[profiled.table["name"] == "conv"]
+    assert conv["ms"].tolist() == pytest.approx([0.002, 0.002])
+    assert set(profiled.table["source"]) == {"torch"}
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cudnn.benchmark
 
 
 @pytest.mark.gpu
