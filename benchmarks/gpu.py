@@ -33,8 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 SECONDS = {
-    "environment": 30, "engines": 150, "train": 90, "determinism": 60, "precision": 90, "latency": 60,
-    "schedule": 90, "search": 60, "resnet50": 40, "tests": 90,
+    "environment": 30, "train": 60, "tests": 90, "engines": 120, "throughput": 60, "latency": 60,
+    "schedule": 90, "determinism": 40, "precision": 60, "search": 60, "resnet50": 40,
 }  # fmt: skip
 """Time limit of each part, in the order in which they run."""
 
@@ -173,8 +173,28 @@ def precision(setting: Setting) -> dict[str, Any]:
     return figures
 
 
-def exported(setting: Setting, name: str) -> Path:
-    """A network of conf/experiment or a class, untrained, as an .onnx file."""
+def throughput(setting: Setting) -> dict[str, Any]:
+    """Images a second while train.py trains, by engine, width and batch."""
+    figures = []
+    for width in (8,) if setting.tiny else (32, 64):
+        for batch in (8,) if setting.tiny else (8, 32, 256):
+            for engine in ("graph", "eager"):
+                epochs = 1 if setting.tiny else 15 if engine == "graph" else 3
+                run = trained(
+                    setting, "profile=none", "hardware.measure=false", f"model.width={width}", "again=true",
+                    f"data.batch_size={batch}", f"trainer.engine={engine}", f"trainer.max_epochs={epochs}",
+                )  # fmt: skip
+                rate = run["metrics"]["images_per_second"]
+                print(
+                    f"width {width} batch {batch} {engine}: {rate:.0f} images/s, {run['wall_s']:.1f} s",
+                    flush=True,
+                )
+                figures.append({"width": width, "batch": batch, "engine": engine, "epochs": epochs, **run})
+    return {"runs": figures}
+
+
+def latency(setting: Setting) -> dict[str, Any]:
+    """Latency at batch 1 to 64, and where the time goes, of a classifier and a detector."""
     import torch
 
     from dxc.deploy.export import export_onnx
@@ -182,20 +202,170 @@ def exported(setting: Setting, name: str) -> Path:
     from dxc.models.sppnet import SppNet
 
     torch.manual_seed(0)
-    model = {
-        "resnet18": lambda: ResNet(7, width=32),
-        "resnet18_64": lambda: ResNet(7, width=64),
-        "sppnet": lambda: SppNet(4),
-    }[name]()
-    path = setting.work / f"{name}.onnx"
-    in_channels = 4 if name == "sppnet" else 7
-    export_onnx(model.eval(), path, in_channels=in_channels, size=100)
-    return path
+    files = []
+    for name, model, channels in (("resnet18", ResNet(7, width=32), 7), ("sppnet", SppNet(4), 4)):
+        files.append(
+            export_onnx(model.eval(), setting.work / f"{name}.onnx", in_channels=channels, size=100).path
+        )
+    hardware = ["hardware=a5500"] if setting.device == "cuda" else ["hardware=cpu", "hardware.runtime=torch"]
+    batches = "1,2" if setting.tiny else "1,2,4,8,16,32,64"
+    table = setting.work / "latency.csv"
+    done = subprocess.run(
+        [sys.executable, "-m", "dxc.hardware", *map(str, files), *hardware, "hardware.schedule=false",
+         f"hardware.batches=[{batches}]", "--csv", str(table)],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    print(done.stdout[-6000:], done.stderr[-3000:], flush=True)
+    tables = {path.stem: path.read_text() for path in setting.work.glob("latency*.csv")}
+    return {"status": done.returncode, "printed": done.stdout, "said": done.stderr, "tables": tables}
+
+
+def schedule(setting: Setting) -> dict[str, Any]:
+    """Operators side by side against one after the other; see scheduling.py."""
+    import scheduling
+
+    networks = scheduling.export_networks(setting.work, tiny=setting.tiny)
+    table = scheduling.compare_networks(
+        networks,
+        setting.work / "schedules",
+        batches=[1, 2] if setting.tiny else [1, 8, 64],
+        precisions=["fp32"] if setting.tiny else ["fp32", "bf16"],
+        device=setting.device,
+        seconds=30 if setting.tiny else SECONDS["schedule"] - 20,
+    )
+    return {"table": table.to_csv(index=False)}
+
+
+def search(setting: Setting) -> dict[str, Any]:
+    """How long the published search would take here: steps of some networks are timed, the others are estimated."""
+    import itertools
+
+    import numpy as np
+    import yaml
+    from hydra import compose, initialize_config_dir
+
+    import dxc.config.compose  # noqa: F401
+    from dxc.config.plan import Plan
+    from dxc.search.cost_estimate import interpolate, levels, spread_out
+    from dxc.training.speed import seconds_per_image
+
+    params = yaml.safe_load((ROOT / "conf" / "space" / "resnet18.yaml").read_text())["hydra"]["sweeper"][
+        "params"
+    ]
+    params["data.batch_size"] = "8,16,32"
+    keys = list(params)
+    grid = [
+        dict(zip(keys, values, strict=True))
+        for values in itertools.product(*(str(v).split(",") for v in params.values()))
+    ]
+    distinct = {
+        tuple(
+            sorted(
+                (k, v)
+                for k, v in p.items()
+                if p.get("model.pool") != "none" or k not in ("model.pool_kernel", "model.pool_stride")
+            )
+        ): p
+        for p in grid
+    }
+    rows = list(distinct.values())
+    features = levels([dict(key) for key in distinct])
+    places = spread_out(features, 2 if setting.tiny else 24)
+    training, validation = [], []
+    began = time.perf_counter()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for place in places:
+            point = [f"{key}={value}" for key, value in rows[place].items()]
+            plan = Plan.of(compose("train", overrides=setting.overrides(*point)))
+            pair = seconds_per_image(plan, at_least_s=0.2)
+            training.append(pair[0])
+            validation.append(pair[1])
+    chips, folds, epochs = 12_068, 5, 5
+    each_training, error = interpolate(features, places, training)
+    each_validation, _ = interpolate(features, places, validation)
+    seconds = folds * epochs * chips * (each_training * (folds - 1) / folds + each_validation / folds)
+    hours = float(seconds.sum()) / 3600
+    print(
+        f"{len(rows)} trials, all epochs: {hours:.2f} h; a tenth of the epochs: {hours / 10:.2f} h",
+        flush=True,
+    )
+    timed = zip(places, training, validation, strict=True)
+    return {
+        "kind_of_hours": "predicted from measured steps", "trials": len(rows), "timed_networks": len(places),
+        "median_error_of_estimate": float(np.median(error)), "hours_all_epochs": hours, "hours_tenth": hours / 10,
+        "timed": [{**rows[place], "training_s": train_s, "validation_s": val_s} for place, train_s, val_s in timed],
+        "timing_s": time.perf_counter() - began,
+    }  # fmt: skip
+
+
+def resnet50(setting: Setting) -> dict[str, Any]:
+    """Images a second of ResNet-50 in bf16, channels_last, images made on the device: eager and as one graph."""
+    import torch
+    from torch.nn import functional as F
+    from torchvision.models import resnet50 as network
+    from training_engines import captured, images_per_second, peaks, roofline_seconds
+
+    torch.backends.cudnn.benchmark = True
+    peak, figures = peaks(setting.device, tiny=setting.tiny), []
+    size = 64 if setting.tiny else 224
+    for batch in (2,) if setting.tiny else (64, 128, 256, 512):
+        for graph in (False, True) if setting.device == "cuda" else (False,):
+            model = network().to(setting.device).to(memory_format=torch.channels_last)
+            images = torch.rand(batch, 3, size, size, device=setting.device).to(
+                memory_format=torch.channels_last
+            )
+            labels = torch.randint(0, 1000, (batch,), device=setting.device)
+            optimizer = torch.optim.SGD(
+                model.parameters(), lr=0.1, momentum=0.9, fused=setting.device == "cuda"
+            )
+
+            def step(
+                model: Any = model, images: Any = images, labels: Any = labels, optimizer: Any = optimizer
+            ) -> None:
+                with torch.autocast(setting.device, torch.bfloat16):
+                    loss = F.cross_entropy(model(images).float(), labels)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+
+            rates = images_per_second(
+                captured(step) if graph else step, batch, setting.device, 0.1 if setting.tiny else 2.0
+            )
+            floor = roofline_seconds(model, images.float(), peak)
+            row = {
+                "batch": batch, "graph": graph, "images_per_second": rates,
+                "share_of_roofline": statistics.median(rates) * floor / batch,
+            }  # fmt: skip
+            print(row, flush=True)
+            figures.append(row)
+    return {"published_a100": 2470, "peaks": peak, "rates": figures}
+
+
+def tests(setting: Setting) -> dict[str, Any]:
+    """The tests that need a GPU."""
+    marker = "gpu" if setting.device == "cuda" else "gpu and not gpu"
+    files = sorted(
+        {str(p.relative_to(ROOT)) for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text()}
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marker, "--tb=short", *files],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    print(done.stdout[-9000:], done.stderr[-1000:], flush=True)
+    return {
+        "status": done.returncode,
+        "printed": done.stdout[-20000:],
+        "failed": done.returncode not in (0, 5),
+    }
 
 
 PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
-    each.__name__: each for each in (environment, engines, train, determinism, precision)
-}
+    each.__name__: each
+    for each in (
+        environment, train, tests, engines, throughput, latency, schedule, determinism, precision, search, resnet50
+    )
+}  # fmt: skip
 
 
 def run_part(name: str, setting: Setting, out: Path) -> None:
