@@ -121,6 +121,8 @@ COMPARABLE_BY = {
     "measured_latency_p95_ms": MACHINE,
     "efficiency_ms": MACHINE | {"hardware.batches"},
     "optimum_batch": MACHINE | {"hardware.batches"},
+    "sequential_latency_ms": {"dxc.scheduled_on"},
+    "scheduled_latency_ms": {"dxc.scheduled_on"},
     "peak_memory_mb": MACHINE,
     "onnx_mb": set(),
     "params": set(),

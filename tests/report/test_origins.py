@@ -27,7 +27,8 @@ def test_every_metric_says_where_it_comes_from() -> None:
     assert predicted == {"latency_ms", "latency_std_ms"}
     measured = {name for name, each in METRICS.items() if each.origin == "measured"}
     assert measured == {
-        "measured_latency_ms", "measured_latency_p95_ms", "efficiency_ms", "optimum_batch", "peak_memory_mb"
+        "measured_latency_ms", "measured_latency_p95_ms", "efficiency_ms", "optimum_batch", "peak_memory_mb",
+        "sequential_latency_ms", "scheduled_latency_ms",
     }  # fmt: skip
 
 
@@ -39,6 +40,7 @@ def test_every_metric_says_where_it_comes_from() -> None:
         ("measured_latency_ms", "measured latency (ms)"),
         ("measured_latency_p95_ms", "measured latency, 95 % (ms)"),
         ("efficiency_ms", "measured latency / batch (ms)"),
+        ("scheduled_latency_ms", "measured latency, scheduled (ms)"),
         ("peak_memory_mb", "measured peak memory (MB)"),
         ("onnx_mb", "ONNX file (MB)"),
         ("accuracy", "accuracy (fraction)"),

@@ -12,6 +12,7 @@ import contextlib
 import random
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -35,6 +36,8 @@ class SimulatedGpu(TorchDispatchMode):
         self.replays = 0
         self.replaying = False
         self.recorded = 0  # in all graphs
+        self.pools: dict[object, WeakSet[Graph]] = {}
+        self.pools_used: set[object] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -76,6 +79,10 @@ class Graph:
 
     def capture_begin(self, pool: object = None, capture_error_mode: str = "global") -> None:
         assert self.gpu.graph is None
+        graphs = self.gpu.pools.setdefault(pool, WeakSet()) if pool else WeakSet()
+        assert graphs or pool is None or pool not in self.gpu.pools_used, "all graphs of this pool are gone"
+        graphs.add(self)
+        self.gpu.pools_used.add(pool)
         self.gpu.graph = self
         self.gpu.graphs += 1
         self.main = self.gpu.current
@@ -154,7 +161,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedGpu]:
         "CUDAGraph": lambda: Graph(gpu),
         "stream": stream,
         "synchronize": lambda: None,
-        "graph_pool_handle": lambda: (0, 1),
+        "graph_pool_handle": object,
         "empty_cache": lambda: None,
         "is_available": lambda: True,
         "get_device_name": lambda: "a simulated GPU",
