@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,12 @@ class IndexChunks:
         self.whole, self.last = divmod(len(images), batch_size)
         self.steps = steps_at_once(batch_size)
 
+    @property
+    def sizes(self) -> dict[int, int]:
+        """{images of a batch: most batches of this size in a chunk}."""
+        sizes = {self._batch_size: min(self.whole, self.steps), self.last: 1}
+        return {size: steps for size, steps in sizes.items() if size and steps}
+
     def __len__(self) -> int:
         return -(-self.whole // self.steps) + bool(self.last)
 
@@ -88,6 +94,11 @@ def steps_at_once(batch_size: int) -> int:
     return max(1, min(MOST_STEPS, CHUNK_IMAGES // batch_size))
 
 
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """What convolutions compute in with a precision of dxc.training.engine.PRECISIONS; None for full precision."""
+    return torch.bfloat16 if precision == "bf16-mixed" else None
+
+
 def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
     """Let an optimizer's step be recorded: nothing of it may be on the host, so that a graph does not repeat an old
     learning rate or count of steps."""
@@ -104,7 +115,7 @@ class GraphSteps:
 
     Args:
         chips: on the device that trains.
-        chunks: what it will be given.
+        sizes: {images of a batch: most batches of this size in a chunk}.
         autocast: dtype of mixed precision; None for full precision.
         turn: of this training among those beside it.
     """
@@ -112,16 +123,14 @@ class GraphSteps:
     def __init__(
         self,
         chips: DeviceChips,
-        chunks: IndexChunks,
+        sizes: Mapping[int, int],
         *,
-        batch_size: int,
         autocast: torch.dtype | None = None,
         turn: Turn = ALONE,
     ) -> None:
         self.chips, self.turn = chips, turn
         self._autocast = autocast
-        sizes = {batch_size: min(chunks.whole, chunks.steps), chunks.last: 1}
-        self._sizes = {size: steps for size, steps in sizes.items() if size and steps}
+        self._sizes = sizes
         self._steps: dict[int, _Step] = {}
         self._images = 0
         self.captured = False

@@ -18,14 +18,16 @@ from dxc.config.compose import PROJECT_ROOT
 from dxc.config.plan import Plan
 from dxc.data.datamodule import ChipDataModule
 from dxc.errors import ConfigError, TrainingError
-from dxc.training import crossval, on_device
+from dxc.training import crossval, graph_speed, on_device, speed
 from dxc.training.build import build_task, read_chips
 from dxc.training.classification import ClassificationTask
 from dxc.training.crossval import TrainedFold, train_fold, train_side_by_side, trained_folds
 from dxc.training.engine import chosen_engine, why_eager
-from dxc.training.graph import IndexChunks, ValidationChunks, steps_at_once
+from dxc.training.graph import GraphSteps, IndexChunks, ValidationChunks, steps_at_once
+from dxc.training.graph_speed import seconds_by_graphs
 from dxc.training.on_device import DeviceChips
 from dxc.training.side_by_side import Job, SharedClock, side_by_side
+from dxc.training.speed import seconds_per_image
 from tests.conftest import ChipMaker
 
 CPU = torch.device("cpu")
@@ -318,6 +320,41 @@ def test_turns_memory_and_failures(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(KeyError, match="wrong"):
         dict(side_by_side([Job("fold1", last), Job("fold2", wrong)], CPU))
     assert not any(thread.name.startswith("fold") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("further", [RESNET, ("model=sppnet", "data.split=holdout")])
+def test_seconds_per_image_are_those_of_the_engine(
+    further: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes 20 ms and nothing else does: two folds, or one, take turns on this device."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def slow(self: GraphSteps, index: np.ndarray) -> None:
+        now[0] += 0.02 * len(index)
+        assert index.shape == (32, 5)
+
+    monkeypatch.setattr(GraphSteps, "run", slow)
+    monkeypatch.setattr(speed, "chosen_engine", lambda plan: ("graph", CPU))
+    monkeypatch.setattr(graph_speed.DeviceChips, "batch", _slow_batch(now))
+    training, validation = seconds_per_image(_plan(tmp_path, *further))
+    assert training == pytest.approx(0.02 / 5)
+    assert validation == pytest.approx(1 / 256)
+    monkeypatch.undo()
+    monkeypatch.setattr(graph_speed, "MOST_S", 0.0)
+    monkeypatch.setattr(graph_speed, "VALIDATED_AT_ONCE", 2)
+    monkeypatch.setattr(graph_speed, "steps_at_once", lambda batch: 1)
+    assert min(seconds_by_graphs(_plan(tmp_path, *further), CPU, at_least_s=0)) > 0
+
+
+def _slow_batch(now: list[float]) -> Callable[..., dict[str, torch.Tensor]]:
+    batch = DeviceChips.batch
+
+    def slow(self: DeviceChips, chips: np.ndarray) -> dict[str, torch.Tensor]:
+        now[0] += 1
+        return batch(self, chips)
+
+    return slow
 
 
 class _OnTheDevice(TorchDispatchMode):
