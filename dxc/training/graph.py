@@ -99,6 +99,11 @@ def autocast_dtype(precision: str) -> torch.dtype | None:
     return torch.bfloat16 if precision == "bf16-mixed" else None
 
 
+def has_graphs(device: torch.device) -> bool:
+    """Whether work on a device can be recorded."""
+    return device.type == "cuda"
+
+
 def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
     """Let an optimizer's step be recorded: nothing of it may be on the host, so that a graph does not repeat an old
     learning rate or count of steps."""
@@ -153,7 +158,7 @@ class GraphSteps:
             size: _Step(self.chips, task, optimizer, self._total, self._autocast, size, steps)
             for size, steps in self._sizes.items()
         }
-        if self.chips.device.type == "cuda":
+        if has_graphs(self.chips.device):
             self._record(task, optimizer)
         self._total.zero_()
 
@@ -169,7 +174,7 @@ class GraphSteps:
     def settle(self) -> None:
         """Wait until the device has done all steps."""
         if self.chips.device.type == "cuda":
-            event = torch.cuda.Event()
+            event = _event()
             event.record()
             self.turn.wait(event)
 
@@ -191,6 +196,8 @@ class GraphSteps:
         try:
             for step in self._steps.values():
                 step.warm_up()
+                with _no_word_to_the_host():
+                    step.warm_up(1)
             torch.cuda.current_stream().synchronize()
             pool = torch.cuda.graph_pool_handle()
             for step in self._steps.values():
@@ -214,6 +221,10 @@ class GraphSteps:
                         value, Tensor
                     ):  # moments, momentum, count of steps: as if none had been taken
                         value.zero_()
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(blocking=True)  # who waits for it leaves the cores to the others
 
 
 @dataclass
@@ -274,7 +285,7 @@ class _Step:
             self._images[: index.size].copy_(slot.images[: index.size], non_blocking=True)
         self._cursor.zero_()
         if self._cursor.is_cuda:
-            slot.event = torch.cuda.Event()
+            slot.event = slot.event or _event()
             slot.event.record()
 
     def run(self) -> None:
@@ -284,8 +295,8 @@ class _Step:
         else:
             self._work()
 
-    def warm_up(self) -> None:
-        for _ in range(WARM_UP):
+    def warm_up(self, times: int = WARM_UP) -> None:
+        for _ in range(times):
             self._cursor.zero_()
             self._work()
         self._cursor.zero_()
@@ -326,6 +337,18 @@ class _Step:
             self._optimizer.step()
         self._total.add_(loss.detach(), alpha=self._size)
         self._cursor.add_(1)
+
+
+@contextlib.contextmanager
+def _no_word_to_the_host() -> Iterator[None]:
+    """Raise RuntimeError for what waits for the device. A recording that fails at it would leave torch's memory
+    management in an odd state."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 @contextlib.contextmanager

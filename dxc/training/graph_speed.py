@@ -56,14 +56,14 @@ def seconds_by_graphs(plan: Plan, device: torch.device, *, at_least_s: float = 1
     trained: list[tuple[GraphSteps, torch.cuda.Stream | None]] = []
     try:
         for _ in range(folds):
-            task = build_task(plan).to(device)
-            if channels_last:
-                task = task.to(memory_format=torch.channels_last)
-            optimizer = plan.optimizer.build()(task.parameters())
             steps = GraphSteps(chips, {batch: len(index)}, autocast=dtype)
             stream = torch.cuda.Stream(device) if device.type == "cuda" else None
             try:
                 with torch.cuda.stream(stream):
+                    task = build_task(plan).to(device)
+                    if channels_last:
+                        task = task.to(memory_format=torch.channels_last)
+                    optimizer = plan.optimizer.build()(task.parameters())
                     steps.prepare(optimizer)
                     steps.begin(task, optimizer)
             except torch.cuda.OutOfMemoryError:

@@ -23,7 +23,8 @@ AT_ONCE = 512
 class Chips(Protocol):
     """What is needed of chips: dxc.data.cache.ChipCache."""
 
-    labels: np.ndarray
+    @property
+    def labels(self) -> np.ndarray: ...
 
     @property
     def has_boxes(self) -> bool: ...

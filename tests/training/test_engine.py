@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from dxc.config.compose import PROJECT_ROOT
 from dxc.config.plan import Plan
 from dxc.data.datamodule import ChipDataModule
 from dxc.errors import ConfigError, TrainingError
-from dxc.training import crossval, graph_speed, on_device, speed
+from dxc.training import crossval, graph, graph_speed, on_device, speed
 from dxc.training.build import build_task, read_chips
 from dxc.training.classification import ClassificationTask
 from dxc.training.crossval import TrainedFold, train_fold, train_side_by_side, trained_folds
@@ -99,6 +101,60 @@ def test_both_engines_train_the_same_network(
         for name, value in other.predictions.items():
             torch.testing.assert_close(value, one.predictions[name], atol=1e-5, rtol=1e-4)
         assert next(other.model.parameters()).is_contiguous()
+
+
+class _Graph:
+    """In place of a CUDA graph: replays what ran while it was recorded."""
+
+    replayed = 0
+
+    def __init__(self) -> None:
+        self.work: Callable[[], None] | None = None
+
+    def replay(self) -> None:
+        assert self.work is not None
+        self.work()
+        type(self).replayed += 1
+
+    def reset(self) -> None:
+        self.work = None
+
+
+@pytest.mark.parametrize("further", [(*RESNET,), (*RESNET, "optimizer=sgd", "scheduler=step")])
+def test_a_recording_leaves_nothing_behind(
+    further: tuple[str, ...], make_chips: ChipMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With graphs that this processor pretends to have: what the warm-up trained is taken back."""
+    work = graph._Step._work
+    recording: list[_Graph] = []
+
+    def recorded(self: Any) -> None:
+        work(self)
+        if recording:
+            recording[0].work = lambda: work(self)
+
+    @contextlib.contextmanager
+    def record(graph: _Graph, *, pool: str, stream: object, capture_error_mode: str) -> Iterator[None]:
+        assert (pool, capture_error_mode) == ("pool", "thread_local")
+        recording.append(graph)
+        yield
+        recording.clear()
+
+    stream = SimpleNamespace(synchronize=lambda: None)
+    for name, fake in {
+        "CUDAGraph": _Graph, "graph": record, "graph_pool_handle": lambda: "pool", "current_stream": lambda: stream,
+        "get_sync_debug_mode": lambda: 0, "set_sync_debug_mode": lambda mode: None,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(graph._Step, "_work", recorded)
+    monkeypatch.setattr(graph, "has_graphs", lambda device: True)
+    monkeypatch.setattr(_Graph, "replayed", 0)
+    eager, by_graphs = _both(_plan(make_chips(per_class=12), *further), tmp_path)
+    assert _Graph.replayed == 2 * 3 * 3  # folds, epochs, batches
+    for one, other in zip(eager, by_graphs, strict=True):
+        assert other.engine == "graph"
+        for name, value in one.model.state_dict().items():
+            torch.testing.assert_close(other.model.state_dict()[name], value, atol=1e-6, rtol=1e-5)
 
 
 def test_a_schedule_reaches_the_steps(make_chips: ChipMaker, tmp_path: Path) -> None:
@@ -404,8 +460,13 @@ def cuda() -> torch.device:
     ],
 )  # fmt: skip
 def test_graphs_train_the_same_network_on_a_gpu(
-    further: tuple[str, ...], make_chips: ChipMaker, tmp_path: Path, cuda: torch.device
+    further: tuple[str, ...],
+    make_chips: ChipMaker,
+    tmp_path: Path,
+    cuda: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     plan = _plan(make_chips(per_class=12, boxes=True), *further, *_accelerator(cuda))
     assert chosen_engine(plan) == ("graph", cuda)
     eager, by_graphs = _both(plan, tmp_path, cuda)
@@ -414,7 +475,8 @@ def test_graphs_train_the_same_network_on_a_gpu(
         assert (one.engine, other.engine) == ("eager", "graph")
         expected = one.model.state_dict()
         for name, value in other.model.state_dict().items():
-            torch.testing.assert_close(value, expected[name], atol=2e-2 if rough else 1e-3, rtol=1e-2)
+            near = {"atol": 5e-2, "rtol": 5e-2} if rough else {"atol": 1e-3, "rtol": 1e-2}
+            torch.testing.assert_close(value, expected[name], **near)
             if name.endswith("num_batches_tracked"):
                 assert int(value) == 9  # what the warm-up changed was restored
         assert [value for _, value, _ in other.curves] == pytest.approx(
