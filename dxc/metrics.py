@@ -98,7 +98,7 @@ MEASURED = {
     "hardware.affinity": "the cores they were measured on",
 }
 MEASURED_IN_BATCHES = {**MEASURED, "hardware.batches": "the batch sizes that were measured"}
-TRAINED_ON = {"device": "the machine they were trained on"}
+TRAINED_ON = {"device": "the machine they were trained on", "dxc.engine": "the engine that trained them"}
 UNDECLARED = {"hardware": "hardware", "dxc.data": "chips"}
 """What a metric that dxc does not declare is compared by: it may depend on either."""
 
