@@ -203,11 +203,14 @@ class GraphSteps:
             for step in self._steps.values():
                 step.capture(pool)
             self.captured = True
-        except torch.cuda.OutOfMemoryError:
-            self.close()
-            optimizer.zero_grad(set_to_none=True)
-            raise
         except RuntimeError as error:
+            memory = torch.cuda.OutOfMemoryError
+            if isinstance(error, memory) or isinstance(
+                error.__context__, memory
+            ):  # the end of a recording fails too
+                self.close()
+                optimizer.zero_grad(set_to_none=True)
+                raise memory(str(error.__context__ or error)) from error
             log.warning("no CUDA graph of a training step; its kernels are launched one by one: %s", error)
             for step in self._steps.values():
                 step.close()

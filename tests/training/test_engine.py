@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -331,12 +332,13 @@ def test_times_side_by_side_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_turns_memory_and_failures(caplog: pytest.LogCaptureFixture) -> None:
     """Three at once, one on the host at a time; the third finds no memory and comes later, then two are at work."""
     here, most, order = [], [], []
-    failed = []
+    failed: list[weakref.ref] = []
 
     def job(number: int) -> Job[int]:
         def work(turn: Any, clock: Callable[[], float]) -> int:
             if number == 2 and not failed:
-                failed.append(number)
+                big = Big()
+                failed.append(weakref.ref(big))
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
             for _ in range(5):
                 here.append(number)
@@ -349,9 +351,16 @@ def test_turns_memory_and_failures(caplog: pytest.LogCaptureFixture) -> None:
 
         return Job(f"fold{number + 1}", work)
 
+    class Big:
+        """What a failed fold leaves."""
+
+        def __init__(self) -> None:
+            self.itself = self
+
     with caplog.at_level("INFO"):
         done = dict(side_by_side([job(number) for number in range(3)], CPU))
     assert done == {0: 0, 1: 10, 2: 20}
+    assert failed[0]() is None  # its memory is free
     assert set(most) == {1}  # never two on the host
     assert order[:4] in ([0, 1, 0, 1], [1, 0, 1, 0])
     assert "the device has no memory for fold3 beside 2 others; 2 are trained at once" in caplog.text
@@ -534,3 +543,32 @@ def test_a_step_that_cannot_be_recorded(
         assert other.engine == "eager"
         for name, value in one.model.state_dict().items():
             torch.testing.assert_close(other.model.state_dict()[name], value, atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.gpu
+def test_folds_that_do_not_fit_together_are_trained_in_turn(
+    make_chips: ChipMaker, tmp_path: Path, cuda: torch.device
+) -> None:
+    """The process may use half as much again as one fold needs. It is the last test: it leaves memory in pieces."""
+    further = ("model.width=64", "model.stride=1", "data.batch_size=60", "trainer.precision=bf16-mixed")
+    plan = _plan(make_chips(per_class=60), *further, *_accelerator(cuda))
+    datamodule = _datamodule(plan)
+    folds = dict(enumerate(datamodule.folds))
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(cuda)
+    alone = [
+        dict(train_side_by_side(plan, datamodule, {number: fold}, "here", tmp_path, on=cuda))[number]
+        for number, fold in folds.items()
+    ]
+    most = torch.cuda.max_memory_reserved(cuda)
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(
+        1.5 * most / torch.cuda.get_device_properties(cuda).total_memory
+    )
+    try:
+        together = dict(train_side_by_side(plan, datamodule, folds, "here", tmp_path, on=cuda))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    for number, one in enumerate(alone):
+        for name, value in one.model.state_dict().items():
+            torch.testing.assert_close(together[number].model.state_dict()[name], value, atol=5e-2, rtol=5e-2)
