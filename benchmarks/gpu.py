@@ -250,9 +250,7 @@ def search(setting: Setting) -> dict[str, Any]:
     from dxc.search.cost_estimate import interpolate, levels, spread_out
     from dxc.training.speed import seconds_per_image
 
-    params = yaml.safe_load((ROOT / "conf" / "space" / "resnet18.yaml").read_text())["hydra"]["sweeper"][
-        "params"
-    ]
+    params = yaml.safe_load((ROOT / "conf" / "space" / "resnet18.yaml").read_text())
     params["data.batch_size"] = "8,16,32"
     keys = list(params)
     grid = [

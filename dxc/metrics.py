@@ -99,7 +99,7 @@ MEASURED = {
 }
 MEASURED_IN_BATCHES = {**MEASURED, "hardware.batches": "the batch sizes that were measured"}
 SCHEDULED = {"dxc.scheduled_on": "the device they were scheduled on"}  # with torch, CUDA and precision
-TRAINED_ON = {"device": "the machine they were trained on"}
+TRAINED_ON = {"device": "the machine they were trained on", "dxc.engine": "the engine that trained them"}
 UNDECLARED = {"hardware": "hardware", "dxc.data": "chips"}
 """What a metric that dxc does not declare is compared by: it may depend on either."""
 

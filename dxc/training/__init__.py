@@ -7,5 +7,5 @@ engine                            graph or eager, and why
 graph, on_device, side_by_side    the graph engine: steps as CUDA graphs, chips on the device, folds together
 epochs                            which epoch is at work, for whoever shows it
 build                             builds the task and reads the chips
-speed                             seconds per training step
+speed, graph_speed                seconds per training step of either engine
 """

@@ -159,13 +159,17 @@ def train_side_by_side(
     Yields:
         (number, fold), as they end.
     """
+    import torch
+
+    from dxc.training.graph import autocast_dtype
     from dxc.training.on_device import DeviceChips
     from dxc.training.side_by_side import Job, side_by_side
 
     assert datamodule.cache is not None  # its chips were read
     # elsewhere as the eager engine gives them: see breaks_in_channels_last
     channels_last = plan.trainer.channels_last and on.type == "cuda"
-    chips = DeviceChips(datamodule.cache, on, dtype=_autocast(plan), channels_last=channels_last)
+    dtype = autocast_dtype(str(plan.trainer.precision)) or torch.float32
+    chips = DeviceChips(datamodule.cache, on, dtype=dtype, channels_last=channels_last)
     log.info(
         "trainer.engine: graph, %s on %s, %d chips %s",
         "1 fold" if len(folds) == 1 else f"{len(folds)} folds side by side",
@@ -200,13 +204,6 @@ class _Place:
     clock: Callable[[], float]
     bar: int
     together: int
-
-
-def _autocast(plan: Plan) -> torch.dtype:
-    """The type that convolutions compute in."""
-    import torch
-
-    return torch.bfloat16 if "bf16" in str(plan.trainer.precision) else torch.float32
 
 
 def _taken(folds: Sequence[TrainedFold], of: int) -> str:
@@ -347,19 +344,18 @@ def _fit_by_graphs(
     trainer: FoldTrainer, task: Task, datamodule: ChipDataModule, fold: Fold, seed: int, place: _Place
 ) -> EngineName:
     """Train with the graph engine. Returns the engine it was: eager where no graph could be recorded."""
-    import torch
-
-    from dxc.training.graph import VALIDATED_AT_ONCE, GraphSteps, IndexChunks, ValidationChunks
+    from dxc.training.graph import (
+        VALIDATED_AT_ONCE,
+        GraphSteps,
+        IndexChunks,
+        ValidationChunks,
+        autocast_dtype,
+    )
 
     size = datamodule.batch_size
     chunks = IndexChunks(datamodule.order(fold, seed=seed), size)
-    dtype = place.chips.dtype
     steps = GraphSteps(
-        place.chips,
-        chunks,
-        batch_size=size,
-        autocast=None if dtype == torch.float32 else dtype,
-        turn=place.turn,
+        place.chips, chunks.sizes, autocast=autocast_dtype(str(trainer.precision)), turn=place.turn
     )
     task.train_by(steps)
     trainer.fit(task, chunks, ValidationChunks(fold.val, max(size, VALIDATED_AT_ONCE)))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dxc.config.plan import Plan
 from dxc.text import counted
+from dxc.training.build import is_first_process
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +59,8 @@ def chosen_engine(plan: Plan) -> tuple[EngineName, torch.device]:
         reason = why_eager(plan, str(trainer.precision))
     if not reason:
         return "graph", device
-    log.info("trainer.engine: eager, not graph, because %s", reason)
+    if is_first_process():
+        log.info("trainer.engine: eager, not graph, because %s", reason)
     return "eager", device
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,12 @@ class IndexChunks:
         self.whole, self.last = divmod(len(images), batch_size)
         self.steps = steps_at_once(batch_size)
 
+    @property
+    def sizes(self) -> dict[int, int]:
+        """{images of a batch: most batches of this size in a chunk}."""
+        sizes = {self._batch_size: min(self.whole, self.steps), self.last: 1}
+        return {size: steps for size, steps in sizes.items() if size and steps}
+
     def __len__(self) -> int:
         return -(-self.whole // self.steps) + bool(self.last)
 
@@ -88,6 +94,16 @@ def steps_at_once(batch_size: int) -> int:
     return max(1, min(MOST_STEPS, CHUNK_IMAGES // batch_size))
 
 
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """What convolutions compute in with a precision of dxc.training.engine.PRECISIONS; None for full precision."""
+    return torch.bfloat16 if precision == "bf16-mixed" else None
+
+
+def has_graphs(device: torch.device) -> bool:
+    """Whether work on a device can be recorded."""
+    return device.type == "cuda"
+
+
 def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
     """Let an optimizer's step be recorded: nothing of it may be on the host, so that a graph does not repeat an old
     learning rate or count of steps."""
@@ -104,7 +120,7 @@ class GraphSteps:
 
     Args:
         chips: on the device that trains.
-        chunks: what it will be given.
+        sizes: {images of a batch: most batches of this size in a chunk}.
         autocast: dtype of mixed precision; None for full precision.
         turn: of this training among those beside it.
     """
@@ -112,16 +128,14 @@ class GraphSteps:
     def __init__(
         self,
         chips: DeviceChips,
-        chunks: IndexChunks,
+        sizes: Mapping[int, int],
         *,
-        batch_size: int,
         autocast: torch.dtype | None = None,
         turn: Turn = ALONE,
     ) -> None:
         self.chips, self.turn = chips, turn
         self._autocast = autocast
-        sizes = {batch_size: min(chunks.whole, chunks.steps), chunks.last: 1}
-        self._sizes = {size: steps for size, steps in sizes.items() if size and steps}
+        self._sizes = sizes
         self._steps: dict[int, _Step] = {}
         self._images = 0
         self.captured = False
@@ -144,7 +158,7 @@ class GraphSteps:
             size: _Step(self.chips, task, optimizer, self._total, self._autocast, size, steps)
             for size, steps in self._sizes.items()
         }
-        if self.chips.device.type == "cuda":
+        if has_graphs(self.chips.device):
             self._record(task, optimizer)
         self._total.zero_()
 
@@ -160,7 +174,7 @@ class GraphSteps:
     def settle(self) -> None:
         """Wait until the device has done all steps."""
         if self.chips.device.type == "cuda":
-            event = torch.cuda.Event()
+            event = _event()
             event.record()
             self.turn.wait(event)
 
@@ -182,16 +196,21 @@ class GraphSteps:
         try:
             for step in self._steps.values():
                 step.warm_up()
+                with _no_word_to_the_host():
+                    step.warm_up(1)
             torch.cuda.current_stream().synchronize()
             pool = torch.cuda.graph_pool_handle()
             for step in self._steps.values():
                 step.capture(pool)
             self.captured = True
-        except torch.cuda.OutOfMemoryError:
-            self.close()
-            optimizer.zero_grad(set_to_none=True)
-            raise
         except RuntimeError as error:
+            memory = torch.cuda.OutOfMemoryError
+            if isinstance(error, memory) or isinstance(
+                error.__context__, memory
+            ):  # the end of a recording fails too
+                self.close()
+                optimizer.zero_grad(set_to_none=True)
+                raise memory(str(error.__context__ or error)) from error
             log.warning("no CUDA graph of a training step; its kernels are launched one by one: %s", error)
             for step in self._steps.values():
                 step.close()
@@ -205,6 +224,10 @@ class GraphSteps:
                         value, Tensor
                     ):  # moments, momentum, count of steps: as if none had been taken
                         value.zero_()
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(blocking=True)  # who waits for it leaves the cores to the others
 
 
 @dataclass
@@ -265,7 +288,7 @@ class _Step:
             self._images[: index.size].copy_(slot.images[: index.size], non_blocking=True)
         self._cursor.zero_()
         if self._cursor.is_cuda:
-            slot.event = torch.cuda.Event()
+            slot.event = slot.event or _event()
             slot.event.record()
 
     def run(self) -> None:
@@ -275,8 +298,8 @@ class _Step:
         else:
             self._work()
 
-    def warm_up(self) -> None:
-        for _ in range(WARM_UP):
+    def warm_up(self, times: int = WARM_UP) -> None:
+        for _ in range(times):
             self._cursor.zero_()
             self._work()
         self._cursor.zero_()
@@ -317,6 +340,18 @@ class _Step:
             self._optimizer.step()
         self._total.add_(loss.detach(), alpha=self._size)
         self._cursor.add_(1)
+
+
+@contextlib.contextmanager
+def _no_word_to_the_host() -> Iterator[None]:
+    """Raise RuntimeError for what waits for the device. A recording that fails at it would leave torch's memory
+    management in an odd state."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 @contextlib.contextmanager

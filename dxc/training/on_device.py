@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from dxc.data.cache import ChipCache
     from dxc.data.datamodule import Batch
 
 log = logging.getLogger(__name__)
@@ -19,6 +18,22 @@ SHARE = 0.5
 """Of the free memory of a device, for images. The rest is for networks and what their layers keep for the gradient."""
 AT_ONCE = 512
 """Images that are read and moved at a time."""
+
+
+class Chips(Protocol):
+    """What is needed of chips: dxc.data.cache.ChipCache."""
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    @property
+    def has_boxes(self) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+    def images(self, indices: np.ndarray) -> np.ndarray: ...
+
+    def boxes(self, indices: np.ndarray) -> np.ndarray: ...
 
 
 class DeviceChips:
@@ -35,7 +50,7 @@ class DeviceChips:
 
     def __init__(
         self,
-        cache: ChipCache,
+        cache: Chips,
         device: torch.device,
         *,
         dtype: torch.dtype = torch.float32,

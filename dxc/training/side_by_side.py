@@ -8,6 +8,7 @@ happens at the same time: Lightning, torch's global settings and the recording o
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import queue
 import threading
@@ -176,8 +177,8 @@ def side_by_side(jobs: Sequence[Job[T]], device: torch.device) -> Generator[tupl
             with _stream(device):
                 result = jobs[number].work(turns, lambda: clock.read(number))
         except torch.cuda.OutOfMemoryError as raised:
-            traceback.clear_frames(raised.__traceback__)  # they hold the memory that the others need
-            error = raised.with_traceback(None)
+            _let_go(raised)
+            error = torch.cuda.OutOfMemoryError(str(raised))
         except BaseException as raised:
             error = raised
         finally:
@@ -214,6 +215,18 @@ def side_by_side(jobs: Sequence[Job[T]], device: torch.device) -> Generator[tupl
         turns.stopped = True
         for thread in at_work.values():
             thread.join()
+
+
+def _let_go(error: BaseException) -> None:
+    """Free the memory that others need: the frames of a traceback hold what its functions had made."""
+    each: BaseException | None = error
+    while each is not None:
+        traceback.clear_frames(each.__traceback__)
+        each.__traceback__ = None
+        each = each.__cause__ or each.__context__
+    gc.collect()  # a task and its trainer hold each other
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _next(ended: queue.Queue) -> tuple:

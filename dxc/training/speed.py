@@ -9,13 +9,16 @@ from typing import Any
 
 from dxc.config.plan import Plan
 from dxc.training.build import build_task, fit_to_machine
+from dxc.training.engine import chosen_engine
 
 LEAST_STEPS = 5
 MOST_S = 3.0  # of large networks fewer steps are timed: they spread little
 
 
 def seconds_per_image(plan: Plan, *, at_least_s: float = 1.0) -> tuple[float, float]:
-    """Median seconds per image in training and in validation, measured on random chips in a few seconds.
+    """Median seconds per image in training and in validation with the engine that will train.
+
+    They are measured on random chips in a few seconds.
 
     Loading chips and the work of the trainer are not included; they are small in comparison.
 
@@ -28,6 +31,11 @@ def seconds_per_image(plan: Plan, *, at_least_s: float = 1.0) -> tuple[float, fl
     from dxc.training.trainer import breaks_in_channels_last
 
     plan = fit_to_machine(plan)
+    engine, graph_device = chosen_engine(plan)
+    if engine == "graph":
+        from dxc.training.graph_speed import seconds_by_graphs
+
+        return seconds_by_graphs(plan, graph_device, at_least_s=at_least_s)
     on_gpu = plan.trainer.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     batch, size = plan.data.batch_size, plan.data.image_size

@@ -60,6 +60,7 @@ def test_kept_folds_and_a_second_attempt(
     seconds = [each["seconds"] for each in kept.values()]
     assert all(each["seconds"] > each["train_seconds"] > 0 for each in kept.values())
     assert {each["device"] for each in kept.values()} == {tags["device"]}
+    assert {each["engine"] for each in kept.values()} == {tags["dxc.engine"]} == {"eager"}
     assert first.metrics["fit_seconds"] == pytest.approx(sum(seconds), rel=1e-9)
 
     # so that loading cannot be taken for training

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,14 +21,16 @@ from dxc.config.compose import PROJECT_ROOT
 from dxc.config.plan import Plan
 from dxc.data.datamodule import ChipDataModule
 from dxc.errors import ConfigError, TrainingError
-from dxc.training import crossval, on_device
+from dxc.training import crossval, graph, graph_speed, on_device, speed
 from dxc.training.build import build_task, read_chips
 from dxc.training.classification import ClassificationTask
 from dxc.training.crossval import TrainedFold, train_fold, train_side_by_side, trained_folds
 from dxc.training.engine import chosen_engine, why_eager
-from dxc.training.graph import IndexChunks, ValidationChunks, steps_at_once
+from dxc.training.graph import GraphSteps, IndexChunks, ValidationChunks, steps_at_once
+from dxc.training.graph_speed import seconds_by_graphs
 from dxc.training.on_device import DeviceChips
 from dxc.training.side_by_side import Job, SharedClock, side_by_side
+from dxc.training.speed import seconds_per_image
 from tests.conftest import ChipMaker
 
 CPU = torch.device("cpu")
@@ -97,6 +102,60 @@ def test_both_engines_train_the_same_network(
         for name, value in other.predictions.items():
             torch.testing.assert_close(value, one.predictions[name], atol=1e-5, rtol=1e-4)
         assert next(other.model.parameters()).is_contiguous()
+
+
+class _Graph:
+    """In place of a CUDA graph: replays what ran while it was recorded."""
+
+    replayed = 0
+
+    def __init__(self) -> None:
+        self.work: Callable[[], None] | None = None
+
+    def replay(self) -> None:
+        assert self.work is not None
+        self.work()
+        type(self).replayed += 1
+
+    def reset(self) -> None:
+        self.work = None
+
+
+@pytest.mark.parametrize("further", [(*RESNET,), (*RESNET, "optimizer=sgd", "scheduler=step")])
+def test_a_recording_leaves_nothing_behind(
+    further: tuple[str, ...], make_chips: ChipMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With graphs that this processor pretends to have: what the warm-up trained is taken back."""
+    work = graph._Step._work
+    recording: list[_Graph] = []
+
+    def recorded(self: Any) -> None:
+        work(self)
+        if recording:
+            recording[0].work = lambda: work(self)
+
+    @contextlib.contextmanager
+    def record(graph: _Graph, *, pool: str, stream: object, capture_error_mode: str) -> Iterator[None]:
+        assert (pool, capture_error_mode) == ("pool", "thread_local")
+        recording.append(graph)
+        yield
+        recording.clear()
+
+    stream = SimpleNamespace(synchronize=lambda: None)
+    for name, fake in {
+        "CUDAGraph": _Graph, "graph": record, "graph_pool_handle": lambda: "pool", "current_stream": lambda: stream,
+        "get_sync_debug_mode": lambda: 0, "set_sync_debug_mode": lambda mode: None,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(graph._Step, "_work", recorded)
+    monkeypatch.setattr(graph, "has_graphs", lambda device: True)
+    monkeypatch.setattr(_Graph, "replayed", 0)
+    eager, by_graphs = _both(_plan(make_chips(per_class=12), *further), tmp_path)
+    assert _Graph.replayed == 2 * 3 * 3  # folds, epochs, batches
+    for one, other in zip(eager, by_graphs, strict=True):
+        assert other.engine == "graph"
+        for name, value in one.model.state_dict().items():
+            torch.testing.assert_close(other.model.state_dict()[name], value, atol=1e-6, rtol=1e-5)
 
 
 def test_a_schedule_reaches_the_steps(make_chips: ChipMaker, tmp_path: Path) -> None:
@@ -273,12 +332,13 @@ def test_times_side_by_side_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_turns_memory_and_failures(caplog: pytest.LogCaptureFixture) -> None:
     """Three at once, one on the host at a time; the third finds no memory and comes later, then two are at work."""
     here, most, order = [], [], []
-    failed = []
+    failed: list[weakref.ref] = []
 
     def job(number: int) -> Job[int]:
         def work(turn: Any, clock: Callable[[], float]) -> int:
             if number == 2 and not failed:
-                failed.append(number)
+                big = Big()
+                failed.append(weakref.ref(big))
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
             for _ in range(5):
                 here.append(number)
@@ -291,9 +351,16 @@ def test_turns_memory_and_failures(caplog: pytest.LogCaptureFixture) -> None:
 
         return Job(f"fold{number + 1}", work)
 
+    class Big:
+        """What a failed fold leaves."""
+
+        def __init__(self) -> None:
+            self.itself = self
+
     with caplog.at_level("INFO"):
         done = dict(side_by_side([job(number) for number in range(3)], CPU))
     assert done == {0: 0, 1: 10, 2: 20}
+    assert failed[0]() is None  # its memory is free
     assert set(most) == {1}  # never two on the host
     assert order[:4] in ([0, 1, 0, 1], [1, 0, 1, 0])
     assert "the device has no memory for fold3 beside 2 others; 2 are trained at once" in caplog.text
@@ -318,6 +385,41 @@ def test_turns_memory_and_failures(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(KeyError, match="wrong"):
         dict(side_by_side([Job("fold1", last), Job("fold2", wrong)], CPU))
     assert not any(thread.name.startswith("fold") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("further", [RESNET, ("model=sppnet", "data.split=holdout")])
+def test_seconds_per_image_are_those_of_the_engine(
+    further: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes 20 ms and nothing else does: two folds, or one, take turns on this device."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def slow(self: GraphSteps, index: np.ndarray) -> None:
+        now[0] += 0.02 * len(index)
+        assert index.shape == (32, 5)
+
+    monkeypatch.setattr(GraphSteps, "run", slow)
+    monkeypatch.setattr(speed, "chosen_engine", lambda plan: ("graph", CPU))
+    monkeypatch.setattr(graph_speed.DeviceChips, "batch", _slow_batch(now))
+    training, validation = seconds_per_image(_plan(tmp_path, *further))
+    assert training == pytest.approx(0.02 / 5)
+    assert validation == pytest.approx(1 / 256)
+    monkeypatch.undo()
+    monkeypatch.setattr(graph_speed, "MOST_S", 0.0)
+    monkeypatch.setattr(graph_speed, "VALIDATED_AT_ONCE", 2)
+    monkeypatch.setattr(graph_speed, "steps_at_once", lambda batch: 1)
+    assert min(seconds_by_graphs(_plan(tmp_path, *further), CPU, at_least_s=0)) > 0
+
+
+def _slow_batch(now: list[float]) -> Callable[..., dict[str, torch.Tensor]]:
+    batch = DeviceChips.batch
+
+    def slow(self: DeviceChips, chips: np.ndarray) -> dict[str, torch.Tensor]:
+        now[0] += 1
+        return batch(self, chips)
+
+    return slow
 
 
 class _OnTheDevice(TorchDispatchMode):
@@ -367,8 +469,13 @@ def cuda() -> torch.device:
     ],
 )  # fmt: skip
 def test_graphs_train_the_same_network_on_a_gpu(
-    further: tuple[str, ...], make_chips: ChipMaker, tmp_path: Path, cuda: torch.device
+    further: tuple[str, ...],
+    make_chips: ChipMaker,
+    tmp_path: Path,
+    cuda: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     plan = _plan(make_chips(per_class=12, boxes=True), *further, *_accelerator(cuda))
     assert chosen_engine(plan) == ("graph", cuda)
     eager, by_graphs = _both(plan, tmp_path, cuda)
@@ -377,7 +484,8 @@ def test_graphs_train_the_same_network_on_a_gpu(
         assert (one.engine, other.engine) == ("eager", "graph")
         expected = one.model.state_dict()
         for name, value in other.model.state_dict().items():
-            torch.testing.assert_close(value, expected[name], atol=2e-2 if rough else 1e-3, rtol=1e-2)
+            near = {"atol": 5e-2, "rtol": 5e-2} if rough else {"atol": 1e-3, "rtol": 1e-2}
+            torch.testing.assert_close(value, expected[name], **near)
             if name.endswith("num_batches_tracked"):
                 assert int(value) == 9  # what the warm-up changed was restored
         assert [value for _, value, _ in other.curves] == pytest.approx(
@@ -435,3 +543,32 @@ def test_a_step_that_cannot_be_recorded(
         assert other.engine == "eager"
         for name, value in one.model.state_dict().items():
             torch.testing.assert_close(other.model.state_dict()[name], value, atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.gpu
+def test_folds_that_do_not_fit_together_are_trained_in_turn(
+    make_chips: ChipMaker, tmp_path: Path, cuda: torch.device
+) -> None:
+    """The process may use half as much again as one fold needs. It is the last test: it leaves memory in pieces."""
+    further = ("model.width=64", "model.stride=1", "data.batch_size=60", "trainer.precision=bf16-mixed")
+    plan = _plan(make_chips(per_class=60), *further, *_accelerator(cuda))
+    datamodule = _datamodule(plan)
+    folds = dict(enumerate(datamodule.folds))
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(cuda)
+    alone = [
+        dict(train_side_by_side(plan, datamodule, {number: fold}, "here", tmp_path, on=cuda))[number]
+        for number, fold in folds.items()
+    ]
+    most = torch.cuda.max_memory_reserved(cuda)
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(
+        1.5 * most / torch.cuda.get_device_properties(cuda).total_memory
+    )
+    try:
+        together = dict(train_side_by_side(plan, datamodule, folds, "here", tmp_path, on=cuda))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    for number, one in enumerate(alone):
+        for name, value in one.model.state_dict().items():
+            torch.testing.assert_close(together[number].model.state_dict()[name], value, atol=5e-2, rtol=5e-2)
