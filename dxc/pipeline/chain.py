@@ -22,7 +22,7 @@ from dxc.masking import masked_tree
 from dxc.pipeline.stages import TRAIN, Artifact, Stage, train_section
 from dxc.report.run_figures import draw_efficiency, draw_run
 from dxc.training.build import build_task, is_first_process
-from dxc.training.crossval import TrainedFold, trained_folds
+from dxc.training.crossval import TrainedFold, engines_of, trained_folds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +97,7 @@ def train(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
     bench.tracked.tag(
         {
             "device": " and ".join(sorted({fold.device for fold in folds})),
-            "dxc.engine": " and ".join(sorted({fold.engine for fold in folds})),
+            "dxc.engine": engines_of(folds),
         }
     )
     _write_files(bench, predictions, folds)

@@ -11,7 +11,7 @@ from dxc.pipeline.heading import check, heading, record_chips
 from dxc.pipeline.kept import kept_folder, remove_least_used
 from dxc.pipeline.stages import train_identity
 from dxc.training.build import fit_to_machine, read_chips
-from dxc.training.crossval import trained_folds
+from dxc.training.crossval import engines_of, trained_folds
 
 if TYPE_CHECKING:
     from dxc.tracking.record import Record
@@ -51,6 +51,7 @@ def train_part(
         )
         scores = [fold.score for fold in trained]
         seconds = sum(fold.seconds for fold in trained)
+        tracked.tag({"dxc.engine": engines_of(trained)})
         tracked.log({"fold_score": statistics.mean(scores), "fit_seconds": seconds})
     remove_least_used(plan.cache_dir, plan.kept_gb)
     return scores

@@ -206,6 +206,12 @@ class _Place:
     together: int
 
 
+def engines_of(folds: Sequence[TrainedFold]) -> str:
+    """The engines that trained folds (tag dxc.engine): 'graph'; 'eager and graph' where kept folds were trained
+    otherwise."""
+    return " and ".join(sorted({fold.engine for fold in folds}))
+
+
 def _taken(folds: Sequence[TrainedFold], of: int) -> str:
     """'2 of 5 folds are taken from the cache, trained 2026-11-26 18:42 on NAME; again=true trains them anew'."""
     times = [time.strftime("%Y-%m-%d %H:%M", time.localtime(fold.trained_at)) for fold in folds]

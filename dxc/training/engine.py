@@ -38,7 +38,7 @@ OPTIONS = frozenset(
 
 
 def chosen_engine(plan: Plan) -> tuple[EngineName, torch.device]:
-    """The engine that trains a plan here, and its device.
+    """The engine that trains a plan here, and the device of the graph engine.
 
     Where that is eager although a CUDA device is there, or although trainer.engine=graph asks for graphs, one line of
     the log says why.
@@ -46,10 +46,14 @@ def chosen_engine(plan: Plan) -> tuple[EngineName, torch.device]:
     Args:
         plan: fitted to this machine.
     """
+    import torch
+
+    asked = plan.trainer.engine
+    if asked == "eager" or (asked == "auto" and not torch.cuda.is_available()):
+        return "eager", torch.device("cpu")
     trainer = plan.trainer.build()
     device: torch.device = trainer.strategy.root_device
-    asked = plan.trainer.engine
-    if asked == "eager" or (asked == "auto" and device.type != "cuda"):
+    if asked == "auto" and device.type != "cuda":
         return "eager", device
     if trainer.world_size > 1:
         reason = f"it trains on {trainer.world_size} devices"

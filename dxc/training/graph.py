@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,7 @@ def steps_at_once(batch_size: int) -> int:
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
     """What convolutions compute in with a precision of dxc.training.engine.PRECISIONS; None for full precision."""
-    return torch.bfloat16 if precision == "bf16-mixed" else None
+    return torch.bfloat16 if precision in ("bf16-mixed", "bf16") else None  # Lightning takes both names
 
 
 def has_graphs(device: torch.device) -> bool:
@@ -205,9 +206,8 @@ class GraphSteps:
             self.captured = True
         except RuntimeError as error:
             memory = torch.cuda.OutOfMemoryError
-            if isinstance(error, memory) or isinstance(
-                error.__context__, memory
-            ):  # the end of a recording fails too
+            # the end of a recording that found no memory may fail too
+            if isinstance(error, memory) or isinstance(error.__context__, memory):
                 self.close()
                 optimizer.zero_grad(set_to_none=True)
                 raise memory(str(error.__context__ or error)) from error
@@ -218,12 +218,10 @@ class GraphSteps:
         with torch.no_grad():
             for name, value in task.model.state_dict().items():
                 value.copy_(kept[name])
-            for state in optimizer.state.values():
-                for value in state.values():
-                    if isinstance(
-                        value, Tensor
-                    ):  # moments, momentum, count of steps: as if none had been taken
-                        value.zero_()
+            # moments, momentum, count of steps: as if none had been taken
+            for value in (each for state in optimizer.state.values() for each in state.values()):
+                if isinstance(value, Tensor):
+                    value.zero_()
 
 
 def _event() -> torch.cuda.Event:
@@ -347,7 +345,9 @@ def _no_word_to_the_host() -> Iterator[None]:
     """Raise RuntimeError for what waits for the device. A recording that fails at it would leave torch's memory
     management in an odd state."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it does not find everything; the recording does
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:

@@ -150,8 +150,12 @@ class Task(pl.LightningModule):
             batch = self._steps.chips.batch(batch["index"])
         kept = self.judged(self.model(batch["image"]), batch)
         self._outputs.append({"index": batch["index"], "label": batch["label"], **kept})
+        if self._steps is not None:
+            self._steps.turn.pass_on()
 
     def on_validation_epoch_end(self) -> None:
+        if self._steps is not None:
+            self._steps.settle()  # others work meanwhile
         outputs = {key: torch.cat([part[key] for part in self._outputs]) for key in self._outputs[0]}
         self._outputs.clear()
         if self.trainer.world_size > 1:

@@ -307,9 +307,11 @@ def test_the_engine_without_a_gpu(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         assert chosen_engine(_plan(tmp_path)) == ("eager", CPU)
         assert chosen_engine(_plan(tmp_path, "trainer.engine=eager")) == ("eager", CPU)
         assert not caplog.records
-        assert chosen_engine(_plan(tmp_path, "trainer.engine=graph")) == ("eager", CPU)
+        for further in ((), ("trainer.devices=2",)):
+            assert chosen_engine(_plan(tmp_path, "trainer.engine=graph", *further)) == ("eager", CPU)
     assert [record.message for record in caplog.records] == [
-        "trainer.engine: eager, not graph, because it needs a CUDA device, and this training is on cpu"
+        "trainer.engine: eager, not graph, because it needs a CUDA device, and this training is on cpu",
+        "trainer.engine: eager, not graph, because it trains on 2 devices",
     ]
     with pytest.raises(ConfigError, match="trainer.engine must be auto, eager or graph, not 'fast'"):
         _plan(tmp_path, "trainer.engine=fast")
