@@ -94,7 +94,12 @@ def train(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
         "images_per_second": sum(f.trained_images for f in folds) / sum(f.train_seconds for f in folds),
     }
     bench.tracked.log(metrics, _curves(folds, bench.plan.score))
-    bench.tracked.tag({"device": " and ".join(sorted({fold.device for fold in folds}))})
+    bench.tracked.tag(
+        {
+            "device": " and ".join(sorted({fold.device for fold in folds})),
+            "dxc.precision": " and ".join(sorted({fold.precision for fold in folds})),
+        }
+    )
     _write_files(bench, predictions, folds)
     notes = [
         *notes_on_few_chips(predictions, bench.cache.groups[predictions.index]),

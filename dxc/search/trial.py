@@ -127,7 +127,7 @@ def _train(config: Mapping[str, Any], record: Record, store: Store, job: Mapping
     (record.folder / "traceback.txt").unlink(missing_ok=True)
     end: dict[str, Any]
     try:
-        end = _compute(_on_device(Plan.of(config), job.get("device")), record, job)
+        end = _compute(Plan.of(config), record, job)
     except (Stopped, KeyboardInterrupt):
         with contextlib.suppress(TrackingError, OSError):
             store.tag(job["run_id"], {"dxc.state": PLANNED})
