@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dxc.config.plan import Plan
+from dxc.hardware.spec import device_name
+from dxc.training.build import fit_to_machine
+from dxc.training.precision import choose_precision
 
 
 def fitted(plan: Plan, *, gpu: int | None = None) -> Plan:
@@ -14,9 +17,5 @@ def fitted(plan: Plan, *, gpu: int | None = None) -> Plan:
         plan: as requested.
         gpu: number of the GPU for a plan that asks for one device; None: any.
     """
-    from dxc.hardware.spec import device_name
-    from dxc.training.build import fit_to_machine
-    from dxc.training.precision import choose_precision
-
     plan = fit_to_machine(plan, gpu=gpu)
     return choose_precision(plan, device_name(plan.trainer.accelerator))
