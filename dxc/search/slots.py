@@ -96,7 +96,6 @@ def free_slot(folder: Path, gpus: Sequence[int], at_once: int) -> Iterator[Slot]
     """
     with _lock(folder / SLOTS, at_once) as number:
         taken = slot_of(number, gpus, at_once)
-        log.info("trains on GPU %d, beside up to %d other trials", taken.gpu, taken.neighbours)
         _limit_memory(taken)
         try:
             yield taken
@@ -141,6 +140,10 @@ def _limit_memory(taken: Slot) -> None:
     if taken.is_shared:
         total = torch.cuda.get_device_properties(taken.gpu).total_memory
         share = max(LEAST_SHARE, 1 / (taken.neighbours + 1) - CONTEXT_BYTES / total)
+    log.info(
+        "GPU %d, with %.0f %% of its memory beside up to %d other trials",
+        taken.gpu, 100 * share, taken.neighbours,
+    )  # fmt: skip
     torch.cuda.set_per_process_memory_fraction(share, taken.gpu)
 
 

@@ -72,7 +72,7 @@ def choose_precision(plan: Plan, device: str) -> Plan:
     if not is_first_process() and CHOSEN in os.environ:
         return plan.with_trainer(precision=os.environ[CHOSEN])
     precision, reason = _chosen(plan, device)
-    log.info("trainer.precision=auto: trains in %s, %s", precision, reason)
+    log.info("trains in %s, %s", precision, reason)
     os.environ[CHOSEN] = precision
     return plan.with_trainer(precision=precision)
 
@@ -124,7 +124,7 @@ def _step_times(plan: Plan, device: str) -> StepTimes:
         pass
     except (DxcError, OSError, ValueError) as error:
         log.warning("%s cannot be used and is measured anew: %s", path, error)
-    log.info("trainer.precision=auto: timing a few training steps in fp32 and in bf16")
+    log.info("timing a few training steps in fp32 and in bf16")
     fp32_s, bf16_s = (
         seconds_per_image(plan.with_trainer(precision=each), at_least_s=TIMED_S)[0] for each in (FULL, MIXED)
     )
