@@ -93,7 +93,7 @@ def main() -> None:
         overrides = [
             "model=sppnet", "model.level=5", "data=7ch", "data.split=region", "task.box_weight=5",
             f"source.chips={arguments.chips}", f"trainer.max_epochs={arguments.epochs}",
-            "trainer.accelerator=auto",
+            "trainer.accelerator=auto", "trainer.precision=32-true",
         ]  # fmt: skip
         plan = Plan.of(compose("train", overrides=overrides))
     source = plan.source.build()

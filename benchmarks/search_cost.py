@@ -233,6 +233,7 @@ def prepared(name: str, data: str | None, accelerator: str) -> tuple[dict[str, A
         f"cache_dir={CACHE}",
         f"trainer.max_epochs={space.epochs}",
         f"trainer.accelerator={accelerator}",
+        "trainer.precision=32-true",  # the same on every machine
         "progress=false",
     )
     plan = Plan.of(config)

@@ -1,11 +1,13 @@
 """Times Lightning: the task in its trainer against a bare PyTorch loop.
 
-    python benchmarks/training.py                   about 4 minutes on 4 cores
-    python benchmarks/training.py --model sppnet    the detector of experiment=sppnet_original, for a batch of 20
+    python benchmarks/training.py                           about 6 minutes on 4 cores
+    python benchmarks/training.py --model sppnet            the detector of experiment=sppnet_original, batch 20
+    python benchmarks/training.py --precisions bf16-mixed   what trainer.precision=auto decides against, or for
 
-It gives images per second in training for batches of 8, 16 and 32. Both have the same network, initial weights and
-tensors, and Adam at 1e-3 (the detector SGD at 0.005). They take turns and train one epoch each, several times. The bare
-loop runs in PyTorch's default memory order, which one would write first, and in channels_last, dxc's default.
+It gives images per second in training for batches of 8, 16 and 32, of dxc in fp32 and in what trainer.precision=auto
+chooses here. All have the same network, initial weights and tensors, and Adam at 1e-3 (the detector SGD at 0.005). They
+take turns and train one epoch each, several times. The bare loop is in fp32. It runs in PyTorch's default memory order,
+which one would write first, and in channels_last, dxc's default.
 """
 
 from __future__ import annotations
@@ -21,15 +23,20 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from _record import save, spread
+from hydra import compose, initialize_config_dir
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from dxc.config.compose import PROJECT_ROOT
+from dxc.config.plan import Plan
 from dxc.data.cache import usable_cores
+from dxc.hardware.spec import device_name
 from dxc.models.resnet import ResNet
 from dxc.models.sppnet import SppNet
 from dxc.training.classification import ClassificationTask
 from dxc.training.detection import DetectionTask
+from dxc.training.precision import AUTO, FULL, choose_precision
 from dxc.training.trainer import FoldTrainer
 
 CHANNELS, SIZE = 7, 100
@@ -90,14 +97,30 @@ class Chips(Dataset):
         }  # fmt: skip
 
 
-def lightning_loop(kind: Kind, chips: Chips, batch: int, device: str) -> float:
+def chosen_precision(asked: str, model: str, batch: int, device: str) -> str:
+    """What a training with trainer.precision=ASKED runs in: other than `asked` only for auto."""
+    overrides = [
+        f"model={model}", "data=7ch", f"data.size={SIZE}", f"data.batch_size={batch}", f"trainer.precision={asked}",
+        f"trainer.accelerator={device}",
+    ]  # fmt: skip
+    with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
+        plan = Plan.of(compose("train", overrides=overrides))
+    return str(choose_precision(plan, device_name(device)).trainer.precision)
+
+
+def lightning_loop(kind: Kind, chips: Chips, batch: int, device: str, precision: Any) -> float:
     """Images a second of the LightningModule in FoldTrainer, one epoch."""
     pl.seed_everything(0, verbose=False)
     task = kind.task(kind.model(), kind.optimizer)
     loader = DataLoader(chips, batch_size=batch, shuffle=True, collate_fn=lambda whole: whole)
     accelerator = "gpu" if device == "cuda" else "cpu"
     trainer = FoldTrainer(
-        max_epochs=1, accelerator=accelerator, devices=1, progress=False, limit_val_batches=0
+        max_epochs=1,
+        accelerator=accelerator,
+        devices=1,
+        precision=precision,
+        progress=False,
+        limit_val_batches=0,
     )
     trainer.fit(task, loader)
     return trainer.trained_images / trainer.train_seconds
@@ -127,6 +150,12 @@ def main() -> None:
     parser.add_argument("--chips", type=int, default=320)
     parser.add_argument("--model", choices=list(KINDS), default="resnet18")
     parser.add_argument("--batches", type=int, nargs="+", help="default: those of the published protocol")
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        default=[FULL, AUTO],
+        help="of dxc, as trainer.precision; default: 32-true auto",
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=usable_cores(), help="of torch, on the CPU")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -137,24 +166,37 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     chips = Chips(arguments.chips)
     kind = KINDS[arguments.model]
-    lightning_loop(kind, chips, 32, arguments.device)  # warm-up: first-time initialisation of the libraries
+    lightning_loop(
+        kind, chips, 32, arguments.device, FULL
+    )  # warm-up: first-time initialisation of the libraries
     figures: dict = {"chips": arguments.chips, "torch_threads": arguments.threads, "batches": {}}
     for batch in arguments.batches or kind.batches:
-        rates: dict[str, list[float]] = {"dxc": [], "bare": [], "bare_channels_last": []}
+        chosen = {
+            asked: chosen_precision(asked, arguments.model, batch, arguments.device)
+            for asked in arguments.precisions
+        }
+        dxc: dict[str, list[float]] = {asked: [] for asked in chosen}
+        bare: dict[str, list[float]] = {"bare": [], "bare_channels_last": []}
         for _ in range(arguments.repeats):
-            rates["dxc"].append(lightning_loop(kind, chips, batch, arguments.device))
-            rates["bare"].append(bare_loop(kind, chips, batch, arguments.device, channels_last=False))
-            rates["bare_channels_last"].append(
-                bare_loop(kind, chips, batch, arguments.device, channels_last=True)
+            for asked, precision in chosen.items():
+                dxc[asked].append(lightning_loop(kind, chips, batch, arguments.device, precision))
+            for name, channels_last in (("bare", False), ("bare_channels_last", True)):
+                bare[name].append(
+                    bare_loop(kind, chips, batch, arguments.device, channels_last=channels_last)
+                )
+        figures["batches"][str(batch)] = {**bare, "dxc": {}}
+        for asked, rates in dxc.items():
+            ratio, ratio_last = (list(np.array(rates) / np.array(each)) for each in bare.values())
+            print(
+                f"batch {batch}, {asked} ({chosen[asked]}): {spread(rates, 0)} images/s; {spread(ratio)} times a bare "
+                f"loop's {spread(bare['bare'], 0)}, {spread(ratio_last)} times the same in channels_last"
             )
-        ratio, ratio_last = (
-            list(np.array(rates["dxc"]) / np.array(rates[name])) for name in ("bare", "bare_channels_last")
-        )
-        print(
-            f"batch {batch}: {spread(rates['dxc'], 0)} images/s; {spread(ratio)} times a bare loop's "
-            f"{spread(rates['bare'], 0)}, {spread(ratio_last)} times the same in channels_last"
-        )
-        figures["batches"][str(batch)] = rates | {"ratio": ratio, "ratio_channels_last": ratio_last}
+            figures["batches"][str(batch)]["dxc"][asked] = {
+                "trained_in": chosen[asked],
+                "rates": rates,
+                "ratio": ratio,
+                "ratio_channels_last": ratio_last,
+            }
     if arguments.save:
         of = "" if arguments.model == "resnet18" else f"{arguments.model}_"
         save(f"training_{of}{arguments.device}", figures)

@@ -216,11 +216,12 @@ def test_hardware_for_a_gpu_trains_on_the_processor_without_one(
         make_chips(per_class=6), tmp_path, "hardware=a100", "hardware.measure=true", "data.split=holdout"
     )
     assert done.returncode == 0, done.stderr
-    assert "no GPU here: hardware=a100 trains on the processor, in full precision" in done.stdout
+    assert "no GPU here: hardware=a100 trains on the processor" in done.stdout
     assert "not measured: there is no CUDA device here for hardware=a100" in done.stdout
     _, (only,) = _runs(tmp_path)
     assert only.data.tags["hardware"] == "a100"
-    assert only.data.params["trainer.precision"] == "32-true"
+    assert only.data.params["trainer.precision"].endswith("-mixed")  # what was asked for
+    assert only.data.tags["dxc.precision"] in ("32-true", "bf16-mixed")
 
 
 def test_left_out_chips_are_an_artifact(make_chips: ChipMaker, tmp_path: Path) -> None:

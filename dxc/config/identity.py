@@ -124,15 +124,16 @@ def _one_spelling(node: Any) -> Any:
 def params_and_tags(cfg: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split a resolved configuration into MLflow params and tags, both with flat keys.
 
-    Params are the keys of the identity. Tags are the other settings: they may differ when a trial is resumed, and
-    MLflow never changes a param. The keys that say where the run is recorded are left out, and those of UNRECORDED.
+    Params are the canonical configuration: one identity has one set of params, because a trial may be resumed
+    elsewhere and MLflow never changes a param. Tags are the settings that no result depends on. Left out are knobs
+    without an effect, the keys that say where the run is recorded, and those of UNRECORDED.
     """
-    params: dict[str, Any] = {}
-    tags: dict[str, Any] = {}
-    for key, value in flatten(cfg).items():
-        group, _, name = key.partition(".")
-        if group in ("study", "tracking", "search") or key in UNRECORDED:
-            continue
-        chosen = group in IDENTITY_GROUPS and name not in NOT_IDENTITY.get(group, ())
-        (params if chosen else tags)[key] = value
+    params = {key: value for key, value in flatten(canonical(cfg)).items() if key not in UNRECORDED}
+    tags = {
+        key: value
+        for key, value in flatten(cfg).items()
+        if not is_identity(key)
+        and key.split(".")[0] not in ("study", "tracking", "search")
+        and key not in UNRECORDED
+    }
     return params, tags

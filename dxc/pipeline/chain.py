@@ -98,6 +98,7 @@ def train(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
         {
             "device": " and ".join(sorted({fold.device for fold in folds})),
             "dxc.engine": engines_of(folds),
+            "dxc.precision": " and ".join(sorted({fold.precision for fold in folds})),
         }
     )
     _write_files(bench, predictions, folds)

@@ -20,11 +20,11 @@ def heading(plan: Plan, requested: Plan) -> dict[str, Any]:
 
     Args:
         plan: fitted to this machine.
-        requested: the plan as requested. The identity comes from it, so that it is the same on every machine.
+        requested: the plan as requested. Identity and params come from it, so that they are the same on every machine.
     """
     from dxc.hardware.spec import device_name
 
-    params, settings = params_and_tags(plan.values())
+    params, settings = params_and_tags(requested.values())
     return {
         "study": plan.study,
         "name": plan.name,
@@ -40,6 +40,7 @@ def heading(plan: Plan, requested: Plan) -> dict[str, Any]:
             "hardware": plan.hardware.name,
             "dxc.source": plan.source.build().title,
             "device": device_name(plan.trainer.accelerator),
+            "dxc.precision": str(plan.trainer.precision),
         },
     }
 

@@ -17,10 +17,11 @@ from dxc.masking import masked
 from dxc.pipeline.chain import Bench, chain
 from dxc.pipeline.heading import check, heading, record_chips
 from dxc.pipeline.kept import kept_folder, remove_least_used
+from dxc.pipeline.machine import fitted
 from dxc.pipeline.result import Result
 from dxc.pipeline.stages import Artifact, identities, tags
 from dxc.processes import end_with_parent
-from dxc.training.build import fit_to_machine, is_first_process, read_chips
+from dxc.training.build import is_first_process, read_chips
 
 if TYPE_CHECKING:
     from dxc.tracking.record import Record
@@ -33,6 +34,7 @@ def run(
     record: Record | None = None,
     begun: float | None = None,
     after_fold: Callable[[list[float]], None] | None = None,
+    gpu: int | None = None,
 ) -> Result:
     """Train, export, cost and track one design.
 
@@ -43,6 +45,7 @@ def run(
         begun: with again=true, kept results from this time on serve all the same (seconds since 1970); now, unless
             something that was stopped goes on.
         after_fold: called with the folds' scores so far.
+        gpu: number of the GPU that trains, where the plan asks for one device; None: any.
 
     Raises DxcError for everything that a user can mend. From the moment the plan is known to be
     sound, whatever goes wrong is recorded in the tracked run too.
@@ -51,7 +54,7 @@ def run(
 
     if multiprocessing.parent_process() is not None or not is_first_process():
         end_with_parent(os.getppid())  # a worker of Hydra's joblib launcher, or one of several devices
-    requested, plan = plan, fit_to_machine(plan)
+    requested, plan = plan, fitted(plan, gpu=gpu)
     datamodule = plan.data.build(source=plan.source.build())
     check(plan)
     since = (begun or time.time()) if plan.again else 0.0

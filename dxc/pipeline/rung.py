@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from dxc.config.plan import Plan
 from dxc.pipeline.heading import check, heading, record_chips
 from dxc.pipeline.kept import kept_folder, remove_least_used
+from dxc.pipeline.machine import fitted
 from dxc.pipeline.stages import train_identity
-from dxc.training.build import fit_to_machine, read_chips
+from dxc.training.build import read_chips
 from dxc.training.crossval import engines_of, trained_folds
 
 if TYPE_CHECKING:
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
 
 
 def train_part(
-    plan: Plan, record: Record, *, folds: int, epochs: int, begun: float | None = None
+    plan: Plan,
+    record: Record,
+    *,
+    folds: int,
+    epochs: int,
+    begun: float | None = None,
+    gpu: int | None = None,
 ) -> list[float]:
     """Scores of the first `folds` folds after `epochs` epochs each: a first look at a design.
 
@@ -31,10 +38,11 @@ def train_part(
         folds: how many are trained.
         epochs: of each.
         begun: see run().
+        gpu: see run().
     """
     from dxc.hardware.spec import device_name
 
-    requested, plan = plan, fit_to_machine(plan)
+    requested, plan = plan, fitted(plan, gpu=gpu)
     check(plan)
     datamodule = plan.data.build(source=plan.source.build())
     with record.opened(plan.tracking.uri, **heading(plan, requested)) as tracked:

@@ -66,7 +66,7 @@ def runner_for(config: DictConfig, context: HydraContext, launcher: Launcher) ->
 
     runner = Runner(compose, is_group, launch, _parallel(config), Path(config.hydra.sweep.dir))
     # Slurm knows which jobs have ended; one that it has put back into its queue goes on later
-    return replace(runner, dead_after_s=math.inf) if _is_submitit(launcher) else runner
+    return replace(runner, dead_after_s=math.inf, one_machine=False) if _is_submitit(launcher) else runner
 
 
 def _launch_watched(

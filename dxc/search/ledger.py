@@ -257,6 +257,15 @@ class Ledger:
         entry.rungs = rungs_from(content["tags"].get("dxc.rungs", "[]"))
         return True
 
+    def lacked_memory(self, entry: Entry) -> bool:
+        """Whether the trial's process gave up because its share of a GPU's memory was too small."""
+        record = Record.read(self.folder / entry.trial)
+        return (
+            record is not None
+            and record.content.get("run_id") == entry.run_id
+            and record.content.get("lacked_memory") is True
+        )
+
     def fail(self, entry: Entry, reason: str) -> None:
         """Record that a trial's process ended without a result."""
         entry.state, entry.reason = FAILED, reason

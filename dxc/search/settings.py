@@ -20,7 +20,7 @@ from dxc.config.checked import (
     must_be,
     one_of,
 )
-from dxc.errors import ConfigError, is_number
+from dxc.errors import ConfigError, is_number, is_whole
 from dxc.metrics import METRICS, known_costs, limitable
 from dxc.search.states import Rung
 
@@ -58,6 +58,15 @@ def _rungs(rungs: Any) -> Any:
     return rungs
 
 
+def _are_numbers_of_gpus(gpus: Any) -> bool:
+    return (
+        isinstance(gpus, list)
+        and len(gpus) > 0
+        and all(is_whole(gpu, 0) for gpu in gpus)
+        and len(set(gpus)) == len(gpus)
+    )
+
+
 LimitOrNull = Annotated[
     int | float, must_be(lambda value: is_number(value) and value > 0, "a number over 0, or null")
 ]
@@ -79,6 +88,14 @@ class Settings(Part):
     retries: Natural
     max_failures: Natural
     parallel: Positive | None
+    gpus: Annotated[
+        list[int] | None,
+        must_be(
+            lambda gpus: gpus is None or _are_numbers_of_gpus(gpus),
+            "a list of different numbers of GPUs, from 0, such as [0,1], or null",
+        ),
+    ]
+    """Of this machine, for trials that train on one GPU; None: all of them."""
     store_patience_s: Amount
     reports: Text | None
     """Folder of the page of progress, REPORTS/STUDY/index.html; None: there is no page."""

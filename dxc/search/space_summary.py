@@ -21,6 +21,7 @@ from dxc.data.cache import usable_cores
 from dxc.errors import SearchError
 from dxc.metrics import Metric, known_costs, metric_of
 from dxc.models.registry import canonical_knobs
+from dxc.pipeline.machine import fitted
 from dxc.search.cost_estimate import interpolate, levels, spread_out
 from dxc.search.costs import Known, NetworkCosts, over_limits
 from dxc.search.settings import DEFAULT_TRIALS, Settings
@@ -359,7 +360,7 @@ class SpaceSummary:
         with Steps(len(timed), "timing training steps", "network") as bar:
             for trial in timed:
                 identity = self.identity(trial)
-                points.append((self.known(identity)["macs"], *seconds_per_image(identity.plan)))
+                points.append((self.known(identity)["macs"], *seconds_per_image(fitted(identity.plan))))
                 bar.update()
         macs = np.array([p[0] for p in points])
         train, val = (np.array([p[k] for p in points]) for k in (1, 2))

@@ -31,6 +31,7 @@ from dxc.search.costs import NetworkCosts
 from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_groups, knob_numbers
 from dxc.search.ledger import STATUS, Entry, Ledger
 from dxc.search.settings import Settings
+from dxc.search.slots import fewer, gpus_here
 from dxc.search.space import Catalogue, Compose, Identity, Point, Space, parse_space
 from dxc.search.space_summary import Chips, SpaceSummary, prepare_chips
 from dxc.search.states import FAILED, FINISHED, INFEASIBLE, PLANNED, STOPPED, Rung
@@ -55,7 +56,8 @@ class Runner:
     with each list of overrides and returns when all have ended; what came of them is on disk. Where it can, it calls
     the function it is given now and then, and stops waiting when that is true; raises LauncherError, or what a trial
     raised. parallel: how many trials it runs at once. folder: multirun/STUDY. dead_after_s: for how long nobody may
-    hold the lock of a trial that was begun; infinite where launch itself finds out which jobs are over.
+    hold the lock of a trial that was begun; infinite where launch itself finds out which jobs are over. one_machine:
+    whether trials run on this machine and share its GPUs, or each as a job of a cluster.
     """
 
     compose: Compose
@@ -64,6 +66,7 @@ class Runner:
     parallel: int
     folder: Path
     dead_after_s: float = 10
+    one_machine: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
     base = catalogue.base
     plan = Plan.of(base)
     settings = Settings.of(base["search"], plan.score, plan.hardware.limits)
+    gpus = gpus_here(plan, settings.gpus) if runner.one_machine else []
+    parallel = settings.parallel or min(runner.parallel, len(gpus) or runner.parallel)
     page = None if settings.reports is None else Path(settings.reports) / plan.study / PAGE
     progress = Progress(plan.study, settings.objectives, settings.score, page)
     costs = NetworkCosts(plan.hardware, Path(plan.cache_dir))
@@ -109,7 +114,7 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
             summary.table(),
             seconds=summary.estimate(chips) * trials / len(summary.feasible),
             trials=trials,
-            parallel=settings.parallel or runner.parallel,
+            parallel=parallel,
         )
         return
 
@@ -121,7 +126,7 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
     )
     with Ledger(store, runner.folder) as ledger:
         ledger.open(_fixed(space, base, settings, chips), force=settings.force)
-        study = Study(plan, summary, ledger, runner, chips, progress)
+        study = Study(plan, summary, ledger, runner, chips, progress, parallel, gpus)
         status = "KILLED"
         try:
             with signals_raise():
@@ -162,6 +167,8 @@ class Study:
         runner: Runner,
         chips: Chips,
         progress: Progress,
+        parallel: int,
+        gpus: Sequence[int],
     ) -> None:
         self.hardware = plan.hardware
         self.summary = summary
@@ -173,7 +180,9 @@ class Study:
         self.folds = chips.folds
         self.epochs = plan.trainer.max_epochs
         self.ladder = self.settings.ladder(self.folds, self.epochs)
-        self.parallel = self.settings.parallel or runner.parallel
+        self.parallel = parallel
+        self.at_once = min(parallel, runner.parallel)
+        self.gpus = gpus
         self.total = summary.wanted()
         self._told: set[str] = set()
         self._names: dict[str, str] = {}
@@ -429,8 +438,10 @@ class Study:
         mine = [job for job in todo if not self.ledger.elsewhere(job.entry)]
         theirs = [job for job in todo if job not in mine]
         while mine:
-            for start in range(0, len(mine), self.parallel):
-                self._launch(mine[start : start + self.parallel])
+            waiting = mine
+            while waiting:  # a launch may lower self.parallel
+                batch, waiting = waiting[: self.parallel], waiting[self.parallel :]
+                self._launch(batch)
             again = [job for job in mine if self._again(job)]
             self._check_failures()
             mine = again
@@ -464,7 +475,7 @@ class Study:
         return not self._over(job)
 
     def _launch(self, jobs: Sequence[Job]) -> None:
-        overrides = [self._job_overrides(job, slot) for slot, job in enumerate(jobs)]
+        overrides = [self._job_overrides(job, number) for number, job in enumerate(jobs)]
         self._attempts = {job.entry.trial: job.entry.attempts + 1 for job in jobs}
         failure: LauncherError | None = None
         self._launched = time.time()
@@ -479,9 +490,13 @@ class Study:
         collected = self._collect_all(jobs)
         if failure is not None and not collected and not any(self._started(job) for job in jobs):
             raise SearchError(f"the launcher could not start trials: {failure}") from failure
+        short = 0
         for job in jobs:
             entry = job.entry
             if entry.trial in collected:
+                continue
+            if self._started(job) and self.ledger.lacked_memory(entry):
+                short += 1  # no fault of its own, and no attempt
                 continue
             entry.attempts = self._attempts[entry.trial]
             self.ledger.count_attempt(entry, entry.attempts)
@@ -491,6 +506,21 @@ class Study:
                     "its process ended without a word (killed, out of memory or time?); see the trial's directory",
                 )
                 self._report(job)
+
+        if short:
+            self._run_fewer(short, len(jobs))
+
+    def _run_fewer(self, short: int, of: int) -> None:
+        """Leave each GPU to fewer trials, because its memory was too small for some; they are launched again."""
+        self.at_once = self.parallel = fewer(self.gpus, self.at_once)
+        log.warning(
+            "%d of %d trials had too little GPU memory beside others. They are trained again, %d at once from now on "
+            "(as with search.parallel=%d)",
+            short,
+            of,
+            self.at_once,
+            self.at_once,
+        )
 
     def _collect_all(self, jobs: Sequence[Job]) -> set[str]:
         """Take over from disk what these trials found, and report it; returns those that are over, as asked."""
@@ -527,7 +557,7 @@ class Study:
         lock = self.ledger.folder / job.entry.trial / ".lock"
         return lock.exists() and lock.stat().st_mtime >= self._launched
 
-    def _job_overrides(self, job: Job, slot: int) -> list[str]:
+    def _job_overrides(self, job: Job, number: int) -> list[str]:
         entry = job.entry
         fields = {
             "trial": f"'{entry.trial}'",  # quoted: a hash may read as a number
@@ -535,7 +565,8 @@ class Study:
             "attempt": entry.attempts + 1,
             "folds": job.rung.folds if job.rung else "null",
             "epochs": job.rung.epochs if job.rung else "null",
-            "device": slot if self.parallel > 1 else "null",
+            "number": number,
+            "at_once": self.at_once if self.runner.one_machine else "null",
             "stop_below": "[" + ",".join(f"{value:.6f}" for value in job.stop_below) + "]",
         }
         listing = ",".join(f"{key}:{value}" for key, value in fields.items())

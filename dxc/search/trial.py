@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,6 +27,7 @@ from dxc.config.plan import Plan
 from dxc.errors import Stopped, TrackingError
 from dxc.masking import masked
 from dxc.search.ledger import ARTIFACTS, host, rungs_from, rungs_to, upload
+from dxc.search.slots import Slot, free_slot, gpus_here, lacked_memory
 from dxc.search.states import FAILED, FINISHED, PLANNED, RUNNING, STOPPED, Rung
 from dxc.tracking.patience import disk_full
 from dxc.tracking.record import Record
@@ -42,8 +43,10 @@ class StoppedEarlyError(Exception):
 def run_trial(cfg: DictConfig, folder: Path) -> str:
     """Train what `cfg` describes and record it in `folder`; returns the trial's state.
 
-    cfg.search.job: trial, run_id, attempt, folds and epochs (the rung to climb; null for the full protocol), device (a
-    GPU's number or null), stop_below (for each number of folds, the score under which it is not worth going on).
+    cfg.search.job: trial, run_id, attempt, folds and epochs (the rung to climb; null for the full protocol), number (of
+    the trial among those that were launched with it), at_once (how many trials this machine runs at once; null where
+    each has a machine of its own), stop_below (for each number of folds, the score under which it is not worth going
+    on).
     A trial that fails is recorded and does not raise. Raises TrackingError where the store or the disk cannot be used:
     that is no fault of the trial's.
     """
@@ -116,18 +119,52 @@ def _rung(job: Mapping[str, Any]) -> Rung | None:
     return Rung(job["folds"], job["epochs"]) if job.get("folds") else None
 
 
+@contextlib.contextmanager
+def _slot(
+    plan: Plan, chosen: Sequence[int] | None, job: Mapping[str, Any], study: Path
+) -> Iterator[Slot | None]:
+    """Where the trial trains; None: on no GPU in particular."""
+    gpus = gpus_here(plan, chosen)
+    if not gpus:
+        yield None
+    elif job["at_once"] is None:
+        yield Slot(gpus[job["number"] % len(gpus)], neighbours=0)
+    else:
+        with free_slot(study, gpus, job["at_once"]) as slot:
+            yield slot
+
+
 def _train(config: Mapping[str, Any], record: Record, store: Store, job: Mapping[str, Any]) -> None:
     started = time.monotonic()
     before_s = record.content.get("seconds", 0.0)
     store.tag(job["run_id"], {"dxc.state": RUNNING, "dxc.host": host()})
     store.status(job["run_id"], "RUNNING")
-    record.write(state=RUNNING, uploaded=True, begun=record.content.get("begun", 0) + 1)
+    record.write(state=RUNNING, uploaded=True, begun=record.content.get("begun", 0) + 1, lacked_memory=False)
     if "first_begun" not in record.content:
         record.write(first_begun=time.time())
     (record.folder / "traceback.txt").unlink(missing_ok=True)
-    end: dict[str, Any]
+    with contextlib.ExitStack() as stack:  # the slot is left once the error and what it holds are gone
+        end = _end(config, record, store, job, stack)
+    if end is not None:
+        record.write(
+            **end, attempts=job["attempt"], seconds=before_s + time.monotonic() - started, uploaded=False
+        )
+
+
+def _end(
+    config: Mapping[str, Any],
+    record: Record,
+    store: Store,
+    job: Mapping[str, Any],
+    stack: contextlib.ExitStack,
+) -> dict[str, Any] | None:
+    """Train in a slot that `stack` holds. Returns how it ended; None where the slot has too little memory, and the
+    trial is planned again."""
+    slot: Slot | None = None
     try:
-        end = _compute(_on_device(Plan.of(config), job.get("device")), record, job)
+        plan = Plan.of(config)
+        slot = stack.enter_context(_slot(plan, config["search"]["gpus"], job, record.folder.parent))
+        return _compute(plan, record, job, None if slot is None else slot.gpu)
     except (Stopped, KeyboardInterrupt):
         with contextlib.suppress(TrackingError, OSError):
             store.tag(job["run_id"], {"dxc.state": PLANNED})
@@ -138,19 +175,20 @@ def _train(config: Mapping[str, Any], record: Record, store: Store, job: Mapping
     except Exception as error:
         if full := disk_full(error):
             raise full from error
+        if slot is not None and slot.is_shared and lacked_memory(error):
+            log.warning("its share of GPU %d's memory is too small: %s", slot.gpu, _reason(error))
+            store.tag(job["run_id"], {"dxc.state": PLANNED})
+            record.write(state=PLANNED, lacked_memory=True)
+            return None
         log.error("the trial failed\n%s", masked(traceback.format_exc()))
-        end = {"state": FAILED, "reason": _reason(error)}
-        _free_memory()
         text = masked(traceback.format_exc())
         (record.folder / "traceback.txt").write_text(text)
         (record.folder / ARTIFACTS).mkdir(exist_ok=True)
         (record.folder / ARTIFACTS / "traceback.txt").write_text(text)
-    record.write(
-        **end, attempts=job["attempt"], seconds=before_s + time.monotonic() - started, uploaded=False
-    )
+        return {"state": FAILED, "reason": _reason(error)}
 
 
-def _compute(plan: Plan, record: Record, job: Mapping[str, Any]) -> dict[str, Any]:
+def _compute(plan: Plan, record: Record, job: Mapping[str, Any], gpu: int | None) -> dict[str, Any]:
     """Train the rung, or the full protocol. Returns the state to write and, for a stopped trial, the reason."""
     from dxc.pipeline.run import run
     from dxc.pipeline.rung import train_part
@@ -159,7 +197,7 @@ def _compute(plan: Plan, record: Record, job: Mapping[str, Any]) -> dict[str, An
     rung = _rung(job)
     begun = record.content["first_begun"]
     if rung is not None:
-        rungs[rung] = train_part(plan, record, folds=rung.folds, epochs=rung.epochs, begun=begun)
+        rungs[rung] = train_part(plan, record, folds=rung.folds, epochs=rung.epochs, begun=begun, gpu=gpu)
         record.tag({"dxc.rungs": rungs_to(rungs)})
         return {"state": STOPPED, "reason": f"trained in part: {rung.folds} fold(s), {rung.epochs} epoch(s)"}
 
@@ -175,7 +213,9 @@ def _compute(plan: Plan, record: Record, job: Mapping[str, Any]) -> dict[str, An
     shutil.rmtree(record.folder / ARTIFACTS, ignore_errors=True)  # of an attempt that failed or was killed
     (record.folder / ARTIFACTS).mkdir(parents=True)
     try:
-        result = run(plan, record.folder / ARTIFACTS, record=record, begun=begun, after_fold=after_fold)
+        result = run(
+            plan, record.folder / ARTIFACTS, record=record, begun=begun, after_fold=after_fold, gpu=gpu
+        )
     except StoppedEarlyError:
         rungs[Rung(len(seen), epochs)] = seen
         mean = sum(seen) / len(seen)
@@ -192,27 +232,7 @@ def _compute(plan: Plan, record: Record, job: Mapping[str, Any]) -> dict[str, An
     return {"state": FINISHED, "reason": ""}
 
 
-def _on_device(plan: Plan, device: int | None) -> Plan:
-    """The plan to train on one of several GPUs. Without a GPU the number is ignored."""
-    trainer = plan.trainer
-    if device is None or trainer.accelerator not in ("auto", "gpu", "cuda") or trainer.devices != 1:
-        return plan
-    import torch
-
-    if not torch.cuda.is_available():
-        return plan
-    return plan.with_trainer(devices=[device % torch.cuda.device_count()])
-
-
 def _reason(error: Exception) -> str:
     """The error in one line."""
     lines = str(error).strip().splitlines()
     return masked(f"{type(error).__name__}: {lines[0] if lines else ''}")
-
-
-def _free_memory() -> None:
-    """Free memory of the GPU, so that the next trial in this process can use it after an out-of-memory error."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -63,15 +63,26 @@ def build_task(plan: Plan, model: torch.nn.Module | None = None) -> Task:
     )
 
 
-def fit_to_machine(plan: Plan) -> Plan:
-    """Resolve accelerator=auto. Without a GPU it is the CPU in full precision, because mixed precision is slower
-    there."""
+def fit_to_machine(plan: Plan, *, gpu: int | None = None) -> Plan:
+    """Resolve accelerator=auto and choose the GPU.
+
+    Without a GPU, auto is the processor. Half precision is trainer.precision=auto there, because few processors gain by
+    it (see dxc.training.precision).
+
+    Args:
+        plan: as requested.
+        gpu: number of the GPU for a plan that asks for one device; None leaves the choice to Lightning.
+    """
     import torch
 
-    if plan.trainer.accelerator != "auto" or torch.cuda.is_available():
+    trainer = plan.trainer
+    if trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return plan if gpu is None or trainer.devices != 1 else plan.with_trainer(devices=[gpu])
+    if trainer.accelerator != "auto":
         return plan
-    log.info("no GPU here: hardware=%s trains on the processor, in full precision", plan.hardware.name)
-    return plan.with_trainer(accelerator="cpu", precision="32-true")
+    log.info("no GPU here: hardware=%s trains on the processor", plan.hardware.name)
+    half = "16" in str(trainer.precision)
+    return plan.with_trainer(accelerator="cpu", precision="auto" if half else trainer.precision)
 
 
 def read_chips(datamodule: ChipDataModule) -> ChipCache:

@@ -63,6 +63,8 @@ class TrainedFold:
     """The device it was trained on, as in the tag device."""
     engine: str
     """eager or graph (dxc.training.engine)."""
+    precision: str
+    """What it was trained in, such as 32-true: where the plan says auto, what was chosen."""
     trained_at: float
     """When its training ended, in seconds since 1970."""
 
@@ -213,10 +215,10 @@ def engines_of(folds: Sequence[TrainedFold]) -> str:
 
 
 def _taken(folds: Sequence[TrainedFold], of: int) -> str:
-    """'2 of 5 folds are taken from the cache, trained 2026-11-26 18:42 on NAME; again=true trains them anew'."""
+    """'2 of 5 folds are taken from the cache, trained 2026-11-26 18:42 on NAME in 32-true; again=true trains anew'."""
     times = [time.strftime("%Y-%m-%d %H:%M", time.localtime(fold.trained_at)) for fold in folds]
     when = times[0] if min(times) == max(times) else f"{min(times)} to {max(times)}"
-    where = " and ".join(sorted({fold.device for fold in folds}))
+    where = " and ".join(sorted({f"{fold.device} in {fold.precision}" for fold in folds}))
     verb = "is" if len(folds) == 1 else "are"
     return (
         f"{len(folds)} of {counted(of, 'fold')} {verb} taken from the cache, trained {when} on {where}; "
@@ -342,6 +344,7 @@ def train_fold(
         trained_images=trainer.trained_images,
         device=device,
         engine=engine,
+        precision=str(plan.trainer.precision),
         trained_at=time.time(),
     )
 

@@ -18,7 +18,15 @@ from omegaconf import OmegaConf
 from dxc.config.build import KINDS, build
 from dxc.config.compose import PROJECT_ROOT, TYPICAL_SIZE, image_size, resolved
 from dxc.config.hardware import Hardware
-from dxc.config.identity import NOT_IDENTITY, canonical, design_hash, is_identity, trial_hash
+from dxc.config.identity import (
+    NOT_IDENTITY,
+    UNRECORDED,
+    canonical,
+    design_hash,
+    is_identity,
+    params_and_tags,
+    trial_hash,
+)
 from dxc.config.names import describe, flatten
 from dxc.errors import ConfigError
 from dxc.models import resnet
@@ -128,6 +136,17 @@ def test_same_configuration_same_trial() -> None:
 )
 def test_what_a_result_does_not_depend_on_is_not_identity(override: str) -> None:
     assert trial_hash(_compose(override)) == trial_hash(_compose())
+    assert params_and_tags(_compose(override))[0] == params_and_tags(_compose())[0]
+
+
+def test_params_are_the_identity_and_tags_the_rest() -> None:
+    """Once each, and without what says nothing of a run."""
+    params, tags = params_and_tags(_compose("trainer.devices=[2]", "hardware.limits.latency_ms=5"))
+    assert params["trainer.devices"] == 1 and params["model.width"] == 32
+    assert "model.pool_kernel" not in {*params, *tags}  # no pool
+    assert tags["hardware.limits.latency_ms"] == 5 and "data.num_workers" in tags
+    assert not params.keys() & tags.keys() and not UNRECORDED & {*params, *tags}
+    assert not any(key.startswith(("tracking.", "search.", "study")) for key in {*params, *tags})
 
 
 @pytest.mark.parametrize(

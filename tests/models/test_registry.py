@@ -41,6 +41,7 @@ from dxc.models.registry import (
     short_label,
 )
 from dxc.pipeline.heading import check, heading
+from dxc.pipeline.machine import fitted
 from dxc.search.space import Catalogue, parse_space
 from dxc.training.build import build_task
 
@@ -192,7 +193,7 @@ def test_a_new_network_is_checked_trained_exported_and_costed(
     ):
         check(plan)
     monkeypatch.setitem(NETWORKS, "tiny", replace(NETWORKS["tiny"], outputs=("scores",)))
-    check(plan)
+    check(fitted(plan))
     assert heading(plan, plan)["tags"]["model"] == "tiny"
     model = plan.model.build()
     assert isinstance(build_task(plan, model).model, Tiny)

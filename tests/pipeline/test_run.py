@@ -70,7 +70,7 @@ def test_kept_folds_and_a_second_attempt(
     with caplog.at_level("INFO"):
         second = run(plan, out, record=Record(tmp_path / "trial", run_id="1"))
     said = "2 of 2 folds are taken from the cache, trained 19"
-    assert said in caplog.text and "on another machine; again=true trains anew" in caplog.text
+    assert said in caplog.text and "on another machine in 32-true; again=true trains anew" in caplog.text
     assert sorted(path.relative_to(out) for path in out.rglob("*")) == files
     assert second.metrics["fit_seconds"] == 200.0
     # the other fold's eight chips, three times, in each of two folds

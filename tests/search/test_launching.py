@@ -10,41 +10,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-import torch
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
-from dxc.config.plan import Plan
 from dxc.data.cache import usable_cores
 from dxc.errors import ConfigError, Stopped
 from dxc.search import launching, trial
 from dxc.search.ledger import rungs_to
 from dxc.search.states import FAILED, FINISHED, PLANNED, RUNNING, STOPPED, Rung
 from dxc.tracking.record import Record
-from tests.search.searches import composed
-
-
-@pytest.mark.parametrize(
-    ("gpus", "device", "override", "expected"),
-    [
-        (2, 3, "trainer.accelerator=auto", [1]),
-        (1, 3, "trainer.accelerator=gpu", [0]),  # a cluster's job sees its own only
-        (2, None, "trainer.accelerator=gpu", 1),
-        (2, 3, "trainer.devices=2", 2),
-        (2, 3, "trainer.accelerator=cpu", 1),
-        (0, 3, "trainer.accelerator=auto", 1),
-    ],
-)
-def test_a_trials_gpu(
-    gpus: int, device: int | None, override: str, expected: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    plan = Plan.of(composed(["model.kernel=3", "hardware=a100", override]))
-    there = trial._on_device(plan, device)
-    assert there.trainer.devices == expected
-    assert there.trial == plan.trial
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,7 @@ def test_seconds_of_training_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         return 1e-2 * plan.width, 1e-3 * plan.width
 
     monkeypatch.setattr(speed, "seconds_per_image", seconds_per_image)
+    monkeypatch.setattr(module, "fitted", lambda plan: plan)
     chips = Chips({"section": "hash"}, ["chips of x"], folds=5, train_images=400, val_images=100)
     seconds = _summary().estimate(chips)
     each = 3 * (400 * 1e-2 + 100 * 1e-3)  # three epochs
