@@ -96,6 +96,8 @@ class Data(Component):
     kind = "data"
     channels: Annotated[list[str], must_be(is_list_of_texts, "a list of names, such as [dem,red]")]
     """By name, in the order in which the network gets them."""
+    classes: Names
+    """By label."""
     batch_size: Positive
     size: Annotated[
         int | str, must_be(lambda size: isinstance(size, int) or size == "any", "an edge in pixels, or any")
@@ -106,7 +108,7 @@ class Data(Component):
 
     @property
     def name(self) -> str:
-        """'7ch' for seven channels."""
+        """'7ch' for seven channels, 'cifar10'."""
         return data_name(self.values())
 
     @property

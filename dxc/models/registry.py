@@ -225,7 +225,7 @@ NETWORKS: dict[str, Network] = {
     "mobilenet": Network(
         target="dxc.models.mobilenet.MobileNetV1",
         task="classification",
-        space=None,
+        space="mobilenet_v1",
         name=lambda knobs: "mobilenet_v1",
         short_knobs=lambda knobs: _letters(knobs, stride="s", width="w"),
         calibration=Calibration(_draw_mobilenet, weight=3),

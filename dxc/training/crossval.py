@@ -25,7 +25,7 @@ from dxc.training.epochs import Epoch, write_epoch
 if TYPE_CHECKING:
     import torch
 
-    from dxc.data.datamodule import ChipDataModule
+    from dxc.data.datamodule import ImageDataModule
     from dxc.data.folds import Fold
     from dxc.metrics import Point
 
@@ -60,7 +60,7 @@ class TrainedFold:
 
 def trained_folds(
     plan: Plan,
-    datamodule: ChipDataModule,
+    datamodule: ImageDataModule,
     kept: Path,
     *,
     device: str,
@@ -168,7 +168,7 @@ def _code() -> str:
 
 
 def train_fold(
-    plan: Plan, datamodule: ChipDataModule, fold: Fold, number: int, device: str, kept: Path | None = None
+    plan: Plan, datamodule: ImageDataModule, fold: Fold, number: int, device: str, kept: Path | None = None
 ) -> TrainedFold:
     """Train a new network on one fold. The seed depends only on the fold, so folds may run in any order.
 
