@@ -48,8 +48,8 @@ NOT_IDENTITY = {
 UNRECORDED = frozenset(
     {
         # what follows from other keys: channels, task, data.size, hardware
-        "model.in_channels", "boxes", "data.boxes", "data.classes", "data.dataset", "source.classes", "source.boxes", "source.size_m", "trainer.accelerator",
-        "hardware.precision",
+        "model.in_channels", "model.num_classes", "boxes", "data.boxes", "data.classes", "data.dataset",
+        "source.classes", "source.boxes", "source.size_m", "trainer.accelerator", "hardware.precision",
         # one class each, and how it is built
         "data._target_", "trainer._target_", "optimizer._partial_", "scheduler._partial_",
         # how a command was run

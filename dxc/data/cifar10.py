@@ -1,8 +1,8 @@
 """CIFAR-10: its binary files, and a source that fetches them or reads those that a user has.
 
 Krizhevsky 2009, "Learning multiple layers of features from tiny images". The binary version is read, not the one for
-Python: that one is a pickle, which is code. It has six files, data_batch_1.bin to data_batch_5.bin and test_batch.bin. A
-record is one byte for the label and 1,024 bytes each for red, green and blue, row by row.
+Python: that one is a pickle, which is code. It has six files, data_batch_1.bin to data_batch_5.bin and test_batch.bin.
+A record is one byte for the label and 1,024 bytes each for red, green and blue, row by row.
 """
 
 from __future__ import annotations
@@ -174,14 +174,14 @@ def _records(root: Path, name: str, content: bytes, records: int | None) -> np.n
     wanted = len(content) - len(content) % RECORD_BYTES if records is None else records * RECORD_BYTES
     if len(content) != wanted or not content:
         raise DataError(
-            f"source.root: {name} of {root} has {len(content):,} bytes instead of {wanted or RECORD_BYTES:,}: it is cut, or "
-            "no binary file of CIFAR-10. Get it again; without source.root it is fetched"
+            f"source.root: {name} of {root} has {len(content):,} bytes instead of {wanted or RECORD_BYTES:,}: it is "
+            "cut, or no binary file of CIFAR-10. Get it again; without source.root it is fetched"
         )
     table = np.frombuffer(content, np.uint8).reshape(-1, RECORD_BYTES)
     if len(wrong := np.flatnonzero(table[:, 0] >= CLASSES)):
         raise DataError(
-            f"source.root: {name} of {root} is damaged: image {wrong[0]} has the label {table[wrong[0], 0]}, and labels "
-            f"are 0 to {CLASSES - 1} ({len(wrong):,} of {len(table):,} images have such a label). Get it again"
+            f"source.root: {name} of {root} is damaged: image {wrong[0]} has the label {table[wrong[0], 0]}, and "
+            f"labels are 0 to {CLASSES - 1} ({len(wrong):,} of {len(table):,} images have such a label). Get it again"
         )
     return table
 

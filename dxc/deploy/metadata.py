@@ -66,7 +66,7 @@ class Metadata(BaseModel):
     Attributes:
         channels: names of the input's channels, in order (dxc.data.bands).
         normalise: per_chip, per_column, fixed or none; see NORMALISED.
-        mean: of each channel, for normalise=fixed; no number else.
+        mean: of each channel, for normalise=fixed; None else.
         std: likewise.
         repair: of 0/0 pixels in ndwi and ndvi, mean or reference; see REPAIRED.
         photo_bands: bands of the photos that it was trained on, in file order.
@@ -84,8 +84,8 @@ class Metadata(BaseModel):
 
     channels: tuple[_Name, ...]
     normalise: Annotated[str, Field(pattern=f"^({'|'.join(NORMALISED)})$")] = "per_chip"
-    mean: tuple[float, ...] = ()
-    std: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    mean: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     repair: Annotated[str, Field(pattern=f"^({'|'.join(REPAIRED)})$")] = "mean"
     photo_bands: tuple[_Name, ...] = PHOTO_BANDS
     size: tuple[_Pixels, _Pixels] | Literal["any"] = ANY
@@ -132,12 +132,7 @@ class Metadata(BaseModel):
             fields = {key: value for key, value in content.items() if key in cls.model_fields}
             metadata = cls.model_validate_json(json.dumps(fields))
             check_channels(metadata.channels, metadata.photo_bands)
-            wanted = len(metadata.channels) if metadata.normalise == "fixed" else 0
-            if not len(metadata.mean) == len(metadata.std) == wanted:
-                raise ValueError(
-                    f"normalise={metadata.normalise} with {len(metadata.channels)} channels needs {wanted} numbers of "
-                    f"mean and of std, not {len(metadata.mean)} and {len(metadata.std)}"
-                )
+            metadata._check_constants()
             for key, value in metadata._explained().items():
                 if content.get(key) != value:
                     raise ValueError(f"its {key} is not what this version of dxc computes with")
@@ -190,6 +185,16 @@ class Metadata(BaseModel):
             raise ExportError(f"{source}: its metadata says {said}, and the network in it has {found}")
         if "presence" in self.outputs and len(self.classes) != 2:
             raise ExportError(f"{source}: the output presence needs two classes, not {len(self.classes)}")
+
+    def _check_constants(self) -> None:
+        """Raise ValueError unless there are a mean and a std for each channel where they are needed, and none else."""
+        wanted = len(self.channels) if self.normalise == "fixed" else None
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if (None if values is None else len(values)) != wanted:
+                raise ValueError(
+                    f"normalise={self.normalise} needs {wanted or 'no'} numbers of {name}, and it has "
+                    f"{'none' if values is None else len(values)}"
+                )
 
     def _explained(self) -> dict[str, Any]:
         """The meaning of the fields, for those who have the file but not dxc."""

@@ -156,8 +156,8 @@ class Predictor:
                 said.channels,
                 normalise=said.normalise,
                 repair=said.repair,
-                mean=said.mean,
-                std=said.std,
+                mean=said.mean or (),
+                std=said.std or (),
             )
         return channels
 

@@ -40,7 +40,8 @@ def probabilities_of(predictions: pd.DataFrame) -> NDArray[np.floating]:
 
 
 def predicted_label(probability: ArrayLike) -> NDArray[np.int64]:
-    """The label (n,) that is predicted: 1 above a probability of 0.5, as accuracy and F1 count; of several the likeliest.
+    """The label (n,) that is predicted: 1 above a probability of 0.5, as accuracy and F1 count; of more
+    classes the likeliest.
 
     Args:
         probability: (n,) of label 1, or (n, classes).

@@ -1,7 +1,7 @@
 """Drawn images of ten classes, in the binary format of CIFAR-10: a stand-in that needs no network.
 
-Each image shows one shape or texture, in a random place, size and pair of colours, on a shaded background with noise. Colour
-and place say nothing of the class. It is learnable, but not at once.
+Each image shows one shape or texture in a random place, size and pair of colours, on a shaded background with noise.
+Colour and place say nothing of the class. Networks learn it, but not at once.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ SHAPES = (
 )  # fmt: skip
 """What is drawn for each label. Mirroring left to right makes none of another."""
 TEST_SHARE = 6  # one image of so many is a test image, as in CIFAR-10
-NOISE = 34.0  # standard deviation in digital numbers
-LEAST_CONTRAST = 45.0  # distance of the two colours, in digital numbers
+NOISE = 16.0  # standard deviation in digital numbers
+LEAST_CONTRAST = 40.0  # of shape and background, in digital numbers
 AT_ONCE = 2_000
 
 Floats = NDArray[np.float32]
@@ -61,7 +61,8 @@ class SyntheticImages(ImageSource):
         require_whole("source.images", images, at_least=1)
         if images % (TEST_SHARE * CLASSES):
             raise ConfigError(
-                f"source.images={images}: needs a multiple of {TEST_SHARE * CLASSES} ({CLASSES} classes, a sixth to test)"
+                f"source.images={images}: needs a multiple of {TEST_SHARE * CLASSES}, for {CLASSES} classes and a "
+                "sixth to test"
             )
         require_whole("source.seed", seed, at_least=0)
         check_classes(classes)
@@ -133,7 +134,7 @@ def _draw(labels: NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.u
     covered = _covered(labels, rng)[:, None]
     front, back = _colours(n, rng)
     axis = np.linspace(-1, 1, EDGE, dtype=np.float32)
-    slopes = rng.uniform(-35, 35, (n, 2, 1, 1, 1)).astype(np.float32)
+    slopes = rng.uniform(-20, 20, (n, 2, 1, 1, 1)).astype(np.float32)
     shade = slopes[:, 0] * axis[:, None] + slopes[:, 1] * axis
     images = back + covered * (front - back) + shade
     images += NOISE * rng.standard_normal(images.shape, dtype=np.float32)
@@ -141,28 +142,26 @@ def _draw(labels: NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.u
 
 
 def _colours(n: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Colours of shape and background, (n, 3, 1, 1) each, at least LEAST_CONTRAST apart."""
-    back = rng.uniform(50, 205, (n, 3))
-    way = rng.standard_normal((n, 3))
-    way /= np.linalg.norm(way, axis=1, keepdims=True)
-    front = back + way * rng.uniform(LEAST_CONTRAST, 120, (n, 1))
+    """Colours of shape and background, (n, 3, 1, 1) each. The shape is lighter in each band."""
+    back = rng.uniform(20, 110, (n, 3))
+    front = back + rng.uniform(LEAST_CONTRAST, 130, (n, 3))
     return tuple(each.astype(np.float32)[:, :, None, None] for each in (front, back))  # type: ignore[return-value]
 
 
 def _covered(labels: NDArray[np.integer], rng: np.random.Generator) -> Floats:
     """Which pixels the shape covers, (n, 32, 32) of 0 and 1."""
     n = len(labels)
-    size = rng.uniform(6, 11, (n, 1, 1)).astype(np.float32)  # half the edge, in pixels
-    centre = rng.uniform(10, 22, (2, n, 1, 1)).astype(np.float32)
-    turn = rng.uniform(-0.25, 0.25, (n, 1, 1)).astype(np.float32)  # radians
+    size = rng.uniform(8, 13, (n, 1, 1)).astype(np.float32)  # half the edge, in pixels
+    centre = rng.uniform(12, 20, (2, n, 1, 1)).astype(np.float32)
+    turn = rng.uniform(-0.15, 0.15, (n, 1, 1)).astype(np.float32)  # radians
     rows, columns = np.mgrid[:EDGE, :EDGE].astype(np.float32)
     down, right = rows - centre[0], columns - centre[1]
     y = (np.cos(turn) * down - np.sin(turn) * right) / size
     x = (np.sin(turn) * down + np.cos(turn) * right) / size
     r2 = x * x + y * y
-    inside = np.maximum(abs(x), abs(y)) < 0.9
-    waves = 3.2  # half waves in half an edge
-    rippled, striped = np.sin(waves * np.pi * y / 2 + size) > 0, np.sin(waves * np.pi * x / 2 + size) > 0
+    inside = np.maximum(abs(x), abs(y)) < 1
+    waves = 2 * np.pi / 5  # five pixels a stripe and its gap, whatever the size
+    rippled, striped = np.sin(waves * y * size) > 0, np.sin(waves * x * size) > 0
     drawn = (
         r2 < 1,
         (r2 < 1) & (r2 > 0.36),

@@ -42,8 +42,8 @@ def check_task(plan: Plan, task: Task) -> None:
     scores = plan.model.argument("num_classes")
     if scores is not None and scores != len(plan.data.classes):
         raise ConfigError(
-            f"model.num_classes={scores} does not go with the {len(plan.data.classes)} classes of data={plan.data.name}; "
-            "leave it out, it follows from the data"
+            f"model.num_classes={scores} does not go with the {len(plan.data.classes)} classes of "
+            f"data={plan.data.name}; leave it out, it follows from the data"
         )
     if "presence" in task.answers and len(plan.data.classes) != 2:
         raise ConfigError(f"{name} finds crossings in chips, and data={plan.data.name} has no crossings")
