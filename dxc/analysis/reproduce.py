@@ -135,6 +135,8 @@ def _places(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, An
     folder = hardware.get("packages_dir")
     if own and folder and folder != given["hardware"]["packages_dir"]:
         places["hardware.packages_dir"] = folder
+    if config.get("base") is not None:
+        places["base"] = config["base"]
     if (study := config.get("study")) is not None and study != given["study"]:
         places["study"] = study
     return places

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,27 @@ def stem_stride(size: int | str) -> int:
     return 1 if image_size(size) < SMALL_IMAGE else 2
 
 
+def content_digest(path: str | None) -> str | None:
+    """16 hexadecimal digits of a file's content; None for None, and where it cannot be read."""
+    if path is None:
+        return None
+    try:
+        about = Path(path).stat()
+        return _digest_of(path, about.st_mtime_ns, about.st_size)
+    except OSError:
+        return None
+
+
+@functools.lru_cache(maxsize=64)
+def _digest_of(path: str, mtime_ns: int, size: int) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+
+
 OmegaConf.register_new_resolver("dxc.root", lambda: str(PROJECT_ROOT), replace=True)
 OmegaConf.register_new_resolver("dxc.count", len, replace=True)
 OmegaConf.register_new_resolver("dxc.image_size", image_size, replace=True)
+OmegaConf.register_new_resolver("dxc.content_digest", content_digest, replace=True)
 OmegaConf.register_new_resolver("dxc.stem_stride", stem_stride, replace=True)
 OmegaConf.register_new_resolver(
     "dxc.jitter_m", lambda boxes, size_m: 0.35 * size_m if boxes else 5.0, replace=True

@@ -18,6 +18,7 @@ IDENTITY_GROUPS = (
     "optimizer",
     "scheduler",
     "trainer",
+    "base_digest",
     "score",
     "seed",
 )
@@ -81,6 +82,8 @@ def canonical(cfg: dict[str, Any]) -> dict[str, Any]:
         for group in IDENTITY_GROUPS
         if group in cfg
     }
+    if kept.get("base_digest", "") is None:
+        del kept["base_digest"]  # networks that begin with random weights
     if "model" in kept:
         kept["model"] = canonical_knobs(kept["model"])
     if isinstance(predictors := kept.get("hardware", {}).get("predictors"), list):

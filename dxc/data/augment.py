@@ -50,8 +50,10 @@ class CropFlip:
         columns = torch.arange(width, device=images.device).expand(count, width)
         columns = right[:, None] + torch.where(flip[:, None], width - 1 - columns, columns)
         batch = torch.arange(count, device=images.device)[:, None, None]
-        # advanced indices on both sides of a slice put the slice last: (B, H, W, C), which is channels_last
-        return padded[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        # Advanced indices on both sides of a slice put the slice last: (B, H, W, C). As a view that would be
+        # channels_last, and convolutions follow it, also those that must not
+        # (dxc.training.trainer.breaks_in_channels_last).
+        return padded[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
 def augmentation(name: str, pad: int) -> CropFlip | None:

@@ -17,7 +17,7 @@ from typing import IO
 
 import numpy as np
 
-from dxc.data.download import fetch
+from dxc.data.download import CHUNK_BYTES, fetch
 from dxc.data.images import LabelledImages
 from dxc.data.source import ImageSource
 from dxc.errors import ConfigError, DataError
@@ -205,6 +205,9 @@ def _of_archive(path: Path) -> dict[str, bytes]:
                     assert stream is not None  # it is a file
                     # a member may claim any size: one byte more than published is enough to refuse it
                     found[name] = stream.read(RECORDS * RECORD_BYTES + 1)
+            # to its end, where its checksum stands: a damaged byte would pass for a pixel
+            while archive.fileobj is not None and archive.fileobj.read(CHUNK_BYTES):
+                pass
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise DataError(
             f"source.root: {path} is no whole archive ({error or type(error).__name__}): it is cut or damaged. Get "

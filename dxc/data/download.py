@@ -43,7 +43,7 @@ def fetch(url: str, path: Path, *, sha256: str, progress: bool = True, key: str 
             downloader=_Resuming(partial, progress),
         )
     except (requests.RequestException, OSError) as error:
-        kept = "; what has arrived is kept, and the next try goes on from there" if partial.exists() else ""
+        kept = "; what has arrived is kept, and the next try goes on from there" if _size(partial) else ""
         raise DataError(
             f"{path.name} cannot be fetched from {url} ({_short(error)}{kept}). Where there is no network, fetch it "
             f"elsewhere and name it: {key}=FILE"
@@ -68,7 +68,7 @@ class _Resuming:
         import requests
         from tqdm import tqdm
 
-        have = self._partial.stat().st_size if self._partial.exists() else 0
+        have = _size(self._partial)
         headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
             resumed = response.status_code == 206
@@ -92,11 +92,15 @@ class _Resuming:
                 for chunk in response.iter_content(CHUNK_BYTES):
                     file.write(chunk)
                     bar.update(len(chunk))
-        if expected is not None and (arrived := self._partial.stat().st_size) != expected:
+        if expected is not None and (arrived := _size(self._partial)) != expected:
             raise requests.ConnectionError(f"it ended after {arrived} of {expected} bytes")
         shutil.copyfile(self._partial, output_file)
         self._partial.unlink()
         return None
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _short(error: Exception) -> str:

@@ -91,8 +91,9 @@ def train(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
         **_metrics(folds, predictions, bench.cache, build_task(bench.plan, best.model)),
         "fold_score": statistics.mean(fold.score for fold in folds),
         "fit_seconds": sum(fold.seconds for fold in folds),  # of kept folds too
-        "images_per_second": sum(f.trained_images for f in folds) / sum(f.train_seconds for f in folds),
     }
+    if train_seconds := sum(fold.train_seconds for fold in folds):  # none where weights were only evaluated
+        metrics["images_per_second"] = sum(fold.trained_images for fold in folds) / train_seconds
     bench.tracked.log(metrics, _curves(folds, bench.plan.score))
     bench.tracked.tag({"device": " and ".join(sorted({fold.device for fold in folds}))})
     _write_files(bench, predictions, folds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dxc.config.plan import Plan
@@ -63,10 +64,19 @@ def build_task(plan: Plan, model: torch.nn.Module | None = None) -> Task:
 
     Args:
         plan: its model, task, optimizer and scheduler are built.
-        model: the network; None builds a new one.
+        model: the network; None builds a new one, with the weights of plan.base if there is one.
+
+    Raises:
+        ConfigError: what a constructor refuses, or the weights of another network.
     """
+    if model is None:
+        model = plan.model.build()
+        if plan.base is not None:
+            from dxc.models.weights import load_weights
+
+            load_weights(model, Path(plan.base))
     return plan.task.build(
-        model=model or plan.model.build(),
+        model=model,
         optimizer=plan.optimizer.build(),
         scheduler=plan.scheduler and plan.scheduler.build(),
     )

@@ -199,7 +199,11 @@ def train_fold(
     trainer = plan.trainer.build(
         title=f"{fold.name} ({number + 1} of {len(datamodule.folds)})", on_epoch=on_epoch
     )
-    trainer.fit(task, datamodule=datamodule)
+    if epochs:
+        trainer.fit(task, datamodule=datamodule)
+    else:  # of the weights of plan.base
+        trainer.validate(task, datamodule=datamodule, verbose=False)
+        trainer.history.extend((name, float(value), 0) for name, value in trainer.callback_metrics.items())
 
     metrics = trainer.callback_metrics
     score = metrics.get(f"val_{plan.score}")

@@ -32,7 +32,7 @@ class FoldTrainer(pl.Trainer):
     on the command line (`+trainer.gradient_clip_val=1`).
 
     Args:
-        max_epochs: number of epochs.
+        max_epochs: number of epochs; 0 for validate() alone.
         channels_last: keep the weights in NHWC memory order, which is faster on CPUs by a seventh or more. Networks
             that torch 2.13.0 would crash on are exempt on a CPU (see breaks_in_channels_last).
         progress: a progress bar per fold on a terminal, one line per fold elsewhere.
@@ -56,7 +56,7 @@ class FoldTrainer(pl.Trainer):
         callbacks: list[pl.Callback] | None = None,
         **options: Any,
     ) -> None:
-        require_whole("trainer.max_epochs", max_epochs, at_least=1)
+        require_whole("trainer.max_epochs", max_epochs, at_least=0)
         self.watch = _Watch(on_epoch)
         super().__init__(
             max_epochs=max_epochs,
