@@ -115,7 +115,8 @@ class LabelledImages:
 
     def rescaled(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> LabelledImages:
         """The same images, fed with other constants; see mean and std."""
-        return replace(self, mean=mean and tuple(mean), std=std and tuple(std))
+        fed: dict[str, Any] = {"mean": mean and tuple(mean), "std": std and tuple(std)}
+        return replace(self, **fed)
 
     @cached_property
     def sizes(self) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -69,11 +69,8 @@ def confusion_matrix(
                 fontsize=7 if several else 10, color="white" if share > 0.55 else "black",
             )  # fmt: skip
         names = [for_figure(name).replace(" ", "\n") for name in classes]
-        axes.set_xticks(
-            range(len(classes)),
-            names if several else classes,
-            **({"rotation": 45, "ha": "right"} if several else {}),
-        )
+        slanted: dict[str, Any] = {"rotation": 45, "ha": "right"} if several else {}
+        axes.set_xticks(range(len(classes)), names if several else classes, **slanted)
         axes.set_yticks(
             range(len(classes)),
             [f"{name}\n({count:,})" for name, count in zip(names, totals[:, 0], strict=True)],
