@@ -154,11 +154,10 @@ def read_batches(root: Path, classes: Sequence[str], *, records: int | None = No
             f"{URL.rpartition('/')[2]} again; without source.root it is fetched"
         )
     parts = [_records(root, name, contents[name], records) for name in FILES]
-    table = np.concatenate(parts)
     counts = [len(each) for each in parts]
     return LabelledImages(
-        pixels=table[:, 1:].reshape(-1, 3, EDGE, EDGE),
-        labels=table[:, 0].astype(np.int64),
+        pixels=np.concatenate([each[:, 1:] for each in parts]).reshape(-1, 3, EDGE, EDGE),
+        labels=np.concatenate([each[:, 0] for each in parts]).astype(np.int64),
         classes=tuple(classes),
         held_out=np.repeat([name == TEST_FILE for name in FILES], counts),
         names=tuple(

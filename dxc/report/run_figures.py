@@ -135,7 +135,7 @@ def _draw_most_wrong(
         each = predictions.iloc[place]
         index = [predictions.index[place]]
         wrongly = ("missed" if each["label"] else "false alarm") if two else cache.classes[answers[place]]
-        answer = "right" if right[place] else wrongly if two else f"taken for {wrongly}"
+        answer = "right" if right[place] else wrongly if two else f"says {wrongly}"
         lines = [
             cache.classes[each["label"]],
             answer,
