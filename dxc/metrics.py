@@ -134,7 +134,7 @@ METRICS: dict[str, Metric] = {
     "f1": Metric(
         unit="fraction",
         maximise=True,
-        meaning="predictions for all held-out images, pooled",
+        meaning="predictions for all held-out images, pooled; macro of more than two classes",
         title="F1",
         origin="trained",
         comparable_by=JUDGED,
@@ -142,7 +142,7 @@ METRICS: dict[str, Metric] = {
     "auroc": Metric(
         unit="fraction",
         maximise=True,
-        meaning="predictions for all held-out images, pooled",
+        meaning="predictions for all held-out images, pooled; of more than two classes macro, one against the rest",
         title="AUROC",
         origin="trained",
         comparable_by=JUDGED,

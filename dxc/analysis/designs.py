@@ -25,6 +25,7 @@ NO_KNOBS = {
     "scheduler._target_",
     "scheduler._partial_",
     "model.in_channels",
+    "model.num_classes",
     "data._target_",
     "data.channels",
     "hardware.name",

@@ -25,6 +25,7 @@ from dxc.untrusted import load_yaml
 CONF = PROJECT_ROOT / "conf"
 GROUPS = ("source", "data", "model", "task", "optimizer", "scheduler", "hardware", "trainer")
 NEEDED = ("source.root",)  # no part of the identity, and nothing runs without
+FOLLOWING = ("model.in_channels", "model.num_classes")  # from channels and classes of the data
 KEY = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 COMMIT = "use the commit in the run's tag mlflow.source.git.commit"
 
@@ -117,9 +118,7 @@ def _differences(config: Mapping[str, Any], overrides: Sequence[str], *sections:
         whole = kept.get(section)  # without what no result depends on, and knobs that mean nothing here
         if key in NEEDED or not isinstance(whole, dict) or rest in flatten(whole):
             differing[key] = value
-    return {
-        key: value for key, value in differing.items() if key != "model.in_channels"
-    }  # follows from the channels
+    return {key: value for key, value in differing.items() if key not in FOLLOWING}
 
 
 def _places(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -136,6 +135,8 @@ def _places(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, An
     folder = hardware.get("packages_dir")
     if own and folder and folder != given["hardware"]["packages_dir"]:
         places["hardware.packages_dir"] = folder
+    if config.get("base") is not None:
+        places["base"] = config["base"]
     if (study := config.get("study")) is not None and study != given["study"]:
         places["study"] = study
     return places

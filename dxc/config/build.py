@@ -34,7 +34,7 @@ KINDS: Mapping[str, Kind] = {
     "model": Kind("torch.nn.Module", ("dxc.models",)),
     "task": Kind("dxc.training.task.Task", ("dxc.training",)),
     "source": Kind("dxc.data.source.Source", ("dxc.data", "dxc.synthetic")),
-    "data": Kind("dxc.data.datamodule.ChipDataModule", ("dxc.data",)),
+    "data": Kind("dxc.data.datamodule.ImageDataModule", ("dxc.data",)),
     "optimizer": Kind("torch.optim.Optimizer", ("torch.optim",), partial=True),
     "scheduler": Kind("torch.optim.lr_scheduler.LRScheduler", ("torch.optim",), partial=True),
     "trainer": Kind("dxc.training.trainer.FoldTrainer", ("dxc.training",), nested={"callbacks": "callback"}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from dxc.errors import ConfigError
 PROJECT_ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+SMALL_IMAGE = 64  # pixels; a first stride of 2 leaves smaller images too few for four more halvings
 TYPICAL_SIZE = 100  # pixels; what networks are costed for where chips may have any size
 
 
@@ -22,9 +25,33 @@ def image_size(size: int | str) -> int:
     return TYPICAL_SIZE if isinstance(size, str) else size
 
 
+def stem_stride(size: int | str) -> int:
+    """Stride of the first convolution that suits images of this edge: 1 for small ones, else 2."""
+    return 1 if image_size(size) < SMALL_IMAGE else 2
+
+
+def content_digest(path: str | None) -> str | None:
+    """16 hexadecimal digits of a file's content; None for None, and where it cannot be read."""
+    if path is None:
+        return None
+    try:
+        about = Path(path).stat()
+        return _digest_of(path, about.st_mtime_ns, about.st_size)
+    except OSError:
+        return None
+
+
+@functools.lru_cache(maxsize=64)
+def _digest_of(path: str, mtime_ns: int, size: int) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+
+
 OmegaConf.register_new_resolver("dxc.root", lambda: str(PROJECT_ROOT), replace=True)
 OmegaConf.register_new_resolver("dxc.count", len, replace=True)
 OmegaConf.register_new_resolver("dxc.image_size", image_size, replace=True)
+OmegaConf.register_new_resolver("dxc.content_digest", content_digest, replace=True)
+OmegaConf.register_new_resolver("dxc.stem_stride", stem_stride, replace=True)
 OmegaConf.register_new_resolver(
     "dxc.jitter_m", lambda boxes, size_m: 0.35 * size_m if boxes else 5.0, replace=True
 )

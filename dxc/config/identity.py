@@ -18,13 +18,15 @@ IDENTITY_GROUPS = (
     "optimizer",
     "scheduler",
     "trainer",
+    "base_digest",
     "score",
     "seed",
 )
 NOT_IDENTITY = {
     # where files lie, how they are read and what is shown: nothing a result depends on
-    "data": {"cache_dir", "num_workers", "progress"},
-    "source": {"cache_dir", "root", "jobs", "on_bad_chip", "progress"},
+    # and names: of the set, and of the classes, which the source's content decides
+    "data": {"cache_dir", "num_workers", "progress", "classes", "dataset"},
+    "source": {"cache_dir", "root", "jobs", "on_bad_chip", "progress", "classes"},
     # engines train the same batches in the same order; the tag dxc.engine says which one it was
     "trainer": {"engine", "progress"},
     "hardware": {
@@ -49,8 +51,8 @@ NOT_IDENTITY = {
 UNRECORDED = frozenset(
     {
         # what follows from other keys: channels, task, data.size, hardware
-        "model.in_channels", "boxes", "data.boxes", "source.boxes", "source.size_m", "trainer.accelerator",
-        "hardware.precision",
+        "model.in_channels", "model.num_classes", "boxes", "data.boxes", "data.classes", "data.dataset",
+        "source.classes", "source.boxes", "source.size_m", "trainer.accelerator", "hardware.precision",
         # one class each, and how it is built
         "data._target_", "trainer._target_", "optimizer._partial_", "scheduler._partial_",
         # how a command was run
@@ -82,6 +84,8 @@ def canonical(cfg: dict[str, Any]) -> dict[str, Any]:
         for group in IDENTITY_GROUPS
         if group in cfg
     }
+    if kept.get("base_digest", "") is None:
+        del kept["base_digest"]  # networks that begin with random weights
     if "model" in kept:
         kept["model"] = canonical_knobs(kept["model"])
     if isinstance(predictors := kept.get("hardware", {}).get("predictors"), list):
@@ -91,8 +95,13 @@ def canonical(cfg: dict[str, Any]) -> dict[str, Any]:
     data = kept.get("data", {})
     if data.get("split") != "kfold":
         data.pop("folds", None)
-    if data.get("split") == "region":
+    if data.get("split") in ("region", "given"):
         data.pop("fold_seed", None)
+    if data.get("augment") == "none":
+        data.pop("pad", None)
+    if data.get("normalise") != "fixed":
+        for key in ("mean", "std"):
+            data.pop(key, None)
     if not {"ndwi", "ndvi"} & set(data.get("channels", ())):
         data.pop("repair", None)
     return _one_spelling(kept)

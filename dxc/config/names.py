@@ -41,5 +41,5 @@ def describe(cfg: dict[str, Any]) -> str:
 
 
 def data_name(data: dict[str, Any]) -> str:
-    """Name of a channel set: '7ch' for seven channels."""
-    return f"{len(data['channels'])}ch"
+    """Name of what a network is fed: '7ch' for chips of seven channels, 'cifar10' for a published set."""
+    return data.get("dataset") or f"{len(data['channels'])}ch"

@@ -96,6 +96,8 @@ class Data(Component):
     kind = "data"
     channels: Annotated[list[str], must_be(is_list_of_texts, "a list of names, such as [dem,red]")]
     """By name, in the order in which the network gets them."""
+    classes: Names
+    """By label."""
     batch_size: Positive
     size: Annotated[
         int | str, must_be(lambda size: isinstance(size, int) or size == "any", "an edge in pixels, or any")
@@ -106,7 +108,7 @@ class Data(Component):
 
     @property
     def name(self) -> str:
-        """'7ch' for seven channels."""
+        """'7ch' for seven channels, 'cifar10'."""
         return data_name(self.values())
 
     @property
@@ -131,7 +133,8 @@ class Trainer(Component):
     """Epochs, precision, devices."""
 
     kind = "trainer"
-    max_epochs: Positive
+    max_epochs: Natural
+    """0 only evaluates the weights of base."""
     accelerator: Text
     precision: Precision
     channels_last: Flag
@@ -161,6 +164,10 @@ class Plan(Part):
     trainer: Trainer
     hardware: Hardware
     boxes: Flag
+    base: Text | None = None
+    """A file with the weights that training begins with."""
+    base_digest: Text | None = None
+    """Of its content. It follows from base, and is part of the identity."""
     score: Text
     study: FolderName
     seed: Natural
@@ -179,6 +186,17 @@ class Plan(Part):
         ),
     ]
     tracking: Tracking
+
+    @model_validator(mode="after")
+    def _base_is_there(self) -> Self:
+        if self.base is not None and self.base_digest is None:
+            raise ValueError(f"base={self.base}: there is no such file, or it cannot be read")
+        if self.base is None and self.trainer.max_epochs == 0:
+            raise ValueError(
+                "trainer.max_epochs must be a whole number of at least 1, not 0; only the weights of a file "
+                "(base=FILE) can be evaluated without training"
+            )
+        return self
 
     @classmethod
     def of(cls, cfg: DictConfig | Mapping[str, Any]) -> Plan:

@@ -23,6 +23,7 @@ INDICES = {
 }
 
 NORMALISATIONS = ("per_chip", "per_column", "none")
+"""Of chips. Images of a published set have `fixed` too: constants of that set, one pair a channel."""
 REPAIRS = ("mean", "reference")
 
 LEAST_RANGE = float(10 * np.finfo(np.float32).eps)
@@ -113,13 +114,19 @@ def stack_channels(
     *,
     normalise: str = "per_chip",
     repair: str = "mean",
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
 ) -> Array:
     """The channels of one chip, float32 (C, H, W).
 
     dem: (H, W) elevations in metres, None where no channel needs them; photo: band name -> (H, W) digital numbers.
     Elevation and photo bands are normalised as requested. Indices are not: they are computed from the raw bands and
-    lie in [-1, 1] anyway.
+    lie in [-1, 1] anyway. normalise=fixed rescales the channels with `mean` and `std`, one of each a channel; indices
+    too.
     """
+    if normalise == "fixed":
+        plain = stack_channels(dem, photo, channels, normalise="none", repair=repair)
+        return scale_fixed(plain[None], mean, std)[0]
     rescale = {"per_chip": scale_per_chip, "per_column": scale_per_column, "none": _as_float32}[normalise]
     mend = {"mean": repair_mean, "reference": repair_reference}[repair]
 
@@ -161,6 +168,22 @@ def scale_per_column(band: Array) -> Array:
     extent[extent < LEAST_RANGE] = 1
     scale = np.float32(1) / extent
     return band * scale + (np.float32(0) - low * scale)
+
+
+def scale_fixed(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
+    """(images - mean) / std of each channel, float32.
+
+    Args:
+        images: (n, C, H, W), of any type.
+        mean: of each channel, C numbers.
+        std: of each channel, C numbers above 0.
+    """
+    columns = (1, -1, 1, 1)
+    offset, scale = (np.asarray(each, np.float32).reshape(columns) for each in (mean, std))
+    scaled = images.astype(np.float32)  # a copy
+    scaled -= offset
+    scaled /= scale
+    return scaled
 
 
 def repair_mean(index: Array) -> Array:

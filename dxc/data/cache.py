@@ -44,7 +44,7 @@ from dxc.data.bands import (
     needed_photo_bands,
     stack_channels,
 )
-from dxc.data.layout import CLASSES, LAYOUT_HELP, Chip, Manifest, scan
+from dxc.data.layout import CLASS_NAMES, CLASSES, LAYOUT_HELP, Chip, Manifest, scan
 from dxc.errors import BadChip, BadChipsError, ConfigError, DataError, require_whole
 from dxc.files import sync_to_disk, whole_folder
 from dxc.geo.bands import PHOTO_BANDS
@@ -164,6 +164,14 @@ class ChipCache:
     @property
     def has_boxes(self) -> bool:
         return self._boxes is not None
+
+    @property
+    def unit(self) -> str:
+        return "chip"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return CLASS_NAMES
 
     def images(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Read chips of one size into memory: float32 (len(indices), C, H, W). Raises ValueError for several sizes."""

@@ -1,9 +1,9 @@
-"""Chips behind Lightning's interface: one datamodule, one fold at a time.
+"""Images behind Lightning's interface: one datamodule, one fold at a time.
 
 Batches are dicts whose keys carry the convention:
     image  float32 (B, C, H, W)
-    label  int64   (B,)   1 = crossing, 0 = none
-    index  int64   (B,)   number of the chip in (region, name) order
+    label  int64   (B,)   of chips 1 = crossing, 0 = none
+    index  int64   (B,)   number of the image; of chips in (region, name) order
     boxes  float32 (B, M, 4)   with boxes=True: (cx, cy, w, h) relative to the image; rows beyond its own boxes are NaN
 """
 
@@ -22,8 +22,10 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from dxc.data.cache import ANY_SIZE, ChipCache, Recipe, open_cache
 from dxc.data.folds import Fold, make_folds
-from dxc.data.layout import scan
-from dxc.data.source import Source
+from dxc.data.images import Images
+from dxc.data.layout import CLASS_NAMES, scan
+from dxc.data.sample import ChipSample, sample_of_folder
+from dxc.data.source import ChipSource, Source
 from dxc.errors import ConfigError, require_whole
 from dxc.geo.bands import PHOTO_BANDS
 
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 Batch = dict[str, torch.Tensor]
 
 
-class FolderSource(Source):
+class FolderSource(ChipSource):
     """Chips in an existing folder (source=chips)."""
 
     def __init__(
@@ -68,9 +70,9 @@ class FolderSource(Source):
 
 
 class ChipDataset(Dataset):
-    """Chips of one cache by number. A whole batch is read with one look-up."""
+    """Images by number. A whole batch is read with one look-up."""
 
-    def __init__(self, cache: ChipCache, indices: np.ndarray) -> None:
+    def __init__(self, cache: Images, indices: np.ndarray) -> None:
         self.cache = cache
         self.indices = indices
 
@@ -78,7 +80,7 @@ class ChipDataset(Dataset):
         return len(self.indices)
 
     def __getitem__(self, position: int | list[int]) -> Batch:
-        """One chip; a batch where the sampler gives a list of positions (SameSizeBatches)."""
+        """One image; a batch where the sampler gives a list of positions (SameSizeBatches)."""
         if isinstance(position, list):
             return self.__getitems__(position)
         return {key: value[0] for key, value in self.__getitems__([position]).items()}
@@ -96,7 +98,7 @@ class ChipDataset(Dataset):
 
 
 class _Numbers(Dataset):
-    """Numbers of chips without the chips."""
+    """Numbers of images without the images."""
 
     def __init__(self, indices: np.ndarray) -> None:
         self.indices = indices
@@ -163,12 +165,116 @@ class SameSizeBatches(DistributedSampler):
         return iter(batches)
 
 
-class ChipDataModule(pl.LightningDataModule):
+class ImageDataModule(pl.LightningDataModule):
+    """Images of a source -> batches of the selected fold. A subclass says what kind of images; see read().
+
+    Whoever trains on images uses this interface, whatever they are:
+        prepare_data()         reads them; then `cache` and `folds` are there
+        cache                  the images (dxc.data.images.Images)
+        folds                  which of them train, and which validate
+        select(fold, seed=)    before the loaders
+        fed                    how an exported file says that it is fed: arguments of dxc.deploy.metadata.Metadata
+        sample(count)          a few to look at, before anything is prepared
+
+    Args:
+        source: where the images come from.
+        channels: names of the channels, in order.
+        batch_size: images per batch.
+        num_workers: processes that load batches.
+
+    Raises:
+        ConfigError: a value cannot work.
+    """
+
+    def __init__(
+        self, source: Source, *, channels: Sequence[str], batch_size: int, num_workers: int = 0
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            require_whole(f"data.{name}", value, at_least=least)
+        if isinstance(channels, str):
+            raise ConfigError(f"data.channels must be a list: data.channels=[{channels}]")
+        self.source = source
+        self.channels = tuple(channels)
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.cache: Images | None = None
+        self.folds: list[Fold] = []
+        self._fold: Fold | None = None
+        self._seed = 0
+
+    def read(self) -> tuple[Images, list[Fold]]:
+        """Make or fetch the images if needed and read them. Called once."""
+        raise NotImplementedError
+
+    @property
+    def fed(self) -> dict[str, Any]:
+        """How the images are prepared: arguments of dxc.deploy.metadata.Metadata."""
+        raise NotImplementedError
+
+    def sample(self, count: int) -> ChipSample:
+        """At most `count` images, as a network is fed, spread over the classes."""
+        raise NotImplementedError
+
+    def prepare_data(self) -> None:
+        """Make and read the images (once; a second call does nothing)."""
+        if self.cache is None:
+            self.cache, self.folds = self.read()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open what rank 0 prepared. Lightning calls it in every process of a run on several devices."""
+        self.prepare_data()
+
+    def select(self, fold: Fold, *, seed: int) -> None:
+        """Use this fold from now on. `seed` determines the order of its images."""
+        self._fold, self._seed = fold, seed
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(self._selected().train, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self._selected().val, shuffle=False)
+
+    def order(self, fold: Fold, *, seed: int) -> DataLoader:
+        """The batches of train_dataloader() after select(fold, seed=seed), in the same order, as the numbers of their
+        images alone: int64 arrays (B,). It is for images of one size."""
+        return DataLoader(
+            _Numbers(fold.train),
+            batch_size=self.batch_size,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(seed),
+            collate_fn=_as_is,
+        )
+
+    def _selected(self) -> Fold:
+        if self._fold is None:
+            raise RuntimeError("select(fold, seed=...) comes before the loaders")
+        return self._fold
+
+    def _batching(self, cache: Images, indices: np.ndarray, *, shuffle: bool) -> dict[str, Any]:
+        """The arguments of DataLoader that say which images come together."""
+        return {"batch_size": self.batch_size, "shuffle": shuffle}
+
+    def _loader(self, indices: np.ndarray, *, shuffle: bool) -> DataLoader:
+        if self.cache is None:
+            raise RuntimeError("prepare_data() comes before the loaders")
+        return DataLoader(
+            ChipDataset(self.cache, indices),
+            **self._batching(self.cache, indices, shuffle=shuffle),
+            generator=torch.Generator().manual_seed(self._seed),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=_as_is,  # __getitems__ returns whole batches
+        )
+
+
+class ChipDataModule(ImageDataModule):
     """Chips of a source -> batches of the selected fold. `conf/data/*.yaml` is its argument list.
 
     Args:
         source: where the chips come from.
         channels: names of the channels, in order (dxc.data.bands).
+        classes: names by label, CLASS_NAMES; None: the same.
         batch_size: chips per batch.
         normalise: per_chip, per_column or none.
         repair: of the 0/0 pixels of indices, mean or reference.
@@ -189,9 +295,10 @@ class ChipDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        source: Source,
+        source: ChipSource,
         *,
         channels: Sequence[str],
+        classes: Sequence[str] | None = None,
         batch_size: int = 16,
         normalise: str = "per_chip",
         repair: str = "mean",
@@ -204,12 +311,15 @@ class ChipDataModule(pl.LightningDataModule):
         cache_dir: str = "cache",
         progress: bool = True,
     ) -> None:
-        super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            require_whole(f"data.{name}", value, at_least=least)
-        if isinstance(channels, str):
-            raise ConfigError(f"data.channels must be a list: data.channels=[{channels}]")
-        self.source = source
+        if not hasattr(source, "photo_bands"):
+            raise ConfigError(
+                f"source: {source.noun} are whole images, and this data= is made of chips; use data=cifar10, or "
+                "source=chips or source=synthetic"
+            )
+        if classes is not None and tuple(classes) != CLASS_NAMES:
+            raise ConfigError(f"data.classes: chips have the classes {', '.join(CLASS_NAMES)}; leave it out")
+        super().__init__(source, channels=channels, batch_size=batch_size, num_workers=num_workers)
+        self._on_bad_chip = source.on_bad_chip
         self.recipe = Recipe(
             channels=tuple(channels),
             normalise=normalise,
@@ -219,89 +329,45 @@ class ChipDataModule(pl.LightningDataModule):
             check_georeference=source.check_georeference,
             boxes=boxes,
         )
-        self.batch_size = batch_size
-        self.num_workers = num_workers
         self.cache_dir = cache_dir
         self.progress = progress
         self._make_folds = partial(make_folds, split=split, folds=folds, seed=fold_seed)
-        self.cache: ChipCache | None = None
-        self.folds: list[Fold] = []
-        self._fold: Fold | None = None
-        self._seed = 0
 
-    def prepare_data(self) -> None:
-        """Make and read the chips (once; a second call finds the cache)."""
-        if self.cache is None:
-            self.cache = open_cache(
-                self.source.prepare(),
-                self.recipe,
-                cache_dir=self.cache_dir,
-                on_bad_chip=self.source.on_bad_chip,
-                progress=self.progress,
-            )
-            self.folds = self._make_folds(self.cache.labels, self.cache.regions, groups=self.cache.groups)
-            _say_overlaps(self.cache)
-
-    def setup(self, stage: str | None = None) -> None:
-        """Open the cache that rank 0 built. Lightning calls it in every process of a run on several devices."""
-        self.prepare_data()
-
-    def select(self, fold: Fold, *, seed: int) -> None:
-        """Use this fold from now on. `seed` determines the order of its chips."""
-        self._fold, self._seed = fold, seed
-
-    def train_dataloader(self) -> DataLoader:
-        return self._loader(self._selected().train, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader:
-        return self._loader(self._selected().val, shuffle=False)
-
-    def order(self, fold: Fold, *, seed: int) -> DataLoader:
-        """The batches of train_dataloader() after select(fold, seed=seed), in the same order, as the numbers of their
-        chips alone: int64 arrays (B,). It is for chips of one size."""
-        return self._batches(_Numbers(fold.train), shuffle=True, seed=seed)
-
-    def _selected(self) -> Fold:
-        if self._fold is None:
-            raise RuntimeError("select(fold, seed=...) comes before the loaders")
-        return self._fold
-
-    def _loader(self, indices: np.ndarray, *, shuffle: bool) -> DataLoader:
-        if self.cache is None:
-            raise RuntimeError("prepare_data() comes before the loaders")
-        chips = ChipDataset(self.cache, indices)
-        workers: dict[str, Any] = {
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-        }
-        if self.recipe.size == ANY_SIZE:
-            batches = SameSizeBatches(
-                self.cache.sizes[indices],
-                self.batch_size,
-                shuffle=shuffle,
-                seed=self._seed,
-                devices=self.trainer.world_size if self.trainer else 1,
-                device=self.trainer.global_rank if self.trainer else 0,
-            )
-            return DataLoader(
-                chips,
-                batch_size=None,
-                sampler=batches,
-                generator=torch.Generator().manual_seed(self._seed),
-                collate_fn=_as_is,
-                **workers,
-            )
-        return self._batches(chips, shuffle=shuffle, seed=self._seed, **workers)
-
-    def _batches(self, dataset: Dataset, *, shuffle: bool, seed: int, **workers: Any) -> DataLoader:
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            generator=torch.Generator().manual_seed(seed),
-            collate_fn=_as_is,  # __getitems__ returns whole batches
-            **workers,
+    def read(self) -> tuple[ChipCache, list[Fold]]:
+        """Make the chips if needed and read them; what was read before is in the cache."""
+        cache = open_cache(
+            self.source.prepare(),
+            self.recipe,
+            cache_dir=self.cache_dir,
+            on_bad_chip=self._on_bad_chip,
+            progress=self.progress,
         )
+        folds = self._make_folds(cache.labels, cache.regions, groups=cache.groups)
+        _say_overlaps(cache)
+        return cache, folds
+
+    @property
+    def fed(self) -> dict[str, Any]:
+        """As the recipe says."""
+        recipe = self.recipe
+        return {"channels": recipe.channels, "normalise": recipe.normalise, "repair": recipe.repair}
+
+    def sample(self, count: int) -> ChipSample:
+        """Chips of the source, of which only these are read; see sample_of_folder."""
+        return sample_of_folder(self.source.prepare(), self.recipe, count)
+
+    def _batching(self, cache: Images, indices: np.ndarray, *, shuffle: bool) -> dict[str, Any]:
+        if self.recipe.size != ANY_SIZE:
+            return super()._batching(cache, indices, shuffle=shuffle)
+        batches = SameSizeBatches(
+            cache.sizes[indices],
+            self.batch_size,
+            shuffle=shuffle,
+            seed=self._seed,
+            devices=self.trainer.world_size if self.trainer else 1,
+            device=self.trainer.global_rank if self.trainer else 0,
+        )
+        return {"batch_size": None, "sampler": batches}
 
 
 def _say_overlaps(cache: ChipCache) -> None:

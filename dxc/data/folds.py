@@ -14,7 +14,7 @@ from dxc.errors import ConfigError, DataError, require_whole
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("kfold", "holdout", "region")
+SPLITS = ("kfold", "holdout", "region", "given")
 HOLDOUT_SHARE = 0.2
 UNEVEN = 1.5  # a fold that validates this many times its share is reported: a group is too large
 
@@ -40,22 +40,30 @@ def make_folds(
     split: str = "kfold",
     folds: int = 5,
     seed: int = 42,
+    held_out: np.ndarray | None = None,
+    classes: Sequence[str] = ("F", "T"),
+    unit: str = "chip",
 ) -> list[Fold]:
     """Folds of chips given in (region, name) order. Chips of one group are never on both sides.
 
     kfold: scikit-learn's StratifiedKFold(folds, shuffle=True, random_state=seed), the published protocol.
     holdout: one stratified 80/20 split.
     region: each region validates once, and all others train.
+    given: one fold, in which the images that their publisher set aside validate. All other splits leave these out, so
+    that what was chosen by them can still be judged by images that had no part in the choice.
     Where chips share a group, kfold uses StratifiedGroupKFold, and holdout takes the most even of its five folds.
     Regions that share a group validate together, as one fold.
 
     Args:
-        labels: (n,) 1 = crossing.
+        labels: (n,) 0, 1, ...; of chips 1 = crossing.
         regions: (n,) name of each chip's region.
         groups: numbers (n,), equal for chips that show the same ground (dxc.geo.overlaps). None: no two chips do.
-        split: kfold, holdout or region.
+        split: kfold, holdout, region or given.
         folds: number of folds for kfold.
         seed: of the split.
+        held_out: (n,) bool, the images that their publisher set aside; None: he set none aside.
+        classes: name of each label, for messages.
+        unit: what an image is called in messages, chip or image.
 
     Raises:
         ConfigError: an unknown split, or an impossible number.
@@ -68,6 +76,21 @@ def make_folds(
     if split not in SPLITS:
         raise ConfigError(f"data.split: unknown split '{split}'; there are {', '.join(SPLITS)}")
     require_whole("data.fold_seed", seed, at_least=0)
+    if split == "given":
+        if held_out is None:
+            raise ConfigError(
+                f"data.split=given: these {unit}s have no split of their own; use data.split=kfold"
+            )
+        return [Fold("given", everything[~held_out], everything[held_out])]
+    if held_out is not None and split == "region":
+        raise ConfigError(f"data.split=region: these {unit}s have no regions; use data.split=given or kfold")
+    if held_out is not None:
+        own = everything[~held_out]
+        inner = make_folds(
+            labels[own], [regions[i] for i in own], split=split, folds=folds, seed=seed, classes=classes, unit=unit,
+            groups=None if groups is None else np.asarray(groups)[own],
+        )  # fmt: skip
+        return [Fold(name, own[train], own[val]) for name, train, val in inner]
     groups = everything if groups is None else np.asarray(groups)
     grouped = len(np.unique(groups)) < len(groups)
     if split == "region":
@@ -76,12 +99,12 @@ def make_folds(
     if split == "kfold":
         require_whole("data.folds", folds, at_least=2)
     needed = folds if split == "kfold" else round(1 / HOLDOUT_SHARE)  # one chip of each class validates
-    for name, label in (("F", 0), ("T", 1)):
+    for label, name in enumerate(classes):
         count = int((labels == label).sum())
         if count < needed:
             raise DataError(
-                f"class {name} has {count} chips, data.split={split} needs at least {needed}; "
-                + ("lower data.folds or add chips" if split == "kfold" else "add chips")
+                f"class {name} has {count} {unit}s, data.split={split} needs at least {needed}; "
+                + (f"lower data.folds or add {unit}s" if split == "kfold" else f"add {unit}s")
             )
     if grouped:
         return _by_groups(labels, groups, split, needed, seed)
@@ -106,8 +129,9 @@ def _by_groups(labels: np.ndarray, groups: np.ndarray, split: str, count: int, s
     except ValueError as error:  # fewer groups than folds
         raise DataError(_inseparable(split, count, largest, len(labels))) from error
     # share of each class that validates in each fold: 1 / count would be even
-    of_class = np.array([(labels == 0).sum(), (labels == 1).sum()])
-    validating = np.array([[(labels[val] == label).sum() for label in (0, 1)] for _, val in sides])
+    there = np.unique(labels)
+    of_class = np.array([(labels == label).sum() for label in there])
+    validating = np.array([[(labels[val] == label).sum() for label in there] for _, val in sides])
     shares = validating / of_class
     most_even = int(np.abs(shares - 1 / count).sum(axis=1).argmin())
     chosen = [most_even] if split == "holdout" else list(range(count))

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dxc.data.cache import ChipCache, Recipe, read_some
-from dxc.data.layout import scan
+from dxc.data.cache import Recipe, read_some
+from dxc.data.images import Images
+from dxc.data.layout import CLASS_NAMES, scan
 from dxc.errors import BadChip, BadChipsError, DataError
 
 log = logging.getLogger(__name__)
@@ -31,13 +32,17 @@ class ChipSample:
     """(M, 4) each: cx, cy, w, h relative to the image; no row, and rows of NaN, are no boxes."""
     of: int
     """How many chips there are, of which these are some."""
+    classes: tuple[str, ...] = CLASS_NAMES
+    """Names by label."""
+    unit: str = "chip"
+    """What one of them is called."""
 
 
-def sample_of_cache(cache: ChipCache, channels: Sequence[str], count: int) -> ChipSample:
-    """Chips of a cache, exactly as a network is fed.
+def sample_of_cache(cache: Images, channels: Sequence[str], count: int) -> ChipSample:
+    """Images of a cache, exactly as a network is fed.
 
     Args:
-        cache: of the chips.
+        cache: of the images.
         channels: their names, as in the recipe of the cache.
         count: how many chips at most; see spread_over.
     """
@@ -50,6 +55,8 @@ def sample_of_cache(cache: ChipCache, channels: Sequence[str], count: int) -> Ch
         names=tuple(cache.names[index] for index in chosen),
         boxes=tuple(cache.boxes([index])[0] if cache.has_boxes else np.empty((0, 4)) for index in chosen),
         of=len(cache),
+        classes=cache.classes,
+        unit=cache.unit,
     )
 
 
@@ -94,16 +101,26 @@ def sample_of_folder(
 
 
 def spread_over(labels: Sequence[int] | np.ndarray, count: int) -> list[int]:
-    """Indices of at most `count` chips, evenly spaced in each class, half of them crossings, which come first.
+    """Indices of at most `count` chips, evenly spaced in each class, as many of each. Label 0 comes last.
 
     Args:
-        labels: (n,) 1 = crossing, 0 = none. In (region, name) order, even spaces reach every large region.
-        count: how many chips. Where a class has too few, the other fills up.
+        labels: (n,) of chips 1 = crossing, 0 = none. In (region, name) order, even spaces reach every large region.
+        count: how many chips. Where a class has too few, the others fill up.
     """
-    labels = np.asarray(labels)
-    crossings, others = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
-    wanted = min(len(crossings), max(count - count // 2, count - len(others)))
-    return [*_evenly(crossings, wanted), *_evenly(others, min(count - wanted, len(others)))]
+    labels = np.asarray(labels, dtype=int)
+    members = [np.flatnonzero(labels == each) for each in (*range(1, labels.max(initial=1) + 1), 0)]
+    wanted = _shares(list(map(len, members)), count)
+    return [index for each, share in zip(members, wanted, strict=True) for index in _evenly(each, share)]
+
+
+def _shares(held: Sequence[int], count: int) -> list[int]:
+    """How many to take of each class: as evenly as they allow, and the first classes take what is over."""
+    wanted = [0] * len(held)
+    while (left := count - sum(wanted)) > 0 and (open_ := [i for i, n in enumerate(held) if wanted[i] < n]):
+        for place, i in enumerate(open_):
+            share = left // len(open_) + (place < left % len(open_))
+            wanted[i] += min(held[i] - wanted[i], share)
+    return wanted
 
 
 def _evenly(members: np.ndarray, count: int) -> list[int]:

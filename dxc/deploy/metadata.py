@@ -50,6 +50,7 @@ NORMALISED: dict[str, dict[str, Any]] = {
         "least_range": LEAST_RANGE,
         "smaller_range": 1,
     },
+    "fixed": {"formula": "(x - mean) / std"},
     "none": {"formula": "x"},
 }
 """How each mode rescales elevation and photo bands, in float32 and without clipping. min and max are taken of one band
@@ -64,12 +65,14 @@ class Metadata(BaseModel):
 
     Attributes:
         channels: names of the input's channels, in order (dxc.data.bands).
-        normalise: per_chip, per_column or none; see NORMALISED.
+        normalise: per_chip, per_column, fixed or none; see NORMALISED.
+        mean: of each channel, for normalise=fixed; None else.
+        std: likewise.
         repair: of 0/0 pixels in ndwi and ndvi, mean or reference; see REPAIRED.
         photo_bands: bands of the photos that it was trained on, in file order.
         size: height and width of the input in pixels, or "any". The exporter fills it in.
         pixel_m: edge of a pixel on the ground in metres. None: unknown.
-        classes: names of the classes, in the order of the scores. The last class is the target.
+        classes: names of the classes, in the order of the scores. Of two the last is the target.
         outputs: names of the network's outputs, in order; see OUTPUTS. The exporter fills them in.
         trial: identity of the configuration (tag dxc.trial). None: it belongs to no tracked run.
         data: hash of the chips that it was trained on (tag dxc.data). None: not trained.
@@ -81,6 +84,8 @@ class Metadata(BaseModel):
 
     channels: tuple[_Name, ...]
     normalise: Annotated[str, Field(pattern=f"^({'|'.join(NORMALISED)})$")] = "per_chip"
+    mean: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     repair: Annotated[str, Field(pattern=f"^({'|'.join(REPAIRED)})$")] = "mean"
     photo_bands: tuple[_Name, ...] = PHOTO_BANDS
     size: tuple[_Pixels, _Pixels] | Literal["any"] = ANY
@@ -127,6 +132,7 @@ class Metadata(BaseModel):
             fields = {key: value for key, value in content.items() if key in cls.model_fields}
             metadata = cls.model_validate_json(json.dumps(fields))
             check_channels(metadata.channels, metadata.photo_bands)
+            metadata._check_constants()
             for key, value in metadata._explained().items():
                 if content.get(key) != value:
                     raise ValueError(f"its {key} is not what this version of dxc computes with")
@@ -179,6 +185,16 @@ class Metadata(BaseModel):
             raise ExportError(f"{source}: its metadata says {said}, and the network in it has {found}")
         if "presence" in self.outputs and len(self.classes) != 2:
             raise ExportError(f"{source}: the output presence needs two classes, not {len(self.classes)}")
+
+    def _check_constants(self) -> None:
+        """Raise ValueError unless there are a mean and a std for each channel where they are needed, and none else."""
+        wanted = len(self.channels) if self.normalise == "fixed" else None
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if (None if values is None else len(values)) != wanted:
+                raise ValueError(
+                    f"normalise={self.normalise} needs {wanted or 'no'} numbers of {name}, and it has "
+                    f"{'none' if values is None else len(values)}"
+                )
 
     def _explained(self) -> dict[str, Any]:
         """The meaning of the fields, for those who have the file but not dxc."""

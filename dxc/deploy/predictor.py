@@ -69,8 +69,13 @@ class Prediction(NamedTuple):
 
     @property
     def presence(self) -> Floats:
-        """Probability of the last class, which is the target: float32 (n,)."""
+        """Probability of the last class, which is the target of two: float32 (n,)."""
         return self.probabilities[:, -1]
+
+    @property
+    def names(self) -> list[str]:
+        """Name of the likeliest class of each image."""
+        return [self.classes[number] for number in self.probabilities.argmax(axis=1)]
 
 
 class Predictor:
@@ -151,6 +156,8 @@ class Predictor:
                 said.channels,
                 normalise=said.normalise,
                 repair=said.repair,
+                mean=said.mean or (),
+                std=said.std or (),
             )
         return channels
 

@@ -1,1 +1,1 @@
-"""Evaluates predictions: boxes, average precision, matching, bootstrap. It takes arrays and gives numbers."""
+"""Evaluates predictions: boxes, average precision, matching, bootstrap, classes. It takes arrays and gives numbers."""

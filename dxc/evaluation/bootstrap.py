@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dxc.errors import AnalysisError
+from dxc.evaluation.answers import is_right, probabilities_of
 from dxc.pareto import non_dominated
 
 if TYPE_CHECKING:
@@ -50,12 +51,12 @@ class Outcomes:
 
     @classmethod
     def of_predictions(cls, predictions: pd.DataFrame) -> Outcomes:
-        """Make outcomes from one row a chip: columns region, name, label (0 or 1), fold, and probability of label 1."""
+        """Make outcomes from one row a chip: columns region, name, label, fold, and those of probability_columns."""
         ordered = predictions.sort_values(["region", "name", "fold"], kind="stable")
         _, fold = np.unique(ordered["fold"].to_numpy(dtype=str), return_inverse=True)
         names = ordered["region"].astype(str) + "/" + ordered["name"].astype(str)
         content = "\n".join([*names, *map(str, fold)])
-        right = (ordered["probability"].to_numpy() > 0.5) == (ordered["label"].to_numpy() == 1)
+        right = is_right(probabilities_of(ordered), ordered["label"].to_numpy())
         return cls(right, fold.astype(np.int64), hashlib.blake2b(content.encode(), digest_size=8).hexdigest())
 
     @classmethod

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from dxc.evaluation.answers import is_right, probabilities_of
 from dxc.text import counted
 
 if TYPE_CHECKING:
@@ -21,16 +23,8 @@ LOPSIDED = 0.75
 MORE_THAN_OVERALL = 0.1
 """A fold is lopsided only where that share exceeds the same class's share of all chips by so much."""
 NAMED = 3  # folds that a note names
-
-
-def is_right(probability: ArrayLike, label: ArrayLike) -> NDArray[np.bool_]:
-    """Which predictions (n,) are right: a crossing is predicted above a probability of 0.5, as accuracy and F1 count.
-
-    Args:
-        probability: (n,) of a crossing.
-        label: (n,) 1 = crossing, 0 = none.
-    """
-    return (np.asarray(probability) > 0.5) == (np.asarray(label) == 1)
+CROSSING = ("no crossing", "crossing")
+"""The classes of chips, by label."""
 
 
 def wilson_interval(right: int, count: int, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -47,36 +41,43 @@ def wilson_interval(right: int, count: int, *, confidence: float = 0.95) -> tupl
     return float(interval.low), float(interval.high)
 
 
-def notes_on_few_chips(predictions: pd.DataFrame, groups: ArrayLike) -> list[str]:
+def notes_on_few_chips(
+    predictions: pd.DataFrame,
+    groups: ArrayLike,
+    *,
+    classes: Sequence[str] = CROSSING,
+    unit: str = "chip",
+) -> list[str]:
     """Lines that say what the accuracy of a run can mean; none where it rests on enough chips.
 
     Args:
-        predictions: out-of-fold predictions, one row a validated chip: label (0 | 1), fold, probability.
+        predictions: out-of-fold predictions, one row a validated chip: label, fold, and those of probability_columns.
         groups: numbers (n,) in the order of the rows, equal for chips that show the same ground.
+        classes: names by label.
+        unit: what an image is called: chip or image.
     """
     if predictions.empty:
         return []
-    folds = predictions["fold"].to_numpy()
-    positive = predictions["label"].to_numpy() == 1
+    folds, labels = predictions["fold"].to_numpy(), predictions["label"].to_numpy()
     counts = {
-        fold: (int((~positive)[folds == fold].sum()), int(positive[folds == fold].sum()))
+        fold: tuple(np.bincount(labels[folds == fold], minlength=len(classes)).tolist())
         for fold in dict.fromkeys(folds)
     }
-    total, right = len(predictions), int(is_right(predictions["probability"], predictions["label"]).sum())
+    total, right = len(predictions), int(is_right(probabilities_of(predictions), labels).sum())
     low, high = wilson_interval(right, total)
-    overall = np.array([(~positive).mean(), positive.mean()])
-    lopsided = {fold: both for fold, both in counts.items() if _is_lopsided(both, overall)}
+    overall = np.bincount(labels, minlength=len(classes)) / total
+    lopsided = {fold: each for fold, each in counts.items() if _is_lopsided(each, overall)}
     few = {
-        fold: both
-        for fold, both in counts.items()
-        if min(both) < FEW_OF_A_CLASS and fold not in lopsided  # a fold is said once
+        fold: each
+        for fold, each in counts.items()
+        if min(each) < FEW_OF_A_CLASS and fold not in lopsided  # a fold is said once
     }
 
     notes = []
     if high - low > WIDE:
         notes.append(
-            f"{counted(total, 'chip')}: accuracy {right / total:.2f} means anything from {low:.2f} to {high:.2f} (95 % "
-            "interval, Wilson). Add chips before designs are compared"
+            f"{counted(total, unit)}: accuracy {right / total:.2f} means anything from {low:.2f} to {high:.2f} (95 % "
+            f"interval, Wilson). Add {unit}s before designs are compared"
         )
     if few:
         alone = len(counts) == 1
@@ -85,19 +86,18 @@ def notes_on_few_chips(predictions: pd.DataFrame, groups: ArrayLike) -> list[str
             if alone
             else "an accuracy of so few and the spread over folds (accuracy_std) say"
         )
-        notes.append(f"small {'fold' if alone else 'folds'}: {_listed(few)}; {says} little")
+        notes.append(f"small {'fold' if alone else 'folds'}: {_listed(few, classes, unit)}; {says} little")
     if lopsided:
-        fold, both = max(lopsided.items(), key=lambda item: max(item[1]) / sum(item[1]))
-        answer = "no crossing" if both[0] > both[1] else "crossing"
+        fold, each = max(lopsided.items(), key=lambda item: max(item[1]) / sum(item[1]))
         notes.append(
-            f"uneven {'fold' if len(lopsided) == 1 else 'folds'}: {_listed(lopsided)}. A network that always says "
-            f"'{answer}' has an accuracy of {max(both) / sum(both):.2f} in {fold}"
+            f"uneven {'fold' if len(lopsided) == 1 else 'folds'}: {_listed(lopsided, classes, unit)}. A network that "
+            f"always says '{classes[int(np.argmax(each))]}' has an accuracy of {max(each) / sum(each):.2f} in {fold}"
         )
     sizes = np.unique(np.asarray(groups), return_counts=True)[1]
     shared = sizes[sizes > 1]
     if notes and len(shared):
         notes.append(
-            f"{shared.sum()} of {total} chips overlap another on the ground, in {len(shared)} "
+            f"{shared.sum()} of {total} {unit}s overlap another on the ground, in {len(shared)} "
             f"{'group' if len(shared) == 1 else 'groups'} that no split divides: they count as fewer chips, and "
             "accuracies are less certain than their number says. Cut fewer chips of the same ground, or add chips "
             "elsewhere"
@@ -105,7 +105,7 @@ def notes_on_few_chips(predictions: pd.DataFrame, groups: ArrayLike) -> list[str
     return notes
 
 
-def _is_lopsided(counts: tuple[int, int], overall: np.ndarray) -> bool:
+def _is_lopsided(counts: Sequence[int], overall: np.ndarray) -> bool:
     if sum(counts) < 2 * FEW_OF_A_CLASS:
         return False  # it is small before it is uneven
     shares = np.array(counts) / sum(counts)
@@ -113,11 +113,16 @@ def _is_lopsided(counts: tuple[int, int], overall: np.ndarray) -> bool:
     return bool(shares[larger] >= LOPSIDED and shares[larger] > overall[larger] + MORE_THAN_OVERALL)
 
 
-def _listed(counts: dict[str, tuple[int, int]]) -> str:
+def _listed(counts: Mapping[str, Sequence[int]], classes: Sequence[str], unit: str) -> str:
     """'fold1 validates 3 chips with a crossing and 20 without; fold2 ...'"""
-    said = [
-        f"{fold} validates {counted(with_one, 'chip')} with a crossing and {without} without"
-        for fold, (without, with_one) in list(counts.items())[:NAMED]
-    ]
+    said = [f"{fold} validates {_said(each, classes, unit)}" for fold, each in list(counts.items())[:NAMED]]
     further = len(counts) - NAMED
     return "; ".join(said) + (f"; and {further} more" if further > 0 else "")
+
+
+def _said(counts: Sequence[int], classes: Sequence[str], unit: str) -> str:
+    if tuple(classes) == CROSSING:
+        without, with_one = counts
+        return f"{counted(with_one, unit)} with a crossing and {without} without"
+    least, most = int(np.argmin(counts)), int(np.argmax(counts))
+    return f"{counted(counts[least], unit)} of {classes[least]} and {counts[most]} of {classes[most]}"

@@ -144,6 +144,11 @@ def _resnet_name(knobs: Knobs) -> str:
     return f"resnet{2 * sum(knobs['blocks']) + 2}" if knobs.get("blocks") else "resnet"
 
 
+def _bottleneck_name(knobs: Knobs) -> str:
+    # three convolutions a bottleneck, the stem and the classifier
+    return f"resnet{3 * sum(knobs['blocks']) + 2}" if knobs.get("blocks") else "resnet"
+
+
 def _resnet_short(knobs: Knobs) -> str:
     short = _letters(knobs, kernel="k", stride="s", padding="p", width="w")
     pool = f"pool{knobs['pool_kernel']}/{knobs['pool_stride']}" if "pool_kernel" in knobs else ""
@@ -191,6 +196,23 @@ def _draw_sppnet(rng: np.random.Generator) -> Knobs:
     return {**knobs, "features": features[0], "features2": features[1] if features[1:] else "none"}
 
 
+def _draw_bottleneck(rng: np.random.Generator) -> Knobs:
+    return {
+        **_draw_resnet(rng),
+        "width": _pick(rng, [16, 32, 64]),
+        "blocks": [_pick(rng, [1, 2, 3]) for _ in range(STAGES)],
+    }
+
+
+def _draw_resnet8(rng: np.random.Generator) -> Knobs:
+    return {
+        "in_channels": _pick(rng, [3, 5, 7]),
+        "size": _pick(rng, [32, 64, 100]),
+        "width": _pick(rng, range(8, 65, 8)),
+        "num_classes": _pick(rng, [2, 10]),
+    }
+
+
 def _draw_mobilenet(rng: np.random.Generator) -> Knobs:
     return {
         "in_channels": _pick(rng, [3, 5, 7]),
@@ -211,6 +233,23 @@ NETWORKS: dict[str, Network] = {
         meaningful=_resnet_meaningful,
         calibration=Calibration(_draw_resnet, weight=7),
     ),
+    "bottleneck_resnet": Network(
+        target="dxc.models.resnet.BottleneckResNet",
+        task="classification",
+        space="resnet50",
+        name=_bottleneck_name,
+        short_knobs=_resnet_short,
+        meaningful=_resnet_meaningful,
+        calibration=Calibration(_draw_bottleneck, weight=1),
+    ),
+    "resnet8": Network(
+        target="dxc.models.resnet.TinyResNet",
+        task="classification",
+        space="resnet8",
+        name=lambda knobs: "resnet8",
+        short_knobs=lambda knobs: _letters(knobs, width="w"),
+        calibration=Calibration(_draw_resnet8, weight=1),
+    ),
     "sppnet": Network(
         target="dxc.models.sppnet.SppNet",
         task="detection",
@@ -225,7 +264,7 @@ NETWORKS: dict[str, Network] = {
     "mobilenet": Network(
         target="dxc.models.mobilenet.MobileNetV1",
         task="classification",
-        space=None,
+        space="mobilenet_v1",
         name=lambda knobs: "mobilenet_v1",
         short_knobs=lambda knobs: _letters(knobs, stride="s", width="w"),
         calibration=Calibration(_draw_mobilenet, weight=3),

@@ -1,4 +1,4 @@
-"""The ResNet space: image (B, C, H, W) -> class scores (B, num_classes)."""
+"""ResNets: image (B, C, H, W) -> class scores (B, num_classes)."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ class BasicBlock(nn.Module):
     is a 1x1 convolution (option B of the paper).
     """
 
+    expansion = 1
+    """Channels that it gives, relative to those of its convolutions."""
+
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
@@ -39,6 +42,38 @@ class BasicBlock(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
         return self.relu(self.bn2(self.conv2(out)) + shortcut)
+
+
+class Bottleneck(nn.Module):
+    """A 1x1, a 3x3 and a 1x1 convolution and a shortcut (He et al. 2016, doi 10.1109/CVPR.2016.90, figure 5).
+
+    (B, in_channels, H, W) -> (B, 4 x channels, H / stride, W / stride). The 3x3 convolution has the stride, as
+    in torchvision (the paper gives it to the first). Where the shape changes, the shortcut is a 1x1 convolution.
+    """
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        wide = self.expansion * channels
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, wide, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(wide)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = (
+            nn.Sequential(nn.Conv2d(in_channels, wide, 1, stride, bias=False), nn.BatchNorm2d(wide))
+            if stride != 1 or in_channels != wide
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        return self.relu(self.bn3(self.conv3(out)) + shortcut)
 
 
 class ResNet(nn.Module):
@@ -62,6 +97,8 @@ class ResNet(nn.Module):
     Raises:
         ConfigError: a knob cannot work.
     """
+
+    block: type[BasicBlock] | type[Bottleneck] = BasicBlock
 
     def __init__(
         self,
@@ -105,13 +142,14 @@ class ResNet(nn.Module):
             nn.MaxPool2d(pool_kernel, pool_stride, POOL_PADDING) if pool == "max" else nn.Identity()
         )
         widths = [width * 2**stage for stage in range(STAGES)]
-        self.layer1 = _stage(width, widths[0], depths[0], stride=1)
-        self.layer2 = _stage(widths[0], widths[1], depths[1], stride=2)
-        self.layer3 = _stage(widths[1], widths[2], depths[2], stride=2)
-        self.layer4 = _stage(widths[2], widths[3], depths[3], stride=2)
+        made, expansion = self.block, self.block.expansion
+        self.layer1 = _stage(made, width, widths[0], depths[0], stride=1)
+        self.layer2 = _stage(made, expansion * widths[0], widths[1], depths[1], stride=2)
+        self.layer3 = _stage(made, expansion * widths[1], widths[2], depths[2], stride=2)
+        self.layer4 = _stage(made, expansion * widths[2], widths[3], depths[3], stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(widths[-1], num_classes)
-        self._initialise()
+        self.fc = nn.Linear(expansion * widths[-1], num_classes)
+        _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
@@ -134,16 +172,114 @@ class ResNet(nn.Module):
                 f"leaves of the chip: {after} + 2 x padding {POOL_PADDING} pixels; choose a smaller one"
             )
 
-    def _initialise(self) -> None:
-        # He et al. 2015, doi 10.1109/ICCV.2015.123: variance kept through ReLU layers, backward pass.
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+class BottleneckResNet(ResNet):
+    """The same with bottlenecks instead of basic blocks, and the conventional stem; its knobs are those of ResNet.
+
+    With blocks 3, 4, 6, 3 it is the conventional ResNet-50, with torchvision's state_dict keys: 25,557,032 parameters
+    with 1000 classes. A stage of width w gives 4 w channels.
+    """
+
+    block = Bottleneck
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int = 2,
+        *,
+        kernel: int = 7,
+        stride: int = 2,
+        padding: int = 3,
+        pool: str = "max",
+        pool_kernel: int = 3,
+        pool_stride: int = 2,
+        width: int = 64,
+        blocks: int | Sequence[int] = (3, 4, 6, 3),
+    ) -> None:
+        super().__init__(
+            in_channels, num_classes, kernel=kernel, stride=stride, padding=padding, pool=pool,
+            pool_kernel=pool_kernel, pool_stride=pool_stride, width=width, blocks=blocks,
+        )  # fmt: skip
 
 
-def _stage(in_channels: int, out_channels: int, depth: int, *, stride: int) -> nn.Sequential:
-    first = BasicBlock(in_channels, out_channels, stride)
-    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(depth - 1)))
+class TinyBlock(nn.Module):
+    """A basic block as MLPerf Tiny has it: convolutions with a bias, and no batch norm after the shortcut's.
+
+    (B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = (
+            nn.Conv2d(in_channels, out_channels, 1, stride)
+            if stride != 1 or in_channels != out_channels
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(out)) + shortcut)
+
+
+class TinyResNet(nn.Module):
+    """ResNet-8, the image classification network of MLPerf Tiny (Banbury et al. 2021, arXiv 2106.07597).
+
+    A 3x3 convolution and three basic blocks, of width, 2 and 4 x width channels, a global mean and one linear layer.
+    With 3 channels, 10 classes and width 16, 78,186 parameters are trained. The published count is 78,666: Keras counts
+    the 480 means and variances of the batch norms too. Where a stride of 2 meets an even size, Keras pads one side and
+    this network both.
+
+    Args:
+        in_channels: number of channels of the image.
+        num_classes: number of scores in the output.
+        width: channels of the first block; published: 16.
+
+    Raises:
+        ConfigError: a knob cannot work.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int = 10, *, width: int = 16) -> None:
+        super().__init__()
+        for name, value in {"in_channels": in_channels, "num_classes": num_classes, "width": width}.items():
+            require_whole(f"model.{name}", value, at_least=1)
+        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = TinyBlock(width, width, 1)
+        self.layer2 = TinyBlock(width, 2 * width, 2)
+        self.layer3 = TinyBlock(2 * width, 4 * width, 2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(4 * width, num_classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+    def check_input_size(self, size: int) -> None:
+        """Accept any size: every convolution is padded."""
+
+
+def _initialise(network: nn.Module) -> None:
+    # He et al. 2015, doi 10.1109/ICCV.2015.123: variance kept through ReLU layers, backward pass.
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _stage(
+    block: type[BasicBlock] | type[Bottleneck], in_channels: int, channels: int, depth: int, *, stride: int
+) -> nn.Sequential:
+    first = block(in_channels, channels, stride)
+    wide = block.expansion * channels
+    return nn.Sequential(first, *(block(wide, channels, 1) for _ in range(depth - 1)))
 
 
 def _check_knobs(*, at_least_one: dict[str, int], padding: int, pool: str, depths: list[int]) -> None:

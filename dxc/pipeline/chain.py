@@ -27,8 +27,8 @@ from dxc.training.crossval import TrainedFold, engines_of, trained_folds
 if TYPE_CHECKING:
     import pandas as pd
 
-    from dxc.data.cache import ChipCache
-    from dxc.data.datamodule import ChipDataModule
+    from dxc.data.datamodule import ImageDataModule
+    from dxc.data.images import Images
     from dxc.deploy.metadata import Metadata
     from dxc.metrics import Point
     from dxc.tracking.run import Sink
@@ -49,8 +49,8 @@ class Bench:
     """The plan as it was given. Identities are of this one, on every machine."""
     plan: Plan
     """The same, fitted to this machine."""
-    datamodule: ChipDataModule
-    cache: ChipCache
+    datamodule: ImageDataModule
+    cache: Images
     tracked: Sink
     out: Path
     """The folder for files of the run, which become its artifacts."""
@@ -91,8 +91,9 @@ def train(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
         **_metrics(folds, predictions, bench.cache, build_task(bench.plan, best.model)),
         "fold_score": statistics.mean(fold.score for fold in folds),
         "fit_seconds": sum(fold.seconds for fold in folds),  # of kept folds too
-        "images_per_second": sum(f.trained_images for f in folds) / sum(f.train_seconds for f in folds),
     }
+    if train_seconds := sum(fold.train_seconds for fold in folds):  # none where weights were only evaluated
+        metrics["images_per_second"] = sum(fold.trained_images for fold in folds) / train_seconds
     bench.tracked.log(metrics, _curves(folds, bench.plan.score))
     bench.tracked.tag(
         {
@@ -103,7 +104,12 @@ def train(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
     )
     _write_files(bench, predictions, folds)
     notes = [
-        *notes_on_few_chips(predictions, bench.cache.groups[predictions.index]),
+        *notes_on_few_chips(
+            predictions,
+            bench.cache.groups[predictions.index],
+            classes=bench.cache.classes,
+            unit=bench.cache.unit,
+        ),
         *draw_run(bench.plan, bench.datamodule.source.noun, bench.cache, predictions, bench.out / FIGURES),
     ]
     return replace(
@@ -178,11 +184,9 @@ def _metadata(bench: Bench) -> Metadata:
     from dxc.deploy.metadata import Metadata, dxc_version
     from dxc.tracking.client import git_commit
 
-    recipe = bench.datamodule.recipe
     return Metadata(
-        channels=recipe.channels,
-        normalise=recipe.normalise,
-        repair=recipe.repair,
+        **bench.datamodule.fed,
+        classes=bench.cache.classes,
         photo_bands=bench.cache.photo_bands,
         pixel_m=bench.cache.pixel_m,
         trial=bench.requested.trial,
@@ -192,10 +196,11 @@ def _metadata(bench: Bench) -> Metadata:
     )
 
 
-def _out_of_fold(folds: Sequence[TrainedFold], cache: ChipCache) -> pd.DataFrame:
+def _out_of_fold(folds: Sequence[TrainedFold], cache: Images) -> pd.DataFrame:
     """The validation predictions of all folds in chip order; see Result.predictions."""
     import pandas as pd
 
+    from dxc.evaluation.answers import probability_columns
     from dxc.evaluation.average_precision import BOX
 
     parts = []
@@ -206,8 +211,10 @@ def _out_of_fold(folds: Sequence[TrainedFold], cache: ChipCache) -> pd.DataFrame
             "name": [cache.names[i] for i in index],
             "label": fold.predictions["label"].numpy(),
             "fold": fold.name,
-            "probability": fold.predictions["probability"].numpy(),
         }
+        probability = fold.predictions["probability"].numpy()
+        names = probability_columns(cache.classes)
+        columns |= dict(zip(names, probability.reshape(len(index), len(names)).T, strict=True))
         if "box" in fold.predictions:
             columns |= dict(zip(BOX, fold.predictions["box"].numpy().T, strict=True))
         parts.append(pd.DataFrame(columns, index=index))
@@ -215,7 +222,7 @@ def _out_of_fold(folds: Sequence[TrainedFold], cache: ChipCache) -> pd.DataFrame
 
 
 def _metrics(
-    folds: Sequence[TrainedFold], predictions: pd.DataFrame, cache: ChipCache, task: Task
+    folds: Sequence[TrainedFold], predictions: pd.DataFrame, cache: Images, task: Task
 ) -> dict[str, float]:
     """Mean and sample standard deviation of the accuracy over folds, and the metrics of the pooled predictions."""
     from dxc.evaluation.average_precision import TrueBoxes

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from dxc.config.plan import Plan
-from dxc.data.sample import sample_of_folder
 from dxc.pipeline.chain import FIGURES
 from dxc.report.chip_sheet import draw_chip_sheet
 from dxc.report.run_figures import CHIPS_SHOWN
@@ -24,5 +23,4 @@ def preview(plan: Plan, out: Path) -> Path:
         DxcError: for everything that a user can mend.
     """
     datamodule = plan.data.build(source=plan.source.build())
-    sample = sample_of_folder(datamodule.source.prepare(), datamodule.recipe, CHIPS_SHOWN)
-    return draw_chip_sheet(sample, out / FIGURES, source=datamodule.source.noun)
+    return draw_chip_sheet(datamodule.sample(CHIPS_SHOWN), out / FIGURES, source=datamodule.source.noun)

@@ -22,8 +22,9 @@ class Result:
     """The metric that the configuration is judged by: accuracy, or average_precision of a detector."""
     fold_scores: dict[str, float]
     predictions: pd.DataFrame
-    """Out-of-fold predictions: region, name, label, fold, probability, of a detector also its box cx, cy, w, h
-    (relative to the image); one row a validated chip."""
+    """Out-of-fold predictions: region, name, label, fold, probability (see
+    dxc.evaluation.answers.probability_columns), of a detector also its box cx, cy, w, h (relative to the image); one
+    row a validated chip."""
     onnx: Path
     excluded: int
     notes: tuple[str, ...]

@@ -22,7 +22,18 @@ if TYPE_CHECKING:
     from dxc.training.crossval import TrainedFold
 
 TRAIN = "train"
-TRAIN_GROUPS = ("model", "task", "data", "source", "optimizer", "scheduler", "trainer", "score", "seed")
+TRAIN_GROUPS = (
+    "model",
+    "task",
+    "data",
+    "source",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "base_digest",
+    "score",
+    "seed",
+)
 """What a trained network depends on, beside the chips themselves."""
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dxc.data.layout import CLASS_NAMES
+from dxc.evaluation.answers import probability_of_truth
 from dxc.evaluation.match import Floats, known_boxes
 from dxc.report.detections import DASHES, PREDICTED, TRUE, picture
 from dxc.report.figures import STYLE, TWO_COLUMNS_IN, VERMILLION, save, short_number
@@ -61,13 +61,13 @@ def draw_chip_sheet(chips: ChipSample, folder: Path, *, stem: str = "chips", sou
         OSError: the file cannot be written.
     """
     rows = [
-        Row(image, [CLASS_NAMES[label], region, name], boxes)
+        Row(image, [chips.classes[label], region, name], boxes)
         for image, label, region, name, boxes in zip(
             chips.images, chips.labels, chips.regions, chips.names, chips.boxes, strict=True
         )
     ]
     count = f"all {chips.of}" if len(rows) == chips.of else f"{len(rows)} of {chips.of:,}"
-    title = f"{count} {source or 'chips'}, as the network sees them"
+    title = f"{count} {source or f'{chips.unit}s'}, as the network sees them"
     figure = chip_sheet(rows, chips.channels, title=title)
     return save_sheet(figure, folder, stem)
 
@@ -149,14 +149,14 @@ def chip_sheet(rows: Sequence[Row], channels: Sequence[str], *, title: str, note
 
 
 def most_wrong(probability: Floats, label: Floats, count: int) -> list[int]:
-    """Indices of the `count` chips whose probability lies farthest from their label, the farthest first.
+    """Indices of the `count` chips whose true class got the least probability, the least first.
 
     Args:
-        probability: (n,) of a crossing.
-        label: (n,) 1 = crossing, 0 = none.
+        probability: (n,) of a crossing, or (n, classes).
+        label: (n,) of chips 1 = crossing, 0 = none.
         count: how many at most.
     """
-    return np.argsort(-np.abs(np.asarray(label) - np.asarray(probability)), kind="stable")[:count].tolist()
+    return np.argsort(probability_of_truth(probability, label), kind="stable")[:count].tolist()
 
 
 def _composites(channels: Sequence[str]) -> dict[str, list[str]]:

@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dxc.config.plan import Plan
+from dxc.evaluation.answers import (
+    PROBABILITY,
+    is_right,
+    predicted_label,
+    probabilities_of,
+    probability_of_truth,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from dxc.data.cache import ChipCache
+    from dxc.data.images import Images
     from dxc.hardware.costs import Costs
 
 log = logging.getLogger(__name__)
@@ -21,7 +28,7 @@ CHIPS_SHOWN = 12
 """Chips on a sheet."""
 
 
-def draw_run(plan: Plan, noun: str, cache: ChipCache, predictions: pd.DataFrame, out: Path) -> list[str]:
+def draw_run(plan: Plan, noun: str, cache: Images, predictions: pd.DataFrame, out: Path) -> list[str]:
     """Draw what a run was trained on and what it answered: chips, confusion_matrix, precision_recall, most_wrong, and
     of a detector samples.
 
@@ -38,10 +45,11 @@ def draw_run(plan: Plan, noun: str, cache: ChipCache, predictions: pd.DataFrame,
     caption = f"{plan.name}. {judged_on(predictions, noun)}."
     drawers: dict[str, Callable[[], object]] = {
         "chips": lambda: _draw_chips(plan, noun, cache, out),
-        "confusion_matrix": lambda: _draw_confusion(predictions, caption, out),
-        "precision_recall": lambda: _draw_precision_recall(plan, predictions, caption, out),
+        "confusion_matrix": lambda: _draw_confusion(cache, predictions, caption, out),
         "most_wrong": lambda: _draw_most_wrong(plan, noun, cache, predictions, caption, out),
     }
+    if PROBABILITY in predictions:  # of one class, which there is with two
+        drawers["precision_recall"] = lambda: _draw_precision_recall(plan, predictions, caption, out)
     if cache.has_boxes:
         drawers["samples"] = lambda: _draw_samples(plan, cache, predictions, out)
     return [note for name, draw in drawers.items() for note in drawn_or_noted(name, draw)]
@@ -74,7 +82,7 @@ def judged_on(predictions: pd.DataFrame, noun: str) -> str:
     return f"{len(predictions):,} {noun}, each judged by a network that was not trained on it ({folds})"
 
 
-def _draw_chips(plan: Plan, noun: str, cache: ChipCache, out: Path) -> None:
+def _draw_chips(plan: Plan, noun: str, cache: Images, out: Path) -> None:
     from dxc.data.sample import sample_of_cache
     from dxc.report.chip_sheet import draw_chip_sheet
 
@@ -82,11 +90,17 @@ def _draw_chips(plan: Plan, noun: str, cache: ChipCache, out: Path) -> None:
     draw_chip_sheet(sample, out, source=noun)
 
 
-def _draw_confusion(predictions: pd.DataFrame, caption: str, out: Path) -> None:
+def _draw_confusion(cache: Images, predictions: pd.DataFrame, caption: str, out: Path) -> None:
     from dxc.report.confusion import confusion_matrix
     from dxc.report.figures import save
 
-    figure = confusion_matrix(predictions["probability"], predictions["label"], note=caption)
+    figure = confusion_matrix(
+        probabilities_of(predictions),
+        predictions["label"],
+        classes=cache.classes,
+        unit=cache.unit,
+        note=caption,
+    )
     save(figure, out, "confusion_matrix", kinds=("png",))
 
 
@@ -106,24 +120,26 @@ def _draw_precision_recall(plan: Plan, predictions: pd.DataFrame, caption: str, 
 
 
 def _draw_most_wrong(
-    plan: Plan, noun: str, cache: ChipCache, predictions: pd.DataFrame, caption: str, out: Path
+    plan: Plan, noun: str, cache: Images, predictions: pd.DataFrame, caption: str, out: Path
 ) -> None:
-    """Draw the chips whose probability is farthest from their label."""
+    """Draw the chips whose true class got the least probability."""
     from dxc.evaluation.average_precision import BOX
-    from dxc.evaluation.few_chips import is_right
     from dxc.report.chip_sheet import Row, chip_sheet, most_wrong, save_sheet
 
     rows = []
-    probability, label = (predictions[name].to_numpy() for name in ("probability", "label"))
-    right = is_right(probability, label)
+    probability, label = probabilities_of(predictions), predictions["label"].to_numpy()
+    right, answers = is_right(probability, label), predicted_label(probability)
+    shown = probability if probability.ndim == 1 else probability_of_truth(probability, label)
+    two = probability.ndim == 1
     for place in most_wrong(probability, label, CHIPS_SHOWN):
         each = predictions.iloc[place]
         index = [predictions.index[place]]
-        answer = "right" if right[place] else "missed" if each["label"] else "false alarm"
+        wrongly = ("missed" if each["label"] else "false alarm") if two else cache.classes[answers[place]]
+        answer = "right" if right[place] else wrongly if two else f"says {wrongly}"
         lines = [
-            "crossing" if each["label"] else "no crossing",
+            cache.classes[each["label"]],
             answer,
-            f"p {each['probability']:.3f}",
+            f"p {shown[place]:.3f}",
             str(each["fold"]) if each["fold"] == each["region"] else f"{each['fold']}, {each['region']}",
             str(each["name"]),
         ]
@@ -132,15 +148,13 @@ def _draw_most_wrong(
             boxes["predicted"] = each[list(BOX)].to_numpy(dtype=float)
         rows.append(Row(cache.images(index)[0], lines, **boxes))
     wrong = int((~right).sum())
-    title = (
-        f"The {len(rows)} most wrong of {len(right):,} {noun}: {wrong:,} are wrong (a crossing is "
-        "predicted where p > 0.5)"
-    )
-    note = f"{caption} p: probability of a crossing."
+    rule = "a crossing is predicted where p > 0.5" if two else "the likeliest class is predicted"
+    title = f"The {len(rows)} most wrong of {len(right):,} {noun}: {wrong:,} are wrong ({rule})"
+    note = f"{caption} p: probability of {'a crossing' if two else 'the true class'}."
     save_sheet(chip_sheet(rows, plan.data.channels, title=title, note=note), out, "most_wrong")
 
 
-def _draw_samples(plan: Plan, cache: ChipCache, predictions: pd.DataFrame, out: Path) -> None:
+def _draw_samples(plan: Plan, cache: Images, predictions: pd.DataFrame, out: Path) -> None:
     """Draw a detector's hits, misses and false alarms with true and predicted boxes."""
     import numpy as np
     import torch

@@ -163,7 +163,7 @@ def _cost(config: Mapping[str, Any], packages: list[Package]) -> dict[str, Any]:
         plan = Plan.of(config)
         size, in_channels = plan.data.image_size, plan.model.in_channels
         # its file says as much as the trained one's, in as many bytes; it has no identity
-        metadata = Metadata(channels=tuple(plan.data.channels))
+        metadata = Metadata(channels=tuple(plan.data.channels), classes=tuple(plan.data.classes))
         model = plan.model.build()
         model.check_input_size(size)
         _as_if_trained(model)

@@ -24,7 +24,7 @@ from scipy import ndimage
 
 from dxc.bars import Steps
 from dxc.data.cache import usable_cores
-from dxc.data.source import Source
+from dxc.data.source import ChipSource
 from dxc.errors import ConfigError, DataError, require_whole
 from dxc.files import sync_everything, whole_folder
 from dxc.geo.bands import PHOTO_BANDS
@@ -178,7 +178,7 @@ def region_files(folder: Path) -> RegionFiles:
 # ---------------------------------------------------------------- the source of chips
 
 
-class SyntheticSource(Source):
+class SyntheticSource(ChipSource):
     """Chips of four synthetic regions, built once and kept.
 
     Args:
@@ -224,7 +224,7 @@ class SyntheticSource(Source):
         self.boxes, self.size_m = boxes, size_m
         self.cache_dir, self.on_bad_chip = Path(cache_dir), on_bad_chip
         self.photo_bands: Sequence[str] = (
-            PHOTO_BANDS  # this and the next attribute are part of the interface Source
+            PHOTO_BANDS  # this and the next attribute are part of the interface ChipSource
         )
         self.check_georeference = True
         self.jobs = jobs or min(len(REGIONS), usable_cores())

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dxc.config.plan import Plan
+from dxc.data.layout import CLASS_NAMES
 from dxc.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
-    from dxc.data.cache import ChipCache
-    from dxc.data.datamodule import ChipDataModule
+    from dxc.data.datamodule import ImageDataModule
+    from dxc.data.images import Images
     from dxc.training.task import Task
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,14 @@ def check_task(plan: Plan, task: Task) -> None:
             f"task: {type(task).__name__} judges {' and '.join(task.answers)}, and {name} answers with "
             f"{' and '.join(entry.outputs)}; leave task= out, the model chooses it (task={entry.task})"
         )
+    scores = plan.model.argument("num_classes")
+    if scores is not None and scores != len(plan.data.classes):
+        raise ConfigError(
+            f"model.num_classes={scores} does not go with the {len(plan.data.classes)} classes of "
+            f"data={plan.data.name}; leave it out, it follows from the data"
+        )
+    if "presence" in task.answers and len(plan.data.classes) != 2:
+        raise ConfigError(f"{name} finds crossings in chips, and data={plan.data.name} has no crossings")
     boxes = "box" in task.answers
     if plan.boxes != boxes or plan.data.boxes != boxes:
         raise ConfigError(
@@ -54,10 +64,19 @@ def build_task(plan: Plan, model: torch.nn.Module | None = None) -> Task:
 
     Args:
         plan: its model, task, optimizer and scheduler are built.
-        model: the network; None builds a new one.
+        model: the network; None builds a new one, with the weights of plan.base if there is one.
+
+    Raises:
+        ConfigError: what a constructor refuses, or the weights of another network.
     """
+    if model is None:
+        model = plan.model.build()
+        if plan.base is not None:
+            from dxc.models.weights import load_weights
+
+            load_weights(model, Path(plan.base))
     return plan.task.build(
-        model=model or plan.model.build(),
+        model=model,
         optimizer=plan.optimizer.build(),
         scheduler=plan.scheduler and plan.scheduler.build(),
     )
@@ -85,14 +104,17 @@ def fit_to_machine(plan: Plan, *, gpu: int | None = None) -> Plan:
     return plan.with_trainer(accelerator="cpu", precision="auto" if half else trainer.precision)
 
 
-def read_chips(datamodule: ChipDataModule) -> ChipCache:
-    """Prepare and read the chips. The log says how many were found and which were excluded."""
+def read_chips(datamodule: ImageDataModule) -> Images:
+    """Prepare and read the images. The log says how many were found and which were excluded."""
     datamodule.prepare_data()
     cache = datamodule.cache
     if cache is None:  # prepare_data opens it or raises
-        raise RuntimeError("the datamodule has no chips after prepare_data()")
+        raise RuntimeError("the datamodule has no images after prepare_data()")
     regions = ", ".join(sorted(set(cache.regions)))
-    log.info("%d chips (%d with a crossing) from %s", len(cache), cache.labels.sum(), regions)
+    if cache.classes == CLASS_NAMES:
+        log.info("%d chips (%d with a crossing) from %s", len(cache), cache.labels.sum(), regions)
+    else:
+        log.info("%d %ss of %d classes from %s", len(cache), cache.unit, len(cache.classes), regions)
     if cache.excluded:
         log.warning("%d files were left out:", len(cache.excluded))
         for chip in cache.excluded:

@@ -27,7 +27,7 @@ from dxc.training.epochs import Epoch, write_epoch
 if TYPE_CHECKING:
     import torch
 
-    from dxc.data.datamodule import ChipDataModule
+    from dxc.data.datamodule import ImageDataModule
     from dxc.data.folds import Fold
     from dxc.metrics import Point
     from dxc.training.on_device import DeviceChips
@@ -71,7 +71,7 @@ class TrainedFold:
 
 def trained_folds(
     plan: Plan,
-    datamodule: ChipDataModule,
+    datamodule: ImageDataModule,
     kept: Path,
     *,
     device: str,
@@ -126,7 +126,7 @@ def trained_folds(
 
 
 def _train(
-    plan: Plan, datamodule: ChipDataModule, folds: dict[int, Fold], device: str, kept: Path
+    plan: Plan, datamodule: ImageDataModule, folds: dict[int, Fold], device: str, kept: Path
 ) -> Generator[tuple[int, TrainedFold]]:
     """Train folds by their numbers: one after the other, or side by side where graphs train them."""
     if not folds:
@@ -141,7 +141,7 @@ def _train(
 
 def train_side_by_side(
     plan: Plan,
-    datamodule: ChipDataModule,
+    datamodule: ImageDataModule,
     folds: dict[int, Fold],
     device: str,
     kept: Path,
@@ -277,7 +277,7 @@ def _code() -> str:
 
 def train_fold(
     plan: Plan,
-    datamodule: ChipDataModule,
+    datamodule: ImageDataModule,
     fold: Fold,
     number: int,
     device: str,
@@ -318,11 +318,13 @@ def train_fold(
         bar=0 if place is None else place.bar,
     )
     engine: EngineName = "eager"
-    if place is None:
-        datamodule.select(fold, seed=seed)
-        trainer.fit(task, datamodule=datamodule)
-    else:
+    if place is not None:
         engine = _fit_by_graphs(trainer, task, datamodule, fold, seed, place)
+    elif epochs:
+        trainer.fit(task, datamodule=datamodule)
+    else:  # of the weights of plan.base
+        trainer.validate(task, datamodule=datamodule, verbose=False)
+        trainer.history.extend((name, float(value), 0) for name, value in trainer.callback_metrics.items())
 
     metrics = trainer.callback_metrics
     score = metrics.get(f"val_{plan.score}")
@@ -350,7 +352,7 @@ def train_fold(
 
 
 def _fit_by_graphs(
-    trainer: FoldTrainer, task: Task, datamodule: ChipDataModule, fold: Fold, seed: int, place: _Place
+    trainer: FoldTrainer, task: Task, datamodule: ImageDataModule, fold: Fold, seed: int, place: _Place
 ) -> EngineName:
     """Train with the graph engine. Returns the engine it was: eager where no graph could be recorded."""
     from dxc.training.graph import (
@@ -364,7 +366,12 @@ def _fit_by_graphs(
     size = datamodule.batch_size
     chunks = IndexChunks(datamodule.order(fold, seed=seed), size)
     steps = GraphSteps(
-        place.chips, chunks.sizes, autocast=autocast_dtype(str(trainer.precision)), turn=place.turn
+        place.chips,
+        chunks.sizes,
+        autocast=autocast_dtype(str(trainer.precision)),
+        turn=place.turn,
+        augment=getattr(datamodule, "augment", None),
+        seed=seed,
     )
     task.train_by(steps)
     trainer.fit(task, chunks, ValidationChunks(fold.val, max(size, VALIDATED_AT_ONCE)))

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dxc.data.augment import CropFlip, Drawn
 from dxc.training.side_by_side import ALONE, Turn
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ class GraphSteps:
         sizes: {images of a batch: most batches of this size in a chunk}.
         autocast: dtype of mixed precision; None for full precision.
         turn: of this training among those beside it.
+        augment: changes training images; None: they are as they are.
+        seed: of what it draws, as ImageDataModule.select takes it.
     """
 
     def __init__(
@@ -133,8 +136,12 @@ class GraphSteps:
         *,
         autocast: torch.dtype | None = None,
         turn: Turn = ALONE,
+        augment: CropFlip | None = None,
+        seed: int = 0,
     ) -> None:
         self.chips, self.turn = chips, turn
+        self._augment = augment
+        self._drawing = torch.Generator().manual_seed(seed)
         self._autocast = autocast
         self._sizes = sizes
         self._steps: dict[int, _Step] = {}
@@ -156,7 +163,7 @@ class GraphSteps:
         """
         self._total = torch.zeros((), dtype=torch.float64, device=self.chips.device)
         self._steps = {
-            size: _Step(self.chips, task, optimizer, self._total, self._autocast, size, steps)
+            size: _Step(self.chips, task, optimizer, self._total, self._autocast, size, steps, self._augment)
             for size, steps in self._sizes.items()
         }
         if has_graphs(self.chips.device):
@@ -166,7 +173,7 @@ class GraphSteps:
     def run(self, index: np.ndarray) -> None:
         """Train the batches of a chunk, int64 (steps, B), one after the other."""
         step = self._steps[index.shape[1]]
-        step.feed(index, self.turn)
+        step.feed(index, self.turn, self._drawing)
         for _ in index:
             step.run()
         self._images += index.size
@@ -224,6 +231,12 @@ class GraphSteps:
                     value.zero_()
 
 
+def _room_for_drawn(steps: int, size: int, **options: Any) -> Drawn:
+    """Room for what is drawn for a chunk: each (steps, size). options: of torch.zeros."""
+    shifts = [torch.zeros((steps, size), dtype=torch.int64, **options) for _ in range(2)]
+    return Drawn(*shifts, torch.zeros((steps, size), dtype=torch.bool, **options))
+
+
 def _event() -> torch.cuda.Event:
     return torch.cuda.Event(blocking=True)  # who waits for it leaves the cores to the others
 
@@ -234,6 +247,7 @@ class _Slot:
 
     index: Tensor
     images: Tensor | None
+    drawn: Drawn | None
     event: torch.cuda.Event | None = None
 
 
@@ -252,8 +266,11 @@ class _Step:
         autocast: torch.dtype | None,
         size: int,
         steps: int,
+        augment: CropFlip | None,
     ) -> None:
         device = chips.device
+        self._augment = augment
+        self._drawn = augment and _room_for_drawn(steps, size, device=device)
         self._chips, self._task, self._optimizer, self._total = chips, task, optimizer, total
         self._autocast, self._size = autocast, size
         self._index = torch.zeros((steps, size), dtype=torch.int64, device=device)
@@ -267,13 +284,20 @@ class _Step:
             _Slot(
                 torch.zeros((steps, size), dtype=torch.int64, pin_memory=pinned),
                 chips.empty(steps * size, pinned=True) if streamed else None,
+                augment and _room_for_drawn(steps, size, pin_memory=pinned),
             )
             for _ in range(2)
         ]
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def feed(self, index: np.ndarray, turn: Turn) -> None:
-        """Bring the numbers of a chunk to the device, and its images where they are streamed."""
+    def feed(self, index: np.ndarray, turn: Turn, drawing: torch.Generator) -> None:
+        """Bring the numbers of a chunk to the device, its images where they are streamed, and how they are augmented.
+
+        Args:
+            index: int64 (steps, B).
+            turn: of this training among those beside it.
+            drawing: draws each batch's augmentation, as the eager engine's does.
+        """
         slot = self._slots[0]
         self._slots.reverse()
         if slot.event is not None:
@@ -284,6 +308,12 @@ class _Step:
         if slot.images is not None:
             self._chips.read(index.reshape(-1), slot.images[: index.size])
             self._images[: index.size].copy_(slot.images[: index.size], non_blocking=True)
+        if self._augment is not None and slot.drawn is not None and self._drawn is not None:
+            for step in range(steps):
+                for room, drawn in zip(slot.drawn, self._augment.draw(self._size, drawing), strict=True):
+                    room[step].copy_(drawn)
+            for here, there in zip(self._drawn, slot.drawn, strict=True):
+                here[:steps].copy_(there[:steps], non_blocking=True)
         self._cursor.zero_()
         if self._cursor.is_cuda:
             slot.event = slot.event or _event()
@@ -326,6 +356,12 @@ class _Step:
         index = self._index.index_select(0, self._cursor)[0]
         rows = self._rows.index_select(0, self._cursor)[0]
         batch = self._chips.gather(self._images, rows, index)
+        if self._augment is not None and self._drawn is not None:
+            drawn = Drawn(*(each.index_select(0, self._cursor)[0] for each in self._drawn))
+            image = self._augment.apply(batch["image"], drawn)
+            if self._chips.channels_last:
+                image = image.contiguous(memory_format=torch.channels_last)
+            batch["image"] = image
         self._optimizer.zero_grad(set_to_none=True)
         kind = self._cursor.device.type
         # without a cache: weights that were converted in one step would be those of all replays

@@ -36,7 +36,7 @@ class Task(pl.LightningModule):
 
     Logs train_loss, and what a subclass logs in `validated`, once per epoch. After each validation epoch `predictions`
     holds that epoch's validation outputs on the CPU, ordered by index: index int64 (n,), label int64 (n,),
-    probability float32 (n,) of a crossing, and what a subclass adds.
+    probability float32 (n,) of label 1, and what a subclass adds; of more than two classes it is (n, classes).
     """
 
     answers: ClassVar[tuple[str, ...]]
@@ -92,7 +92,8 @@ class Task(pl.LightningModule):
         A metric that the labels do not define (one class only) is left out; it is not 0.
 
         Args:
-            predictions: one row per chip with label and probability; a detector adds the box as cx, cy, w, h.
+            predictions: one row per chip with label and probability (dxc.evaluation.answers.probability_columns); a
+                detector adds the box as cx, cy, w, h.
             truth: the true boxes of the same chips in the same order; None for a classifier.
         """
         raise NotImplementedError

@@ -35,7 +35,7 @@ class FoldTrainer(pl.Trainer):
     on the command line (`+trainer.gradient_clip_val=1`).
 
     Args:
-        max_epochs: number of epochs.
+        max_epochs: number of epochs; 0 for validate() alone.
         engine: auto, eager or graph; dxc.training.crossval heeds it. See dxc.training.engine.
         channels_last: keep the weights in NHWC memory order, which is faster on CPUs by a seventh or more. Networks
             that torch 2.13.0 would crash on are exempt on a CPU (see breaks_in_channels_last).
@@ -66,7 +66,7 @@ class FoldTrainer(pl.Trainer):
         callbacks: list[pl.Callback] | None = None,
         **options: Any,
     ) -> None:
-        require_whole("trainer.max_epochs", max_epochs, at_least=1)
+        require_whole("trainer.max_epochs", max_epochs, at_least=0)
         # with deterministic=warn torch fills new memory before use, which costs kernels in each step and mends nothing
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self.engine = engine

@@ -265,6 +265,29 @@ def test_knobs_without_a_meaning_by_context() -> None:
     )
 
 
+def test_what_images_of_a_published_set_depend_on() -> None:
+    known = ("data=cifar10", "model=resnet8")
+    plain = trial_hash(_compose(*known))
+    for same in (
+        ["data.fold_seed=1"],  # with split=given
+        ["data.folds=3"],
+        ["source.root=elsewhere"],
+        ["source.classes=[a,b,c,d,e,f,g,h,i,j]"],
+        ["data.dataset=mine"],
+    ):
+        assert trial_hash(_compose(*known, *same)) == plain, same
+    for other in (
+        ["data.mean=[1,2,3]"],
+        ["data.augment=none"],
+        ["data.pad=2"],
+        ["data.split=kfold"],
+        ["source=synthetic_images"],
+    ):
+        assert trial_hash(_compose(*known, *other)) != plain, other
+    without = (*known, "data.augment=none", "data.normalise=none")
+    assert trial_hash(_compose(*without, "data.pad=2", "data.std=[1,1,1]")) == trial_hash(_compose(*without))
+
+
 def test_repeats_of_a_design_share_its_hash() -> None:
     assert design_hash(_compose("seed=1")) == design_hash(_compose("seed=2"))
     assert design_hash(_compose("model.kernel=5")) != design_hash(_compose())

@@ -108,3 +108,20 @@ def test_regions_are_sorted_and_need_no_crossing_of_their_own() -> None:
     with pytest.raises(ConfigError, match="data.fold_seed must be a whole number of at least 0, not -1"):
         make_folds([0, 1], ["A", "B"], split="region", seed=-1)
     assert make_folds([0, 1] * 5, ["A"] * 10, seed=0)[0].val.tolist()
+
+
+@pytest.mark.parametrize("split", ["kfold", "holdout"])
+def test_images_that_are_set_aside_stay_out(split: str) -> None:
+    """They are every third image here. With split=given they validate."""
+    labels, held_out = np.arange(120) % 4, np.arange(120) % 3 == 0
+    names = ["part"] * 120
+    folds = make_folds(labels, names, held_out=held_out, split=split, folds=4, classes=["a", "b", "c", "d"])
+    assert len(folds) == (4 if split == "kfold" else 1)
+    for fold in folds:
+        assert sorted([*fold.train, *fold.val]) == np.flatnonzero(~held_out).tolist()
+        assert set(np.bincount(labels[fold.val])) == ({5} if split == "kfold" else {4})
+    (given,) = make_folds(labels, names, held_out=held_out, split="given")
+    assert given.val.tolist() == np.flatnonzero(held_out).tolist()
+    assert given.train.tolist() == np.flatnonzero(~held_out).tolist()
+    with pytest.raises(ConfigError, match="data.split=given: these chips have no split of their own"):
+        make_folds(labels, names, split="given")

@@ -279,7 +279,13 @@ def test_files_that_cannot_be_fed_are_refused(path: Path, tmp_path: Path) -> Non
         ({"channels": ["dem", "red", "green", "blue", "swir"]}, "unknown channel 'swir'"),
         ({"channels": None}, "channels: Field required"),
         ({"channels": ["dem"]}, "its normalisation is not what this version"),
-        ({"normalise": "fixed"}, "normalise: String should match pattern"),
+        ({"normalise": "zscore"}, "normalise: String should match pattern"),
+        ({"normalise": "fixed"}, "normalise=fixed needs 5 numbers of mean, and it has none"),
+        (
+            {"normalise": "fixed", "mean": [1.0] * 5, "std": [0.0] * 5},
+            "std.0: Input should be greater than 0",
+        ),
+        ({"mean": [1.0]}, "normalise=per_chip needs no numbers of mean, and it has 1"),
         ({"normalise": "per_column"}, "its normalisation is not what this version of dxc computes with"),
         ({"normalisation": {"formula": "x"}}, "its normalisation is not what this version"),
         ({"size": [24]}, "size"),
@@ -334,6 +340,8 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     for path, size in ((fixed, (20, 28)), (dynamic, "any")):
         assert read_metadata(onnx.load(path), path).model_dump() == {
             **KNOWN,
+            "mean": None,
+            "std": None,
             "size": size,
             "classes": ("no crossing", "crossing"),
             "outputs": ("presence", "box"),

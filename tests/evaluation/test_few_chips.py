@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dxc.evaluation.few_chips import is_right, notes_on_few_chips, wilson_interval
+from dxc.evaluation.answers import is_right
+from dxc.evaluation.few_chips import notes_on_few_chips, wilson_interval
 
 
 def predicted(folds: dict[str, tuple[int, int]], right: float = 0.5) -> pd.DataFrame:

@@ -19,6 +19,10 @@ def test_the_published_network() -> None:
     assert count_macs(model, in_channels=3, size=224) == 568_740_352
 
 
+def test_ten_classes() -> None:
+    assert count_params(MobileNetV1(3, 10)) == 3_217_226
+
+
 @pytest.mark.parametrize(("width", "millions"), [(0.75, 2.6), (0.5, 1.3), (0.25, 0.5)])
 def test_published_widths(width: float, millions: float) -> None:
     """Table 6."""

@@ -204,10 +204,25 @@ def test_a_new_network_is_checked_trained_exported_and_costed(
     assert costs.metrics["latency_ms/ort_cpu_xeon"] == costs.metrics["latency_ms"] > 0
 
 
+@pytest.mark.parametrize("option", ["mobilenet_v1", "resnet8", "resnet50"])
+def test_predictors_know_every_kernel_of_networks_for_small_images(option: str, tmp_path: Path) -> None:
+    plan = Plan.of(_compose(f"model={option}", "data=cifar10", "hardware.measure=false"))
+    torch.manual_seed(0)
+    model = plan.model.build()
+    for each in model.modules():  # biases as training leaves them
+        if isinstance(each, nn.BatchNorm2d):
+            nn.init.normal_(each.bias)
+    assert plan.model.values()["num_classes"] == 10 and plan.model.in_channels == 3
+    file = export_onnx(model, tmp_path / "m.onnx", in_channels=3, size=32).path
+    costs = cost(file, plan.hardware, tmp_path / "costs", profile="none", progress=False)
+    assert costs.metrics["latency_ms"] > 0 and costs.metrics["uncovered_macs_share"] == 0
+
+
 def test_a_new_network_is_drawn_for_calibration(
     tiny: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert families() == {"resnet": 7, "sppnet": 7, "mobilenet": 3, "tiny": 20, "random_kernels": 3}
+    known = {"resnet": 7, "bottleneck_resnet": 1, "resnet8": 1, "sppnet": 7, "mobilenet": 3}
+    assert families() == {**known, "tiny": 20, "random_kernels": 3}
     drawn = []
     for number, spec in enumerate(_specs(records := [], 40, seed=0, max_seconds=1e9)):  # type: ignore[var-annotated]
         drawn.append(spec)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from dxc.deploy.export import count_macs, count_params
+from dxc.deploy.export import count_macs, count_params, export_onnx
 from dxc.errors import ConfigError
 from dxc.models.registry import canonical_knobs, model_name
-from dxc.models.resnet import BasicBlock, ResNet
+from dxc.models.resnet import BasicBlock, BottleneckResNet, ResNet, TinyResNet
 
 CONVENTIONAL = {"kernel": 7, "stride": 2, "padding": 3, "pool": "max", "width": 64}
 
@@ -165,3 +167,32 @@ def test_names() -> None:
     target = {"_target_": "dxc.models.resnet.ResNet"}
     assert model_name(target | {"blocks": 2}) == "resnet18"
     assert model_name(target | {"blocks": [3, 4, 6, 3]}) == "resnet34"
+
+
+def test_the_conventional_resnet50() -> None:
+    """torchvision's count and keys; 4.09 billion multiply-adds at 224 pixels."""
+    model = BottleneckResNet(3, 1000)
+    assert count_params(model) == 25_557_032
+    assert count_macs(model, in_channels=3, size=224) == 4_089_184_256
+    keys = {"layer1.0.downsample.1.running_mean", "layer4.2.conv3.weight", "layer3.5.bn2.bias", "fc.bias"}
+    assert keys <= model.state_dict().keys()
+    assert model.layer2[0].conv2.stride == (2, 2) and model.layer2[0].conv1.stride == (1, 1)
+
+
+def test_resnet8_of_mlperf_tiny() -> None:
+    """Keras counts the 480 running means and variances too: 78,666 (arXiv 2106.07597); 12.5 million multiply-adds."""
+    model = TinyResNet(3, 10)
+    running = sum(each.numel() for name, each in model.named_buffers() if "running" in name)
+    assert (count_params(model), running) == (78_186, 480)
+    assert count_macs(model, in_channels=3, size=32) == 12_501_632
+    with torch.inference_mode():
+        assert model.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    with pytest.raises(ConfigError, match="model.width must be a whole number of at least 1, not 0"):
+        TinyResNet(3, 10, width=0)
+
+
+@pytest.mark.parametrize("network", [TinyResNet, BottleneckResNet])
+def test_new_resnets_export(network: type, tmp_path: Path) -> None:
+    model = network(3, 10, width=8)
+    exported = export_onnx(model, tmp_path / "m.onnx", in_channels=3, size=32)
+    assert exported.max_relative_error < 1e-4

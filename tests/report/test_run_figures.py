@@ -143,6 +143,24 @@ def test_confusion_matrix_by_hand() -> None:
     assert figure.get_supxlabel() == "six chips"
 
 
+def test_confusion_matrix_of_three_classes() -> None:
+    """Rows are true classes; cells without an image are left empty."""
+    probability = np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.1, 0.2, 0.7], [0.2, 0.1, 0.7]])
+    figure: Any = confusion_matrix(
+        probability, [0, 0, 2, 1], classes=["cat", "half disc", "dog"], unit="image"
+    )
+    (axes,) = figure.axes
+    cells = {text.get_position(): text.get_text() for text in axes.texts}  # (predicted, true)
+    assert cells == {(0, 0): "1\n50.0%", (1, 0): "1\n50.0%", (2, 1): "1\n100.0%", (2, 2): "1\n100.0%"}
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["cat\n(2)", "half\ndisc\n(1)", "dog\n(1)"]
+    assert axes.get_ylabel() == "true (images)" and axes.get_title().startswith("accuracy 0.500")
+
+
+def test_most_wrong_of_three_classes() -> None:
+    probability = np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.1, 0.2, 0.7]])
+    assert most_wrong(probability, np.array([0, 2, 1]), 2) == [1, 2]
+
+
 def test_confusion_matrix_of_one_class() -> None:
     figure: Any = confusion_matrix([0.1, 0.2], [0, 0])
     assert [text.get_text() for text in figure.axes[0].texts] == ["2\n100.0%", "0\n0.0%", "0\n–", "0\n–"]

@@ -127,8 +127,10 @@ def test_networks_of_the_shipped_package_can_be_made_again() -> None:
     specs = [
         json.loads(text) for text in pd.read_parquet(SHIPPED / "ort_cpu_xeon" / "networks.parquet")["spec"]
     ]
-    assert {spec["family"] for spec in specs} == families().keys()
-    for family in families():
+    there = {spec["family"] for spec in specs}
+    # networks that were added since it was measured: their kernels are those of the others
+    assert families().keys() - there == {"bottleneck_resnet", "resnet8"}
+    for family in there:
         own = [spec for spec in specs if spec["family"] == family]
         fresh = draw(family, np.random.default_rng(0))
         assert all(spec.keys() == fresh.keys() for spec in own)
