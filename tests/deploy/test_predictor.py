@@ -334,6 +334,8 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     for path, size in ((fixed, (20, 28)), (dynamic, "any")):
         assert read_metadata(onnx.load(path), path).model_dump() == {
             **KNOWN,
+            "quantised": None,
+            "calibration_images": None,
             "size": size,
             "classes": ("no crossing", "crossing"),
             "outputs": ("presence", "box"),
