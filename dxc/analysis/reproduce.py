@@ -23,7 +23,7 @@ from dxc.hardware.predict.packages import PUBLISHED, SHIPPED
 from dxc.untrusted import load_yaml
 
 CONF = PROJECT_ROOT / "conf"
-GROUPS = ("source", "data", "model", "task", "optimizer", "scheduler", "hardware", "trainer")
+GROUPS = ("source", "data", "model", "task", "optimizer", "scheduler", "compress", "hardware", "trainer")
 NEEDED = ("source.root",)  # no part of the identity, and nothing runs without
 KEY = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 COMMIT = "use the commit in the run's tag mlflow.source.git.commit"

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dxc.deploy.metadata import KEY, read_metadata
+from dxc.deploy.metadata import KEY, Metadata, read_metadata
 from dxc.errors import CompressionError, DxcError, require_one_of, require_whole
+from dxc.files import write_atomically
 
 if TYPE_CHECKING:
     import onnx
@@ -91,6 +92,22 @@ def quantise(source: Path, target: Path, kind: str, images: NDArray[np.float32] 
     return Quantised(target, target.stat().st_size / 1e6, used)
 
 
+def relabel(source: Path, target: Path, metadata: Metadata) -> None:
+    """Copy a quantised file, and let it say where it comes from.
+
+    Args:
+        source: from quantise().
+        target: the file to write.
+        metadata: of the run that it belongs to. What it says of the network itself stays as it is.
+    """
+
+    model = _loaded(source, quantised=True)
+    said = read_metadata(model, source)
+    kept = {name: getattr(said, name) for name in ("size", "outputs", "quantised", "calibration_images")}
+    metadata.model_copy(update=kept).write_to(model)
+    write_atomically(target, model.SerializeToString())
+
+
 def calibration_chips(train: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
     """Numbers of the chips that a network is calibrated on, in ascending order.
 
@@ -104,7 +121,7 @@ def calibration_chips(train: NDArray[np.int64], count: int, seed: int) -> NDArra
     return np.sort(drawn)
 
 
-def _loaded(source: Path) -> onnx.ModelProto:
+def _loaded(source: Path, *, quantised: bool = False) -> onnx.ModelProto:
     import onnx
 
     try:
@@ -115,7 +132,8 @@ def _loaded(source: Path) -> onnx.ModelProto:
         raise CompressionError(f"{source} cannot be read as an ONNX file: {error}") from error
     if not model.graph.node:
         raise CompressionError(f"{source} cannot be read as an ONNX file: there is no network in it")
-    if any(node.op_type in ("DequantizeLinear", "DynamicQuantizeLinear") for node in model.graph.node):
+    operators = {node.op_type for node in model.graph.node}
+    if not quantised and operators & {"DequantizeLinear", "DynamicQuantizeLinear"}:
         raise CompressionError(
             f"{source} is quantised already; quantise the file in float32 that it was made of"
         )

@@ -16,6 +16,7 @@ from dxc.config.build import build, check_names
 from dxc.config.checked import (
     Flag,
     FolderName,
+    Limit,
     Names,
     Natural,
     Part,
@@ -138,6 +139,34 @@ class Trainer(Component):
     devices: int | str | list[int] = 1
 
 
+class Compress(Part):
+    """How a trained network is made smaller. Without a fraction it is not pruned."""
+
+    fraction: Annotated[
+        int | float,
+        must_be(
+            lambda value: is_number(value) and 0 <= value < 1, "a fraction of at least 0 and less than 1"
+        ),
+    ]
+    """Of the channels of each convolution that go."""
+    align: Positive
+    finetune_epochs: Natural
+    finetune_lr: Limit
+    quantise: Literal["none", "dynamic", "static"]
+    calibration_images: Positive
+    calibration_seed: Natural
+
+    @property
+    def prunes(self) -> bool:
+        """Whether channels are removed."""
+        return self.fraction > 0
+
+    @property
+    def quantises(self) -> bool:
+        """Whether the exported network computes in 8 bits."""
+        return self.quantise != "none"
+
+
 class Tracking(Part):
     """Where the run is recorded."""
 
@@ -157,6 +186,7 @@ class Plan(Part):
     optimizer: Optimizer
     scheduler: Scheduler | None
     trainer: Trainer
+    compress: Compress
     hardware: Hardware
     boxes: Flag
     score: Text
@@ -212,3 +242,19 @@ class Plan(Part):
     def with_trainer(self, **values: Any) -> Self:
         """The same plan with other values of its trainer, such as max_epochs=2."""
         return self.model_copy(update={"trainer": self.trainer.model_copy(update=values)})
+
+    def for_finetuning(self) -> Self:
+        """The plan of training on after pruning: fewer epochs, and a learning rate that falls from compress.finetune_lr
+        to 0 along a cosine (Loshchilov and Hutter 2017, arXiv 1608.03983)."""
+        epochs = self.compress.finetune_epochs
+        cosine = {
+            "_target_": "torch.optim.lr_scheduler.CosineAnnealingLR",
+            "_partial_": True,
+            "T_max": epochs,
+        }
+        return self.with_trainer(max_epochs=epochs).model_copy(
+            update={
+                "optimizer": self.optimizer.model_copy(update={"lr": self.compress.finetune_lr}),
+                "scheduler": checked(Scheduler, cosine, "scheduler"),
+            }
+        )

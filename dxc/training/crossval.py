@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import io
@@ -9,8 +10,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,9 @@ from dxc.training.build import build_task, is_first_process
 from dxc.training.epochs import Epoch, write_epoch
 
 if TYPE_CHECKING:
+    import pytorch_lightning as pl
     import torch
+    from torch import nn
 
     from dxc.data.datamodule import ChipDataModule
     from dxc.data.folds import Fold
@@ -58,35 +61,113 @@ class TrainedFold:
     """When its training ended, in seconds since 1970."""
 
 
+class KeptFolds:
+    """Folds of one stage on disk: FOLDER/NAME.pt, with the digest of the code that made them.
+
+    Args:
+        folder: of this stage's identity, and of nothing else.
+        build: makes the network of its state_dict. None: the networks are not kept; those that are read are empty.
+        rooms: packages of dxc that determine the numbers of a fold. What other code made is not read.
+        since: folds that were made before this time (seconds since 1970) are not read.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        build: Callable[[Mapping[str, Any]], nn.Module] | None,
+        *,
+        rooms: tuple[str, ...] = ROOMS,
+        since: float = 0.0,
+    ) -> None:
+        self.folder = folder
+        self._build = build
+        self._rooms = rooms
+        self._since = since
+
+    def read(self, name: str) -> TrainedFold | None:
+        """A kept fold. None where there is none, or where it cannot be used; the log says why."""
+        import torch
+
+        path = self.folder / f"{name}.pt"
+        if not path.exists():
+            return None
+        try:
+            kept = torch.load(path, weights_only=True)
+            weights, points, code = kept.pop("weights"), kept.pop("points"), kept.pop("code")
+            if code == _code(self._rooms):
+                fold = TrainedFold(
+                    **kept,
+                    model=self._build(weights) if self._build else torch.nn.Identity(),
+                    curves=[(name, value, step) for name, value, step in points],
+                )
+                return fold if fold.trained_at >= self._since else None
+            reason = "other code of dxc trained it"
+        except Exception as error:  # torch raises errors of many classes for a damaged file
+            reason = f"it is damaged ({type(error).__name__})"
+        log.warning("%s of the cache is trained again: %s (%s)", path.stem, reason, path)
+        return None
+
+    def keep(self, fold: TrainedFold) -> None:
+        """Write a fold where read() finds it. If the disk has no room for it, the work goes on."""
+        import torch
+
+        own = {each.name for each in fields(TrainedFold)} - {"model", "curves"}
+        content: dict[str, Any] = {name: getattr(fold, name) for name in own}
+        content["weights"] = fold.model.state_dict() if self._build else {}
+        content["points"] = [list(point) for point in fold.curves]
+        content["code"] = _code(self._rooms)
+        buffer = io.BytesIO()  # torch reports a full disk as an error of its own
+        torch.save(content, buffer)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / f"{fold.name}.pt", buffer.getvalue())
+        except OSError as error:
+            log.warning("cache_dir: %s cannot be kept and will be trained again: %s", fold.name, error)
+
+
+def kept_networks(plan: Plan, folder: Path, *, since: float = 0.0) -> KeptFolds:
+    """The kept folds of a plan's train stage."""
+
+    def build(weights: Mapping[str, Any]) -> nn.Module:
+        model = plan.model.build()
+        model.load_state_dict(weights)
+        return model
+
+    return KeptFolds(folder, build, since=since)
+
+
 def trained_folds(
     plan: Plan,
     datamodule: ChipDataModule,
-    kept: Path,
+    kept: KeptFolds,
     *,
     device: str,
     count: int | None = None,
-    since: float = 0.0,
+    starts: Sequence[TrainedFold] = (),
     after_fold: Callable[[list[float]], None] | None = None,
 ) -> list[TrainedFold]:
-    """The folds of a datamodule in their order. A fold is read from the folder `kept` if it is there, else trained.
+    """The folds of a datamodule in their order. A fold is read if it is kept, else trained.
 
-    A kept fold is trained again if it cannot be read, or if other code trained it. Processes of further devices return
-    only the folds that they train.
+    A kept fold is trained again if it cannot be read, if other code trained it, or if the network that it starts from
+    is newer. Processes of further devices return only the folds that they train.
 
     Args:
         plan: fitted to this machine.
         datamodule: with its chips read.
-        kept: folder of this configuration's folds on these chips, and of nothing else.
+        kept: folds of this configuration on these chips.
         device: name of the device that trains here.
         count: only this many folds, from the first; None: all.
-        since: folds that were trained before this time (seconds since 1970) are trained again.
+        starts: the fold that each one goes on from; () trains new networks.
         after_fold: called with the scores so far after each fold.
     """
     folds = datamodule.folds[:count]
+    start_of = {start.name: start for start in starts}
     found: dict[str, TrainedFold] = {}
     if is_first_process():
         for fold in folds:
-            if (each := _read(kept / f"{fold.name}.pt", plan)) is not None and each.trained_at >= since:
+            start = start_of.get(fold.name)
+            each = kept.read(fold.name)
+            if each is not None and (start is None or each.trained_at >= start.trained_at):
                 found[fold.name] = each
         os.environ[TAKEN] = json.dumps(list(found))
         if found:
@@ -98,9 +179,11 @@ def trained_folds(
         if fold.name in found:
             trained.append(found[fold.name])
         elif fold.name not in taken:
-            trained.append(train_fold(plan, datamodule, fold, number, device, kept))
+            trained.append(
+                train_fold(plan, datamodule, fold, number, device, kept.folder, start=start_of.get(fold.name))
+            )
             if is_first_process():
-                _keep(kept / f"{fold.name}.pt", trained[-1])
+                kept.keep(trained[-1])
         if after_fold is not None:
             after_fold([each.score for each in trained])
     return trained
@@ -118,59 +201,27 @@ def _taken(folds: Sequence[TrainedFold], of: int) -> str:
     )
 
 
-def _read(path: Path, plan: Plan) -> TrainedFold | None:
-    """Read a kept fold. None where there is none, or where it cannot be used; the log says why."""
-    import torch
-
-    if not path.exists():
-        return None
-    try:
-        kept = torch.load(path, weights_only=True)
-        weights, points, code = kept.pop("weights"), kept.pop("points"), kept.pop("code")
-        if code == _code():
-            model = plan.model.build()
-            model.load_state_dict(weights)
-            return TrainedFold(
-                **kept, model=model, curves=[(name, value, step) for name, value, step in points]
-            )
-        reason = "other code of dxc trained it"
-    except Exception as error:  # torch raises errors of many classes for a damaged file
-        reason = f"it is damaged ({type(error).__name__})"
-    log.warning("%s of the cache is trained again: %s (%s)", path.stem, reason, path)
-    return None
-
-
-def _keep(path: Path, fold: TrainedFold) -> None:
-    """Write a fold where _read finds it. If the disk has no room for it, the training goes on."""
-    import torch
-
-    own = {each.name for each in fields(TrainedFold)} - {"model", "curves"}
-    content: dict[str, Any] = {name: getattr(fold, name) for name in own}
-    content |= {"weights": fold.model.state_dict(), "points": [list(point) for point in fold.curves]}
-    content["code"] = _code()
-    buffer = io.BytesIO()  # torch reports a full disk as an error of its own
-    torch.save(content, buffer)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, buffer.getvalue())
-    except OSError as error:
-        log.warning("cache_dir: %s cannot be kept and will be trained again: %s", fold.name, error)
-
-
 @functools.cache
-def _code() -> str:
-    """Digest of the modules that determine a fold's numbers: an edited network is trained again."""
+def _code(rooms: tuple[str, ...]) -> str:
+    """Digest of the modules of some packages: an edited network is trained again."""
     root = Path(dxc.__file__).parent
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(path for room in ROOMS for path in (root / room).rglob("*.py")):
+    for path in sorted(path for room in rooms for path in (root / room).rglob("*.py")):
         digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 
 
 def train_fold(
-    plan: Plan, datamodule: ChipDataModule, fold: Fold, number: int, device: str, kept: Path | None = None
+    plan: Plan,
+    datamodule: ChipDataModule,
+    fold: Fold,
+    number: int,
+    device: str,
+    kept: Path | None = None,
+    *,
+    start: TrainedFold | None = None,
 ) -> TrainedFold:
-    """Train a new network on one fold. The seed depends only on the fold, so folds may run in any order.
+    """Train a network on one fold. The seed depends only on the fold, so folds may run in any order.
 
     Args:
         plan: fitted to this machine.
@@ -179,6 +230,7 @@ def train_fold(
         number: of the fold, from 0.
         device: name of the device that trains.
         kept: the folder of this configuration's folds, which says at each epoch how far this one is.
+        start: the fold whose network is trained on; its curves, its time and its images go on. None: a new network.
 
     Raises:
         ConfigError: the fold does not have the requested score.
@@ -188,7 +240,7 @@ def train_fold(
     started = time.perf_counter()
     seed = plan.seed + number
     pl.seed_everything(seed, workers=True, verbose=False)
-    task = build_task(plan)
+    task = build_task(plan, start and copy.deepcopy(start.model))
     datamodule.select(fold, seed=seed)
     epochs = plan.trainer.max_epochs
 
@@ -201,6 +253,68 @@ def train_fold(
     )
     trainer.fit(task, datamodule=datamodule)
 
+    accuracy, score = _judged(plan, trainer, fold)
+    curves = [(f"{name}.{fold.name}", value, epoch) for name, value, epoch in trainer.history]
+    trained = TrainedFold(
+        name=fold.name,
+        accuracy=accuracy,
+        score=score,
+        model=task.model.cpu(),
+        predictions=task.predictions,
+        curves=curves,
+        seconds=time.perf_counter() - started,
+        train_seconds=trainer.train_seconds,
+        trained_images=trainer.trained_images,
+        device=device,
+        trained_at=time.time(),
+    )
+    if start is None:
+        return trained
+    done = max((epoch for _, _, epoch in start.curves), default=0)
+    return replace(
+        trained,
+        curves=[*start.curves, *((name, value, epoch + done) for name, value, epoch in curves)],
+        seconds=start.seconds + trained.seconds,
+        train_seconds=start.train_seconds + trained.train_seconds,
+        trained_images=start.trained_images + trained.trained_images,
+    )
+
+
+def validated_fold(
+    plan: Plan, datamodule: ChipDataModule, fold: Fold, start: TrainedFold, model: nn.Module
+) -> TrainedFold:
+    """A trained fold with another network, which is judged by the same validation chips and is not trained.
+
+    Args:
+        plan: fitted to this machine.
+        datamodule: with its chips read.
+        fold: the chips to validate on.
+        start: the fold that the network was made from; its curves and times stay.
+        model: the network.
+
+    Raises:
+        ConfigError: the fold does not have the requested score.
+    """
+    import pytorch_lightning as pl
+
+    pl.seed_everything(plan.seed, workers=True, verbose=False)
+    task = build_task(plan, model)
+    datamodule.select(fold, seed=plan.seed)
+    trainer = plan.trainer.build(progress=False)
+    trainer.validate(task, datamodule=datamodule, verbose=False)
+    accuracy, score = _judged(plan, trainer, fold)
+    return replace(
+        start,
+        accuracy=accuracy,
+        score=score,
+        model=task.model.cpu(),
+        predictions=task.predictions,
+        trained_at=time.time(),
+    )
+
+
+def _judged(plan: Plan, trainer: pl.Trainer, fold: Fold) -> tuple[float, float]:
+    """Accuracy and score after validation. Raises ConfigError where the fold does not have the requested score."""
     metrics = trainer.callback_metrics
     score = metrics.get(f"val_{plan.score}")
     if score is None:
@@ -209,16 +323,4 @@ def train_fold(
             f"score={plan.score}: the {len(fold.val)} validation chips of {fold.name} do not define it; they "
             f"define {known}"
         )
-    return TrainedFold(
-        name=fold.name,
-        accuracy=float(metrics["val_accuracy"]),
-        score=float(score),
-        model=task.model.cpu(),
-        predictions=task.predictions,
-        curves=[(f"{name}.{fold.name}", value, epoch) for name, value, epoch in trainer.history],
-        seconds=time.perf_counter() - started,
-        train_seconds=trainer.train_seconds,
-        trained_images=trainer.trained_images,
-        device=device,
-        trained_at=time.time(),
-    )
+    return float(metrics["val_accuracy"]), float(score)
