@@ -61,8 +61,7 @@ def quantise(source: Path, target: Path, kind: str, images: NDArray[np.float32] 
     """
     require_one_of("quantise", kind, KINDS)
     model = _loaded(source)
-    if kind == "static":
-        images = _checked(images, model, source)
+    calibration = _checked(images, model, source) if kind == "static" else None
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder,
@@ -72,7 +71,7 @@ def quantise(source: Path, target: Path, kind: str, images: NDArray[np.float32] 
 
         prepared, written = Path(folder) / "prepared.onnx", Path(folder) / "quantised.onnx"
         ort.quant_pre_process(model, prepared)  # folds batch norms, and says the shape of every tensor
-        if kind == "dynamic":
+        if calibration is None:
             ort.quantize_dynamic(
                 prepared, written, weight_type=ort.QuantType.QUInt8
             )  # ConvInteger takes no int8
@@ -80,13 +79,13 @@ def quantise(source: Path, target: Path, kind: str, images: NDArray[np.float32] 
             ort.quantize_static(
                 prepared,
                 written,
-                _reader(images, model.graph.input[0].name),
+                _reader(calibration, model.graph.input[0].name),
                 quant_format=ort.QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=ort.QuantType.QUInt8,
                 weight_type=ort.QuantType.QInt8,
             )
-        used = len(images) if kind == "static" else 0
+        used = 0 if calibration is None else len(calibration)
         _say(model, written, kind, used, source)
         written.replace(target)
     return Quantised(target, target.stat().st_size / 1e6, used)
@@ -156,7 +155,7 @@ def _checked(images: NDArray[np.float32] | None, model: onnx.ModelProto, source:
     return np.asarray(images, np.float32)
 
 
-def _reader(images: NDArray[np.float32] | None, name: str) -> object:
+def _reader(images: NDArray[np.float32], name: str) -> object:
     """What ONNX Runtime calibrates with: its CalibrationDataReader."""
     from onnxruntime.quantization import CalibrationDataReader
 
@@ -168,7 +167,6 @@ def _reader(images: NDArray[np.float32] | None, name: str) -> object:
             part = next(self._parts, None)
             return None if part is None else {name: part}
 
-    assert images is not None  # static quantisation has checked them
     return Reader(
         images[start : start + CALIBRATION_BATCH] for start in range(0, len(images), CALIBRATION_BATCH)
     )

@@ -40,6 +40,8 @@ from dxc.tracking.store import Store
 log = logging.getLogger(__name__)
 
 REPEATS = 200  # proposals in a row that are known already, before one is drawn at random
+UNCOMPRESSED = {"compress.fraction": 0, "compress.finetune_epochs": 0, "compress.quantise": "none"}
+NOT_PREDICTED = "predictors describe kernels in float32, and some of these networks are quantised"
 MEDIAN_OF = 5  # trials that median stopping wants to have seen
 
 
@@ -365,12 +367,15 @@ class Study:
             raise SearchError(
                 f"search.tuner=pareto needs {', '.join(missing)} of every network, which hardware="
                 f"{self.hardware.name} does not give: "
-                f"{'; '.join(self.summary.costs.notes)}. Leave it out "
+                f"{'; '.join(self.summary.costs.notes) or NOT_PREDICTED}. Leave it out "
                 f"(search.objectives=[{self.settings.score},onnx_mb]) or choose another tuner"
             )
         flat = [flatten(canonical(identity.config)) for identity in identities]
         keys = {key for row in flat for key in row if len({str(other.get(key)) for other in flat}) > 1}
         rows = [{key: row[key] for key in keys & row.keys()} for row in flat]
+        # a network that is not compressed is one of which nothing goes: the surrogate learns from it about the others
+        whole = {key: value for key, value in UNCOMPRESSED.items() if key in keys}
+        rows = [{**whole, **row} for row in rows]
         candidates = Candidates(
             self.summary.feasible,
             knob_numbers(rows),
