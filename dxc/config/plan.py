@@ -16,7 +16,6 @@ from dxc.config.build import build, check_names
 from dxc.config.checked import (
     Flag,
     FolderName,
-    Limit,
     Names,
     Natural,
     Part,
@@ -151,7 +150,11 @@ class Compress(Part):
     """Of the channels of each convolution that go."""
     align: Positive
     finetune_epochs: Natural
-    finetune_lr: Limit
+    finetune_lr: Annotated[
+        int | float | None,
+        must_be(lambda value: value is None or (is_number(value) and value > 0), "a number over 0, or null"),
+    ]
+    """The learning rate that fine-tuning begins with; None: that of training."""
     quantise: Literal["none", "dynamic", "static"]
     calibration_images: Positive
     calibration_seed: Natural
@@ -244,9 +247,9 @@ class Plan(Part):
         return self.model_copy(update={"trainer": self.trainer.model_copy(update=values)})
 
     def for_finetuning(self) -> Self:
-        """The plan of training on after pruning: fewer epochs, and a learning rate that falls from compress.finetune_lr
-        to 0 along a cosine (Loshchilov and Hutter 2017, arXiv 1608.03983)."""
-        epochs = self.compress.finetune_epochs
+        """The plan of training on after pruning: compress.finetune_epochs, in which the learning rate falls along a
+        cosine (Loshchilov and Hutter 2017, arXiv 1608.03983)."""
+        epochs, lr = self.compress.finetune_epochs, self.compress.finetune_lr
         cosine = {
             "_target_": "torch.optim.lr_scheduler.CosineAnnealingLR",
             "_partial_": True,
@@ -254,7 +257,7 @@ class Plan(Part):
         }
         return self.with_trainer(max_epochs=epochs).model_copy(
             update={
-                "optimizer": self.optimizer.model_copy(update={"lr": self.compress.finetune_lr}),
+                "optimizer": self.optimizer if lr is None else self.optimizer.model_copy(update={"lr": lr}),
                 "scheduler": checked(Scheduler, cosine, "scheduler"),
             }
         )

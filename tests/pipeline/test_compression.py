@@ -218,7 +218,7 @@ def test_without_finetuning_the_pruned_network_is_the_design(make_chips: ChipMak
             ConfigError,
             "compress.calibration_images must be a whole number",
         ),
-        (["compress.finetune_lr=0"], ConfigError, "compress.finetune_lr must be a number over 0"),
+        (["compress.finetune_lr=0"], ConfigError, "compress.finetune_lr must be a number over 0, or null"),
         (["compress.fraction=0.95"], CompressionError, r"leaves no channel of conv1 \(8 channels\)"),
         (["compress.fraction=0.5", "trainer.devices=2"], ConfigError, "fine-tuning work on one device"),
     ],

@@ -38,6 +38,7 @@ def test_trials_share_what_they_have_in_common(searching: Searching) -> None:
         assert known["onnx_mb"] == pytest.approx(run.metrics["onnx_mb"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_tuner_of_fronts_looks_at_compressed_networks(searching: Searching) -> None:
     """Its first look at a design is at the pruned network, fine-tuned, and not at the base."""
     runs = searching(
