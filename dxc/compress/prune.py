@@ -144,7 +144,7 @@ def shaped_like(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """
     try:
         for name, layer in model.named_modules():
-            shape = getattr(weights.get(f"{name}.weight"), "shape", ())
+            shape: tuple[int, ...] = getattr(weights.get(f"{name}.weight"), "shape", ())
             if isinstance(layer, nn.Conv2d) and len(shape) == 4:
                 depthwise = layer.groups > 1
                 layer.out_channels = shape[0]

@@ -123,10 +123,10 @@ def prune(bench: Bench, before: Sequence[TrainedFold], kept: Path) -> list[Train
             smaller = remove_channel(masked, image_size=size)
             pruned = validated_fold(bench.plan, bench.datamodule, fold, start, smaller)
             kept_folds.keep(pruned)
+            log.info("%s: pruned by %g: accuracy %.4f", fold.name, compress.fraction, pruned.accuracy)
         folds.append(pruned)
         if bench.after_fold is not None and not compress.finetune_epochs:
             bench.after_fold([each.score for each in folds])
-    log.info("pruned %g of the channels of %d folds", compress.fraction, len(folds))
     return folds
 
 

@@ -240,7 +240,7 @@ def train_fold(
     started = time.perf_counter()
     seed = plan.seed + number
     pl.seed_everything(seed, workers=True, verbose=False)
-    task = build_task(plan, start and copy.deepcopy(start.model))
+    task = build_task(plan, None if start is None else copy.deepcopy(start.model))
     datamodule.select(fold, seed=seed)
     epochs = plan.trainer.max_epochs
 
