@@ -214,6 +214,8 @@ def _text(column: pd.Series) -> pd.Series:
 
 def _plain(value: Any) -> Any:
     """A param as the configuration had it: MLflow keeps texts."""
+    if value == "None":
+        return None
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -243,15 +245,18 @@ def _knobs(runs: pd.DataFrame) -> pd.DataFrame:
             knobs[column] = knobs[column].where(meaningful, None)
     compression = [c for c in params if c.startswith("compress.")]
     if compression:
-        given = knobs[compression].apply(lambda column: column.map(_plain))
+        given = knobs[compression].apply(lambda column: column.map(_plain)).astype("object")
         given.columns = [c.removeprefix("compress.") for c in given]
         effective = [canonical_compression(row) for row in given.to_dict("records")]
         for column in compression:
             key = column.removeprefix("compress.")
             if key not in COMPRESSED_BY:
-                knobs[column] = knobs[column].where([key in each for each in effective], None)
+                kept_values = given[key].where([key in each for each in effective], None)
+                knobs[column] = kept_values.where(kept_values.notna(), None)
     for column in knobs:
         numbers = pd.to_numeric(knobs[column], errors="coerce")
         if (numbers.notna() | knobs[column].isna()).all():
             knobs[column] = numbers
-    return knobs[[c for c in knobs if len(knobs[c].unique()) > 1]]
+    # a knob that only some designs have tells two of them apart only by its values
+    given = {c: knobs[c].dropna() if c.startswith("compress.") else knobs[c] for c in knobs}
+    return knobs[[c for c in knobs if len(given[c].unique()) > 1]]
