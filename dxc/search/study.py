@@ -137,9 +137,14 @@ def _fixed(space: Space, base: Mapping[str, Any], settings: Settings, chips: Chi
     """What must not change while a study goes on: everything but the axes' values and how it is run."""
     searched = {axis.path for axis in space.axes}
     groups = {key.split("@")[0] for key in searched if "." not in key}
+    described = canonical(dict(base))
+    if any(key.startswith("compress.") for key in searched):
+        described["compress"] = base[
+            "compress"
+        ]  # the first point may compress nothing: other points use these keys
     fixed = {
         key: value
-        for key, value in flatten(canonical(dict(base))).items()
+        for key, value in flatten(described).items()
         if key not in searched and key.split(".")[0] not in groups and key not in UNRECORDED
     }
     fixed |= {f"space {axis.path}": ",".join(axis.values) for axis in space.axes}

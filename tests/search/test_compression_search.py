@@ -6,6 +6,7 @@ import pytest
 
 from dxc.config.compose import resolved
 from dxc.config.hardware import Hardware
+from dxc.errors import SearchError
 from dxc.search.costs import NetworkCosts
 from dxc.search.space import network_hash
 from tests.search.searches import Searching, composed, replaced
@@ -23,6 +24,8 @@ AXES = ["compress.fraction=0,0.5", "compress.quantise=none,static"]
 def test_trials_share_what_they_have_in_common(searching: Searching) -> None:
     runs = searching(*FIXED, *AXES, "search.tuner=grid")
     assert [run.tags["dxc.state"] for run in runs] == ["finished"] * 4
+    with pytest.raises(SearchError, match="compress.finetune_epochs"):  # of half of the points
+        searching(*FIXED[:-1], "compress.finetune_epochs=2", *AXES, "search.tuner=grid")
     trials = {(run.params["compress.fraction"], run.params["compress.quantise"]): run for run in runs}
     assert sorted(trials) == [("0", "none"), ("0", "static"), ("0.5", "none"), ("0.5", "static")]
     kept = [path for path in (searching.tmp_path / "cache/stages").iterdir() if list(path.glob("*.pt"))]
