@@ -31,9 +31,11 @@ from tests.conftest import ChipMaker
 def _plan(root: Path, *further: str) -> Plan:
     overrides = [
         "source=chips", f"source.root={root}", f"cache_dir={root.parent}/cache", "data=5ch", "data.size=20",
-        "data.batch_size=8", "data.folds=2", "model.width=8", "trainer.max_epochs=2", "hardware.predictors=[]",
+        "data.batch_size=8", "data.folds=2", "trainer.max_epochs=2", "hardware.predictors=[]",
         "hardware.measure=false", "profile=none", "progress=false", "compress.finetune_epochs=1",
     ]  # fmt: skip
+    if "model=sppnet" not in further:
+        overrides.append("model.width=8")
     with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
         return Plan.of(compose("train", overrides=[*overrides, *further]))
 
@@ -230,3 +232,19 @@ def test_mistakes_before_anything_is_trained(
     with pytest.raises(error, match=says):
         run(_plan(root, *overrides), tmp_path / "out", record=Record(tmp_path / "record", run_id="1"))
     assert not (tmp_path / "cache" / "stages").exists()
+
+
+def test_a_detector_is_compressed_too(make_chips: ChipMaker, tmp_path: Path) -> None:
+    root = make_chips(per_class=8, boxes=True)
+    knobs = ["model.features=16", "compress.fraction=0.5", "compress.quantise=static"]
+    plan = _plan(root, "model=sppnet", *knobs)
+    result, tags, path = _run(plan, tmp_path / "run")
+    assert [each.split(":")[0] for each in tags["dxc.stages"].split()][-2:] == ["quantise", "cost"]
+    said = read_metadata(onnx.load(path), path)
+    assert (said.outputs, said.quantised) == (("presence", "box"), "static")
+    boxes = result.predictions[["cx", "cy", "w", "h"]].to_numpy()
+    assert boxes.shape == (16, 4) and (boxes >= 0).all() and (boxes <= 1).all()
+    assert {"accuracy_drop", "box_ap50"} <= result.metrics.keys()
+    assert not (path.parent / "model_any_size.onnx").exists()
+    with pytest.raises(ConfigError, match="compress.quantise=static needs images of one size"):
+        run(_plan(root, "model=sppnet", *knobs, "data.size=any"), tmp_path / "other")
