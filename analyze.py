@@ -17,10 +17,17 @@ from dxc.errors import exit_cleanly
 def main(cfg: DictConfig) -> None:
     with exit_cleanly():
         from dxc.analysis.analyze import analyze
+        from dxc.analysis.compression import compression_table
         from dxc.analysis.questions import Questions
+        from dxc.report.compression import print_compression
         from dxc.report.findings import print_findings
 
-        print_findings(*analyze(Questions.of(resolved(cfg))))
+        asked = Questions.of(resolved(cfg))
+        if asked.table == "compression":
+            table, folder = compression_table(asked)
+            print_compression(table.frame, table.metrics, folder, title=table.title, lines=table.lines)
+        else:
+            print_findings(*analyze(asked))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,10 @@ class TrainingError(DxcError):
     """Training that cannot go on."""
 
 
+class CompressionError(DxcError):
+    """A network that cannot be pruned or quantised."""
+
+
 class ExportError(DxcError):
     """The exported file is not what it has to be."""
 

@@ -45,6 +45,7 @@ class Metric:
         may_be_limited: whether hardware.limits may name it; search.limits may if it is known before training too.
         spread: the metric that holds its standard deviation within one run.
         same_in_repeats: True where repeats of a design have the same value, so that they say nothing of its spread.
+        may_be_negative: whether values below 0 make sense.
         comparable_by: tags and params of runs that must be equal for two values to be compared, each in words.
         in_view: whether MLflow's saved view of a new study has a column for it.
     """
@@ -61,6 +62,7 @@ class Metric:
     may_be_limited: bool = False
     spread: str | None = None
     same_in_repeats: bool = False
+    may_be_negative: bool = False
     comparable_by: Mapping[str, str] = field(default_factory=dict, hash=False)
     in_view: bool = False
 
@@ -71,10 +73,11 @@ class Metric:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The least and the greatest value there can be: a fraction ends at 1, and no declared metric is below 0."""
+        """The least and the greatest value there can be: a fraction ends at 1, and few declared metrics are below 0."""
         if not self.title:
             return -math.inf, math.inf
-        return 0, 1 if self.unit == "fraction" else math.inf
+        greatest = 1 if self.unit == "fraction" else math.inf
+        return -greatest if self.may_be_negative else 0, greatest
 
     def brief(self, value: float) -> str:
         """A value in a line or a narrow table: two decimals, a count in full."""
@@ -121,6 +124,16 @@ METRICS: dict[str, Metric] = {
         meaning="sample standard deviation over folds",
         title="spread of accuracy",
         origin="trained",
+        comparable_by=JUDGED,
+    ),
+    "accuracy_drop": Metric(
+        unit="fraction",
+        maximise=False,
+        meaning="accuracy of the same networks in float32 less that of the quantised files",
+        title="loss by quantising",
+        table_format=",.4f",
+        origin="trained",
+        may_be_negative=True,
         comparable_by=JUDGED,
     ),
     "average_precision": Metric(

@@ -21,6 +21,7 @@ ORDER = (
     ("synthetic",),
     ("training",),
     ("deploy",),
+    ("compress",),
     ("hardware",),
     ("tracking",),
     ("report",),

@@ -152,7 +152,7 @@ def test_two_equal_runs(make_chips: ChipMaker, tmp_path: Path) -> None:
     assert by_fold.std(ddof=1) == pytest.approx(first.data.metrics["accuracy_std"])
     assert first.data.metrics["onnx_mb"] == (files / "model.onnx").stat().st_size / 1e6
     _assert_fed_as_in_training(root, files, predictions[predictions.fold == tags["dxc.exported_fold"]])
-    assert Predictor(files / "model.onnx").metadata.model_dump(exclude={"version"}) == {
+    assert Predictor(files / "model.onnx").metadata.model_dump(exclude={"version"}, exclude_none=True) == {
         "channels": ("dem", "red", "green", "blue", "nir", "ndwi", "ndvi"),
         "normalise": "per_chip",
         "repair": "mean",

@@ -99,7 +99,7 @@ def analyze(asked: Questions) -> tuple[Analysis, Path]:
         notes = [f"published: {published.source}", *published.notes]
         named = list(published.objectives) if named is None else named
     else:
-        runs, baseline_runs, title, notes = _tracked(asked)
+        runs, baseline_runs, title, notes = tracked_runs(asked)
     found, objectives = selected(runs, asked.where, named, asked.mix)
     found = found._replace(frame=_told_apart(found.frame))
     frame, reference, volume = with_front(found, objectives)
@@ -205,7 +205,7 @@ def _told_apart(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(name=frame["name"].where(~twice, frame["name"] + " [" + mark + "]"))
 
 
-def _tracked(asked: Questions) -> tuple[pd.DataFrame, pd.DataFrame | None, str, list[str]]:
+def tracked_runs(asked: Questions) -> tuple[pd.DataFrame, pd.DataFrame | None, str, list[str]]:
     """(runs, runs of the baseline, title, notes) from MLflow."""
     uri, cache_dir, studies = asked.tracking.uri, Path(asked.cache_dir), asked.study
     if not studies:

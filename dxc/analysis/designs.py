@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dxc.config.identity import is_identity
+from dxc.config.identity import canonical_compression, is_identity
 from dxc.errors import AnalysisError
 from dxc.metrics import METRICS, Metric, is_of_one_fold, metric_of, spread_of, undeclared
 from dxc.models.registry import canonical_knobs
@@ -17,7 +17,7 @@ from dxc.text import counted
 if TYPE_CHECKING:
     import pandas as pd
 
-KNOB_SECTIONS = ("model", "task", "data", "optimizer", "scheduler", "hardware", "trainer")
+KNOB_SECTIONS = ("model", "task", "data", "optimizer", "scheduler", "compress", "hardware", "trainer")
 NO_KNOBS = {
     # named by another column, or derived
     "model._target_",
@@ -33,6 +33,8 @@ NO_KNOBS = {
     "trainer._target_",
     "trainer.devices",
 }
+COMPRESSED_BY = ("fraction", "quantise")
+"""Keys of a section compress that mean something in every design: 0 and none are values too."""
 LARGEST = 1e300  # MLflow stores infinity as the largest float
 
 
@@ -52,6 +54,8 @@ class Designs(NamedTuple):
 
 COSTS = ("latency_ms", "onnx_mb")
 """Objectives beside the score, where none are named."""
+MEASURED_LATENCY = "measured_latency_ms"
+"""In the place of a predicted latency, where runs are quantised: predictors describe kernels in float32."""
 
 
 def default_objectives(runs: pd.DataFrame) -> list[str]:
@@ -68,7 +72,16 @@ def default_objectives(runs: pd.DataFrame) -> list[str]:
             f"these runs are judged by different scores: {listing}\nName the objectives, "
             f"objectives=[{first},{','.join(COSTS)}], or choose some runs, \"where=score == '{first}'\""
         )
-    return [*(scores or ["accuracy"]), *COSTS]
+    return [*(scores or ["accuracy"]), *_costs(runs)]
+
+
+def _costs(runs: pd.DataFrame) -> list[str]:
+    """COSTS that quantised runs have too. The measured latency stands in for the predicted one if all runs have it."""
+    quantised = "compress.quantise" in runs and runs["compress.quantise"].isin(["dynamic", "static"]).any()
+    if not quantised or ("latency_ms" in runs and runs["latency_ms"].notna().all()):
+        return [*COSTS]
+    measured = MEASURED_LATENCY in runs and bool(runs[MEASURED_LATENCY].notna().all())
+    return [MEASURED_LATENCY] * measured + [cost for cost in COSTS if cost != "latency_ms"]
 
 
 def parse_objectives(names: Sequence[str], runs: pd.DataFrame) -> dict[str, Metric]:
@@ -200,9 +213,19 @@ def _text(column: pd.Series) -> pd.Series:
     return column.astype("object").where(column.notna(), "").astype(str)
 
 
+def _plain(value: Any) -> Any:
+    """A param as the configuration had it: MLflow keeps texts."""
+    if value == "None":
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
+
+
 def _knobs(runs: pd.DataFrame) -> pd.DataFrame:
-    """The knobs that differ between these runs. Knobs without an effect (pool knobs without a pool) are missing
-    values."""
+    """The knobs that differ between these runs. Knobs without an effect (pool knobs without a pool, epochs of
+    fine-tuning without pruning) are missing values."""
     import pandas as pd
 
     named = [tag for tag in ("model", "data", "hardware") if tag in runs]
@@ -221,8 +244,20 @@ def _knobs(runs: pd.DataFrame) -> pd.DataFrame:
             key = column.removeprefix("model.")
             meaningful = [key in each for each in kept]
             knobs[column] = knobs[column].where(meaningful, None)
+    compression = [c for c in params if c.startswith("compress.")]
+    if compression:
+        given = knobs[compression].apply(lambda column: column.map(_plain)).astype("object")
+        given.columns = [c.removeprefix("compress.") for c in given]
+        effective = [canonical_compression(row) for row in given.to_dict("records")]
+        for column in compression:
+            key = column.removeprefix("compress.")
+            if key not in COMPRESSED_BY:
+                kept_values = given[key].where([key in each for each in effective], None)
+                knobs[column] = kept_values.where(kept_values.notna(), None)
     for column in knobs:
         numbers = pd.to_numeric(knobs[column], errors="coerce")
         if (numbers.notna() | knobs[column].isna()).all():
             knobs[column] = numbers
-    return knobs[[c for c in knobs if len(knobs[c].unique()) > 1]]
+    # a knob that only some designs have tells two of them apart only by its values
+    given = {c: knobs[c].dropna() if c.startswith("compress.") else knobs[c] for c in knobs}
+    return knobs[[c for c in knobs if len(given[c].unique()) > 1]]

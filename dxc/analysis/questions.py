@@ -74,6 +74,8 @@ class Questions(Part):
     mix: Listed
     baseline: Listed
     choose: Choose
+    table: Literal["compression"] | None
+    """Another table instead of the front."""
     compare: Text | None
     bootstrap: Bootstrap
     profile: FrontProfiler
@@ -111,6 +113,8 @@ class Questions(Part):
             raise AnalysisError("choose.export needs a tracked run: no file of a published network is known")
         if self.published and self.compare:
             raise AnalysisError("compare needs predictions or folds, and the published table has neither")
+        if self.published and self.table:
+            raise AnalysisError(f"table={self.table} is of tracked runs; leave out source=published")
         if self.published and len(self.study) > 1:
             raise AnalysisError("source=published analyses one study at a time")
         return self

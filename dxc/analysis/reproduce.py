@@ -23,7 +23,7 @@ from dxc.hardware.predict.packages import PUBLISHED, SHIPPED
 from dxc.untrusted import load_yaml
 
 CONF = PROJECT_ROOT / "conf"
-GROUPS = ("source", "data", "model", "task", "optimizer", "scheduler", "hardware", "trainer")
+GROUPS = ("source", "data", "model", "task", "optimizer", "scheduler", "compress", "hardware", "trainer")
 NEEDED = ("source.root",)  # no part of the identity, and nothing runs without
 FOLLOWING = ("model.in_channels", "model.num_classes")  # from channels and classes of the data
 KEY = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")

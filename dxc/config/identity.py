@@ -19,6 +19,7 @@ IDENTITY_GROUPS = (
     "scheduler",
     "trainer",
     "base_digest",
+    "compress",
     "score",
     "seed",
 )
@@ -92,6 +93,10 @@ def canonical(cfg: dict[str, Any]) -> dict[str, Any]:
         kept["hardware"]["predictors"] = sorted(map(str, predictors))  # the mean has no order
     if isinstance(devices := kept.get("trainer", {}).get("devices"), list):
         kept["trainer"]["devices"] = len(devices)  # how many of them, not which
+    if not (compress := canonical_compression(kept.get("compress", {}))):
+        kept.pop("compress", None)
+    else:
+        kept["compress"] = compress
     data = kept.get("data", {})
     if data.get("split") != "kfold":
         data.pop("folds", None)
@@ -105,6 +110,24 @@ def canonical(cfg: dict[str, Any]) -> dict[str, Any]:
     if not {"ndwi", "ndvi"} & set(data.get("channels", ())):
         data.pop("repair", None)
     return _one_spelling(kept)
+
+
+def canonical_compression(compress: dict[str, Any]) -> dict[str, Any]:
+    """A section `compress` without the keys that have no effect; {} where nothing is compressed.
+
+    Fine-tuning follows pruning only, and ranges are found on images for static quantisation only.
+    """
+    kept = dict(compress)
+    unused: set[str] = set()
+    if not kept.get("fraction"):
+        unused |= {"fraction", "align", "finetune_epochs", "finetune_lr"}
+    elif not kept.get("finetune_epochs"):
+        unused |= {"finetune_lr"}
+    if kept.get("quantise") != "static":
+        unused |= {"calibration_images", "calibration_seed"}
+    if kept.get("quantise") == "none":
+        unused |= {"quantise"}
+    return {key: value for key, value in kept.items() if key not in unused}
 
 
 def trial_hash(cfg: dict[str, Any]) -> str:

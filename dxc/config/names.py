@@ -36,8 +36,28 @@ def flatten(cfg: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def describe(cfg: dict[str, Any]) -> str:
-    """A configuration in one line, for run names: 'resnet18 k3 s2 p1 w32, 7ch b16', 'sppnet k3 l4 f1024, 7ch b16'."""
-    return f"{short_label(cfg['model'])}, {data_name(cfg['data'])} b{cfg['data']['batch_size']}"
+    """A configuration in one line, for run names: 'resnet18 k3 s2 p1 w32, 7ch b16', 'sppnet k3 l4 f1024, 7ch b16', and
+    where it is compressed 'resnet18 k3 s2 p1 w32, 7ch b16, 0.5 pruned e5, static'."""
+    parts = [
+        short_label(cfg["model"]),
+        f"{data_name(cfg['data'])} b{cfg['data']['batch_size']}",
+        *compression_names(cfg.get("compress") or {}),
+    ]
+    return ", ".join(parts)
+
+
+def compression_names(compress: dict[str, Any]) -> list[str]:
+    """What a section `compress` does, in short: ['0.5 pruned e5', 'static']; [] where nothing is compressed.
+
+    e is the number of epochs of fine-tuning.
+    """
+    names = []
+    if fraction := compress.get("fraction"):
+        aligned = f" to {compress['align']}s" if compress.get("align", 1) != 1 else ""
+        names.append(f"{fraction:g} pruned{aligned} e{compress.get('finetune_epochs')}")
+    if (kind := compress.get("quantise", "none")) != "none":
+        names.append(str(kind))
+    return names
 
 
 def data_name(data: dict[str, Any]) -> str:

@@ -143,6 +143,38 @@ class Trainer(Component):
     devices: int | str | list[int] = 1
 
 
+class Compress(Part):
+    """How a trained network is made smaller. Without a fraction it is not pruned."""
+
+    fraction: Annotated[
+        int | float,
+        must_be(
+            lambda value: is_number(value) and 0 <= value < 1, "a fraction of at least 0 and less than 1"
+        ),
+    ]
+    """Of the channels of each convolution that go."""
+    align: Positive
+    finetune_epochs: Natural
+    finetune_lr: Annotated[
+        int | float | None,
+        must_be(lambda value: value is None or (is_number(value) and value > 0), "a number over 0, or null"),
+    ]
+    """The learning rate that fine-tuning begins with; None: that of training."""
+    quantise: Literal["none", "dynamic", "static"]
+    calibration_images: Positive
+    calibration_seed: Natural
+
+    @property
+    def prunes(self) -> bool:
+        """Whether channels are removed."""
+        return self.fraction > 0
+
+    @property
+    def quantises(self) -> bool:
+        """Whether the exported network computes in 8 bits."""
+        return self.quantise != "none"
+
+
 class Tracking(Part):
     """Where the run is recorded."""
 
@@ -162,6 +194,7 @@ class Plan(Part):
     optimizer: Optimizer
     scheduler: Scheduler | None
     trainer: Trainer
+    compress: Compress
     hardware: Hardware
     boxes: Flag
     base: Text | None = None
@@ -232,3 +265,19 @@ class Plan(Part):
     def with_trainer(self, **values: Any) -> Self:
         """The same plan with other values of its trainer, such as max_epochs=2."""
         return self.model_copy(update={"trainer": self.trainer.model_copy(update=values)})
+
+    def for_finetuning(self) -> Self:
+        """The plan of training on after pruning: compress.finetune_epochs, in which the learning rate falls along a
+        cosine (Loshchilov and Hutter 2017, arXiv 1608.03983)."""
+        epochs, lr = self.compress.finetune_epochs, self.compress.finetune_lr
+        cosine = {
+            "_target_": "torch.optim.lr_scheduler.CosineAnnealingLR",
+            "_partial_": True,
+            "T_max": epochs,
+        }
+        return self.with_trainer(max_epochs=epochs).model_copy(
+            update={
+                "optimizer": self.optimizer if lr is None else self.optimizer.model_copy(update={"lr": lr}),
+                "scheduler": checked(Scheduler, cosine, "scheduler"),
+            }
+        )

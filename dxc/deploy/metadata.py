@@ -74,6 +74,9 @@ class Metadata(BaseModel):
         pixel_m: edge of a pixel on the ground in metres. None: unknown.
         classes: names of the classes, in the order of the scores. Of two the last is the target.
         outputs: names of the network's outputs, in order; see OUTPUTS. The exporter fills them in.
+        quantised: how it computes in 8 bits, dynamic or static (dxc.compress.quantise). None: in float32.
+        calibration_images: number of training images that the ranges of its activations were found on. None: it has no
+            such ranges.
         trial: identity of the configuration (tag dxc.trial). None: it belongs to no tracked run.
         data: hash of the chips that it was trained on (tag dxc.data). None: not trained.
         version: of the dxc that exported it. None: unknown.
@@ -92,6 +95,8 @@ class Metadata(BaseModel):
     pixel_m: Annotated[float, Field(gt=0)] | None = None
     classes: Annotated[tuple[_Name, ...], Field(min_length=2, max_length=1000)] = CLASS_NAMES
     outputs: tuple[_Name, ...] = DEFAULT_OUTPUTS
+    quantised: Literal["dynamic", "static"] | None = None
+    calibration_images: Annotated[int, Field(ge=1)] | None = None
     trial: Annotated[str, Field(pattern=f"^{HASH.pattern}$")] | None = None
     data: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
     version: Annotated[str, Field(pattern=r"^[0-9A-Za-z.+-]{1,64}$")] | None = None

@@ -51,6 +51,10 @@ class SpatialPyramid(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([self._pool(x, level).flatten(1) for level in self.levels], dim=1)
 
+    def channel_of_features(self, channels: int) -> list[int]:
+        """For each output feature, the input channel that it is a maximum of. dxc.compress.prune reads it."""
+        return [channel for level in self.levels for channel in range(channels) for _ in range(level**2)]
+
     def _pool(self, x: Tensor, level: int) -> Tensor:
         if not torch.onnx.is_in_onnx_export():
             return F.adaptive_max_pool2d(x, level)

@@ -1,13 +1,16 @@
-"""Today's chain: train -> export -> cost. A further stage is one more function here, and one more line in chain()."""
+"""The chain of a design: train -> [prune -> finetune] -> export -> [quantise] -> cost.
+
+A further stage is one more function here, and one more line in chain().
+"""
 
 from __future__ import annotations
 
 import logging
 import shutil
 import statistics
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,23 +18,25 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from dxc.config.identity import canonical
-from dxc.config.plan import Plan
 from dxc.evaluation.few_chips import notes_on_few_chips
 from dxc.files import write_atomically
 from dxc.masking import masked_tree
-from dxc.pipeline.stages import TRAIN, Artifact, Stage, train_section
+from dxc.pipeline.kept import alone_in
+from dxc.pipeline.networks import PRUNING_ROOMS, Bench, network_stages
+from dxc.pipeline.stages import Artifact, Stage
 from dxc.report.run_figures import draw_efficiency, draw_run
-from dxc.training.build import build_task, is_first_process
-from dxc.training.crossval import TrainedFold, engines_of, trained_folds
+from dxc.training.build import build_task
+from dxc.training.crossval import KeptFolds, TrainedFold, engines_of, validated_fold
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import nn
 
-    from dxc.data.datamodule import ImageDataModule
+    from dxc.data.folds import Fold
     from dxc.data.images import Images
+    from dxc.deploy.export import Exported
     from dxc.deploy.metadata import Metadata
     from dxc.metrics import Point
-    from dxc.tracking.run import Sink
     from dxc.training.task import Task
 
 log = logging.getLogger(__name__)
@@ -39,56 +44,29 @@ log = logging.getLogger(__name__)
 FIGURES = "figures"
 CHECKPOINTS = "checkpoints"
 COSTS = "costs"
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What the stages of one run have in common."""
-
-    requested: Plan
-    """The plan as it was given. Identities are of this one, on every machine."""
-    plan: Plan
-    """The same, fitted to this machine."""
-    datamodule: ImageDataModule
-    cache: Images
-    tracked: Sink
-    out: Path
-    """The folder for files of the run, which become its artifacts."""
-    since: float = 0.0
-    """Results that were kept before this time (seconds since 1970) are computed anew."""
-    after_fold: Callable[[list[float]], None] | None = None
-    """Called with the scores of the folds so far."""
+ONNX, FLOAT32 = "model.onnx", ".float32.onnx"
+QUANTISING_KEYS = ("quantise", "calibration_images", "calibration_seed")
+QUANTISING_ROOMS = (*PRUNING_ROOMS, "deploy")
+"""Packages of dxc that determine the numbers of a quantised file."""
 
 
 def chain(bench: Bench) -> list[Stage]:
     """The stages of a run, in their order."""
-    return [
-        Stage(TRAIN, train_section(bench.requested, bench.cache.data_hash), partial(train, bench)),
-        Stage("export", {}, partial(export, bench)),
-        Stage("cost", canonical(bench.requested.values())["hardware"], partial(cost, bench)),
-    ]
+    described = canonical(bench.requested.values())
+    stages = [*network_stages(bench), Stage("export", {}, partial(export, bench))]
+    if bench.requested.compress.quantises:
+        section = {key: value for key, value in described["compress"].items() if key in QUANTISING_KEYS}
+        stages.append(Stage("quantise", section, partial(quantise, bench)))
+    return [*stages, Stage("cost", described["hardware"], partial(cost, bench))]
 
 
-def train(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
-    """Train a network a fold, or take it from the folder `kept`; the best one goes on."""
-    from dxc.hardware.spec import device_name
-
-    folds = trained_folds(
-        bench.plan,
-        bench.datamodule,
-        kept,
-        device=device_name(bench.plan.trainer.accelerator),
-        since=bench.since,
-        after_fold=bench.after_fold,
-    )
-    if not is_first_process():
-        sys.exit()  # one of several devices: its share is done, the first process goes on
-
+def record(bench: Bench, artifact: Artifact) -> Artifact:
+    """Record what the folds of a design have learnt: metrics, curves, predictions, figures."""
+    folds = artifact.folds
     bench.out.mkdir(parents=True, exist_ok=True)
     predictions = _out_of_fold(folds, bench.cache)
-    best = max(folds, key=lambda fold: fold.score)
     metrics = {
-        **_metrics(folds, predictions, bench.cache, build_task(bench.plan, best.model)),
+        **_metrics(folds, predictions, bench.cache, build_task(bench.plan, folds[0].model)),
         "fold_score": statistics.mean(fold.score for fold in folds),
         "fit_seconds": sum(fold.seconds for fold in folds),  # of kept folds too
     }
@@ -114,10 +92,7 @@ def train(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
     ]
     return replace(
         artifact,
-        folds=folds,
         predictions=predictions,
-        network=best.model,
-        fold=best.name,
         metrics={**artifact.metrics, **metrics},
         notes=(*artifact.notes, *notes),
     )
@@ -125,33 +100,116 @@ def train(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
 
 def export(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
     """Write the network as ONNX, and bring all files so far to the tracked run."""
-    from dxc.deploy.export import count_macs, count_params, export_any_size, export_onnx
+    from dxc.deploy.export import count_macs, count_params, export_any_size
 
+    quantises = bench.plan.compress.quantises
+    if not quantises:
+        artifact = record(bench, artifact)
     network: Any = artifact.network
-    onnx = bench.out / "model.onnx"
     in_channels, size = len(bench.plan.data.channels), bench.plan.data.image_size
-    metadata = _metadata(bench)
-    exported = export_onnx(network, onnx, in_channels=in_channels, size=size, metadata=metadata)
+    exported = _export(bench, network, bench.out / (FLOAT32 if quantises else ONNX))
     log.info(
         "exported %s: %.2f MB, agrees with torch to %.0e",
         artifact.fold,
         exported.onnx_mb,
         exported.max_relative_error,
     )
-    if bench.plan.any_size_file and bench.plan.model.entry.any_size:
+    if bench.plan.any_size_file and bench.plan.model.entry.any_size and not quantises:
         any_size = bench.out / "model_any_size.onnx"
-        export_any_size(network, any_size, in_channels=in_channels, metadata=metadata)
+        export_any_size(network, any_size, in_channels=in_channels, metadata=_metadata(bench))
     metrics = {
-        "onnx_mb": exported.onnx_mb,
         "params": count_params(network),
         "macs": count_macs(network, in_channels=in_channels, size=size),
     }
     bench.tracked.log(metrics)
     bench.tracked.tag({"dxc.exported_fold": artifact.fold})
+    artifact = replace(artifact, onnx=exported.path, metrics={**artifact.metrics, **metrics})
+    return artifact if quantises else _written(bench, artifact)
+
+
+def quantise(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
+    """Quantise the network of every fold, and judge each file by the fold's validation chips, in ONNX Runtime.
+
+    The file of the fold that is exported becomes the run's network. The loss is taken against the same networks in
+    float32.
+    """
+    from dxc.compress.quantise import relabel
+
+    assert artifact.onnx is not None  # the stage before wrote it
+    with alone_in(kept):
+        folds = [
+            _quantised(bench, start, fold, kept, artifact.onnx if start.name == artifact.fold else None)
+            for start, fold in zip(artifact.folds, bench.datamodule.folds, strict=True)
+        ]
+    artifact.onnx.unlink()
+    relabel(kept / f"{artifact.fold}.onnx", bench.out / ONNX, _metadata(bench))
+    drop = statistics.mean(fold.accuracy for fold in artifact.folds) - statistics.mean(
+        fold.accuracy for fold in folds
+    )
+    bench.tracked.log({"accuracy_drop": drop})
+    artifact = replace(artifact, folds=folds, onnx=bench.out / ONNX)
+    artifact = record(bench, artifact)
+    return _written(bench, replace(artifact, metrics={**artifact.metrics, "accuracy_drop": drop}))
+
+
+def _quantised(
+    bench: Bench, start: TrainedFold, fold: Fold, kept: Path, exported: Path | None
+) -> TrainedFold:
+    """A fold as its quantised file answers; the network stays the one in float32.
+
+    Args:
+        bench: of the run.
+        start: the fold in float32.
+        fold: its chips.
+        kept: the folder that the quantised file lies in.
+        exported: the file in float32, where it was written already.
+    """
+    from dxc.compress import quantise as quantising
+    from dxc.deploy.runtime import OnnxRuntimeModule
+
+    compress = bench.plan.compress
+    kept_folds = KeptFolds(kept, None, rooms=QUANTISING_ROOMS, since=bench.since)
+    file = kept / f"{start.name}.onnx"
+    found = kept_folds.read(start.name)
+    if found is None or found.trained_at < start.trained_at or not file.exists():
+        images = None
+        if compress.quantise == "static":
+            drawn = quantising.calibration_chips(
+                fold.train, compress.calibration_images, compress.calibration_seed
+            )
+            images = bench.cache.images(drawn)
+        with tempfile.TemporaryDirectory() as folder:
+            source = exported or _export(bench, start.model, Path(folder) / FLOAT32).path
+            quantising.quantise(source, file, compress.quantise, images)
+        on_cpu = bench.plan.with_trainer(accelerator="cpu", precision="32-true", devices=1)
+        found = validated_fold(on_cpu, bench.datamodule, fold, start, OnnxRuntimeModule(file))
+        kept_folds.keep(found)
+    return replace(found, model=start.model)
+
+
+def _export(bench: Bench, network: nn.Module, path: Path) -> Exported:
+    from dxc.deploy.export import export_onnx
+
+    return export_onnx(
+        network,
+        path,
+        in_channels=len(bench.plan.data.channels),
+        size=bench.plan.data.image_size,
+        metadata=_metadata(bench),
+    )
+
+
+def _written(bench: Bench, artifact: Artifact) -> Artifact:
+    """Bring the run's files to where it is tracked, with its network complete."""
+    from dxc.hardware.onnx_file import onnx_mb
+
+    assert artifact.onnx is not None  # an export stage wrote it
+    metrics = {"onnx_mb": onnx_mb(artifact.onnx)}
+    bench.tracked.log(metrics)
     bench.tracked.log_files(bench.out)
     if bench.tracked.stored:
         shutil.rmtree(bench.out / CHECKPOINTS, ignore_errors=True)  # MLflow has them: kept twice otherwise
-    return replace(artifact, onnx=onnx, metrics={**artifact.metrics, **metrics})
+    return replace(artifact, metrics={**artifact.metrics, **metrics})
 
 
 def cost(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:

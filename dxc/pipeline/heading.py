@@ -12,6 +12,8 @@ from dxc.errors import ConfigError
 from dxc.training.build import build_task, check_task
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from dxc.tracking.run import Sink
 
 
@@ -57,6 +59,32 @@ def record_chips(tracked: Sink, plan: Plan, chips: str) -> None:
     tracked.log_dataset(plan.source.build().title, chips, plan.source.values())
 
 
+def _check_compression(plan: Plan, model: nn.Module) -> None:
+    """Raise ConfigError or CompressionError where a network cannot be compressed as the plan says.
+
+    Args:
+        plan: with the section compress.
+        model: the network, which need not be trained.
+    """
+    compress = plan.compress
+    if compress.quantises and isinstance(plan.data.size, str):
+        raise ConfigError(
+            f"compress.quantise={compress.quantise} needs images of one size, because its file is made for one: set "
+            "data.size=PIXELS, or compress.quantise=none"
+        )
+    if not compress.prunes:
+        return
+    devices = plan.trainer.devices
+    if not (devices in (1, "1", "auto") or (isinstance(devices, list) and len(devices) == 1)):
+        raise ConfigError(
+            f"trainer.devices={devices}: pruning and fine-tuning work on one device; leave out trainer.devices or "
+            "compress.fraction"
+        )
+    from dxc.compress.prune import channel_fraction_pruning
+
+    channel_fraction_pruning(model, compress.fraction, align=compress.align, image_size=plan.data.image_size)
+
+
 def check(plan: Plan) -> None:
     """Check what single values cannot tell, and whether there are chips, before they are read or a run is recorded.
 
@@ -72,6 +100,7 @@ def check(plan: Plan) -> None:
     plan.source.build().check()
     task = build_task(plan)
     check_task(plan, task)
+    _check_compression(plan, task.model)
     task.model.check_input_size(plan.data.image_size)  # type: ignore[operator]  # torch: tensor or module
     try:
         optimizer = plan.optimizer.build()([torch.nn.Parameter(torch.zeros(1))])

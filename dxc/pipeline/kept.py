@@ -10,11 +10,15 @@ import logging
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
 
 STAGES = "stages"
+LOCK = ".lock"
 
 
 def kept_folder(cache_dir: Path | str, identity: str) -> Path:
@@ -26,6 +30,27 @@ def mark_used(folder: Path) -> None:
     """Count a folder as used now."""
     with contextlib.suppress(OSError):  # it is not there, or another user's
         os.utime(folder)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder of results. Other runs that need the same ones wait, and find them when the block has ended.
+
+    Where the folder cannot be locked, the work is done all the same: at worst twice.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / LOCK)
+            try:
+                held.enter_context(lock.acquire(timeout=0))
+            except Timeout:
+                log.info("another run makes the same networks; this one waits for them (%s)", folder)
+                held.enter_context(lock.acquire())
+            mark_used(folder)
+        except OSError as error:
+            log.debug("%s cannot be locked: %s", folder, error)
+        yield
 
 
 def remove_least_used(cache_dir: Path | str, kept_gb: float | None) -> None:

@@ -1,6 +1,6 @@
 """The trunk: one Plan -> one Result.
 
-GeoTIFF chips -> channels -> a chain of stages (k-fold training -> ONNX -> what it costs) -> MLflow.
+GeoTIFF chips -> channels -> a chain of stages (k-fold training -> compression -> ONNX -> what it costs) -> MLflow.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from dxc.config.plan import Plan
 from dxc.masking import masked
-from dxc.pipeline.chain import Bench, chain
+from dxc.pipeline.chain import chain
 from dxc.pipeline.heading import check, heading, record_chips
 from dxc.pipeline.kept import kept_folder, remove_least_used
 from dxc.pipeline.machine import fitted
+from dxc.pipeline.networks import Bench
 from dxc.pipeline.result import Result
 from dxc.pipeline.stages import Artifact, identities, tags
 from dxc.processes import end_with_parent

@@ -10,9 +10,10 @@ from dxc.config.plan import Plan
 from dxc.pipeline.heading import check, heading, record_chips
 from dxc.pipeline.kept import kept_folder, remove_least_used
 from dxc.pipeline.machine import fitted
-from dxc.pipeline.stages import train_identity
+from dxc.pipeline.networks import Bench, network_stages
+from dxc.pipeline.stages import Artifact, identities, train_identity
 from dxc.training.build import read_chips
-from dxc.training.crossval import engines_of, trained_folds
+from dxc.training.crossval import engines_of
 
 if TYPE_CHECKING:
     from dxc.tracking.record import Record
@@ -40,8 +41,6 @@ def train_part(
         begun: see run().
         gpu: see run().
     """
-    from dxc.hardware.spec import device_name
-
     requested, plan = plan, fitted(plan, gpu=gpu)
     check(plan)
     datamodule = plan.data.build(source=plan.source.build())
@@ -49,17 +48,23 @@ def train_part(
         cache = read_chips(datamodule)
         record_chips(tracked, requested, cache.data_hash)
         tracked.tag({"dxc.base": train_identity(requested, cache.data_hash)})
-        trained = trained_folds(
+        bench = Bench(
+            requested.with_trainer(max_epochs=epochs),
             plan.with_trainer(max_epochs=epochs),
             datamodule,
-            kept_folder(plan.cache_dir, train_identity(requested, cache.data_hash, epochs=epochs)),
-            device=device_name(plan.trainer.accelerator),
-            count=folds,
+            cache,
+            tracked,
+            record.folder,
             since=(begun or time.time()) if plan.again else 0.0,
+            count=folds,
         )
-        scores = [fold.score for fold in trained]
-        seconds = sum(fold.seconds for fold in trained)
-        tracked.tag({"dxc.engine": engines_of(trained)})
+        design = Artifact()
+        stages = network_stages(bench)
+        for stage, identity in zip(stages, identities(stages), strict=True):
+            design = stage.work(design, kept_folder(plan.cache_dir, identity))
+        scores = [fold.score for fold in design.folds]
+        seconds = sum(fold.seconds for fold in design.folds)
+        tracked.tag({"dxc.engine": engines_of(design.folds)})
         tracked.log({"fold_score": statistics.mean(scores), "fit_seconds": seconds})
     remove_least_used(plan.cache_dir, plan.kept_gb)
     return scores

@@ -1,4 +1,4 @@
-"""A design is a chain of stages: train -> export -> cost.
+"""A design is a chain of stages: train -> [prune -> finetune] -> export -> [quantise] -> cost.
 
 A stage takes an artifact and gives an artifact. Its identity is the hash of its parent's identity, its name and its
 section of the configuration. Chains that begin alike share the identities of their first stages, and what is kept under
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from dxc.training.crossval import TrainedFold
 
-TRAIN = "train"
+TRAIN, PRUNE, FINETUNE = "train", "prune", "finetune"
 TRAIN_GROUPS = (
     "model",
     "task",

@@ -18,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dxc.bars import Steps
 from dxc.config.hardware import Hardware
 from dxc.errors import DxcError
@@ -166,15 +168,30 @@ def _cost(config: Mapping[str, Any], packages: list[Package]) -> dict[str, Any]:
         metadata = Metadata(channels=tuple(plan.data.channels), classes=tuple(plan.data.classes))
         model = plan.model.build()
         model.check_input_size(size)
+        if plan.compress.prunes:
+            from dxc.compress.prune import channel_fraction_pruning, remove_channel
+
+            masked = channel_fraction_pruning(
+                model, plan.compress.fraction, align=plan.compress.align, image_size=size
+            )
+            model = remove_channel(masked, image_size=size)
         _as_if_trained(model)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             exported = export_onnx(
                 model, path, in_channels=in_channels, size=size, metadata=metadata, check=False
             )
-            latency = latency_metrics(predict_all(exported.path, packages))
+            if plan.compress.quantises:  # predictors describe kernels in float32 only
+                from dxc.compress.quantise import quantise
+
+                images = np.zeros((1, in_channels, size, size), np.float32)
+                onnx_mb = quantise(path, path, plan.compress.quantise, images).onnx_mb
+                latency = {}
+            else:
+                onnx_mb = exported.onnx_mb
+                latency = latency_metrics(predict_all(exported.path, packages))
         return {
-            "onnx_mb": exported.onnx_mb,
+            "onnx_mb": onnx_mb,
             "params": count_params(model),
             "macs": count_macs(model, in_channels=in_channels, size=size),
             **latency,

@@ -47,6 +47,10 @@ NO_AXES = {
 }
 
 
+SHAPING_KEYS = ("fraction", "align", "quantise")
+"""Keys of a section compress that change what a network costs, not only how well it is trained."""
+
+
 @dataclass(frozen=True)
 class Axis:
     """One knob and its values, as they stand on a command line; a key that is added begins with +."""
@@ -292,5 +296,8 @@ def _value(axis: Axis, position: int) -> Any:
 
 
 def network_hash(config: dict[str, Any]) -> str:
-    """Hash of what the costs of a network depend on: the model and the size of its input."""
-    return trial_hash({"model": config["model"], "data": {"size": image_size(config["data"]["size"])}})
+    """Hash of what the costs of a network depend on: the model, how it is compressed, and the size of its input."""
+    shape = {key: value for key, value in (config.get("compress") or {}).items() if key in SHAPING_KEYS}
+    return trial_hash(
+        {"model": config["model"], "compress": shape, "data": {"size": image_size(config["data"]["size"])}}
+    )

@@ -41,6 +41,8 @@ from dxc.tracking.store import Store
 log = logging.getLogger(__name__)
 
 REPEATS = 200  # proposals in a row that are known already, before one is drawn at random
+UNCOMPRESSED = {"compress.fraction": 0, "compress.finetune_epochs": 0, "compress.quantise": "none"}
+NOT_PREDICTED = "predictors describe kernels in float32, and some of these networks are quantised"
 MEDIAN_OF = 5  # trials that median stopping wants to have seen
 
 
@@ -140,9 +142,14 @@ def _fixed(space: Space, base: Mapping[str, Any], settings: Settings, chips: Chi
     """What must not change while a study goes on: everything but the axes' values and how it is run."""
     searched = {axis.path for axis in space.axes}
     groups = {key.split("@")[0] for key in searched if "." not in key}
+    described = canonical(dict(base))
+    if any(key.startswith("compress.") for key in searched):
+        described["compress"] = base[
+            "compress"
+        ]  # the first point may compress nothing: other points use these keys
     fixed = {
         key: value
-        for key, value in flatten(canonical(dict(base))).items()
+        for key, value in flatten(described).items()
         if key not in searched and key.split(".")[0] not in groups and key not in UNRECORDED
     }
     fixed |= {f"space {axis.path}": ",".join(axis.values) for axis in space.axes}
@@ -374,12 +381,15 @@ class Study:
             raise SearchError(
                 f"search.tuner=pareto needs {', '.join(missing)} of every network, which hardware="
                 f"{self.hardware.name} does not give: "
-                f"{'; '.join(self.summary.costs.notes)}. Leave it out "
+                f"{'; '.join(self.summary.costs.notes) or NOT_PREDICTED}. Leave it out "
                 f"(search.objectives=[{self.settings.score},onnx_mb]) or choose another tuner"
             )
         flat = [flatten(canonical(identity.config)) for identity in identities]
         keys = {key for row in flat for key in row if len({str(other.get(key)) for other in flat}) > 1}
         rows = [{key: row[key] for key in keys & row.keys()} for row in flat]
+        # a network that is not compressed is one of which nothing goes: the surrogate learns from it about the others
+        whole = {key: value for key, value in UNCOMPRESSED.items() if key in keys}
+        rows = [{**whole, **row} for row in rows]
         candidates = Candidates(
             self.summary.feasible,
             knob_numbers(rows),

@@ -23,7 +23,7 @@ EngineName = Literal["eager", "graph"]
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD")
 """Of torch.optim: their fused steps read the learning rate from the device, so that a schedule reaches a graph."""
-SCHEDULERS = ("StepLR", "MultiStepLR", "ExponentialLR")
+SCHEDULERS = ("StepLR", "MultiStepLR", "ExponentialLR", "CosineAnnealingLR")
 """Of torch.optim.lr_scheduler: they change nothing but the learning rate, and need nothing but the epoch."""
 CALLBACKS = ("EarlyStopping", "Timer")
 """Of Lightning: they do not take part in a step."""
@@ -75,6 +75,8 @@ def why_eager(plan: Plan, precision: str) -> str:
         plan: any.
         precision: in Lightning's words, such as bf16-mixed.
     """
+    if not plan.trainer.max_epochs:
+        return "there is nothing to train"
     if isinstance(plan.data.size, str):
         return f"data.size={plan.data.size}: a graph needs images of one size"
     name = plan.optimizer.target.rpartition(".")[2]

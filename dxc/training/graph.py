@@ -233,8 +233,8 @@ class GraphSteps:
 
 def _room_for_drawn(steps: int, size: int, **options: Any) -> Drawn:
     """Room for what is drawn for a chunk: each (steps, size). options: of torch.zeros."""
-    shifts = [torch.zeros((steps, size), dtype=torch.int64, **options) for _ in range(2)]
-    return Drawn(*shifts, torch.zeros((steps, size), dtype=torch.bool, **options))
+    down, right = (torch.zeros((steps, size), dtype=torch.int64, **options) for _ in range(2))
+    return Drawn(down, right, torch.zeros((steps, size), dtype=torch.bool, **options))
 
 
 def _event() -> torch.cuda.Event:
@@ -270,7 +270,7 @@ class _Step:
     ) -> None:
         device = chips.device
         self._augment = augment
-        self._drawn = augment and _room_for_drawn(steps, size, device=device)
+        self._drawn = None if augment is None else _room_for_drawn(steps, size, device=device)
         self._chips, self._task, self._optimizer, self._total = chips, task, optimizer, total
         self._autocast, self._size = autocast, size
         self._index = torch.zeros((steps, size), dtype=torch.int64, device=device)
@@ -284,7 +284,7 @@ class _Step:
             _Slot(
                 torch.zeros((steps, size), dtype=torch.int64, pin_memory=pinned),
                 chips.empty(steps * size, pinned=True) if streamed else None,
-                augment and _room_for_drawn(steps, size, pin_memory=pinned),
+                None if augment is None else _room_for_drawn(steps, size, pin_memory=pinned),
             )
             for _ in range(2)
         ]

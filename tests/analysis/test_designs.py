@@ -89,6 +89,39 @@ def test_the_default_objectives_are_those_of_the_study() -> None:
     assert "\"where=score == 'average_precision'\"" in str(caught.value)
 
 
+def test_the_default_objectives_are_known_of_quantised_runs_too() -> None:
+    """Predictors describe kernels in float32; a latency that was measured on all of them stands in."""
+    runs = RUNS.assign(**{"compress.quantise": "none", "latency_ms": 1.0, "measured_latency_ms": 2.0})
+    assert default_objectives(runs) == ["accuracy", "latency_ms", "onnx_mb"]
+    runs.loc[0, ["compress.quantise", "latency_ms"]] = ["static", float("nan")]
+    assert default_objectives(runs) == ["accuracy", "measured_latency_ms", "onnx_mb"]
+    runs.loc[1, "measured_latency_ms"] = float("nan")
+    assert default_objectives(runs) == ["accuracy", "onnx_mb"]
+
+
+def test_knobs_of_compression() -> None:
+    """0 and none are values of designs that are not compressed; the knobs of what is not done are missing."""
+    runs = RUNS.assign(
+        **{
+            "compress.fraction": ["0", "0.5", "0.5", "0"],
+            "compress.finetune_epochs": ["5", "0", "3", "3"],
+            "compress.finetune_lr": ["0.1", "None", "None", "None"],
+            "compress.quantise": ["none", "none", "static", "dynamic"],
+            "compress.calibration_images": ["10", "20", "30", "40"],
+            "dxc.design": ["a", "b", "c", "d"],
+        }
+    )
+    found = designs_of(runs, parse_objectives(["accuracy"], runs))
+    columns = found.frame[[each for each in found.knobs if each.startswith("compress.")]]
+    expected = {
+        "compress.fraction": [0, 0.5, 0.5, 0],
+        "compress.finetune_epochs": [None, 0, 3, None],
+        "compress.quantise": ["none", "none", "static", "dynamic"],
+    }
+    shown = columns.astype(object).where(columns.notna(), None).to_dict("list")
+    assert shown == expected
+
+
 def test_runs_of_other_hardware_are_not_mixed() -> None:
     """What dxc does not know may depend on the hardware; an accuracy does not."""
     objectives = parse_objectives(["flops:min"], RUNS)
@@ -107,6 +140,7 @@ MACHINE = {"dxc.measured_on", "hardware.affinity"}
 COMPARABLE_BY = {
     "accuracy": CHIPS,
     "accuracy_std": CHIPS,
+    "accuracy_drop": CHIPS,
     "average_precision": CHIPS,
     "f1": CHIPS,
     "auroc": CHIPS,

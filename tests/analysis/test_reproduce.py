@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -14,7 +15,10 @@ from dxc.analysis.reproduce import CONF, command, command_of
 from dxc.config.compose import resolved
 from dxc.config.identity import trial_hash
 from dxc.config.overrides import quoted_value
+from dxc.config.plan import Plan
 from dxc.errors import AnalysisError
+from dxc.pipeline.chain import chain
+from dxc.pipeline.stages import identities
 
 
 def _config(*overrides: str, script: str = "train") -> dict:
@@ -145,3 +149,25 @@ def test_text_goes_through_hydras_parser(text: str) -> None:
     assert plain.value() == text and isinstance(plain.value(), str)
     (listed,) = OverridesParser.create().parse_overrides([f"source.root={quoted_value([text, 5, text])}"])
     assert listed.value() == [text, 5, text]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["compress.fraction=0.25", "compress.quantise=static", "compress.calibration_images=64"],
+        ["compress=l1", "compress.finetune_epochs=3", "compress.finetune_lr=0.01", "compress.align=8"],
+        ["model=sppnet", "compress.quantise=dynamic"],
+    ],
+)
+def test_a_compressed_design_is_rebuilt_from_base_to_end(overrides: list[str]) -> None:
+    """The printed command gives the same identity at every stage of the chain."""
+    config = _config(*overrides)
+    _, _, *rebuilt = shlex.split(command(config, trial=trial_hash(config)))
+    chains = [
+        chain(SimpleNamespace(requested=Plan.of(each), cache=SimpleNamespace(data_hash="chips")))  # type: ignore[arg-type]
+        for each in (config, _config(*rebuilt))
+    ]
+    assert identities(chains[0]) == identities(chains[1])
+    assert len(chains[0]) > 3
+    if "compress=l1" in overrides:
+        assert "compress=l1" in rebuilt and not any("fraction" in each for each in rebuilt)

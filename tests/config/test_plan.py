@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from pydantic import Field
 
@@ -127,3 +128,54 @@ def test_where_a_fault_lies(values: Any, says: str) -> None:
 def test_what_nobody_gave_is_not_among_the_values() -> None:
     part = checked(_Outer, {"inner": {"count": 2}})
     assert part.inner.kind == "red" and part.values() == {"inner": {"count": 2}}
+
+
+def test_a_plan_of_finetuning() -> None:
+    plan = Plan.of(_composed("scheduler=step", "compress.fraction=0.5", "compress.finetune_epochs=3"))
+    assert plan.compress.prunes and not plan.compress.quantises
+    assert plan.name == "resnet18 k3 s2 p1 w32, 7ch b16, 0.5 pruned e3"
+    tuned = plan.for_finetuning()
+    assert tuned.trainer.max_epochs == 3 and tuned.optimizer == plan.optimizer
+    assert (plan.trainer.max_epochs, plan.scheduler.argument("step_size")) == (5, 3)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    other = Plan.of(_composed("compress=l1", "compress.finetune_epochs=3", "compress.finetune_lr=0.4"))
+    assert other.compress.fraction == 0.5
+    optimizer = other.for_finetuning().optimizer.build()([weight])
+    schedule = other.for_finetuning().scheduler.build()(optimizer)
+    rates = []
+    for _ in range(3):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.4, 0.3, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "same"),
+    [
+        (["compress.finetune_epochs=3", "compress.align=8", "compress.calibration_images=5"], True),
+        (["compress.finetune_lr=1"], True),
+        (["compress.fraction=0.0"], True),
+        (["compress.fraction=0.1"], False),
+        (["compress.quantise=dynamic"], False),
+    ],
+)
+def test_what_is_not_compressed_has_the_identity_of_the_base(overrides: list[str], same: bool) -> None:
+    assert (Plan.of(_composed(*overrides)).trial == Plan.of(_composed()).trial) is same
+
+
+@pytest.mark.parametrize(
+    ("given", "more", "same"),
+    [
+        (["compress.fraction=0.5", "compress.finetune_epochs=0"], "compress.finetune_lr=1", True),
+        (["compress.fraction=0.5"], "compress.finetune_lr=1", False),
+        (["compress.fraction=0.5"], "compress.finetune_epochs=1", False),
+        (["compress.fraction=0.5"], "compress.align=8", False),
+        (["compress.fraction=0.5"], "model.width=48", False),
+        (["compress.quantise=dynamic"], "compress.calibration_seed=1", True),
+        (["compress.quantise=static"], "compress.calibration_seed=1", False),
+        (["compress.quantise=static"], "compress.quantise=dynamic", False),
+    ],
+)
+def test_what_changes_a_compressed_design(given: list[str], more: str, same: bool) -> None:
+    assert (Plan.of(_composed(*given)).trial == Plan.of(_composed(*given, more)).trial) is same

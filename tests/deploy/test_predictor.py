@@ -342,6 +342,8 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
             **KNOWN,
             "mean": None,
             "std": None,
+            "quantised": None,
+            "calibration_images": None,
             "size": size,
             "classes": ("no crossing", "crossing"),
             "outputs": ("presence", "box"),

@@ -68,11 +68,34 @@ def _plan(*overrides: str) -> Plan:
         ("kept_gb=1", [True, True, True]),
         ("hardware.measure=false", [True, True, True]),
         ("any_size_file=false", [True, True, True]),
+        ("compress.finetune_epochs=3", [True, True, True]),  # nothing is pruned
     ],
 )
 def test_what_changes_which_stage(override: str, same: list[bool]) -> None:
     before, after = (identities(_chain(_plan(*each))) for each in ([], [override]))
     assert [one == other for one, other in zip(before, after, strict=True)] == same
+
+
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        ("model.width=48", [False] * 6),
+        ("compress.fraction=0.25", [True, False, False, False, False, False]),
+        ("compress.align=8", [True, False, False, False, False, False]),
+        ("compress.finetune_epochs=3", [True, True, False, False, False, False]),
+        ("compress.finetune_lr=0.1", [True, True, False, False, False, False]),
+        ("compress.quantise=dynamic", [True, True, True, True, False, False]),
+        ("compress.calibration_seed=1", [True, True, True, True, False, False]),
+        ("hardware.threads=4", [True, True, True, True, True, False]),
+    ],
+)
+def test_what_changes_which_stage_of_a_compressed_design(override: str, same: list[bool]) -> None:
+    given = ["compress.fraction=0.5", "compress.quantise=static"]
+    before, after = (_chain(_plan(*given, *more)) for more in ([], [override]))
+    names = ["train", "prune", "finetune", "export", "quantise", "cost"]
+    assert [stage.name for stage in before] == [stage.name for stage in after] == names
+    pairs = zip(identities(before), identities(after), strict=True)
+    assert [one == other for one, other in pairs] == same
 
 
 def _chain(plan: Plan, chips: str = "chips") -> list[Stage]:

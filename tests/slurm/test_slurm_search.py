@@ -42,10 +42,10 @@ from dxc.training import crossval
 train_fold = crossval.train_fold
 
 
-def held(config, datamodule, fold, number, device, kept):
+def held(config, datamodule, fold, number, device, kept, **more):
     while number and Path({path!r}).exists():
         time.sleep(0.1)
-    return train_fold(config, datamodule, fold, number, device, kept)
+    return train_fold(config, datamodule, fold, number, device, kept, **more)
 
 
 crossval.train_fold = held

@@ -1,0 +1,1 @@
+"""Smaller networks from trained ones: prune removes channels, quantise computes in 8 bits."""

@@ -1,0 +1,158 @@
+"""The stages that give a network a fold: train -> [prune -> finetune].
+
+A search's first look runs them too, for fewer folds and epochs; see dxc.pipeline.rung.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dxc.config.identity import canonical
+from dxc.config.plan import Plan
+from dxc.pipeline.kept import alone_in
+from dxc.pipeline.stages import FINETUNE, PRUNE, TRAIN, Artifact, Stage, train_section
+from dxc.training.build import is_first_process
+from dxc.training.crossval import (
+    ROOMS,
+    KeptFolds,
+    TrainedFold,
+    kept_networks,
+    trained_folds,
+    validated_fold,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dxc.data.datamodule import ImageDataModule
+    from dxc.data.images import Images
+    from dxc.tracking.run import Sink
+
+log = logging.getLogger(__name__)
+
+PRUNING_KEYS = ("fraction", "align")
+FINETUNING_KEYS = ("finetune_epochs", "finetune_lr")
+PRUNING_ROOMS = (*ROOMS, "compress")
+"""Packages of dxc that determine the numbers of a pruned network."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the stages of one run have in common."""
+
+    requested: Plan
+    """The plan as it was given. Identities are of this one, on every machine."""
+    plan: Plan
+    """The same, fitted to this machine."""
+    datamodule: ImageDataModule
+    cache: Images
+    tracked: Sink
+    out: Path
+    """The folder for files of the run, which become its artifacts."""
+    since: float = 0.0
+    """Results that were kept before this time (seconds since 1970) are computed anew."""
+    after_fold: Callable[[list[float]], None] | None = None
+    """Called with the scores of the folds so far."""
+    count: int | None = None
+    """Only this many folds, from the first; None: all."""
+
+
+def network_stages(bench: Bench) -> list[Stage]:
+    """The stages of a run up to its networks, in their order."""
+    plan = bench.requested
+    section = canonical(plan.values()).get("compress", {})
+    stages = [Stage(TRAIN, train_section(plan, bench.cache.data_hash), partial(_done, train, bench))]
+    if plan.compress.prunes:
+        stages.append(Stage(PRUNE, _of(section, PRUNING_KEYS), partial(_done, prune, bench)))
+        if plan.compress.finetune_epochs:
+            stages.append(Stage(FINETUNE, _of(section, FINETUNING_KEYS), partial(_done, finetune, bench)))
+    return stages
+
+
+def _of(section: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: section[key] for key in keys if key in section}
+
+
+def _done(
+    work: Callable[[Bench, Sequence[TrainedFold], Path], list[TrainedFold]],
+    bench: Bench,
+    artifact: Artifact,
+    kept: Path,
+) -> Artifact:
+    """Do one of these stages. Runs that need the same networks at the same time wait for the one that began first."""
+    with alone_in(kept) if is_first_process() else contextlib.nullcontext():
+        folds = work(bench, artifact.folds, kept)
+    if not is_first_process():
+        sys.exit()  # one of several devices: its share is done, the first process goes on
+    best = max(folds, key=lambda fold: fold.score)
+    return replace(artifact, folds=folds, network=best.model, fold=best.name)
+
+
+def train(bench: Bench, before: Sequence[TrainedFold], kept: Path) -> list[TrainedFold]:
+    """Train a network a fold, or take it from the folder `kept`."""
+    return trained_folds(
+        bench.plan,
+        bench.datamodule,
+        kept_networks(bench.plan, kept, since=bench.since),
+        device=_device(bench.plan),
+        count=bench.count,
+        after_fold=None if bench.plan.compress.prunes else bench.after_fold,
+    )
+
+
+def prune(bench: Bench, before: Sequence[TrainedFold], kept: Path) -> list[TrainedFold]:
+    """Remove channels from each fold's network, and judge what is left."""
+    from dxc.compress.prune import channel_fraction_pruning, remove_channel
+
+    compress, size = bench.plan.compress, bench.plan.data.image_size
+    kept_folds = _kept_pruned(bench, kept)
+    folds: list[TrainedFold] = []
+    for start, fold in zip(before, bench.datamodule.folds, strict=False):
+        pruned = kept_folds.read(start.name)
+        if pruned is None or pruned.trained_at < start.trained_at:
+            masked = channel_fraction_pruning(
+                start.model, compress.fraction, align=compress.align, image_size=size
+            )
+            smaller = remove_channel(masked, image_size=size)
+            pruned = validated_fold(bench.plan, bench.datamodule, fold, start, smaller)
+            kept_folds.keep(pruned)
+            log.info("%s: pruned by %g: accuracy %.4f", fold.name, compress.fraction, pruned.accuracy)
+        folds.append(pruned)
+        if bench.after_fold is not None and not compress.finetune_epochs:
+            bench.after_fold([each.score for each in folds])
+    return folds
+
+
+def finetune(bench: Bench, before: Sequence[TrainedFold], kept: Path) -> list[TrainedFold]:
+    """Train the pruned networks on."""
+    return trained_folds(
+        bench.plan.for_finetuning(),
+        bench.datamodule,
+        _kept_pruned(bench, kept),
+        device=_device(bench.plan),
+        count=bench.count,
+        starts=before,
+        after_fold=bench.after_fold,
+    )
+
+
+def _kept_pruned(bench: Bench, folder: Path) -> KeptFolds:
+    from dxc.compress.prune import shaped_like
+
+    def build(weights: Mapping[str, Any]) -> nn.Module:
+        return shaped_like(bench.plan.model.build(), weights)
+
+    return KeptFolds(folder, build, rooms=PRUNING_ROOMS, since=bench.since)
+
+
+def _device(plan: Plan) -> str:
+    from dxc.hardware.spec import device_name
+
+    return device_name(plan.trainer.accelerator)
