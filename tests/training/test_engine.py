@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
 def _plan(root: Path, *further: str) -> Plan:
     overrides = [
         "source=chips", f"source.root={root}", f"cache_dir={root.parent}/cache", "data=5ch", "data.size=20",
-        "data.batch_size=5", "data.folds=2", "trainer.max_epochs=3", "trainer.accelerator=cpu",
+        "data.batch_size=5", "data.folds=2", "trainer.max_epochs=3", "trainer.accelerator=cpu", "trainer.precision=32-true",
         "hardware.predictors=[]", "hardware.measure=false", "profile=none", "progress=false",
     ]  # fmt: skip
     with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
