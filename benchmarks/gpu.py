@@ -317,15 +317,31 @@ def resnet50(setting: Setting) -> dict[str, Any]:
     """Images a second of ResNet-50 in bf16, channels_last, images made on the device: eager and as one graph."""
     import torch
     from torch.nn import functional as F
-    from torchvision.models import resnet50 as network
     from training_engines import captured, images_per_second, peaks, roofline_seconds
+
+    from dxc.models.resnet import BottleneckResNet
 
     torch.backends.cudnn.benchmark = True
     peak, figures = peaks(setting.device, tiny=setting.tiny), []
     size = 64 if setting.tiny else 224
     for batch in (2,) if setting.tiny else (64, 128, 256, 512):
         for graph in (False, True) if setting.device == "cuda" else (False,):
-            model = network().to(setting.device).to(memory_format=torch.channels_last)
+            model = (
+                BottleneckResNet(
+                    3,
+                    1000,
+                    kernel=7,
+                    stride=2,
+                    padding=3,
+                    pool="max",
+                    pool_kernel=3,
+                    pool_stride=2,
+                    width=64,
+                    blocks=[3, 4, 6, 3],
+                )
+                .to(setting.device)
+                .to(memory_format=torch.channels_last)
+            )
             images = torch.rand(batch, 3, size, size, device=setting.device).to(
                 memory_format=torch.channels_last
             )
