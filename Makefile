@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | test-slurm | test-browser | lint | docs | bench | ui | clean
+# make setup | demo | test | test-slow | test-slurm | test-browser | lint | docs | bench | gpu | ui | clean
 # Every target does the set-up it misses.
 
 VENV := .venv
@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 PORT ?= 5000
 ARGS ?=
 
-.PHONY: setup demo test test-slow test-slurm test-browser lint docs bench ui clean
+.PHONY: setup demo test test-slow test-slurm test-browser lint docs bench gpu ui clean
 .DEFAULT_GOAL := setup
 
 # The first of these that is Python 3.11 to 3.13; or name one: make setup PYTHON=/path/to/python3.12
@@ -83,8 +83,15 @@ $(DOCS_VENV)/.installed: requirements-docs.txt
 	@touch $@
 
 # Alone on the machine, please: each prints its figures; ARGS=--save writes them to benchmarks/results/
+# Three need a GPU: make gpu runs them.
+GPU_BENCHMARKS := benchmarks/gpu.py benchmarks/scheduling.py benchmarks/training_engines.py
 bench: setup
-	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) $$script $(ARGS) || exit 1; done
+	@for script in $(sort $(filter-out $(GPU_BENCHMARKS),$(wildcard benchmarks/[!_]*.py))); do echo "== $$script"; $(PY) $$script $(ARGS) || exit 1; done
+
+# Needs one NVIDIA GPU, free of other work, and says so where there is none. ARGS='--tiny --device cpu' tries the script.
+# Its figures go to benchmarks/results/gpu/, a file for each part.
+gpu: setup
+	$(PY) benchmarks/gpu.py $(ARGS)
 
 ui: setup
 	@echo "MLflow on http://127.0.0.1:$(PORT) (Ctrl-C stops it). The designs of each study:"

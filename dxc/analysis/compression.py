@@ -100,7 +100,8 @@ def compressed(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
         return pd.to_numeric(runs[key], errors="coerce").fillna(missing)
 
     fraction, epochs = number("compress.fraction", 0), number("compress.finetune_epochs", 0)
-    kinds = runs["compress.quantise"].fillna("none") if "compress.quantise" in runs else "none"
+    # runs of other designs do not say what means nothing in theirs; params are categorical
+    kinds = runs["compress.quantise"].astype(object).fillna("none") if "compress.quantise" in runs else "none"
     frame = pd.DataFrame(
         {
             "network": [_network(run) for run in runs.to_dict("records")],
@@ -136,9 +137,10 @@ def compressed(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
 def _network(run: dict[str, object]) -> str:
     """The name of a run without what it says of compression."""
     keys = ("fraction", "align", "finetune_epochs", "quantise")
+    given = {key: run.get(f"compress.{key}") for key in keys}
     compress = {
-        key: _plain(run.get(f"compress.{key}")) for key in keys if run.get(f"compress.{key}") is not None
-    }
+        key: _plain(value) for key, value in given.items() if not (value is None or value != value)
+    }  # NaN: missing
     name = str(run["name"])
     try:
         said = ", ".join(compression_names(compress))

@@ -63,6 +63,20 @@ def test_runs_that_say_nothing_of_compression() -> None:
     assert list(compression_in_text(frame, METRICS)["network"]) == ["resnet w4, 5ch b8", "resnet w8, 5ch b8"]
 
 
+def test_params_that_some_runs_lack() -> None:
+    """As runs are read from a store: each says only what means something in it, and params are categorical."""
+    runs = pd.DataFrame(
+        [_run(0, 5, "none", 0.9, 8.0), _run(0.5, 3, "none", 0.8, 4.0), _run(0.5, 3, "static", 0.7, 1.0)]
+    )
+    runs.loc[runs["compress.quantise"] == "none", "compress.quantise"] = None
+    runs.loc[runs["compress.fraction"] == "0", ["compress.fraction", "compress.finetune_epochs"]] = None
+    params = [name for name in runs if name.startswith("compress.")]
+    runs[params] = runs[params].astype("category")
+    frame = compressed(runs, METRICS)
+    assert list(frame["network"]) == ["resnet w4, 5ch b8"] * 3
+    assert list(frame["fraction"]) == [0, 0.5, 0.5] and list(frame["quantise"]) == ["none", "none", "static"]
+
+
 def test_files_and_figures(tmp_path: Path) -> None:
     runs = pd.DataFrame(
         [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any
 
 import pytest
@@ -14,6 +15,7 @@ from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.config.identity import design_hash, trial_hash
 from dxc.config.plan import Plan
 from dxc.errors import ConfigError
+from dxc.pipeline.stages import train_identity
 
 EXPERIMENTS = sorted(path.stem for path in (PROJECT_ROOT / "conf" / "experiment").glob("*.yaml"))
 
@@ -179,3 +181,24 @@ def test_what_is_not_compressed_has_the_identity_of_the_base(overrides: list[str
 )
 def test_what_changes_a_compressed_design(given: list[str], more: str, same: bool) -> None:
     assert (Plan.of(_composed(*given)).trial == Plan.of(_composed(*given, more)).trial) is same
+
+
+def test_the_published_grid_of_compressed_networks() -> None:
+    with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
+        composed = compose("train", overrides=["experiment=edge_milestones"], return_hydra_config=True)
+    axes = composed.hydra.sweeper.params
+    combinations = [
+        [f"{key}={value}" for key, value in zip(axes, values, strict=True)]
+        for values in itertools.product(*(str(values).split(",") for values in axes.values()))
+    ]
+    plans = [Plan.of(_composed("experiment=edge_milestones", *each)) for each in combinations]
+    assert len({plan.trial for plan in plans}) == len(plans) == 45
+    assert {plan.compress.fraction for plan in plans} == {0.05, 0.25, 0.5, 0.75, 0.9}
+    assert {plan.compress.finetune_epochs for plan in plans} == {0, 3, 5}
+    assert {plan.compress.quantise for plan in plans} == {"none", "dynamic", "static"}
+    assert len({train_identity(plan, "chips") for plan in plans}) == 1  # one network is trained
+    assert (plans[0].model.name, plans[0].model.argument("width"), plans[0].data.name) == (
+        "mobilenet_v1",
+        1.0,
+        "cifar10",
+    )
