@@ -20,6 +20,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from dxc.data.augment import CropFlip
 from dxc.data.cache import ANY_SIZE, ChipCache, Recipe, open_cache
 from dxc.data.folds import Fold, make_folds
 from dxc.data.images import Images
@@ -173,6 +174,7 @@ class ImageDataModule(pl.LightningDataModule):
         cache                  the images (dxc.data.images.Images)
         folds                  which of them train, and which validate
         select(fold, seed=)    before the loaders
+        augment                what changes training images; None: nothing does
         fed                    how an exported file says that it is fed: arguments of dxc.deploy.metadata.Metadata
         sample(count)          a few to look at, before anything is prepared
 
@@ -200,6 +202,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.cache: Images | None = None
         self.folds: list[Fold] = []
+        self.augment: CropFlip | None = None
         self._fold: Fold | None = None
         self._seed = 0
 

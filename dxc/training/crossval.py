@@ -479,7 +479,7 @@ def _fit_by_graphs(
         chunks.sizes,
         autocast=autocast_dtype(str(trainer.precision)),
         turn=place.turn,
-        augment=getattr(datamodule, "augment", None),
+        augment=datamodule.augment,
         seed=seed,
     )
     task.train_by(steps)

@@ -76,8 +76,9 @@ class _Turns:
             self._condition.notify_all()
 
     def pass_on(self) -> None:
-        self.give()
-        self.take()
+        with self._condition:  # at once: the others do not overtake
+            self.give()
+            self.take()
         self._heed()
 
     def wait(self, event: torch.cuda.Event) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,14 +19,22 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dxc.compress.prune import channel_fraction_pruning, remove_channel, shaped_like
 from dxc.config.compose import PROJECT_ROOT
 from dxc.config.plan import Plan
-from dxc.data.datamodule import ChipDataModule
+from dxc.data.datamodule import ImageDataModule
 from dxc.errors import ConfigError, TrainingError
 from dxc.training import crossval, graph, graph_speed, on_device, speed
 from dxc.training.build import build_task, read_chips
 from dxc.training.classification import ClassificationTask
-from dxc.training.crossval import TrainedFold, train_fold, train_side_by_side, trained_folds
+from dxc.training.crossval import (
+    KeptFolds,
+    TrainedFold,
+    kept_networks,
+    train_fold,
+    train_side_by_side,
+    trained_folds,
+)
 from dxc.training.engine import chosen_engine, why_eager
 from dxc.training.graph import GraphSteps, IndexChunks, ValidationChunks, steps_at_once
 from dxc.training.graph_speed import seconds_by_graphs
@@ -39,14 +49,27 @@ CPU = torch.device("cpu")
 def _plan(root: Path, *further: str) -> Plan:
     overrides = [
         "source=chips", f"source.root={root}", f"cache_dir={root.parent}/cache", "data=5ch", "data.size=20",
-        "data.batch_size=5", "data.folds=2", "trainer.max_epochs=3", "trainer.accelerator=cpu", "trainer.precision=32-true",
+        "data.batch_size=5", "data.folds=2", "trainer.max_epochs=3", "trainer.accelerator=cpu",
+        "trainer.precision=32-true",
         "hardware.predictors=[]", "hardware.measure=false", "profile=none", "progress=false",
     ]  # fmt: skip
     with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
         return Plan.of(compose("train", overrides=[*overrides, *further]))
 
 
-def _datamodule(plan: Plan) -> ChipDataModule:
+def _images_plan(folder: Path, *further: str) -> Plan:
+    """Of 60 images of ten classes: 50 train, in two batches of 20 and one of 10."""
+    overrides = [
+        "data=cifar10", "source=synthetic_images", "source.images=60", f"cache_dir={folder}/cache", "model=resnet8",
+        "model.width=4", "data.batch_size=20", "trainer.max_epochs=2", "trainer.accelerator=cpu",
+        "trainer.precision=32-true", "hardware.predictors=[]", "hardware.measure=false", "profile=none",
+        "progress=false",
+    ]  # fmt: skip
+    with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
+        return Plan.of(compose("train", overrides=[*overrides, *further]))
+
+
+def _datamodule(plan: Plan) -> ImageDataModule:
     datamodule = plan.data.build(source=plan.source.build())
     read_chips(datamodule)
     return datamodule
@@ -102,6 +125,62 @@ def test_both_engines_train_the_same_network(
         for name, value in other.predictions.items():
             torch.testing.assert_close(value, one.predictions[name], atol=1e-5, rtol=1e-4)
         assert next(other.model.parameters()).is_contiguous()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_both_engines_augment_alike(streamed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same shifts and flips of the same images, in an epoch of two sizes of batches; other ones in the next."""
+    if streamed:
+        monkeypatch.setattr(on_device, "_free_bytes", lambda device: 0)
+    plan = _images_plan(tmp_path, "data.augment=crop_flip")
+    ((one,), (other,)) = _both(plan, tmp_path)
+    ((_,), (plain,)) = _both(_images_plan(tmp_path, "data.augment=none"), tmp_path)
+    expected = one.model.state_dict()
+    assert other.trained_images == one.trained_images == 2 * 50
+    for name, value in other.model.state_dict().items():
+        torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-5)
+    for name, value in other.predictions.items():
+        torch.testing.assert_close(value, one.predictions[name], atol=1e-5, rtol=1e-4)
+    weights = [torch.cat([each.flatten() for each in fold.model.parameters()]) for fold in (one, plain)]
+    assert (weights[0] - weights[1]).abs().max() > 1e-3  # without augmentation it is another network
+
+
+def test_both_engines_finetune_the_same_network(
+    make_chips: ChipMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pruned networks, whose shapes the plan does not know, are trained on; those they come from stay as they are."""
+    plan = _plan(
+        make_chips(per_class=12), *RESNET, "trainer.max_epochs=2", "compress=l1", "compress.fraction=0.5",
+        "compress.finetune_epochs=3",
+    )  # fmt: skip
+    datamodule = _datamodule(plan)
+    starts = []
+    for number, fold in enumerate(datamodule.folds):
+        trained = train_fold(plan.with_trainer(max_epochs=2), datamodule, fold, number, "here")
+        masked = channel_fraction_pruning(trained.model, 0.5, image_size=20)
+        starts.append(replace(trained, model=remove_channel(masked, image_size=20)))
+    before = [copy.deepcopy(start.model.state_dict()) for start in starts]
+
+    def finetuned(engine: str) -> list[TrainedFold]:
+        monkeypatch.setattr(crossval, "chosen_engine", lambda plan: (engine, CPU))
+        folder = tmp_path / engine
+        kept = KeptFolds(folder, lambda weights: shaped_like(plan.model.build(), weights))
+        folds = trained_folds(plan.for_finetuning(), datamodule, kept, device="here", starts=starts)
+        again = trained_folds(plan.for_finetuning(), datamodule, kept, device="here", starts=starts)
+        assert [fold.trained_at for fold in again] == [fold.trained_at for fold in folds]
+        return folds
+
+    for start, old, one, other in zip(starts, before, finetuned("eager"), finetuned("graph"), strict=True):
+        assert other.trained_images == one.trained_images == (2 + 3) * 12
+        losses = [epoch for name, _, epoch in other.curves if name == f"train_loss.{other.name}"]
+        assert losses == [1, 2, 3, 4, 5]
+        assert [point[::2] for point in other.curves] == [point[::2] for point in one.curves]
+        expected = one.model.state_dict()
+        assert expected["fc.weight"].shape[1] < plan.model.build().state_dict()["fc.weight"].shape[1]
+        for name, value in other.model.state_dict().items():
+            torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-5)
+            assert torch.equal(start.model.state_dict()[name], old[name])
+        assert not torch.equal(expected["fc.weight"], old["fc.weight"])
 
 
 class _Graph:
@@ -205,19 +284,20 @@ def test_kept_folds_are_not_trained(
     datamodule = _datamodule(plan)
     monkeypatch.setattr(crossval, "chosen_engine", lambda plan: ("graph", CPU))
     trained, told = [], []
+    kept = kept_networks(plan, tmp_path)
 
-    def counted(*arguments: object) -> TrainedFold:
-        trained.append(arguments[2].name)  # type: ignore[attr-defined]
-        return train_fold(*arguments)  # type: ignore[arg-type]
+    def counted(*arguments: Any, **options: Any) -> TrainedFold:
+        trained.append(arguments[2].name)
+        return train_fold(*arguments, **options)
 
     monkeypatch.setattr(crossval, "train_fold", counted)
-    first = trained_folds(plan, datamodule, tmp_path, device="here", after_fold=told.append)
+    first = trained_folds(plan, datamodule, kept, device="here", after_fold=told.append)
     assert sorted(trained) == [fold.name for fold in first] == ["fold1", "fold2", "fold3"]
     assert told == [[fold.score for fold in first[:count]] for count in (1, 2, 3)]
     (tmp_path / "fold1.pt").unlink()
     (tmp_path / "fold3.pt").unlink()
     trained.clear()
-    again = trained_folds(plan, datamodule, tmp_path, device="here")
+    again = trained_folds(plan, datamodule, kept, device="here")
     assert sorted(trained) == ["fold1", "fold3"]
     assert [fold.score for fold in again] == [fold.score for fold in first]
     assert {fold.engine for fold in again} == {"eager"}  # there are no graphs here
@@ -229,7 +309,7 @@ def test_kept_folds_are_not_trained(
     for path in tmp_path.glob("*.pt"):
         path.unlink()
     with pytest.raises(InterruptedError):
-        trained_folds(plan, datamodule, tmp_path, device="here", after_fold=stop)
+        trained_folds(plan, datamodule, kept, device="here", after_fold=stop)
     assert not any(thread.name.startswith("fold") for thread in threading.enumerate())
 
 
@@ -286,7 +366,7 @@ def test_chips_on_a_device(
         (("optimizer=sgd", "+optimizer.dampening=0.1"), "optimizer.dampening treats the first step"),
         (
             ("scheduler=step", "scheduler._target_=torch.optim.lr_scheduler.OneCycleLR"),
-            "knows StepLR, MultiStepLR, ExponentialLR, not OneCycleLR",
+            "knows StepLR, MultiStepLR, ExponentialLR, CosineAnnealingLR, not OneCycleLR",
         ),
         (("trainer.precision=16-mixed",), "not 16-mixed (its losses are scaled, which a graph does not do)"),
         (("+trainer.gradient_clip_val=1",), "does not know the 1 option gradient_clip_val of trainer"),
@@ -334,6 +414,7 @@ def test_times_side_by_side_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_turns_memory_and_failures(caplog: pytest.LogCaptureFixture) -> None:
     """Three at once, one on the host at a time; the third finds no memory and comes later, then two are at work."""
     here, most, order = [], [], []
+    begun: set[int] = set()
     failed: list[weakref.ref] = []
 
     def job(number: int) -> Job[int]:
@@ -342,6 +423,9 @@ def test_turns_memory_and_failures(caplog: pytest.LogCaptureFixture) -> None:
                 big = Big()
                 failed.append(weakref.ref(big))
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+            begun.add(number)
+            while len(begun) < 2:  # a thread may start late
+                turn.pass_on()
             for _ in range(5):
                 here.append(number)
                 most.append(len(here))
