@@ -229,6 +229,12 @@ class ChipDataModule(pl.LightningDataModule):
             self.folds = self._make_folds(self.cache.labels, self.cache.regions, groups=self.cache.groups)
             _say_overlaps(self.cache)
 
+    def planned_folds(self) -> list[Fold] | None:
+        """Folds as large as those of prepare_data, without making or reading a chip; None where the source does not
+        know its chips before."""
+        planned = self.source.planned()
+        return None if planned is None else self._make_folds(*planned)
+
     def setup(self, stage: str | None = None) -> None:
         """Open the cache that rank 0 built. Lightning calls it in every process of a run on several devices."""
         self.prepare_data()

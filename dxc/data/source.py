@@ -27,3 +27,7 @@ class Source(Protocol):
 
     def prepare(self) -> Path:
         """Make the chips if needed. Returns the folder that holds the regions."""
+
+    def planned(self) -> tuple[Sequence[int], Sequence[str]] | None:
+        """Label and region of each chip, in (region, name) order, where they are known before there are chips."""
+        return None

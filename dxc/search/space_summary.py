@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,9 +26,13 @@ from dxc.search.costs import Known, NetworkCosts, over_limits
 from dxc.search.settings import DEFAULT_TRIALS, Settings
 from dxc.search.space import Catalogue, Identity, Point, Space
 
+if TYPE_CHECKING:
+    from dxc.data.datamodule import ChipDataModule
+    from dxc.data.folds import Fold
+
 WHOLE_SPACE = 20_000  # points; in a larger space, costs are computed when points are proposed
 SAMPLE = 2_000  # candidates that tuner=pareto considers of a larger space
-COMPUTED = 24  # networks that estimates of the others rest on; a network takes a third of a second
+COMPUTED = 20  # networks that estimates of the others rest on; a network takes half a second
 DOUBT = 2.0  # times the largest error of an estimate: farther over a limit, a network is over it for certain
 FEW = 3  # networks whose costs are computed without a word of how far it is
 SETTLED = 8  # networks that are computed at most, one after the other, to find the least cost
@@ -62,20 +66,32 @@ def _section(plan: Plan) -> str:
     return json.dumps([data, plan.source.values()], sort_keys=True, default=str)
 
 
-def prepare_chips(catalogue: Catalogue) -> Chips:
-    """Read the chips of every data variant once, before trials beside each other would."""
+def prepare_chips(catalogue: Catalogue, *, dry_run: bool = False) -> Chips:
+    """Read the chips of every data variant once, before trials beside each other would.
+
+    Args:
+        catalogue: of the space.
+        dry_run: whether chips that are only to be made are neither made nor read; they have no hash then.
+    """
     hashes: dict[str, str] = {}
     titles: list[str] = []
     sections: dict[str, Plan] = {}
     for point in _data_points(catalogue):
         plan = catalogue.identity(point).plan
         sections.setdefault(_section(plan), plan)
-    with Steps(len(sections), "reading chips, once", "set of channels") as bar:
-        for section, plan in sections.items():
-            datamodule = plan.data.build(source=plan.source.build())
+    folds: list[Fold] = []
+    unread: list[tuple[str, ChipDataModule]] = []
+    for section, plan in sections.items():
+        datamodule = plan.data.build(source=plan.source.build())
+        titles.append(datamodule.source.title)
+        if dry_run and (planned := datamodule.planned_folds()):
+            folds = planned
+        else:
+            unread.append((section, datamodule))
+    with Steps(len(unread), "reading chips, once", "set of channels", shown=bool(unread)) as bar:
+        for section, datamodule in unread:
             datamodule.prepare_data()
             hashes[section] = datamodule.cache.data_hash
-            titles.append(datamodule.source.title)
             folds = datamodule.folds
             bar.update()
     return Chips(
@@ -359,6 +375,7 @@ class SpaceSummary:
         with Steps(len(timed), "timing training steps", "network") as bar:
             for trial in timed:
                 identity = self.identity(trial)
+                bar.say(describe(identity.config))
                 points.append((self.known(identity)["macs"], *seconds_per_image(identity.plan)))
                 bar.update()
         macs = np.array([p[0] for p in points])

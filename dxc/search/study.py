@@ -95,7 +95,7 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
         summary.require_any_within_limits()
     if not settings.dry_run:
         summary.forget_estimates()
-    chips = prepare_chips(catalogue)
+    chips = prepare_chips(catalogue, dry_run=settings.dry_run)
     machines = [f"latency is predicted for {costs.predicted_for}"] if costs.predicted_for else []
     unchecked = summary.unchecked_limits(plan.hardware)
     estimated = [line] if (line := summary.estimated()) else []
