@@ -56,6 +56,8 @@ class Bench:
     """The folder for files of the run, which become its artifacts."""
     since: float = 0.0
     """Results that were kept before this time (seconds since 1970) are computed anew."""
+    draw_chips: bool = True
+    """Whether the run has a sheet of its chips."""
     after_fold: Callable[[list[float]], None] | None = None
     """Called with the scores of the folds so far."""
 
@@ -98,7 +100,14 @@ def train(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
     _write_files(bench, predictions, folds)
     notes = [
         *notes_on_few_chips(predictions, bench.cache.groups[predictions.index]),
-        *draw_run(bench.plan, bench.datamodule.source.noun, bench.cache, predictions, bench.out / FIGURES),
+        *draw_run(
+            bench.plan,
+            bench.datamodule.source.noun,
+            bench.cache,
+            predictions,
+            bench.out / FIGURES,
+            chips=bench.draw_chips,
+        ),
     ]
     return replace(
         artifact,

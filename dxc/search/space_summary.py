@@ -42,13 +42,14 @@ TIMED = 4  # networks whose training steps are timed
 @dataclass(frozen=True)
 class Chips:
     """What the trials are trained on. of_section: dxc.data of each data and source section, as _section writes them.
-    titles: of the sources, for people. folds and images are per trial."""
+    titles: of the sources, for people. folds and images are per trial. variants: those that were read."""
 
     of_section: Mapping[str, str]
     titles: Sequence[str]
     folds: int
     train_images: int
     val_images: int
+    variants: Sequence[tuple[Plan, ChipDataModule]] = ()
 
     @property
     def hashes(self) -> list[str]:
@@ -80,18 +81,18 @@ def prepare_chips(catalogue: Catalogue, *, dry_run: bool = False) -> Chips:
         plan = catalogue.identity(point).plan
         sections.setdefault(_section(plan), plan)
     folds: list[Fold] = []
-    unread: list[tuple[str, ChipDataModule]] = []
-    for section, plan in sections.items():
+    unread: list[tuple[Plan, ChipDataModule]] = []
+    for plan in sections.values():
         datamodule = plan.data.build(source=plan.source.build())
         titles.append(datamodule.source.title)
         if dry_run and (planned := datamodule.planned_folds()):
             folds = planned
         else:
-            unread.append((section, datamodule))
+            unread.append((plan, datamodule))
     with Steps(len(unread), "reading chips, once", "set of channels", shown=bool(unread)) as bar:
-        for section, datamodule in unread:
+        for plan, datamodule in unread:
             datamodule.prepare_data()
-            hashes[section] = datamodule.cache.data_hash
+            hashes[_section(plan)] = datamodule.cache.data_hash
             folds = datamodule.folds
             bar.update()
     return Chips(
@@ -100,6 +101,7 @@ def prepare_chips(catalogue: Catalogue, *, dry_run: bool = False) -> Chips:
         folds=len(folds),
         train_images=sum(len(fold.train) for fold in folds),
         val_images=sum(len(fold.val) for fold in folds),
+        variants=unread,
     )
 
 

@@ -9,11 +9,13 @@ import logging
 import math
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,10 +25,12 @@ from dxc.config.plan import Plan
 from dxc.errors import DxcError, SearchError, signals_raise
 from dxc.metrics import directions, known_costs, metric_of, named_origins
 from dxc.pareto import non_dominated
+from dxc.pipeline.chain import FIGURES
 from dxc.pipeline.kept import kept_folder
 from dxc.pipeline.stages import train_identity
 from dxc.report.progress import Progress, Standing, Training
 from dxc.report.progress_page import PAGE, Trained
+from dxc.report.run_figures import draw_chips, drawn_or_noted
 from dxc.search.costs import NetworkCosts
 from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_groups, knob_numbers
 from dxc.search.ledger import STATUS, Entry, Ledger
@@ -36,6 +40,9 @@ from dxc.search.space_summary import Chips, SpaceSummary, prepare_chips
 from dxc.search.states import FAILED, FINISHED, INFEASIBLE, PLANNED, STOPPED, Rung
 from dxc.search.strategies import NniTuner, Proposal
 from dxc.tracking.store import Store
+
+if TYPE_CHECKING:
+    from dxc.data.datamodule import ChipDataModule
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +128,8 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
     )
     with Ledger(store, runner.folder) as ledger:
         ledger.open(_fixed(space, base, settings, chips), force=settings.force)
+        if not ledger.has_chips:
+            _record_chips(ledger, chips)
         study = Study(plan, summary, ledger, runner, chips, progress)
         status = "KILLED"
         try:
@@ -129,6 +138,26 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
             status = "FINISHED"
         finally:
             study.end(status)
+
+
+def _record_chips(ledger: Ledger, chips: Chips) -> None:
+    """Bring what the trials are trained on, and a sheet of it, to the run of the study. A store that refuses them costs
+    a line, and no search."""
+    named: dict[str, tuple[Plan, ChipDataModule]] = {}
+    for plan, datamodule in chips.variants:
+        stem = "chips" if len(chips.variants) == 1 else f"chips-{plan.data.name}"
+        named[stem if stem not in named else f"{stem}-{len(named) + 1}"] = plan, datamodule
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / FIGURES
+        for stem, (plan, datamodule) in named.items():
+            draw = partial(draw_chips, plan, datamodule.source.noun, datamodule.cache, out, stem=stem)
+            for note in drawn_or_noted(stem, draw):
+                log.warning("%s", note)
+        sets = [(m.source.title, m.cache.data_hash, plan.source.values()) for plan, m in named.values()]
+        try:
+            ledger.record_chips(sets, Path(folder))
+        except DxcError as error:
+            log.warning("the run of the study does not say what its chips are: %s", error)
 
 
 def _fixed(space: Space, base: Mapping[str, Any], settings: Settings, chips: Chips) -> dict[str, Any]:
