@@ -208,3 +208,20 @@ def test_average_precision_needs_probabilities() -> None:
     folds = Outcomes.of_folds([0.9, 0.8])
     found = average_precision_draws([[known], [folds], [known, folds], []], draws=10, seed=0)
     assert (found[0] == 1).all() and np.isnan(found[1:]).all()
+
+
+def test_more_than_two_classes_have_accuracies_and_no_average_precision() -> None:
+    predictions = pd.DataFrame(
+        {
+            "region": "train",
+            "name": ["a", "b", "c", "d"],
+            "fold": "fold1",
+            "label": [0, 1, 2, 2],
+            "probability.cat": [0.6, 0.5, 0.1, 0.2],
+            "probability.dog": [0.3, 0.2, 0.1, 0.2],
+            "probability.frog": [0.1, 0.3, 0.8, 0.6],
+        }
+    )
+    outcomes = Outcomes.of_predictions(predictions)
+    assert outcomes.right.tolist() == [True, False, True, True]
+    assert np.isnan(average_precision_draws([[outcomes]], draws=5, seed=0)).all()
