@@ -292,7 +292,7 @@ def search(setting: Setting) -> dict[str, Any]:
         for place in places:
             point = [f"{key}={value}" for key, value in rows[place].items()]
             plan = Plan.of(compose("train", overrides=setting.overrides(*point)))
-            pair = seconds_per_image(plan, at_least_s=0.2)
+            pair = seconds_per_image(plan, budget_s=0.2)
             training.append(pair[0])
             validation.append(pair[1])
     chips, folds, epochs = 12_068, 5, 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,10 @@ def test_what_a_run_leaves(make_chips: ChipMaker) -> None:
     names = ["chips.jpg", "confusion_matrix.png", "most_wrong.jpg", "precision_recall.png"]
     names += ["precision_recall.svg", "samples.png", "samples.svg"]
     assert sorted(drawn) == [f"figures/{name}" for name in names]
+    for name in ("precision_recall.svg", "samples.svg"):
+        text = Path(client.download_artifacts(result.run_id, f"figures/{name}")).read_text()
+        said = f"4 {result.source}, each judged by a network that was not trained on it (holdout)"
+        assert said in " ".join(re.findall(r"<!-- (.*?) -->", text))
     assert result.notes[0].startswith("4 chips: accuracy ") and "(95 % interval, Wilson)" in result.notes[0]
     assert not [note for note in result.notes if "was not drawn" in note]
 

@@ -23,7 +23,14 @@ from dxc.analysis.reproduce import command_of
 from dxc.analysis.runs import read_runs
 from dxc.config.names import flatten
 from dxc.errors import AnalysisError, TrackingError
-from dxc.evaluation.bootstrap import Comparison, Outcomes, accuracy_draws, compare, probability_non_dominated
+from dxc.evaluation.bootstrap import (
+    Comparison,
+    Outcomes,
+    accuracy_draws,
+    average_precision_draws,
+    compare,
+    probability_non_dominated,
+)
 from dxc.metrics import METRICS, ORIGIN_TAGS, Metric, named_origins
 from dxc.pareto import dominators, hypervolume, non_dominated, ranks, reference_point
 from dxc.text import counted
@@ -36,6 +43,8 @@ from dxc.tracking.view import DATASET
 if TYPE_CHECKING:
     import pandas as pd
 
+DRAWN = {"accuracy": accuracy_draws, "average_precision": average_precision_draws}
+"""What the bootstrap draws, by objective; of several the first."""
 RANKED = 20_000  # designs; larger sets get no ranks beyond the first, which take O(n^2)
 
 
@@ -367,7 +376,7 @@ def with_front_probability(
     seed: int,
     unstable_below: float,
 ) -> pd.DataFrame:
-    """Add the columns p_front and unstable.
+    """Add the columns p_front and unstable: of the accuracy where it is an objective, or of the average precision.
 
     Args:
         frame: the designs.
@@ -378,13 +387,14 @@ def with_front_probability(
         unstable_below: least share of the draws in which a member has to be on the front.
     """
     names = list(objectives)
-    if "accuracy" not in names or not any(outcomes):
+    score = next((name for name in DRAWN if name in names), None)
+    if score is None or not any(outcomes):
         return frame
-    accuracy = accuracy_draws(outcomes, draws=draws, seed=seed)
+    drawn = DRAWN[score](outcomes, draws=draws, seed=seed)
     probability = probability_non_dominated(
         frame[names].to_numpy(dtype=float),
-        accuracy,
-        column=names.index("accuracy"),
+        drawn,
+        column=names.index(score),
         maximise=[each.maximise for each in objectives.values()],
     )
     return frame.assign(p_front=probability, unstable=frame["front"] & (probability < unstable_below))

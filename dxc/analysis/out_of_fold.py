@@ -1,4 +1,7 @@
-"""Which chips each run classified correctly, from its out-of-fold predictions in MLflow. They are cached locally."""
+"""Which chips each run classified correctly, and how it ranked them, from its out-of-fold predictions in MLflow.
+
+They are cached locally.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +113,9 @@ def _load(path: Path) -> Outcomes | None:
     try:
         with np.load(path) as content:  # allow_pickle is off
             right = np.unpackbits(content["right"], count=int(content["count"])).astype(bool)
-            return Outcomes(right, content["fold"].astype(np.int64), str(content["chips"]))
+            label = np.unpackbits(content["label"], count=len(content["probability"])).astype(bool)
+            fold, chips = content["fold"].astype(np.int64), str(content["chips"])
+            return Outcomes(right, fold, chips, content["probability"], label)
     except (OSError, ValueError, KeyError):
         return None
 
@@ -124,6 +129,8 @@ def _save(path: Path, outcomes: Outcomes) -> bool:
         count=len(outcomes.right),
         fold=outcomes.fold.astype(np.uint32),  # fewer bits would make fold 256 fold 0
         chips=outcomes.chips,
+        probability=outcomes.probability,
+        label=np.packbits(outcomes.label),
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

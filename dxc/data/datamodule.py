@@ -171,6 +171,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     Whoever trains on images uses this interface, whatever they are:
         prepare_data()         reads them; then `cache` and `folds` are there
+        planned_folds()        how large the folds will be, before anything is read, where that is known
         cache                  the images (dxc.data.images.Images)
         folds                  which of them train, and which validate
         select(fold, seed=)    before the loaders
@@ -218,6 +219,11 @@ class ImageDataModule(pl.LightningDataModule):
     def sample(self, count: int) -> ChipSample:
         """At most `count` images, as a network is fed, spread over the classes."""
         raise NotImplementedError
+
+    def planned_folds(self) -> list[Fold] | None:
+        """Folds as large as those of prepare_data, without making or reading an image; None where the source does not
+        know its images before."""
+        return None
 
     def prepare_data(self) -> None:
         """Make and read the images (once; a second call does nothing)."""
@@ -322,6 +328,7 @@ class ChipDataModule(ImageDataModule):
         if classes is not None and tuple(classes) != CLASS_NAMES:
             raise ConfigError(f"data.classes: chips have the classes {', '.join(CLASS_NAMES)}; leave it out")
         super().__init__(source, channels=channels, batch_size=batch_size, num_workers=num_workers)
+        self.source: ChipSource = source
         self._on_bad_chip = source.on_bad_chip
         self.recipe = Recipe(
             channels=tuple(channels),
@@ -348,6 +355,11 @@ class ChipDataModule(ImageDataModule):
         folds = self._make_folds(cache.labels, cache.regions, groups=cache.groups)
         _say_overlaps(cache)
         return cache, folds
+
+    def planned_folds(self) -> list[Fold] | None:
+        """As the source plans its chips."""
+        planned = self.source.planned()
+        return None if planned is None else self._make_folds(*planned)
 
     @property
     def fed(self) -> dict[str, Any]:

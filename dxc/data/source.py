@@ -35,6 +35,10 @@ class ChipSource(Source, Protocol):
     photo_bands: Sequence[str]
     check_georeference: bool
 
+    def planned(self) -> tuple[Sequence[int], Sequence[str]] | None:
+        """Label and region of each chip, in (region, name) order, where they are known before there are chips."""
+        return None
+
 
 class ImageSource(Source, Protocol):
     """A source of labelled images of one size, which fit into memory. It goes with data=cifar10."""

@@ -1,5 +1,5 @@
-"""Uncertainty of accuracies: bootstrap over the validation chips of a design, or over its folds, and paired
-comparisons.
+"""Uncertainty of accuracies and average precisions: bootstrap over the validation chips of a design, or over its
+folds, and paired comparisons.
 
 Designs that were evaluated on the same chips in the same folds are drawn together. A draw that favours one of them
 favours the others too, so the difference between two is more certain than each accuracy.
@@ -8,8 +8,8 @@ favours the others too, so the difference between two is more certain than each 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -34,7 +34,7 @@ AT_ONCE = 1024  # runs in one product of matrices
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """Which chips one run classified correctly.
+    """What one run answered to its chips: which it classified correctly, and how it ranked them.
 
     Without predictions only the accuracy of each fold is known. Then `right` holds the accuracies, `fold` the positions
     of the folds, and `chips` begins with FOLDS.
@@ -43,11 +43,15 @@ class Outcomes:
         right: (chips,) bool, out of fold.
         fold: (chips,) position of each chip's fold.
         chips: hash of the chips and of their folds.
+        probability: (chips,) of a crossing, out of fold; empty where it is not known, and with more than two classes.
+        label: (chips,) bool, whether there is a crossing; empty likewise.
     """
 
     right: NDArray[np.bool_] | Floats
     fold: NDArray[np.int64]
     chips: str
+    probability: NDArray[np.floating] = field(default_factory=lambda: np.empty(0))
+    label: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=bool))
 
     @classmethod
     def of_predictions(cls, predictions: pd.DataFrame) -> Outcomes:
@@ -56,8 +60,12 @@ class Outcomes:
         _, fold = np.unique(ordered["fold"].to_numpy(dtype=str), return_inverse=True)
         names = ordered["region"].astype(str) + "/" + ordered["name"].astype(str)
         content = "\n".join([*names, *map(str, fold)])
-        right = is_right(probabilities_of(ordered), ordered["label"].to_numpy())
-        return cls(right, fold.astype(np.int64), hashlib.blake2b(content.encode(), digest_size=8).hexdigest())
+        digest = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+        probability, label = probabilities_of(ordered), ordered["label"].to_numpy()
+        outcomes = cls(is_right(probability, label), fold.astype(np.int64), digest)
+        if probability.ndim == 1:  # average precision is that of one class, which there is with two
+            return replace(outcomes, probability=probability, label=label == 1)
+        return outcomes
 
     @classmethod
     def of_folds(cls, accuracies: Sequence[float], judged_by: str = "") -> Outcomes:
@@ -91,6 +99,70 @@ def accuracy_draws(designs: Sequence[Sequence[Outcomes]], *, draws: int, seed: i
         seed: seed of the draws.
 
     """
+
+    def of_runs(runs: Sequence[Outcomes], rng: np.random.Generator) -> Floats:
+        weights = _weights(runs[0], draws, rng)
+        parts = [runs[start : start + AT_ONCE] for start in range(0, len(runs), AT_ONCE)]
+        return np.concatenate([np.array([r.right for r in part], dtype=float) @ weights for part in parts])
+
+    return _draws(designs, of_runs, draws=draws, seed=seed)
+
+
+def average_precision_draws(designs: Sequence[Sequence[Outcomes]], *, draws: int, seed: int) -> Floats:
+    """Bootstrap draws of the average precision of the pooled predictions, (designs, draws), as accuracy_draws does.
+
+    It is scikit-learn's, not interpolated. A design with a repeat of which no probability is known is NaN, and so is a
+    draw without a crossing.
+
+    Args:
+        designs: the outcomes of each design's repeats.
+        draws: number of draws.
+        seed: seed of the draws.
+    """
+
+    def of_runs(runs: Sequence[Outcomes], rng: np.random.Generator) -> Floats:
+        counts = _counts(runs[0].fold, draws, rng)
+        return np.array([_average_precision(run.probability, run.label, counts) for run in runs])
+
+    known = [repeats if all(len(each.label) for each in repeats) else [] for repeats in designs]
+    return _draws(known, of_runs, draws=draws, seed=seed)
+
+
+def _average_precision(
+    probability: NDArray[np.floating], label: NDArray[np.bool_], counts: NDArray[np.float32]
+) -> Floats:
+    """The average precision of chips (n,) that are each counted so often, (n, draws)."""
+    order = np.argsort(-probability, kind="stable")
+    ordered = probability[order]
+    ends = np.flatnonzero(
+        np.append(ordered[1:] != ordered[:-1], True)
+    )  # chips of equal probability rank as one
+    called = counts[order]
+    found = np.where(label[order, None], called, np.float32(0))
+    np.cumsum(called, axis=0, out=called)  # whole numbers: exact up to 2^24
+    np.cumsum(found, axis=0, out=found)
+    called, found = called[ends], found[ends]
+    new = np.diff(found, axis=0, prepend=np.float32(0))
+    np.maximum(called, 1, out=called)  # none is called, and none found
+    with np.errstate(invalid="ignore"):
+        return np.einsum("ij,ij->j", new, found / called, dtype=float) / found[-1]
+
+
+def _draws(
+    designs: Sequence[Sequence[Outcomes]],
+    of_runs: Callable[[Sequence[Outcomes], np.random.Generator], Floats],
+    *,
+    draws: int,
+    seed: int,
+) -> Floats:
+    """Draws of a score, (designs, draws).
+
+    Args:
+        designs: the outcomes of each design's repeats.
+        of_runs: draws of the score of runs with the same chips, (runs, draws).
+        draws: number of draws.
+        seed: seed of the draws.
+    """
     rng = np.random.default_rng(seed)
     shared: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for n, repeats in enumerate(designs):
@@ -98,12 +170,7 @@ def accuracy_draws(designs: Sequence[Sequence[Outcomes]], *, draws: int, seed: i
             shared.setdefault((each.chips, len(each.right)), []).append((n, m))
     drawn: dict[tuple[int, int], Floats] = {}
     for members in shared.values():
-        first = designs[members[0][0]][members[0][1]]
-        weights = _weights(first, draws, rng)
-        for start in range(0, len(members), AT_ONCE):
-            some = members[start : start + AT_ONCE]
-            right = np.array([designs[n][m].right for n, m in some], dtype=float)
-            drawn |= zip(some, right @ weights, strict=True)
+        drawn |= zip(members, of_runs([designs[n][m] for n, m in members], rng), strict=True)
 
     result = np.full((len(designs), draws), np.nan)
     for n, repeats in enumerate(designs):
@@ -119,34 +186,39 @@ def _weights(outcomes: Outcomes, draws: int, rng: np.random.Generator) -> Floats
     size = len(outcomes.right)
     if outcomes.folds_only:  # folds themselves are drawn
         return rng.multinomial(size, np.full(size, 1 / size), size=draws).T / size
-    weights = np.empty((size, draws))
-    folds = np.unique(outcomes.fold)
-    for each in folds:
-        of_fold = np.flatnonzero(outcomes.fold == each)
-        counts = rng.multinomial(len(of_fold), np.full(len(of_fold), 1 / len(of_fold)), size=draws).T
-        weights[of_fold] = counts / (len(of_fold) * len(folds))
-    return weights
+    _, place, sizes = np.unique(outcomes.fold, return_inverse=True, return_counts=True)
+    return _counts(outcomes.fold, draws, rng) / (sizes[place] * len(sizes))[:, None]
+
+
+def _counts(fold: NDArray[np.int64], draws: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """How often each chip is drawn, (chips, draws): with replacement within its fold."""
+    counts = np.empty((len(fold), draws), dtype=np.float32)
+    for each in np.unique(fold):
+        of_fold = np.flatnonzero(fold == each)
+        counts[of_fold] = rng.multinomial(len(of_fold), np.full(len(of_fold), 1 / len(of_fold)), size=draws).T
+    return counts
 
 
 def probability_non_dominated(
-    values: Floats, accuracy: Floats, *, column: int, maximise: Sequence[bool]
+    values: Floats, drawn: Floats, *, column: int, maximise: Sequence[bool]
 ) -> Floats:
     """For each row (n, objectives), the share of draws in which no other row dominates it.
 
     Args:
         values: (n, objectives).
-        accuracy: (n, draws); each draw replaces values[:, column]. A row without draws keeps its value and gets NaN.
-        column: the column of the accuracy.
+        drawn: (n, draws) of a score; each draw replaces values[:, column]. A row without draws keeps its value and
+            gets NaN.
+        column: the column of the score.
         maximise: for each objective, whether more is better.
 
     """
-    known = ~np.isnan(accuracy).any(axis=1)
+    known = ~np.isnan(drawn).any(axis=1)
     current = np.array(values, dtype=float)
     count = np.zeros(len(current))
-    for draw in accuracy.T:
+    for draw in drawn.T:
         current[known, column] = draw[known]
         count += non_dominated(current, maximise=maximise)
-    return np.where(known, count / accuracy.shape[1], np.nan)
+    return np.where(known, count / drawn.shape[1], np.nan)
 
 
 class Comparison(NamedTuple):

@@ -88,7 +88,14 @@ def record(bench: Bench, artifact: Artifact) -> Artifact:
             classes=bench.cache.classes,
             unit=bench.cache.unit,
         ),
-        *draw_run(bench.plan, bench.datamodule.source.noun, bench.cache, predictions, bench.out / FIGURES),
+        *draw_run(
+            bench.plan,
+            bench.datamodule.source.noun,
+            bench.cache,
+            predictions,
+            bench.out / FIGURES,
+            chips=bench.draw_chips,
+        ),
     ]
     return replace(
         artifact,

@@ -58,6 +58,8 @@ class Bench:
     """The folder for files of the run, which become its artifacts."""
     since: float = 0.0
     """Results that were kept before this time (seconds since 1970) are computed anew."""
+    draw_chips: bool = True
+    """Whether the run has a sheet of its chips."""
     after_fold: Callable[[list[float]], None] | None = None
     """Called with the scores of the folds so far."""
     count: int | None = None

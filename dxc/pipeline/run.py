@@ -42,7 +42,8 @@ def run(
     Args:
         plan: as requested.
         out: a folder for the run's files.
-        record: kept there instead of in an MLflow run (trials of a search).
+        record: kept there instead of in an MLflow run (trials of a search). The sheet of chips is left out then: the
+            study has it.
         begun: with again=true, kept results from this time on serve all the same (seconds since 1970); now, unless
             something that was stopped goes on.
         after_fold: called with the folds' scores so far.
@@ -64,7 +65,19 @@ def run(
         plan.tracking.uri, **heading(plan, requested), enabled=is_first_process()
     ) as tracked:
         cache = read_chips(datamodule)
-        stages = chain(Bench(requested, plan, datamodule, cache, tracked, out, since, after_fold))
+        stages = chain(
+            Bench(
+                requested,
+                plan,
+                datamodule,
+                cache,
+                tracked,
+                out,
+                since,
+                draw_chips=record is None,
+                after_fold=after_fold,
+            )
+        )
         record_chips(tracked, requested, cache.data_hash)
         tracked.tag(tags(stages))
 

@@ -77,11 +77,14 @@ def choose_samples(
     return [int(i) for group, n in zip(groups, taken, strict=True) for i in group[:n]]
 
 
-def samples(chips: Sequence[Sample], channels: Sequence[str], *, threshold: float = 0.5) -> Figure:
+def samples(
+    chips: Sequence[Sample], channels: Sequence[str], *, threshold: float = 0.5, note: str = ""
+) -> Figure:
     """A grid of images with true and predicted boxes, and for each its kind(), probability and best IoU.
 
     Images may have any size. The first SAMPLES are drawn, in the given order. A predicted box is dotted where the
-    probability lies below `threshold`, because it would not be reported. Raises ValueError for no image.
+    probability lies below `threshold`, because it would not be reported. The note stands below. Raises ValueError for
+    no image.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -119,6 +122,7 @@ def samples(chips: Sequence[Sample], channels: Sequence[str], *, threshold: floa
             meaning += f". The first {len(shown)} of {len(chips)} images"
         meaning = textwrap.fill(meaning, int(14 * width))
         figure.legend(handles=handles, loc="outside upper left", ncols=3, title=meaning, alignment="left")
+        note_below(figure, note, width)
     return figure
 
 

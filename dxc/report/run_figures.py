@@ -28,7 +28,9 @@ CHIPS_SHOWN = 12
 """Chips on a sheet."""
 
 
-def draw_run(plan: Plan, noun: str, cache: Images, predictions: pd.DataFrame, out: Path) -> list[str]:
+def draw_run(
+    plan: Plan, noun: str, cache: Images, predictions: pd.DataFrame, out: Path, *, chips: bool = True
+) -> list[str]:
     """Draw what a run was trained on and what it answered: chips, confusion_matrix, precision_recall, most_wrong, and
     of a detector samples.
 
@@ -38,20 +40,22 @@ def draw_run(plan: Plan, noun: str, cache: Images, predictions: pd.DataFrame, ou
         cache: the chips.
         predictions: out-of-fold predictions as in dxc.pipeline.result.Result; their index numbers chips of the cache.
         out: the folder for the files.
+        chips: whether to draw the sheet of chips; a study has one for all its trials.
 
     Returns:
         Notes on figures that could not be drawn.
     """
     caption = f"{plan.name}. {judged_on(predictions, noun)}."
     drawers: dict[str, Callable[[], object]] = {
-        "chips": lambda: _draw_chips(plan, noun, cache, out),
         "confusion_matrix": lambda: _draw_confusion(cache, predictions, caption, out),
         "most_wrong": lambda: _draw_most_wrong(plan, noun, cache, predictions, caption, out),
     }
+    if chips:
+        drawers = {"chips": lambda: draw_chips(plan, noun, cache, out), **drawers}
     if PROBABILITY in predictions:  # of one class, which there is with two
         drawers["precision_recall"] = lambda: _draw_precision_recall(plan, predictions, caption, out)
     if cache.has_boxes:
-        drawers["samples"] = lambda: _draw_samples(plan, cache, predictions, out)
+        drawers["samples"] = lambda: _draw_samples(plan, cache, predictions, caption, out)
     return [note for name, draw in drawers.items() for note in drawn_or_noted(name, draw)]
 
 
@@ -82,12 +86,21 @@ def judged_on(predictions: pd.DataFrame, noun: str) -> str:
     return f"{len(predictions):,} {noun}, each judged by a network that was not trained on it ({folds})"
 
 
-def _draw_chips(plan: Plan, noun: str, cache: Images, out: Path) -> None:
+def draw_chips(plan: Plan, noun: str, cache: Images, out: Path, *, stem: str = "chips") -> None:
+    """Draw a sheet of a few chips.
+
+    Args:
+        plan: what is trained on them.
+        noun: what the chips are; see Source.noun.
+        cache: the chips.
+        out: the folder for the file.
+        stem: name of the file without its ending.
+    """
     from dxc.data.sample import sample_of_cache
     from dxc.report.chip_sheet import draw_chip_sheet
 
     sample = sample_of_cache(cache, plan.data.channels, CHIPS_SHOWN)
-    draw_chip_sheet(sample, out, source=noun)
+    draw_chip_sheet(sample, out, stem=stem, source=noun)
 
 
 def _draw_confusion(cache: Images, predictions: pd.DataFrame, caption: str, out: Path) -> None:
@@ -154,7 +167,7 @@ def _draw_most_wrong(
     save_sheet(chip_sheet(rows, plan.data.channels, title=title, note=note), out, "most_wrong")
 
 
-def _draw_samples(plan: Plan, cache: Images, predictions: pd.DataFrame, out: Path) -> None:
+def _draw_samples(plan: Plan, cache: Images, predictions: pd.DataFrame, caption: str, out: Path) -> None:
     """Draw a detector's hits, misses and false alarms with true and predicted boxes."""
     import numpy as np
     import torch
@@ -175,7 +188,7 @@ def _draw_samples(plan: Plan, cache: Images, predictions: pd.DataFrame, out: Pat
         shown.append(
             Sample(cache.images(index)[0], cache.boxes(index)[0], box, row["probability"], row["name"])
         )
-    save(samples(shown, plan.data.channels), out, "samples")
+    save(samples(shown, plan.data.channels, note=caption), out, "samples")
 
 
 def draw_efficiency(plan: Plan, costs: Costs, out: Path) -> list[str]:

@@ -1,8 +1,8 @@
 """Costs of the networks of a space, estimated from those of a few of them.
 
 The logarithm of a cost is nearly a sum over the knobs: a Gaussian process (Rasmussen and Williams 2006, chapter 2) with
-a linear kernel, and a squared exponential one for how knobs act together, learns it from two dozen networks. How far an
-estimate may be off comes from leaving each of those out in turn (same book, equation 5.12).
+a linear kernel, and a squared exponential one for how knobs act together, learns it from some twenty networks. How far
+an estimate may be off comes from leaving each of those out in turn (same book, equation 5.12).
 """
 
 from __future__ import annotations

@@ -70,7 +70,8 @@ class Entry:
 
 
 class Ledger:
-    """The trials of one study, read from the store once and kept up to date.
+    """The trials of one study, read from the store once and kept up to date. has_chips: whether the study's run says
+    what its trials are trained on (record_chips).
 
     Use it as a context manager: it says to other searches of the study that this one is alive.
     """
@@ -80,6 +81,7 @@ class Ledger:
         self.folder = folder
         self.entries: dict[str, Entry] = {}
         self.parent = ""
+        self.has_chips = False
         self.search_id = uuid.uuid4().hex[:12]
         (folder / SEARCHES).mkdir(parents=True, exist_ok=True)
         self._study_lock = FileLock(folder / ".lock")
@@ -109,6 +111,7 @@ class Ledger:
             parents = self.store.runs(dxc__kind="study")
             if parents:
                 self.parent = parents[0].run_id
+                self.has_chips = "dxc.source" in parents[0].tags
                 self._compare(self._fixed(parents[0]), fixed, force=force)
             else:
                 tags = {"dxc.kind": "study", "dxc.study": self.store.study, "dxc.fixed": json.dumps(fixed)}
@@ -146,6 +149,20 @@ class Ledger:
             )
         log.warning("study '%s' goes on with another configuration:\n%s", self.store.study, lines)
         self.store.tag(self.parent, {"dxc.fixed": json.dumps(now)})
+
+    def record_chips(self, chips: Sequence[tuple[str, str, Mapping[str, Any]]], figures: Path) -> None:
+        """Record what the trials are trained on in the study's run.
+
+        Args:
+            chips: (title, hash, section source) of each set of chips.
+            figures: a folder of files for the run.
+        """
+        for title, digest, source in chips:
+            self.store.log_dataset(self.parent, title, digest, source)
+        self.store.log_files(self.parent, figures)
+        titles = dict.fromkeys(title for title, *_ in chips)
+        self.store.tag(self.parent, {"dxc.source": " | ".join(titles)})  # the last: all of it is there
+        self.has_chips = True
 
     def close(self, status: str) -> None:
         self.store.status(self.parent, status)

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -289,8 +289,10 @@ class Catalogue:
         return ", ".join(axis.key for axis in self.space.axes)
 
 
+@cache
 def _value(axis: Axis, position: int) -> Any:
-    """An axis' value as Hydra reads it: 3 is a number, [2,2] a list, none a text."""
+    """An axis' value as Hydra reads it: 3 is a number, [2,2] a list, none a text. Nobody may change it: it is
+    kept, because the parser takes a millisecond and every point of the space asks."""
     (override,) = OverridesParser.create().parse_overrides([axis.override(position)])
     return override.value()
 

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,9 +27,13 @@ from dxc.search.costs import Known, NetworkCosts, over_limits
 from dxc.search.settings import DEFAULT_TRIALS, Settings
 from dxc.search.space import Catalogue, Identity, Point, Space
 
+if TYPE_CHECKING:
+    from dxc.data.datamodule import ImageDataModule
+    from dxc.data.folds import Fold
+
 WHOLE_SPACE = 20_000  # points; in a larger space, costs are computed when points are proposed
 SAMPLE = 2_000  # candidates that tuner=pareto considers of a larger space
-COMPUTED = 24  # networks that estimates of the others rest on; a network takes a third of a second
+COMPUTED = 20  # networks that estimates of the others rest on; a network takes half a second
 DOUBT = 2.0  # times the largest error of an estimate: farther over a limit, a network is over it for certain
 FEW = 3  # networks whose costs are computed without a word of how far it is
 SETTLED = 8  # networks that are computed at most, one after the other, to find the least cost
@@ -39,13 +43,14 @@ TIMED = 4  # networks whose training steps are timed
 @dataclass(frozen=True)
 class Chips:
     """What the trials are trained on. of_section: dxc.data of each data and source section, as _section writes them.
-    titles: of the sources, for people. folds and images are per trial."""
+    titles: of the sources, for people. folds and images are per trial. variants: those that were read."""
 
     of_section: Mapping[str, str]
     titles: Sequence[str]
     folds: int
     train_images: int
     val_images: int
+    variants: Sequence[tuple[Plan, ImageDataModule]] = ()
 
     @property
     def hashes(self) -> list[str]:
@@ -63,20 +68,33 @@ def _section(plan: Plan) -> str:
     return json.dumps([data, plan.source.values()], sort_keys=True, default=str)
 
 
-def prepare_chips(catalogue: Catalogue) -> Chips:
-    """Read the chips of every data variant once, before trials beside each other would."""
+def prepare_chips(catalogue: Catalogue, *, dry_run: bool = False) -> Chips:
+    """Read the chips of every data variant once, before trials beside each other would.
+
+    Args:
+        catalogue: of the space.
+        dry_run: whether chips that are only to be made are neither made nor read; they have no hash then.
+    """
     hashes: dict[str, str] = {}
     titles: list[str] = []
     sections: dict[str, Plan] = {}
     for point in _data_points(catalogue):
         plan = catalogue.identity(point).plan
         sections.setdefault(_section(plan), plan)
-    with Steps(len(sections), "reading chips, once", "set of channels") as bar:
-        for section, plan in sections.items():
-            datamodule = plan.data.build(source=plan.source.build())
+    folds: list[Fold] = []
+    unread: list[tuple[Plan, ImageDataModule]] = []
+    for plan in sections.values():
+        datamodule = plan.data.build(source=plan.source.build())
+        titles.append(datamodule.source.title)
+        if dry_run and (planned := datamodule.planned_folds()):
+            folds = planned
+        else:
+            unread.append((plan, datamodule))
+    with Steps(len(unread), "reading chips, once", "set of channels", shown=bool(unread)) as bar:
+        for plan, datamodule in unread:
             datamodule.prepare_data()
-            hashes[section] = datamodule.cache.data_hash
-            titles.append(datamodule.source.title)
+            assert datamodule.cache is not None  # prepare_data fills it
+            hashes[_section(plan)] = datamodule.cache.data_hash
             folds = datamodule.folds
             bar.update()
     return Chips(
@@ -85,6 +103,7 @@ def prepare_chips(catalogue: Catalogue) -> Chips:
         folds=len(folds),
         train_images=sum(len(fold.train) for fold in folds),
         val_images=sum(len(fold.val) for fold in folds),
+        variants=unread,
     )
 
 
@@ -360,6 +379,7 @@ class SpaceSummary:
         with Steps(len(timed), "timing training steps", "network") as bar:
             for trial in timed:
                 identity = self.identity(trial)
+                bar.say(describe(identity.config))
                 points.append((self.known(identity)["macs"], *seconds_per_image(fitted(identity.plan))))
                 bar.update()
         macs = np.array([p[0] for p in points])

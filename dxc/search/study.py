@@ -9,11 +9,13 @@ import logging
 import math
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,10 +25,12 @@ from dxc.config.plan import Plan
 from dxc.errors import DxcError, SearchError, signals_raise
 from dxc.metrics import directions, known_costs, metric_of, named_origins
 from dxc.pareto import non_dominated
+from dxc.pipeline.chain import FIGURES
 from dxc.pipeline.kept import kept_folder
 from dxc.pipeline.stages import train_identity
 from dxc.report.progress import Progress, Standing, Training
 from dxc.report.progress_page import PAGE, Trained
+from dxc.report.run_figures import draw_chips, drawn_or_noted
 from dxc.search.costs import NetworkCosts
 from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_groups, knob_numbers
 from dxc.search.ledger import STATUS, Entry, Ledger
@@ -37,6 +41,9 @@ from dxc.search.space_summary import Chips, SpaceSummary, prepare_chips
 from dxc.search.states import FAILED, FINISHED, INFEASIBLE, PLANNED, STOPPED, Rung
 from dxc.search.strategies import NniTuner, Proposal
 from dxc.tracking.store import Store
+
+if TYPE_CHECKING:
+    from dxc.data.datamodule import ImageDataModule
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +109,7 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
         summary.require_any_within_limits()
     if not settings.dry_run:
         summary.forget_estimates()
-    chips = prepare_chips(catalogue)
+    chips = prepare_chips(catalogue, dry_run=settings.dry_run)
     machines = [f"latency is predicted for {costs.predicted_for}"] if costs.predicted_for else []
     unchecked = summary.unchecked_limits(plan.hardware)
     estimated = [line] if (line := summary.estimated()) else []
@@ -128,6 +135,8 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
     )
     with Ledger(store, runner.folder) as ledger:
         ledger.open(_fixed(space, base, settings, chips), force=settings.force)
+        if not ledger.has_chips:
+            _record_chips(ledger, chips)
         study = Study(plan, summary, ledger, runner, chips, progress, parallel, gpus)
         status = "KILLED"
         try:
@@ -136,6 +145,29 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
             status = "FINISHED"
         finally:
             study.end(status)
+
+
+def _record_chips(ledger: Ledger, chips: Chips) -> None:
+    """Bring what the trials are trained on, and a sheet of it, to the run of the study. A store that refuses them costs
+    a line, and no search."""
+    named: dict[str, tuple[Plan, ImageDataModule]] = {}
+    for plan, datamodule in chips.variants:
+        stem = "chips" if len(chips.variants) == 1 else f"chips-{plan.data.name}"
+        named[stem if stem not in named else f"{stem}-{len(named) + 1}"] = plan, datamodule
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / FIGURES
+        sets: list[tuple[str, str, Mapping[str, Any]]] = []
+        for stem, (plan, datamodule) in named.items():
+            source, cache = datamodule.source, datamodule.cache
+            assert cache is not None  # prepare_chips read it
+            sets.append((source.title, cache.data_hash, plan.source.values()))
+            draw = partial(draw_chips, plan, source.noun, cache, out, stem=stem)
+            for note in drawn_or_noted(stem, draw):
+                log.warning("%s", note)
+        try:
+            ledger.record_chips(sets, Path(folder))
+        except DxcError as error:
+            log.warning("the run of the study does not say what its chips are: %s", error)
 
 
 def _fixed(space: Space, base: Mapping[str, Any], settings: Settings, chips: Chips) -> dict[str, Any]:

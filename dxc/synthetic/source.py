@@ -241,6 +241,12 @@ class SyntheticSource(ChipSource):
     def check(self) -> None:
         """Do nothing: the chips are made when they are prepared."""
 
+    def planned(self) -> tuple[Sequence[int], Sequence[str]]:
+        """As many chips of each class in each region."""
+        each = self.chips // (2 * len(REGIONS))
+        names = sorted(spec.name for spec in REGIONS)
+        return [0, 1] * (each * len(REGIONS)), [name for name in names for _ in range(2 * each)]
+
     @property
     def folder(self) -> Path:
         """cache_dir/synthetic-HASH."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dxc.masking import masked
-from dxc.tracking.client import log_batch, log_dataset, open_store, param_text, standard_tags
+from dxc.tracking.client import dataset_of, log_batch, log_dataset, open_store, param_text, standard_tags
 from dxc.tracking.patience import Patient, StoredRun, stored_run
 from dxc.tracking.places import Places
 from dxc.tracking.record import Record
@@ -85,6 +85,19 @@ class Store(Patient):
     def log(self, run_id: str, metrics: Mapping[str, float]) -> None:
         points = [(name, value, 0) for name, value in metrics.items()]
         self._patiently(lambda: log_batch(self._client, run_id, points=points))
+
+    def log_dataset(self, run_id: str, name: str, digest: str, source: Mapping[str, Any]) -> None:
+        """Log what a run is trained on; see dxc.tracking.client.dataset_of. Repeating it changes nothing."""
+        self._patiently(lambda: log_dataset(self._client, run_id, dataset_of(name, digest, source)))
+
+    def log_files(self, run_id: str, folder: Path) -> None:
+        """Log all files of a folder as artifacts with their relative paths. Raises OutsideError; see Places."""
+
+        def write() -> None:
+            self._places.of_run(run_id, self._client.get_run(run_id).info.artifact_uri)
+            self._client.log_artifacts(run_id, str(folder))
+
+        self._patiently(write)
 
     def save_view(self, columns: Sequence[str], *, order_by: str, ascending: bool) -> str:
         """Save a view of the study for MLflow's UI. Returns the address that shows it.

@@ -35,7 +35,7 @@ FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """What Linux calls native bf16 in /proc/cpuinfo: two extensions of x86, and that of aarch64."""
 CPUINFO = Path("/proc/cpuinfo")
 CLEARLY_FASTER = 1.1  # repeated timings of one network differ by a few percent
-TIMED_S = 0.4  # each of four measurements; a large network takes its five steps
+TIMED_S = 0.4  # each of four measurements, after a step that allocates memory
 FOLDER = "precision"
 CHOSEN = "DXC_PRECISION"
 """Environment variable with the chosen precision, for the processes that Lightning starts for further devices. All must
@@ -126,7 +126,7 @@ def _step_times(plan: Plan, device: str) -> StepTimes:
         log.warning("%s cannot be used and is measured anew: %s", path, error)
     log.info("timing a few training steps in fp32 and in bf16")
     fp32_s, bf16_s = (
-        seconds_per_image(plan.with_trainer(precision=each), at_least_s=TIMED_S)[0] for each in (FULL, MIXED)
+        seconds_per_image(plan.with_trainer(precision=each), budget_s=TIMED_S)[0] for each in (FULL, MIXED)
     )
     times = StepTimes(device=device, fp32_s=fp32_s, bf16_s=bf16_s)
     try:

@@ -11,20 +11,23 @@ from dxc.config.plan import Plan
 from dxc.training.build import build_task, fit_to_machine
 from dxc.training.engine import chosen_engine
 
-LEAST_STEPS = 5
-MOST_S = 3.0  # of large networks fewer steps are timed: they spread little
+MOST_STEPS = 20
+STEP_S = 0.3  # of a step that takes longer, fewer images are timed: the time is nearly proportional to them
+FEWEST_IMAGES = 2  # batch normalisation refuses a single value per channel
 
 
-def seconds_per_image(plan: Plan, *, at_least_s: float = 1.0) -> tuple[float, float]:
+def seconds_per_image(plan: Plan, *, budget_s: float = 0.6) -> tuple[float, float]:
     """Median seconds per image in training and in validation with the engine that will train.
 
     They are measured on random chips in a few seconds.
+
 
     Loading chips and the work of the trainer are not included; they are small in comparison.
 
     Args:
         plan: any; it is fitted to this machine.
-        at_least_s: shortest duration of each of the two measurements, seconds.
+        budget_s: duration of each of the two measurements, seconds, after a step that allocates memory. A step of
+            FEWEST_IMAGES images may take longer.
     """
     import torch
 
@@ -35,7 +38,7 @@ def seconds_per_image(plan: Plan, *, at_least_s: float = 1.0) -> tuple[float, fl
     if engine == "graph":
         from dxc.training.graph_speed import seconds_by_graphs
 
-        return seconds_by_graphs(plan, graph_device, at_least_s=at_least_s)
+        return seconds_by_graphs(plan, graph_device, at_least_s=budget_s)
     on_gpu = plan.trainer.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     batch, size = plan.data.batch_size, plan.data.image_size
@@ -46,33 +49,41 @@ def seconds_per_image(plan: Plan, *, at_least_s: float = 1.0) -> tuple[float, fl
     optimizer = plan.optimizer.build()(model.parameters())
     images = torch.rand(batch, plan.model.in_channels, size, size, device=device)
     labels = torch.ones(batch, dtype=torch.long, device=device)
-    batch_of = {"image": images, "label": labels, "boxes": torch.full((batch, 1, 4), 0.5, device=device)}
+    boxes = torch.full((batch, 1, 4), 0.5, device=device)
     precision = str(plan.trainer.precision)
     dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
     mixed = torch.autocast(device.type, dtype, enabled="mixed" in precision)
 
-    def timed(step: Callable[[], object]) -> float:
-        seconds: list[float] = []
-        while not seconds or (
-            (len(seconds) < LEAST_STEPS or sum(seconds) < at_least_s) and sum(seconds) < MOST_S
-        ):
-            started = time.perf_counter()
-            step()
-            if on_gpu:
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - started)
-        return statistics.median(seconds) / batch  # the first step, which allocates memory, hardly changes it
+    def once(step: Callable[[int], object], count: int) -> float:
+        started = time.perf_counter()
+        step(count)
+        if on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
 
-    def train() -> None:
+    def timed(step: Callable[[int], object]) -> float:
+        few = min(batch, FEWEST_IMAGES)
+        first_s = once(step, few)  # allocates memory
+        each_s = (first_s if first_s > STEP_S else once(step, few)) / few
+        count = max(few, min(batch, int(STEP_S / each_s)))
+        seconds: list[float] = []
+        while not seconds or (sum(seconds) < budget_s and len(seconds) < MOST_STEPS):
+            seconds.append(once(step, count))
+        return statistics.median(seconds) / count
+
+    def train(count: int) -> None:
         optimizer.zero_grad()
         with mixed:
-            value = task.batch_loss(model(images), batch_of)
+            value = task.batch_loss(
+                model(images[:count]),
+                {"image": images[:count], "label": labels[:count], "boxes": boxes[:count]},
+            )
         value.backward()
         optimizer.step()
 
-    def validate() -> None:
+    def validate(count: int) -> None:
         with mixed:
-            model.eval()(images)
+            model.eval()(images[:count])
 
     training = timed(train)
     with torch.inference_mode():

@@ -58,7 +58,9 @@ def test_three_hundred_folds_are_as_many_from_the_cache(
     """As many as where every region, or every chip, is a fold of its own."""
     fold = np.arange(600) // 2
     right = np.arange(600) % 3 > 0
-    monkeypatch.setattr(out_of_fold, "_fetch", lambda reader, run: Outcomes(right, fold, "chips"))
+    probability, label = np.linspace(0, 1, 600, dtype=np.float32), np.arange(600) % 7 == 0
+    outcomes = Outcomes(right, fold, "chips", probability, label)
+    monkeypatch.setattr(out_of_fold, "_fetch", lambda reader, run: outcomes)
     fresh, _ = outcomes_of(DESIGNS, RUNS, "", cache_dir=tmp_path)
     monkeypatch.setattr(
         out_of_fold, "_fetch", lambda reader, run: None
@@ -67,4 +69,6 @@ def test_three_hundred_folds_are_as_many_from_the_cache(
     for (known,), (again,) in zip(fresh, kept, strict=True):
         np.testing.assert_array_equal(again.fold, fold)
         np.testing.assert_array_equal(again.right, right)
+        np.testing.assert_array_equal(again.probability, probability)
+        np.testing.assert_array_equal(again.label, label)
         assert len(np.unique(again.fold)) == 300 and again.accuracy == known.accuracy

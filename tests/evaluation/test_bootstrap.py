@@ -5,9 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import average_precision_score
 
 from dxc.errors import AnalysisError
-from dxc.evaluation.bootstrap import Outcomes, accuracy_draws, compare, probability_non_dominated
+from dxc.evaluation.bootstrap import (
+    Outcomes,
+    _counts,
+    accuracy_draws,
+    average_precision_draws,
+    compare,
+    probability_non_dominated,
+)
 
 
 def _outcomes(right: np.ndarray, folds: int = 4) -> Outcomes:
@@ -175,3 +183,45 @@ def test_equal_runs_tie_in_every_draw() -> None:
     size = 2100  # of more than one product of matrices
     draws = accuracy_draws([[_outcomes(right, folds=7)]] * size, draws=20, seed=0)
     assert (draws == draws[0]).all() and (draws == draws.round(9)).all()
+
+
+def test_average_precision_of_each_draw_is_scikit_learns() -> None:
+    """With the counts of a draw as weights; probabilities tie, and two runs share the draws."""
+    rng = np.random.default_rng(1)
+    fold, label = np.arange(60) % 3, rng.random(60) < 0.4
+    right = np.ones(60, dtype=bool)
+    probabilities = [(label * 0.3 + rng.random(60) * 0.7).round(1), rng.random(60)]
+    runs = [Outcomes(right, fold, "chips", each, label) for each in probabilities]
+    found = average_precision_draws([[run] for run in runs], draws=40, seed=5)
+    counts = _counts(fold, 40, np.random.default_rng(5))
+    assert (counts.reshape(20, 3, 40).sum(axis=0) == 20).all()  # within its fold
+    for values, probability in zip(found, probabilities, strict=True):
+        expected = [average_precision_score(label, probability, sample_weight=draw) for draw in counts.T]
+        np.testing.assert_allclose(values, expected, atol=1e-6)
+    assert (found[0] > found[1]).mean() > 0.5 and found.std(axis=1).min() > 0.01
+
+
+def test_average_precision_needs_probabilities() -> None:
+    known = Outcomes(
+        np.array([True, False]), np.array([0, 0]), "chips", np.array([0.9, 0.8]), np.array([True, True])
+    )
+    folds = Outcomes.of_folds([0.9, 0.8])
+    found = average_precision_draws([[known], [folds], [known, folds], []], draws=10, seed=0)
+    assert (found[0] == 1).all() and np.isnan(found[1:]).all()
+
+
+def test_more_than_two_classes_have_accuracies_and_no_average_precision() -> None:
+    predictions = pd.DataFrame(
+        {
+            "region": "train",
+            "name": ["a", "b", "c", "d"],
+            "fold": "fold1",
+            "label": [0, 1, 2, 2],
+            "probability.cat": [0.6, 0.5, 0.1, 0.2],
+            "probability.dog": [0.3, 0.2, 0.1, 0.2],
+            "probability.frog": [0.1, 0.3, 0.8, 0.6],
+        }
+    )
+    outcomes = Outcomes.of_predictions(predictions)
+    assert outcomes.right.tolist() == [True, False, True, True]
+    assert np.isnan(average_precision_draws([[outcomes]], draws=5, seed=0)).all()

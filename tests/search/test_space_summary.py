@@ -290,6 +290,27 @@ def test_chips_of_every_variant_are_read(make_chips: ChipMaker, tmp_path: Path) 
     assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 2
 
 
+def test_a_dry_run_makes_no_chips_that_can_be_counted_before(make_chips: ChipMaker, tmp_path: Path) -> None:
+    """16 synthetic chips, in two folds; those of a folder have to be read."""
+    root = make_chips(size=20)
+
+    def chips_of(*source: str) -> Chips:
+        overrides = [*source, "data.folds=2", f"cache_dir={tmp_path}/cache", "progress=false"]
+
+        def identity(point: tuple[int, ...]) -> Identity:
+            with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
+                return Identity("", "", "", resolved(compose("train", overrides=overrides)))
+
+        space = Space((Axis("model.width", ("8", "16")),), ())
+        return prepare_chips(SimpleNamespace(space=space, identity=identity), dry_run=True)  # type: ignore[arg-type]
+
+    planned = chips_of("source=synthetic", "source.chips=16")
+    assert (planned.folds, planned.train_images, planned.val_images, planned.hashes) == (2, 16, 16, [])
+    assert planned.titles == ["16 synthetic chips (seed 0)"] and not (tmp_path / "cache").exists()
+    read = chips_of("source=chips", f"source.root={root}", "data.size=20")
+    assert (read.folds, read.train_images, len(read.hashes)) == (2, 10, 1)
+
+
 def test_points_that_differ_in_their_chips() -> None:
     axes = [("model.width", 3), ("data", 2), ("source.root", 2), ("data.batch_size", 2), ("database", 2)]
     catalogue = SimpleNamespace(

@@ -31,6 +31,14 @@ def test_a_whole_grid(searching: Searching, capsys: pytest.CaptureFixture[str]) 
     client = MlflowClient(searching.uri)
     (parent,) = Store(searching.uri, "first", patience_s=0).runs(dxc__kind="study")
     assert parent.status == "FINISHED"
+    (dataset,) = client.get_run(parent.run_id).inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == (
+        parent.tags["dxc.source"],
+        runs[0].tags["dxc.data"],
+    )
+    assert parent.tags["dxc.source"] == runs[0].tags["dxc.source"] and parent.tags["dxc.source"]
+    # one sheet of chips a study
+    assert [each.path for each in client.list_artifacts(parent.run_id, "figures")] == ["figures/chips.jpg"]
     for run in runs:
         assert run.status == "FINISHED" and run.tags["dxc.state"] == "finished"
         assert run.tags["mlflow.parentRunId"] == parent.run_id
@@ -38,6 +46,8 @@ def test_a_whole_grid(searching: Searching, capsys: pytest.CaptureFixture[str]) 
         assert {"dxc.design", "dxc.data", "device", "model", "data"} <= set(run.tags)
         names = {each.path for each in client.list_artifacts(run.run_id)}
         assert {"model.onnx", "config.yaml", "predictions.parquet"} <= names
+        drawn = {each.path for each in client.list_artifacts(run.run_id, "figures")}
+        assert "figures/most_wrong.jpg" in drawn and "figures/chips.jpg" not in drawn
         stored = client.get_run(run.run_id)
         assert stored.data.params["model.width"] == "4" and "search.tuner" not in stored.data.params
         assert (searching.folder / run.tags["dxc.trial"] / "record.json").exists()

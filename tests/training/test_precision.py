@@ -51,7 +51,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The seconds per image that a step is said to take, by precision, and a list of what was asked for."""
     steps: dict[str, Any] = {"32-true": 0.012, "bf16-mixed": 0.008, "asked": []}
 
-    def seconds_per_image(plan: Plan, *, at_least_s: float) -> tuple[float, float]:
+    def seconds_per_image(plan: Plan, *, budget_s: float) -> tuple[float, float]:
         steps["asked"].append(plan.trainer.precision)
         return steps[str(plan.trainer.precision)], 0.001
 
