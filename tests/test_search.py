@@ -320,5 +320,9 @@ def test_help_is_quick_and_says_how() -> None:
         [sys.executable, "search.py", "--help"], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0 and time.monotonic() - started < 10
-    for line in ("search.py search.tuner=tpe study=first", "hydra/launcher=joblib", "space: resnet18"):
+    for line in (
+        "search.py search.tuner=tpe study=first",
+        "hydra/launcher=joblib",
+        "space: mobilenet_v1, resnet18",
+    ):
         assert line in done.stdout
