@@ -239,11 +239,16 @@ def tracked_runs(asked: Questions) -> tuple[pd.DataFrame, pd.DataFrame | None, s
 
 
 def machines_of(runs: pd.DataFrame, objectives: Mapping[str, Metric]) -> dict[str, dict[str, int]]:
-    """Analysis.machines of these runs."""
-    columns = [tag for tag in ORIGIN_TAGS.values() if tag in runs]
-    said = runs[columns].astype("object").fillna("").map(str)
-    tags = said.to_dict("records") if columns else [{}] * len(runs)
-    return named_origins(tags, objectives)
+    """Analysis.machines of these runs. A run counts for an origin where it has a value of it: a quantised network has
+    no predicted latency."""
+    found: dict[str, dict[str, int]] = {}
+    for origin, tag in ORIGIN_TAGS.items():
+        own = {name: each for name, each in objectives.items() if each.origin == origin}
+        columns = [name for name in own if name in runs]
+        valued = runs[runs[columns].notna().any(axis=1)] if columns else runs
+        said = valued[tag].astype("object").fillna("").map(str) if tag in valued else [""] * len(valued)
+        found |= named_origins([{tag: each} for each in said], own)
+    return found
 
 
 def _remarks(frame: pd.DataFrame, found: Designs, objectives: Mapping[str, Metric]) -> list[str]:
