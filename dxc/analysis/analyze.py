@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dxc.analysis.choice import Choice, choose
-from dxc.analysis.condition import Condition
+from dxc.analysis.condition import meets
 from dxc.analysis.designs import Designs, default_objectives, designs_of, parse_objectives, require_comparable
 from dxc.analysis.front_profile import FrontProfile, profile_front
 from dxc.analysis.network_file import NetworkFile, chosen_file
@@ -420,7 +420,7 @@ def selected(
         AnalysisError: no design is left, or an objective cannot be used.
     """
     if where:
-        kept = runs[Condition.parse(where).mask(runs)]
+        kept = runs[meets(runs, where)]
         if kept.empty:
             raise AnalysisError(f"where={where} leaves none of {len(runs)} finished runs")
         runs = kept
@@ -468,5 +468,8 @@ def _place(frame: pd.DataFrame, text: str) -> int:
     meets = frame["trial"].str.startswith(text) | of_runs
     if meets.sum() != 1:
         some = ", ".join(frame["trial"][:8])
-        raise AnalysisError(f"compare: {text} names {int(meets.sum())} designs; trials are {some}, ...")
+        raise AnalysisError(
+            f"compare: {text} names {int(meets.sum())} designs; trials are {some}, ... "
+            "(all are in front.csv and dominated.csv)"
+        )
     return int(np.flatnonzero(meets)[0])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dxc.analysis.condition import Condition
+from dxc.analysis.condition import meets
 from dxc.errors import AnalysisError
 from dxc.metrics import Metric, title_of
 from dxc.pareto import knee_distances, non_dominated, normalised_losses
@@ -51,7 +51,7 @@ def choose(
     """
     feasible = designs
     if where:
-        feasible = designs[Condition.parse(where).mask(designs)]
+        feasible = designs[meets(designs, where)]
         if feasible.empty:
             raise AnalysisError(_nearest(designs, objectives, where))
     values = feasible[list(objectives)].to_numpy(dtype=float)
@@ -60,7 +60,17 @@ def choose(
     values = front[list(objectives)].to_numpy(dtype=float)
     losses = normalised_losses(values, maximise=maximise)
     knee = knee_distances(values, maximise=maximise)
-    if by == "knee":
+    apart = [
+        place for place in range(len(objectives)) if len(losses) == 2 and losses[0, place] != losses[1, place]
+    ]
+    if by == "knee" and apart:  # both are ends of the front: their distances say nothing
+        name, other = list(objectives)[apart[0]], list(objectives)[apart[-1]]
+        score = -losses[:, apart[0]]
+        rule = (
+            f"the {'larger' if objectives[name].maximise else 'smaller'} {title_of(name)} of two, because a front of "
+            f"two designs has no knee (choose.by={other} asks for the best {title_of(other)})"
+        )
+    elif by == "knee":
         score, rule = knee, "the knee of the front"
     elif by == "weights":
         score, rule = -losses @ _weights(weights, objectives), "the weighted sum of normalised objectives"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dxc.analysis.analyze import machines_of, tracked_runs
-from dxc.analysis.condition import Condition
+from dxc.analysis.condition import meets
 from dxc.analysis.designs import require_comparable
 from dxc.analysis.questions import Questions
 from dxc.config.names import compression_names
@@ -67,7 +67,7 @@ def compression_table(asked: Questions) -> tuple[CompressionTable, Path]:
 
     runs, _, title, notes = tracked_runs(asked)
     if asked.where:
-        runs = runs[Condition.parse(asked.where).mask(runs)]
+        runs = runs[meets(runs, asked.where)]
         if runs.empty:
             raise AnalysisError(f"where={asked.where} leaves no finished run")
     metrics = [name for name in SHOWN if name in METRICS and name in runs and runs[name].notna().any()]

@@ -30,6 +30,8 @@ ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 }
 LISTED = 12  # names in a message
 SHOWN = 80  # characters of a condition that is too long
+DEFAULTS = {"compress.fraction": 0, "compress.quantise": "none"}
+"""Params that a run lacks where they have their default, because it then has no such stage."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,25 @@ class Condition:
             self._require_logic(node.operand)
         elif not isinstance(node, ast.Compare):
             raise _at(self.text, node, "a comparison is expected here, such as accuracy > 0.9")
+
+
+def meets(runs: pd.DataFrame, where: str) -> pd.Series:
+    """Which runs or designs meet a condition. One that was not compressed has the fraction 0 and quantise none.
+
+    Args:
+        runs: one row a run or design; columns are metrics, params and tags.
+        where: the condition.
+
+    Raises:
+        AnalysisError: it does not read as a condition, or names no column.
+
+    """
+    condition = Condition.parse(where)
+    filled = {
+        name: runs[name].astype("object").where(runs[name].notna(), value) if name in runs else value
+        for name, value in DEFAULTS.items()
+    }
+    return condition.mask(runs.assign(**filled))
 
 
 class _Reader:

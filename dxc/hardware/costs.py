@@ -206,10 +206,6 @@ def _measure(onnx: Path, hardware: Hardware, out: Path, costs: Costs) -> None:
                 ("measured/batch_ms", measurement.median_ms, measurement.batch),
                 ("measured/ms_per_image", measurement.median_ms / measurement.batch, measurement.batch),
             ]
-        else:
-            costs.notes.append(
-                f"measured latency at batch {measurement.batch} is invalid: {measurement.reason}"
-            )
     costs.notes += [*efficiency.notes, *describe_execution(efficiency.measurements)]
     if why := runtime_of(hardware)[1]:
         costs.notes.append(why)
@@ -475,10 +471,6 @@ def _compared(
         row |= measurement.metrics() | efficiency.metrics()
         notes.append(f"measured on {describe_conditions(measurement)}")
         row["measured"] = "valid" if measurement.valid else "invalid"
-        for one in efficiency.measurements:
-            if not one.valid:
-                where = "" if one is measurement else f" at batch {one.batch}"
-                note(f"measured latency{where} is invalid: {one.reason}")
         for line in (*efficiency.notes, *describe_execution(efficiency.measurements)):
             note(line)
         if batch != 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,6 +162,11 @@ def print_comparison(
         profile: where the time goes, a row a file, profiler and batch size.
         published: shares to show beside the profile: batch, and columns as in `profile`.
     """
+    names = _file_names(list(table["file"]))
+    table, batches, profile = (
+        frame if frame is None or frame.empty else frame.assign(file=frame["file"].map(names))
+        for frame in (table, batches, profile)
+    )
     rows = table.to_dict("records")
     headings = _comparison_headings(list(table))
     columns = [Column("file", [row["file"] for row in rows], words=True)]
@@ -178,6 +184,13 @@ def print_comparison(
         _print_profile(console, profile, published)
     for note in notes:
         print_text(console, f"note: {note}")
+
+
+def _file_names(paths: Sequence[str]) -> dict[str, str]:
+    """The name of each file, or its path where two files have one name."""
+    names = {path: Path(path).name for path in paths}
+    counts = Counter(names.values())
+    return {path: name if counts[name] == 1 else path for path, name in names.items()}
 
 
 def _number(value: Any, written: str = ".3f") -> str:

@@ -53,6 +53,10 @@ def print_findings(analysis: Analysis, folder: Path) -> None:
     if analysis.view:
         served = not analysis.view.startswith(UI)
         print_text(console, f"compare:   {analysis.view}{'' if served else ' (make ui)'}")
+    if not analysis.whole and analysis.designs.loc[~analysis.designs["front"], "trial"].any():
+        print_text(
+            console, "trials:    for compare=, those of the other designs are in dominated.csv of the report"
+        )
     page_or_folder = folder / PAGE if (folder / PAGE).exists() else folder
     print_text(console, f"report:    {os.path.relpath(page_or_folder)}")
 
@@ -148,7 +152,8 @@ def dominated_table(analysis: Analysis) -> pd.DataFrame:
     """Designs off the front, each with a member of the front that dominates it."""
     others = analysis.designs[~analysis.designs["front"]]
     others = others.rename(columns={"dominated_by": "dominated by"})
-    return tables.listing(others, analysis.objectives, [], more=["rank", "dominated by"])
+    more = ["rank", "dominated by", *(["trial"] if others["trial"].any() else [])]
+    return tables.listing(others, analysis.objectives, [], more=more)
 
 
 def front_profile_in_short(profile: FrontProfile) -> pd.DataFrame:

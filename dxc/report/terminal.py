@@ -21,6 +21,9 @@ from dxc.text import for_rich, for_terminal
 
 PIPE_COLUMNS = 120
 LEAST = 20  # a column of words becomes no narrower than this before other columns move to a second table
+LONGEST_WORD = (
+    72  # a longer word of a cell is broken: beside the number of its row it leaves 80 columns whole
+)
 GAP = 2  # between two columns
 UNBROKEN = ("folder", "network", "package", "compare", "report", "reproduce", "next")
 """Labels of lines with a command or a path, which is copied whole."""
@@ -54,7 +57,8 @@ class Column:
         """Characters below which the column becomes hard to read."""
         if not self.words:
             return self.widest()
-        return min(self.widest(), max(LEAST, *map(cell_len, for_terminal(self.heading).split(" "))))
+        words = [word for text in (self.heading, *self.cells) for word in for_terminal(text).split(" ")]
+        return min(self.widest(), max(LEAST, min(LONGEST_WORD, max(map(cell_len, words)))))
 
 
 def new_console() -> Console:

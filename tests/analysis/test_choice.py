@@ -109,3 +109,21 @@ def test_mistakes(options: dict, message: str) -> None:
     with pytest.raises(AnalysisError) as caught:
         choose(DESIGNS, NAMES, **options)
     assert message in str(caught.value)
+
+
+def test_a_front_of_two_has_no_knee() -> None:
+    """The distances of (0, 1, 1) and (1, 0, 0) to the plane would choose the cheap one, which is least accurate."""
+    two = pd.DataFrame({"accuracy": [0.7, 0.9], "latency_ms": [1.0, 9.0], "onnx_mb": [1.0, 9.0]})
+    names = NAMES | {"onnx_mb": METRICS["onnx_mb"]}
+    choice = choose(two, names, by="knee")
+    assert (choice.design, choice.runner_up) == (1, 0)
+    assert choice.rule.startswith("the larger accuracy of two, because a front of two designs has no knee")
+    assert "choose.by=onnx_mb" in choice.rule
+    alike = two.assign(accuracy=0.9, onnx_mb=[9.0, 1.0])  # the first objective that differs decides
+    assert choose(alike, names, by="knee")[:2] == (0, 1)
+    assert choose(two.iloc[[0, 0]], names, by="knee").rule == "the knee of the front"
+
+
+def test_designs_that_are_not_compressed_are_found() -> None:
+    designs = DESIGNS.assign(**{"compress.fraction": [None, "0.5", "0.5", None, "0.25"]})
+    assert choose(designs, NAMES, by="accuracy", where="compress.fraction == 0")[:2] == (10, 13)

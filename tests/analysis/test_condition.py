@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dxc.analysis.condition import Condition, resolve
+from dxc.analysis.condition import DEFAULTS, Condition, meets, resolve
 from dxc.errors import AnalysisError
 
 FRAME = pd.DataFrame(
@@ -202,3 +202,37 @@ def test_a_condition_that_is_nested_too_deeply(text: str) -> None:
     with pytest.raises(AnalysisError) as caught:
         ask()
     assert len(str(caught.value)) < 1000 or "this does not read as a condition" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "rows"),
+    [
+        ("compress.fraction == 0", [0, 2]),
+        ("compress.fraction > 0", [1]),
+        ("fraction < 0.3", [0, 2]),
+        ("compress.quantise == 'none'", [0, 1]),
+        ("compress.quantise != 'none' and fraction == 0", [2]),
+    ],
+)
+def test_a_run_that_was_not_compressed_has_the_defaults(where: str, rows: list[int]) -> None:
+    runs = pd.DataFrame(
+        {
+            "compress.fraction": pd.Categorical([None, "0.5", None]),
+            "compress.quantise": pd.Categorical([None, None, "static"]),
+        }
+    )
+    assert list(np.flatnonzero(meets(runs, where))) == rows
+    assert runs["compress.fraction"].isna().tolist() == [True, False, True]
+
+
+def test_no_run_was_compressed() -> None:
+    assert meets(FRAME, "compress.fraction == 0 and compress.quantise == 'none'").all()
+
+
+def test_the_defaults_are_those_of_the_configuration() -> None:
+    import yaml
+
+    from dxc.config.compose import PROJECT_ROOT
+
+    given = yaml.safe_load((PROJECT_ROOT / "conf/compress/none.yaml").read_text())
+    assert {name: given[name.removeprefix("compress.")] for name in DEFAULTS} == DEFAULTS

@@ -223,7 +223,7 @@ def test_a_result_a_package_and_a_comparison(
     }
     print_comparison(pd.DataFrame([row]), [f"{EVIL} has no predictor"])
     printed = capsys.readouterr().out
-    assert printed.count(SHOWN) == 3 and not FORBIDDEN.search(printed)
+    assert printed.count(SHOWN) == 2 and not FORBIDDEN.search(printed)
 
 
 def test_a_search(capsys: pytest.CaptureFixture[str], tmp_path: Path, store_file: Path) -> None:

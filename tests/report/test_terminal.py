@@ -159,6 +159,7 @@ def test_the_tables_of_an_analysis(
     printed = capsys.readouterr().out
     long = [line for line in printed.splitlines() if len(line) > columns]
     assert all(line.startswith(("reproduce: python", "report: ")) for line in long)
+    assert ("trials:    for compare=" in printed) is not whole
     assert any(line.startswith("reproduce: python") for line in long)  # a command is copied whole
     shown = printed.split("baseline\n")[0]
     values = ["0.9000", "0.0100", "1.00", "0.25", "5ch", "7ch", "16"]
@@ -276,3 +277,35 @@ def test_batch_sizes_shares_and_calls(
         "note: done",
     ):
         assert expected in lines
+
+
+def test_files_are_named_alone_unless_two_names_are_equal(
+    columns: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = "runs/a_folder_with_a_long_name/another"
+    paths = [f"{folder}/mobilenet_pruned_by_a_half.onnx", f"{folder}/model.onnx", "b/model.onnx"]
+    table = pd.DataFrame({"file": paths, "onnx_mb": [1.0, 2.0, 3.0], "macs": 1e6, "measured": "not measured"})
+    batches = pd.DataFrame(
+        {
+            "file": paths[:1],
+            "batch": 2,
+            "batch_ms": 1.0,
+            "ms_per_image": 0.5,
+            "measured": "valid",
+            "optimum": True,
+        }
+    )
+    print_comparison(table, [], batches=batches)
+    printed = capsys.readouterr().out
+    assert printed.count("mobilenet_pruned_by_a_half.onnx") == 2
+    assert paths[0] not in printed
+    assert paths[1] in printed
+    assert paths[2] in printed
+    assert all(len(line) <= columns for line in printed.splitlines())
+
+
+def test_a_word_of_a_cell_is_not_broken() -> None:
+    words = Column("file", ["a_name_of_more_than_twenty_letters.onnx", "b"], words=True)
+    assert words.least() == len(words.cells[0])
+    assert Column("file", ["x" * 200], words=True).least() == 72
+    assert Column("design", ["short words " * 9], words=True).least() == 20

@@ -129,17 +129,20 @@ def measure_batches(
             notes.append(f"batch {left_out} not measured: {error}")
             break
     efficiency = Efficiency(tuple(taken))
-    return Efficiency(tuple(taken), (*notes, *(_notes(efficiency) if len(taken) > 1 else ())))
+    return Efficiency(tuple(taken), (*notes, *_notes(efficiency)))
 
 
 def _notes(efficiency: Efficiency) -> list[str]:
     """Notes on the optimum: invalid batch sizes, and ties."""
-    notes = []
-    unsteady = [str(m.batch) for m in efficiency.measurements if not m.valid]
-    if unsteady:
-        notes.append(
-            f"batch {', '.join(unsteady)}: the measurement is invalid and does not count for optimum_batch"
-        )
+    several = len(efficiency.measurements) > 1
+    ignored = "; it does not count for optimum_batch" if several else ""
+    notes = [
+        f"measured latency at batch {each.batch} is invalid: {each.reason}{ignored}"
+        for each in efficiency.measurements
+        if not each.valid
+    ]
+    if not several:
+        return notes
     best = efficiency.optimum_batch
     if best is None:
         return [*notes, "no efficiency_ms: fewer than two batch sizes have a valid measurement"]

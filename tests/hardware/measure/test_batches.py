@@ -92,7 +92,9 @@ def test_invalid_measurements_are_no_candidates(unchecked: list[int]) -> None:
     found = measure_batches(Path("x.onnx"), [1, 2, 4], by_median({1: 4, 2: 6, 4: 4}, of4=0.5))
     assert found.ms_per_image == {1: 4.0, 2: 3.0}
     assert found.optimum_batch == 2
-    assert found.notes == ("batch 4: the measurement is invalid and does not count for optimum_batch",)
+    (note,) = found.notes
+    assert note.startswith("measured latency at batch 4 is invalid: ")
+    assert note.endswith("; it does not count for optimum_batch")
     assert [m.batch for m in found.measurements] == [1, 2, 4]
 
 
@@ -105,6 +107,12 @@ def test_one_valid_measurement_is_no_comparison(unchecked: list[int]) -> None:
 def test_one_batch_is_measured_as_ever(unchecked: list[int]) -> None:
     found = measure_batches(Path("x.onnx"), [1], by_median({1: 4}))
     assert (len(found.measurements), found.metrics(), found.notes, unchecked) == (1, {}, (), [])
+
+
+def test_an_invalid_single_batch_is_said_once(unchecked: list[int]) -> None:
+    (note,) = measure_batches(Path("x.onnx"), [1], by_median({1: 4}, of1=0.5)).notes
+    assert note.startswith("measured latency at batch 1 is invalid: ")
+    assert "optimum_batch" not in note
 
 
 def test_batches_that_take_too_long_are_left_out(unchecked: list[int]) -> None:
