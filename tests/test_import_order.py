@@ -9,7 +9,7 @@ import dxc
 
 ORDER = (
     ("masking", "text", "processes", "untrusted"),
-    ("bars", "errors"),
+    ("bars", "download", "errors"),
     ("files",),
     ("metrics",),
     ("pareto",),

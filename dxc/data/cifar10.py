@@ -17,9 +17,10 @@ from typing import IO
 
 import numpy as np
 
-from dxc.data.download import CHUNK_BYTES, fetch
+from dxc.data.download import fetch
 from dxc.data.images import LabelledImages
 from dxc.data.source import ImageSource
+from dxc.download import CHUNK_BYTES
 from dxc.errors import ConfigError, DataError
 from dxc.files import sync_to_disk, whole_folder
 

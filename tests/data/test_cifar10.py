@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dxc.data import cifar10, download
+from dxc import download
+from dxc.data import cifar10
 from dxc.data.cifar10 import FILES, FOLDER, RECORD_BYTES, Cifar10Source, read_batches, write_batch
 from dxc.errors import ConfigError, DataError
 

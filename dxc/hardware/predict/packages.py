@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import shutil
 import stat
 import tempfile
 import zipfile
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from dxc.download import Resuming, partial_of, short_error
 from dxc.errors import FOLDER_NAME, HardwareError
 from dxc.files import write_atomically
 from dxc.hardware.predict.forest import Forest
@@ -44,8 +44,7 @@ HASHES = "hashes.json"
 SHIPPED = Path(__file__).parents[1] / "shipped"
 MAX_UNPACKED_BYTES = 4_000_000_000
 MAX_ENTRIES = 1_000
-CHUNK_BYTES = 1 << 16
-TIMEOUT_SECONDS = (10, 60)  # to connect; between two pieces of data
+TIMEOUT_S = (10, 60)  # to connect; between two pieces of data
 
 
 class UnreachableError(HardwareError):
@@ -228,7 +227,7 @@ def _fetch(url: str, archive: Path, progress: bool) -> None:
     import requests
 
     pooch.get_logger().setLevel(logging.WARNING)
-    partial = archive.with_name(f"{archive.name}.partial")
+    partial = partial_of(archive)
     known = _known_hashes(archive.parent)
     try:
         pooch.retrieve(
@@ -236,7 +235,7 @@ def _fetch(url: str, archive: Path, progress: bool) -> None:
             known_hash=known.get(archive.name),
             fname=archive.name,
             path=archive.parent,
-            downloader=_Resuming(archive, progress),
+            downloader=Resuming(partial, progress, timeout_s=TIMEOUT_S),
         )
     except requests.RequestException as error:
         kept = (
@@ -245,15 +244,15 @@ def _fetch(url: str, archive: Path, progress: bool) -> None:
             else ""
         )
         raise UnreachableError(
-            f"{archive.stem} cannot be fetched from {masked(url)} ({_short(error)}{kept}). Fetch it where there is a "
-            f"network and put {archive.name} (or its folder) into {archive.parent}, or name a folder: "
+            f"{archive.stem} cannot be fetched from {masked(url)} ({short_error(error)}{kept}). Fetch it where there is "
+            f"a network and put {archive.name} (or its folder) into {archive.parent}, or name a folder: "
             "hardware.packages_dir=DIR"
         ) from error
     except ValueError as error:  # pooch raises it for a hash that differs
         partial.unlink(missing_ok=True)
         raise HardwareError(
             f"{masked(url)} has changed since it was first fetched (SHA-256 in {archive.parent / HASHES}): "
-            f"{_short(error)}. If that is intended, remove its line there"
+            f"{short_error(error)}. If that is intended, remove its line there"
         ) from error
 
 
@@ -277,65 +276,6 @@ def _record(archive: Path) -> None:
     known = _known_hashes(archive.parent)
     known[archive.name] = f"sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}"
     write_atomically(archive.parent / HASHES, json.dumps(known, indent=1) + "\n")
-
-
-class _Resuming:
-    """A downloader for pooch. It keeps an interrupted download in ARCHIVE.partial and resumes it."""
-
-    def __init__(self, archive: Path, progress: bool) -> None:
-        self._partial = archive.with_name(f"{archive.name}.partial")
-        self._progress = progress
-
-    def __call__(self, url: str, output_file: Any, pooch: Any, check_only: bool = False) -> bool | None:
-        import requests
-        from tqdm import tqdm
-
-        if check_only:
-            return bool(requests.head(url, timeout=TIMEOUT_SECONDS, allow_redirects=True).ok)
-        have = self._partial.stat().st_size if self._partial.exists() else 0
-        headers = (
-            {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
-            if have
-            else {"Accept-Encoding": "identity"}
-        )
-        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
-            resumed = response.status_code == 206
-            said = response.headers.get("Content-Range", "")
-            elsewhere = resumed and said and not said.startswith(f"bytes {have}-")
-            # the kept part was complete, or belongs to another file: start again
-            if have and (response.status_code == 416 or elsewhere):
-                self._partial.unlink(missing_ok=True)
-                return self(url, output_file, pooch)
-            response.raise_for_status()
-            have = have if resumed else 0
-            expected = (
-                have + int(response.headers["Content-Length"])
-                if "Content-Length" in response.headers
-                else None
-            )
-            with (
-                self._partial.open("ab" if resumed else "wb") as file,
-                tqdm(
-                    total=expected, initial=have, unit="B", unit_scale=True, desc=self._partial.stem,
-                    disable=not self._progress,
-                ) as bar,
-            ):  # fmt: skip
-                for chunk in response.iter_content(CHUNK_BYTES):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-        if expected is not None and self._partial.stat().st_size != expected:
-            raise requests.ConnectionError(
-                f"it ended after {self._partial.stat().st_size} of {expected} bytes"
-            )
-        shutil.copyfile(self._partial, output_file)
-        self._partial.unlink()
-        return None
-
-
-def _short(error: Exception) -> str:
-    """The end of requests' nested messages, which is the useful part."""
-    text = masked(str(error).splitlines()[0])
-    return text if len(text) < 160 else f"{type(error).__name__}: ...{text[-120:]}"
 
 
 def _about(path: Path) -> dict[str, Any]:
