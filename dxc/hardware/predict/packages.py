@@ -244,8 +244,8 @@ def _fetch(url: str, archive: Path, progress: bool) -> None:
             else ""
         )
         raise UnreachableError(
-            f"{archive.stem} cannot be fetched from {masked(url)} ({short_error(error)}{kept}). Fetch it where there is "
-            f"a network and put {archive.name} (or its folder) into {archive.parent}, or name a folder: "
+            f"{archive.stem} cannot be fetched from {masked(url)} ({short_error(error)}{kept}). Fetch it where there "
+            f"is a network and put {archive.name} (or its folder) into {archive.parent}, or name a folder: "
             "hardware.packages_dir=DIR"
         ) from error
     except ValueError as error:  # pooch raises it for a hash that differs
