@@ -218,16 +218,12 @@ def latency(setting: Setting) -> dict[str, Any]:
     from dxc.models.sppnet import SppNet
 
     torch.manual_seed(0)
-    files = []
-    for name, model, channels in (("sppnet", SppNet(4), 4),):
-        files.append(
-            export_onnx(model.eval(), setting.work / f"{name}.onnx", in_channels=channels, size=100).path
-        )
+    file = export_onnx(SppNet(4).eval(), setting.work / "sppnet.onnx", in_channels=4, size=100).path
     hardware = ["hardware=a5500"] if setting.device == "cuda" else ["hardware=cpu", "hardware.runtime=torch"]
     batches = "1,2" if setting.tiny else "1,2,4,8,16,32,64"
     table = setting.work / "latency.csv"
     done = subprocess.run(
-        [sys.executable, "-m", "dxc.hardware", *map(str, files), *hardware, "hardware.schedule=false",
+        [sys.executable, "-m", "dxc.hardware", str(file), *hardware, "hardware.schedule=false",
          f"hardware.batches=[{batches}]", "--csv", str(table)],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
         capture_output=True, text=True,
@@ -263,6 +259,7 @@ def search(setting: Setting) -> dict[str, Any]:
 
     import dxc.config.compose  # noqa: F401
     from dxc.config.plan import Plan
+    from dxc.models.registry import NETWORKS, canonical_knobs
     from dxc.search.cost_estimate import interpolate, levels, spread_out
     from dxc.training.speed import seconds_per_image
 
@@ -273,16 +270,14 @@ def search(setting: Setting) -> dict[str, Any]:
         dict(zip(keys, values, strict=True))
         for values in itertools.product(*(str(v).split(",") for v in params.values()))
     ]
-    distinct = {
-        tuple(
-            sorted(
-                (k, v)
-                for k, v in p.items()
-                if p.get("model.pool") != "none" or k not in ("model.pool_kernel", "model.pool_stride")
-            )
-        ): p
-        for p in grid
-    }
+    distinct = {}
+    for point in grid:  # twins differ in knobs without an effect
+        model = {
+            key.removeprefix("model."): value for key, value in point.items() if key.startswith("model.")
+        }
+        knobs = canonical_knobs({"_target_": NETWORKS["resnet"].target, **model})
+        others = {key: value for key, value in point.items() if not key.startswith("model.")}
+        distinct[tuple(sorted({**knobs, **others}.items()))] = point
     rows = list(distinct.values())
     features = levels([dict(key) for key in distinct])
     places = spread_out(features, 2 if setting.tiny else 24)
@@ -326,22 +321,7 @@ def resnet50(setting: Setting) -> dict[str, Any]:
     size = 64 if setting.tiny else 224
     for batch in (2,) if setting.tiny else (64, 128, 256, 512):
         for graph in (False, True) if setting.device == "cuda" else (False,):
-            model = (
-                BottleneckResNet(
-                    3,
-                    1000,
-                    kernel=7,
-                    stride=2,
-                    padding=3,
-                    pool="max",
-                    pool_kernel=3,
-                    pool_stride=2,
-                    width=64,
-                    blocks=[3, 4, 6, 3],
-                )
-                .to(setting.device)
-                .to(memory_format=torch.channels_last)
-            )
+            model = BottleneckResNet(3, 1000).to(setting.device).to(memory_format=torch.channels_last)
             images = torch.rand(batch, 3, size, size, device=setting.device).to(
                 memory_format=torch.channels_last
             )
