@@ -70,7 +70,7 @@ def view_tag(
     run = "attributes.`Run Name`"
     widths = {quoted(column): max(100, 8 * len(column.partition(".")[2])) for column in columns}
     if DATASET in columns:
-        widths[quoted(DATASET)] = 280
+        widths[quoted(DATASET)] = 200
     state = {
         # leaves out the runs of searches and analyses, and trials that were stopped or not begun
         "searchFilter": "tags.`dxc.design` LIKE '%' and tags.`dxc.state` = 'finished'",
@@ -78,7 +78,7 @@ def view_tag(
         "orderByAsc": ascending,
         "selectedColumns": list(widths),
         "columnOrder": [run, *widths],
-        "columnWidths": {run: 300, **widths},
+        "columnWidths": {run: 250, **widths},
         **_charts(columns, order_by),
     }
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
