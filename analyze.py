@@ -16,6 +16,7 @@ from dxc.errors import exit_cleanly
 @hydra.main(version_base="1.3", config_path="conf/analysis", config_name="analyze")
 def main(cfg: DictConfig) -> None:
     with exit_cleanly():
+        print("analyze: reading the question and the runs", file=sys.stderr, flush=True)
         from dxc.analysis.analyze import analyze
         from dxc.analysis.compression import compression_table
         from dxc.analysis.questions import Questions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -177,6 +178,7 @@ def analyze(asked: Questions) -> tuple[Analysis, Path]:
         network,
         whole=published is not None,
     )
+    print("analyze: drawing figures and writing tables", file=sys.stderr, flush=True)
     try:
         write_report(analysis, folder)
     except OSError as error:

@@ -199,6 +199,7 @@ def _measure(onnx: Path, hardware: Hardware, out: Path, costs: Costs) -> None:
         return measurement
 
     batch = fixed_batch(load_onnx(onnx), str(onnx))
+    log.info("measuring latency and memory on %s", hardware.host or "this machine")
     efficiency = measure_batches(onnx, hardware.batches if batch == 1 else [batch], measured)
     for measurement in efficiency.measurements:
         if measurement.valid:
@@ -301,6 +302,8 @@ def _profile(onnx: Path, hardware: Hardware, out: Path, costs: Costs, mode: str)
 
     from dxc.hardware.profiling.torch_profile import profile_network
 
+    if mode != "none":
+        log.info("tracing its operators")
     profiled = profile_network(
         onnx,
         out / "profile",

@@ -27,6 +27,8 @@ LONGEST_WORD = (
 GAP = 2  # between two columns
 UNBROKEN = ("folder", "network", "package", "compare", "report", "reproduce", "next")
 """Labels of lines with a command or a path, which is copied whole."""
+UNKNOWN = "not known:"
+"""A line of UNBROKEN that begins so says why there is nothing to copy."""
 LABEL = re.compile(r"(?P<label>[a-zA-Z][\w -]{0,30}): +")
 
 
@@ -85,7 +87,7 @@ def print_text(console: Console, text: str, *, indent: int | None = None) -> Non
     """Print lines for people, broken between words where there is a width. A longer word stays whole.
 
     A line may begin with a label, such as 'note:   '. What follows after a break is indented to the text behind it, and
-    what follows a label of UNBROKEN stays as it is.
+    what follows a label of UNBROKEN stays as it is, unless it says UNKNOWN.
 
     Args:
         console: where to.
@@ -96,7 +98,8 @@ def print_text(console: Console, text: str, *, indent: int | None = None) -> Non
     for line in text.split("\n"):
         if found := LABEL.match(line):
             label = found["label"]
-        if not _has_width(console) or label in UNBROKEN:
+        copied = label in UNBROKEN and not line[found.end() if found else 0 :].startswith(UNKNOWN)
+        if not _has_width(console) or copied:
             print_line(console, line)
             continue
         start = len(found.group()) if found else len(line) - len(line.lstrip())

@@ -309,3 +309,15 @@ def test_a_word_of_a_cell_is_not_broken() -> None:
     assert words.least() == len(words.cells[0])
     assert Column("file", ["x" * 200], words=True).least() == 72
     assert Column("design", ["short words " * 9], words=True).least() == 20
+
+
+def test_why_there_is_no_command_is_broken_between_words(
+    columns: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line of a command stays whole; one that says why there is none is a sentence."""
+    reason = "not known: " + "a word " * 40
+    print_text(new_console(), f"reproduce: {reason}\nreproduce: {'python train.py ' * 20}")
+    told = capsys.readouterr().out.splitlines()
+    assert " ".join(line.strip() for line in told[:-1]) == f"reproduce: {reason}".strip()
+    assert len(told) > 3 and all(len(line) <= columns for line in told[:-1])
+    assert told[-1].strip() == f"reproduce: {'python train.py ' * 20}".strip()
