@@ -70,6 +70,8 @@ def choose(
             f"the {'larger' if objectives[name].maximise else 'smaller'} {title_of(name)} of two, because a front of "
             f"two designs has no knee (choose.by={other} asks for the best {title_of(other)})"
         )
+    elif by == "knee" and len(front) == 1:
+        score, rule = knee, "the only one on the front"
     elif by == "knee":
         score, rule = knee, "the knee of the front"
     elif by == "weights":

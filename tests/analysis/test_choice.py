@@ -124,6 +124,12 @@ def test_a_front_of_two_has_no_knee() -> None:
     assert choose(two.iloc[[0, 0]], names, by="knee").rule == "the knee of the front"
 
 
+def test_a_front_of_one_has_no_knee() -> None:
+    assert choose(DESIGNS.iloc[[2, 4]], NAMES, by="knee").rule == "the only one on the front"
+    only = choose(DESIGNS, NAMES, by="knee", where="accuracy > 0.94")
+    assert only.rule == "the only one on the front where accuracy > 0.94" and only[:2] == (10, None)
+
+
 def test_designs_that_are_not_compressed_are_found() -> None:
     designs = DESIGNS.assign(**{"compress.fraction": [None, "0.5", "0.5", None, "0.25"]})
     assert choose(designs, NAMES, by="accuracy", where="compress.fraction == 0")[:2] == (10, 13)

@@ -61,7 +61,7 @@ def test_one_run(store_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     print_findings(analysis, folder)
     printed = capsys.readouterr().out
     assert (
-        "network 0: the knee of the front" in printed
+        "network 0: the only one on the front" in printed
         and "runner-up:" not in printed
         and "1 design of few, 1 on the front" in printed
     )
