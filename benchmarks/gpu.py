@@ -1,6 +1,6 @@
 """What only a GPU can show, in independent parts (make gpu).
 
-    make gpu                                                   under 8 minutes on one GPU, into benchmarks/results/gpu/
+    make gpu                                                   within 8 minutes on one GPU, into benchmarks/results/gpu/
     python benchmarks/gpu.py --parts environment engines       some of the parts
     python benchmarks/gpu.py --tiny --device cpu               all parts in small, to try the script without a GPU
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -360,13 +361,20 @@ def tests(setting: Setting) -> dict[str, Any]:
         for path in (ROOT / "tests").rglob("test_*.py")
         if "mark.gpu" in path.read_text()
     )
+    import pytest
+
     log = setting.out / "tests.log"  # what it says before its time is over
+    os.chdir(ROOT)
+    kept = os.dup(1)
     with log.open("w") as file:
-        status = subprocess.run(
-            [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", marker, "--tb=short",
-             "--durations=10", *files],
-            cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
-        ).returncode  # fmt: skip
+        os.dup2(file.fileno(), 1)
+        status = int(
+            pytest.main(
+                ["-v", "-p", "no:cacheprovider", "-m", marker, "--tb=short", "--durations=10", *files]
+            )
+        )
+        sys.stdout.flush()
+        os.dup2(kept, 1)
     print(log.read_text()[-6000:], flush=True)
     return {"status": status}
 
@@ -379,10 +387,13 @@ PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def run_part(name: str, setting: Setting, out: Path) -> None:
+def run_part(name: str, arguments: argparse.Namespace) -> None:
     """Run one part here and write its figures."""
-    began = time.perf_counter()
-    figures = PARTS[name](setting)
+    os.setsid()  # so that what it starts can be ended with it
+    with tempfile.TemporaryDirectory() as folder:
+        setting = Setting(arguments.device, arguments.tiny, arguments.chips, Path(folder), arguments.out)
+        began = time.perf_counter()
+        figures = PARTS[name](setting)
     from dxc.hardware.spec import device_name
 
     device = device_name("gpu" if setting.device == "cuda" else "cpu")
@@ -390,30 +401,37 @@ def run_part(name: str, setting: Setting, out: Path) -> None:
         "date": date.today().isoformat(), "device": device, "kind": "tiny" if setting.tiny else "measured",
         "seconds": round(time.perf_counter() - began, 1), **figures,
     }  # fmt: skip
-    (out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (arguments.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+FORK = multiprocessing.get_context("fork")
+"""Parts begin with torch imported, which takes up to 20 s a process on some machines. No GPU may be in use before."""
+
+
+def has_cuda() -> bool:
+    """Whether torch finds a GPU. Another process asks, because one that has asked cannot be forked any more."""
+    asks = FORK.Process(target=lambda: sys.exit(not __import__("torch").cuda.is_available()))
+    asks.start()
+    asks.join()
+    return asks.exitcode == 0
 
 
 def run_parts(names: list[str], arguments: argparse.Namespace, limit_s: float) -> dict[str, int | None]:
     """Run parts beside each other, each in a process. Returns their exit status; None: stopped at the limit."""
-    options = ["--device", arguments.device, "--out", str(arguments.out)]
-    options += ["--tiny"] if arguments.tiny else []
-    options += ["--chips", str(arguments.chips)] if arguments.chips else []
-    processes = {
-        name: subprocess.Popen([sys.executable, __file__, "--inside", name, *options], start_new_session=True)
-        for name in names
-    }
+    processes = {name: FORK.Process(target=run_part, args=(name, arguments)) for name in names}
     ended: dict[str, int | None] = {}
     try:
         until = time.perf_counter() + limit_s
+        for process in processes.values():
+            process.start()
         for name, process in processes.items():
-            try:
-                ended[name] = process.wait(max(0.1, until - time.perf_counter()))
-            except subprocess.TimeoutExpired:
-                ended[name] = None
+            process.join(max(0.1, until - time.perf_counter()))
+            ended[name] = process.exitcode
     finally:
         for process in processes.values():
-            if process.poll() is None:
+            if process.is_alive() and process.pid:
                 os.killpg(process.pid, signal.SIGKILL)
+                process.join()
     return ended
 
 
@@ -425,18 +443,11 @@ def main() -> int:
     parser.add_argument("--chips", type=Path, help="a folder of chips")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gpu")
     parser.add_argument("--minutes", type=float, default=8, help="no part begins after this time")
-    parser.add_argument("--inside", help=argparse.SUPPRESS)  # the part that this process runs
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    if arguments.inside:
-        with tempfile.TemporaryDirectory() as folder:
-            setting = Setting(arguments.device, arguments.tiny, arguments.chips, Path(folder), arguments.out)
-            run_part(arguments.inside, setting, arguments.out)
-        return 0
+    import dxc.pipeline.run  # noqa: F401  with torch; see FORK
 
-    import torch
-
-    if arguments.device == "cuda" and not torch.cuda.is_available():
+    if arguments.device == "cuda" and not has_cuda():
         print("no CUDA device here: --tiny --device cpu tries the script on the processor", file=sys.stderr)
         return 2
     began, failed = time.perf_counter(), []
