@@ -91,7 +91,8 @@ def environment(setting: Setting) -> dict[str, Any]:
     import importlib.metadata as metadata
 
     import torch
-    from training_engines import peaks
+
+    from dxc.hardware.schedule.roofline import measure_peaks
 
     packages = (
         "torch",
@@ -120,7 +121,7 @@ def environment(setting: Setting) -> dict[str, Any]:
             "gpu": properties.name, "memory_mb": properties.total_memory / 1e6, "cuda": torch.version.cuda,
             "multiprocessors": properties.multi_processor_count, "cudnn": torch.backends.cudnn.version(),
         }  # fmt: skip
-    return found | {"peaks": peaks(setting.device, tiny=setting.tiny)}
+    return found | {"peaks": measure_peaks(torch.device(setting.device), "bf16")._asdict()}
 
 
 def engines(setting: Setting) -> dict[str, Any]:
@@ -313,12 +314,13 @@ def resnet50(setting: Setting) -> dict[str, Any]:
     """Images a second of ResNet-50 in bf16, channels_last, images made on the device: eager and as one graph."""
     import torch
     from torch.nn import functional as F
-    from training_engines import captured, images_per_second, peaks, roofline_seconds
+    from training_engines import captured, images_per_second, roofline_seconds
 
+    from dxc.hardware.schedule.roofline import measure_peaks
     from dxc.models.resnet import BottleneckResNet
 
     torch.backends.cudnn.benchmark = True
-    peak, figures = peaks(setting.device, tiny=setting.tiny), []
+    peaks, figures = measure_peaks(torch.device(setting.device), "bf16"), []
     size = 64 if setting.tiny else 224
     for batch in (2,) if setting.tiny else (64, 128, 256, 512):
         for graph in (False, True) if setting.device == "cuda" else (False,):
@@ -343,14 +345,14 @@ def resnet50(setting: Setting) -> dict[str, Any]:
             rates = images_per_second(
                 captured(step) if graph else step, batch, setting.device, 0.1 if setting.tiny else 2.0
             )
-            floor = roofline_seconds(model, images.float(), peak)
+            floor = roofline_seconds(model, images.float(), peaks)
             row = {
                 "batch": batch, "graph": graph, "images_per_second": rates,
                 "share_of_roofline": statistics.median(rates) * floor / batch,
             }  # fmt: skip
             print(row, flush=True)
             figures.append(row)
-    return {"published_a100": 2470, "peaks": peak, "rates": figures}
+    return {"published_a100": 2470, "peaks": peaks._asdict(), "rates": figures}
 
 
 def tests(setting: Setting) -> dict[str, Any]:

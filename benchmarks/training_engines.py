@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from dxc.hardware.schedule.roofline import Peaks, measure_peaks
 from dxc.models.resnet import ResNet
 
 CHANNELS, SIZE, FOLDS = 7, 100, 5
@@ -45,31 +46,7 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def peaks(device: str, *, tiny: bool = False) -> dict[str, float]:
-    """Matrix products a second in FLOP and bytes a second of a copy, read and written, each the best of 5."""
-    n = 256 if tiny else 8192
-    left, right = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
-    source = torch.randn(n * n, device=device)
-    target = torch.empty_like(source)
-
-    def best(work: Callable[[], Any], repeats: int = 10) -> float:
-        work()
-        times = []
-        for _ in range(5):
-            synchronize(device)
-            started = time.perf_counter()
-            for _ in range(repeats):
-                work()
-            synchronize(device)
-            times.append((time.perf_counter() - started) / repeats)
-        return min(times)
-
-    flops = 2 * n**3 / best(lambda: left @ right)
-    copied = 2 * source.numel() * 4 / best(lambda: target.copy_(source))
-    return {"bf16_flop_per_s": flops, "bytes_per_s": copied}
-
-
-def roofline_seconds(model: nn.Module, image: Tensor, peak: dict[str, float]) -> float:
+def roofline_seconds(model: nn.Module, image: Tensor, peaks: Peaks) -> float:
     """The least time of one training step, layer by layer (Williams et al. 2009, doi 10.1145/1498765.1498785).
 
     Each convolution and linear layer has three passes: forward, gradient of its input, gradient of its weights. Each
@@ -79,7 +56,7 @@ def roofline_seconds(model: nn.Module, image: Tensor, peak: dict[str, float]) ->
     Args:
         model: any of convolutions and linear layers.
         image: a batch (B, C, H, W).
-        peak: see peaks.
+        peaks: of the device, in bf16.
     """
     seconds: list[float] = []
 
@@ -87,7 +64,7 @@ def roofline_seconds(model: nn.Module, image: Tensor, peak: dict[str, float]) ->
         flops = 2 * output.numel() * layer.weight[0].numel()
         traffic = BF16_BYTES * (inputs[0].numel() + output.numel() + layer.weight.numel())
         passes = 3 if seconds else 2
-        seconds.append(passes * max(flops / peak["bf16_flop_per_s"], traffic / peak["bytes_per_s"]))
+        seconds.append(passes * peaks.least_ms(flops / 2, traffic) / 1000)
 
     hooks = [m.register_forward_hook(add) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     with torch.no_grad():
@@ -336,15 +313,14 @@ def compare(
     if device == "cuda":
         torch.backends.cudnn.benchmark = True
     data = Resident(16 if tiny else 2048, device)
-    peak = peaks(device, tiny=tiny)
-    flop, traffic = peak["bf16_flop_per_s"] / 1e12, peak["bytes_per_s"] / 1e12
-    print(f"peaks: {flop:.0f} TFLOP/s bf16, {traffic:.2f} TB/s", flush=True)
-    figures: dict[str, Any] = {"peaks": peak, "rates": []}
+    peaks = measure_peaks(torch.device(device), "bf16")
+    print(f"peaks: {peaks.flops / 1e12:.0f} TFLOP/s bf16, {peaks.bandwidth / 1e12:.2f} TB/s", flush=True)
+    figures: dict[str, Any] = {"peaks": peaks._asdict(), "rates": []}
     for width, batch, names in chosen:
         floor = None
         with contextlib.suppress(RuntimeError):
             image = torch.rand(batch, CHANNELS, SIZE, SIZE, device=device)
-            floor = roofline_seconds(ResNet(CHANNELS, width=width).to(device), image, peak)
+            floor = roofline_seconds(ResNet(CHANNELS, width=width).to(device), image, peaks)
         for name in names:
             row: dict[str, Any] = {"width": width, "batch": batch, "variant": name}
             began = time.perf_counter()
