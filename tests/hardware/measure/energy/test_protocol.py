@@ -110,6 +110,15 @@ def test_a_constant_power_by_hand(rate: float) -> None:
     }  # fmt: skip
 
 
+def test_the_figure_of_merit_is_of_one_run() -> None:
+    """80 % / (58.8 ms x 300 mJ); an invalid energy gives none."""
+    found = judge(_constant(), _windows(), latency_ms=58.8)
+    metrics = found.metrics(accuracy=0.8, latency_ms=58.8)
+    assert metrics["fom"] == pytest.approx(80 / (58.8 * 300))
+    assert "fom" not in found.metrics(accuracy=0.8) | found.metrics(latency_ms=58.8)
+    assert replace(found, valid=False).metrics(accuracy=0.8, latency_ms=58.8) == {}
+
+
 @pytest.mark.parametrize("rate", [1, 10])
 @pytest.mark.parametrize("name", [*EXACT, *BOUNDED])
 def test_bars_hold_the_truth_whatever_the_phase(name: str, rate: float) -> None:
