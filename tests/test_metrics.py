@@ -289,7 +289,8 @@ def test_it_is_in_the_saved_view(energy: None) -> None:
     accuracy_only: Any = SimpleNamespace(objectives={"accuracy": METRICS["accuracy"]}, knobs=[])
     assert saved_view(accuracy_only)["columns"] == [
         "attributes.Dataset", "metrics.accuracy", "metrics.measured_latency_ms",
-        "metrics.device_accuracy", "metrics.warmth_mj", "metrics.fit_seconds", "tags.dxc.rank", "tags.dxc.front", "tags.data",
+        "metrics.device_accuracy", "metrics.warmth_mj", "metrics.fit_seconds", "tags.dxc.rank",
+        "tags.dxc.front", "tags.data",
     ]  # fmt: skip
 
 

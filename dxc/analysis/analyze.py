@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dxc.analysis.choice import Choice, choose
+from dxc.analysis.choice import Choice, choose, prize_metrics
 from dxc.analysis.condition import meets
 from dxc.analysis.designs import Designs, default_objectives, designs_of, parse_objectives, require_comparable
 from dxc.analysis.front_profile import FrontProfile, profile_front
@@ -128,9 +128,8 @@ def analyze(asked: Questions) -> tuple[Analysis, Path]:
         ]
     others = runs.set_index("run_id")[[name for name in runs if name not in frame]]
     rule = asked.choose
-    choice = choose(
-        frame.join(others, on="run_id"), objectives, by=rule.by, where=rule.where, weights=rule.weights
-    )
+    all_known = _with_prize(frame.join(others, on="run_id"), runs, rule.by, asked.mix)
+    choice = choose(all_known, objectives, by=rule.by, where=rule.where, weights=rule.weights)
     comparison = None
     if asked.compare:
         draws, seed = asked.bootstrap.draws, asked.bootstrap.seed
@@ -187,6 +186,16 @@ def analyze(asked: Questions) -> tuple[Analysis, Path]:
         except (OSError, TrackingError) as error:
             analysis = replace(analysis, notes=[*notes, f"not kept in MLflow: {error}"])
     return analysis, folder
+
+
+def _with_prize(designs: pd.DataFrame, runs: pd.DataFrame, by: str, mix: Sequence[str]) -> pd.DataFrame:
+    """Designs with what decides on a prize as the mean over their repeats. Raises AnalysisError where runs cannot be
+    compared by it."""
+    own = runs.set_index("run_id").loc[[run_id for repeats in designs["runs"] for run_id in repeats]]
+    for name in prize_metrics(by, own):
+        require_comparable(own, {name: METRICS[name]}, mix)
+        designs = designs.assign(**{name: [own.loc[repeats, name].mean() for repeats in designs["runs"]]})
+    return designs
 
 
 def _profiled(
