@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from dxc.config.build import build
 from dxc.errors import ConfigError, HardwareError
-from dxc.hardware.measure.energy.protocol import Energy, Sample, Window, judge
+from dxc.hardware.measure.energy.protocol import Sample, Window
 from dxc.text import visible
 
 log = logging.getLogger(__name__)
@@ -179,23 +179,3 @@ def opened(section: Mapping[str, Any] | None, *, host: str | None = None) -> Sou
             "use a meter in its supply: energy=smartpower2, energy=hwmon or energy=csv"
         )
     return source
-
-
-def energy_of(
-    source: Source, windows: Sequence[Window], *, latency_ms: float | None, throttled: bool = False
-) -> tuple[Energy, list[Sample]]:
-    """What a meter says of the windows of one network, and the samples of those windows.
-
-    A meter that fails makes an invalid figure, not an error: accuracy and latency of the same run are sound.
-
-    Args:
-        source: open.
-        windows: of one network; see judge().
-        latency_ms: see judge().
-        throttled: see judge().
-    """
-    try:
-        samples = source.during(windows)
-    except HardwareError as error:
-        return Energy(False, str(error)), []
-    return judge(samples, windows, latency_ms=latency_ms, throttled=throttled), samples

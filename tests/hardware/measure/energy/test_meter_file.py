@@ -11,8 +11,8 @@ import pytest
 
 from dxc.errors import HardwareError
 from dxc.hardware.measure.energy.meter_file import MeterFile, align
+from dxc.hardware.measure.energy.metering import metered
 from dxc.hardware.measure.energy.protocol import Window
-from dxc.hardware.measure.energy.sources import energy_of
 
 
 def _windows(begin: float, network: int = 0) -> list[Window]:
@@ -87,7 +87,8 @@ def test_energy_from_a_file(tmp_path: Path, clock: str) -> None:
                 path.write_text("\n".join([lines[0], *stamps, "2024-"]))
             if clock == "own":
                 source._windows = []  # the test moved the windows
-            found, samples = energy_of(source, shifted, latency_ms=None)
+            both = metered(source, shifted, latency_ms=None)
+            found, samples = both.energy, both.samples
             assert found.valid, found.reason
             assert abs(found.energy_mj - 5 * windows[1].seconds) < found.energy_error_mj + 0.2
             assert len(samples) == pytest.approx(10 * (windows[-1].end_s - windows[0].begin_s), rel=0.08)
@@ -99,11 +100,12 @@ def test_a_file_that_shows_no_load(tmp_path: Path) -> None:
     times, watts = _record(windows, np.random.default_rng(1))
     _write(path, times, np.random.default_rng(2).normal(3, 0.1, len(times)))
     with MeterFile(str(path), wait_s=0) as source:
-        found, samples = energy_of(source, windows, latency_ms=None)
+        both = metered(source, windows, latency_ms=None)
+    found, samples = both.energy, both.samples
     assert not found.valid and "does not show when the device worked" in found.reason and not samples
     _write(path, times[:200], watts[:200])
     with MeterFile(str(path), wait_s=0) as source:
-        assert "does not show" in energy_of(source, windows, latency_ms=None)[0].reason
+        assert "does not show" in metered(source, windows, latency_ms=None).energy.reason
 
 
 @pytest.mark.parametrize(

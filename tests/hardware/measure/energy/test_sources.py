@@ -19,9 +19,10 @@ from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.errors import ConfigError, HardwareError
 from dxc.hardware.measure.energy import smartpower2
 from dxc.hardware.measure.energy.counters import Hwmon, Nvml, Rapl
+from dxc.hardware.measure.energy.metering import metered
 from dxc.hardware.measure.energy.protocol import Window
 from dxc.hardware.measure.energy.smartpower2 import SmartPower2, reading
-from dxc.hardware.measure.energy.sources import energy_of, opened
+from dxc.hardware.measure.energy.sources import opened
 
 BOOT = b"\r\n\x00\xff ets Jan  8 2013,rst cause:4\r\nload 0x4010f000, len 1264\r\nSmartPower2\r\nIP: 192.168.4.1\r\n"
 
@@ -354,8 +355,9 @@ def test_a_meter_that_stops_makes_an_invalid_figure(tmp_path: Path) -> None:
         counter.unlink()
         _until(lambda: source._crash is not None)
         windows = [Window("load", begin + 40 * place, begin + 40 * place + 39, 10, 39) for place in range(3)]
-        found, samples = energy_of(source, windows, latency_ms=1.0)
-    assert not found.valid and "no sample for" in found.reason and samples == source.samples()
+        found = metered(source, windows, latency_ms=1.0)
+    assert not found.energy.valid and "no sample for" in found.energy.reason
+    assert found.samples == source.samples()
 
 
 @pytest.mark.parametrize("name", ["none", "smartpower2", "rapl", "nvml", "hwmon", "csv"])
