@@ -18,14 +18,19 @@ def main(cfg: DictConfig) -> None:
     with exit_cleanly():
         from dxc.analysis.analyze import analyze
         from dxc.analysis.compression import compression_table
+        from dxc.analysis.deployment import deployment_table
         from dxc.analysis.questions import Questions
         from dxc.report.compression import print_compression
+        from dxc.report.deployment import print_deployment
         from dxc.report.findings import print_findings
 
         asked = Questions.of(resolved(cfg))
         if asked.table == "compression":
             table, folder = compression_table(asked)
             print_compression(table.frame, table.metrics, folder, title=table.title, lines=table.lines)
+        elif asked.table == "deployment":
+            deployment, folder = deployment_table(asked)
+            print_deployment(deployment.frame, folder, title=deployment.title, lines=deployment.lines)
         else:
             print_findings(*analyze(asked))
 

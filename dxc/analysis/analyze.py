@@ -13,6 +13,7 @@ import numpy as np
 
 from dxc.analysis.choice import Choice, choose, prize_metrics
 from dxc.analysis.condition import meets
+from dxc.analysis.deployed import deployed
 from dxc.analysis.designs import Designs, default_objectives, designs_of, parse_objectives, require_comparable
 from dxc.analysis.front_profile import FrontProfile, profile_front
 from dxc.analysis.network_file import NetworkFile, chosen_file
@@ -31,6 +32,7 @@ from dxc.evaluation.bootstrap import (
     compare,
     probability_non_dominated,
 )
+from dxc.hardware.measure.energy.metering import FILE, Metering
 from dxc.metrics import METRICS, ORIGIN_TAGS, Metric, named_origins
 from dxc.pareto import dominators, hypervolume, non_dominated, ranks, reference_point
 from dxc.text import counted
@@ -78,6 +80,10 @@ class Analysis:
     """The exported file of the chosen design."""
     whole: bool = False
     """Whether the terminal shows all designs, not the front alone: a published table as it is printed."""
+    deployed: pd.DataFrame | None = None
+    """Those that were run on a device; see dxc.analysis.deployed. None if none was."""
+    power: Metering | None = None
+    """What a meter saw of the chosen design."""
     view: str = ""
     """Address of the designs in MLflow's UI; '' where nothing was written to the store."""
 
@@ -145,11 +151,14 @@ def analyze(asked: Questions) -> tuple[Analysis, Path]:
         if len(baseline.aside):
             notes.append(f"baseline: {len(baseline.aside)} of {len(baseline_runs)} runs lack an objective")
     commands, network = ("", ""), NetworkFile()
+    on_device, power = None, None
     if published is None:
         reader = Reader(uri, artifacts=asked.tracking.artifacts)
         commands = _commands(frame, choice, reader)
         run_id = frame.loc[choice.design, "run_id"]
         network = chosen_file(reader, run_id, export=rule.export, rebuild=commands[0])
+        on_device = deployed(shown)
+        power = _power(reader, run_id) if len(on_device) else None
     folder = Path(asked.out) / re.sub(r"[^\w.+-]|^\.+", "_", title)
     try:
         front_profile = (
@@ -175,6 +184,8 @@ def analyze(asked: Questions) -> tuple[Analysis, Path]:
         machines_of(shown, objectives),
         network,
         whole=published is not None,
+        deployed=on_device if on_device is not None and len(on_device) else None,
+        power=power,
     )
     try:
         write_report(analysis, folder)
@@ -296,6 +307,16 @@ def _commands(frame: pd.DataFrame, choice: Choice, reader: Reader) -> tuple[str,
                 return f"not known: {error}" if isinstance(error, OutsideError) else str(error)
 
     return of(choice.design), of(choice.runner_up)
+
+
+def _power(reader: Reader, run_id: str) -> Metering | None:
+    """What a meter saw of a run; None where there is no such record that can be read."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = reader.artifact(run_id, FILE, Path(folder))
+            return None if path is None else Metering.load(path)
+        except (OSError, ValueError, OutsideError):
+            return None
 
 
 def _record(asked: Questions, analysis: Analysis, folder: Path, runs: pd.DataFrame) -> str:
