@@ -18,11 +18,11 @@ def main(cfg: DictConfig) -> None:
     with exit_cleanly():
         from dxc.analysis.analyze import analyze
         from dxc.analysis.compression import compression_table
-        from dxc.analysis.deployment import deployment_table
+        from dxc.analysis.on_device import deployment_table
         from dxc.analysis.questions import Questions
         from dxc.report.compression import print_compression
-        from dxc.report.deployment import print_deployment
         from dxc.report.findings import print_findings
+        from dxc.report.on_device import print_deployment
 
         asked = Questions.of(resolved(cfg))
         if asked.table == "compression":

@@ -289,7 +289,7 @@ def test_it_is_in_the_saved_view(energy: None) -> None:
     accuracy_only: Any = SimpleNamespace(objectives={"accuracy": METRICS["accuracy"]}, knobs=[])
     assert saved_view(accuracy_only)["columns"] == [
         "attributes.Dataset", "metrics.accuracy", "metrics.measured_latency_ms",
-        "metrics.device_accuracy", "metrics.warmth_mj", "metrics.fit_seconds", "tags.dxc.rank",
+        "metrics.warmth_mj", "metrics.fit_seconds", "tags.dxc.rank",
         "tags.dxc.front", "tags.data",
     ]  # fmt: skip
 
@@ -303,7 +303,7 @@ def _columns_of(tag: dict[str, str]) -> list[str]:
 def test_the_saved_view_of_a_new_study() -> None:
     assert [column for column in _columns_of(view_tag()) if column.startswith("metrics")] == [
         "metrics.`accuracy`", "metrics.`latency_ms`", "metrics.`measured_latency_ms`",
-        "metrics.`device_accuracy`", "metrics.`onnx_mb`", "metrics.`fit_seconds`",
+        "metrics.`onnx_mb`", "metrics.`fit_seconds`",
     ]  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from dxc.evaluation.bootstrap import (
     compare,
     probability_non_dominated,
 )
-from dxc.hardware.measure.energy.metering import FILE, Metering
+from dxc.hardware.measure.energy.metering import Metering, artifact_of
 from dxc.metrics import METRICS, ORIGIN_TAGS, Metric, named_origins
 from dxc.pareto import dominators, hypervolume, non_dominated, ranks, reference_point
 from dxc.text import counted
@@ -158,7 +158,7 @@ def analyze(asked: Questions) -> tuple[Analysis, Path]:
         run_id = frame.loc[choice.design, "run_id"]
         network = chosen_file(reader, run_id, export=rule.export, rebuild=commands[0])
         on_device = deployed(shown)
-        power = _power(reader, run_id) if len(on_device) else None
+        power = _power(reader, run_id, runs) if len(on_device) else None
     folder = Path(asked.out) / re.sub(r"[^\w.+-]|^\.+", "_", title)
     try:
         front_profile = (
@@ -309,11 +309,15 @@ def _commands(frame: pd.DataFrame, choice: Choice, reader: Reader) -> tuple[str,
     return of(choice.design), of(choice.runner_up)
 
 
-def _power(reader: Reader, run_id: str) -> Metering | None:
+def _power(reader: Reader, run_id: str, runs: pd.DataFrame) -> Metering | None:
     """What a meter saw of a run; None where there is no such record that can be read."""
+    tag = ORIGIN_TAGS["measured"]
+    device = runs.set_index("run_id")[tag].get(run_id) if tag in runs else None
+    if not isinstance(device, str):
+        return None
     with tempfile.TemporaryDirectory() as folder:
         try:
-            path = reader.artifact(run_id, FILE, Path(folder))
+            path = reader.artifact(run_id, artifact_of(device), Path(folder))
             return None if path is None else Metering.load(path)
         except (OSError, ValueError, OutsideError):
             return None

@@ -10,7 +10,7 @@ from dxc.files import write_atomically
 from dxc.metrics import title_of
 from dxc.report import figures, tables
 from dxc.report.console import origin_lines
-from dxc.report.deployment import page_sections, write_deployment
+from dxc.report.on_device import page_sections, write_deployment
 from dxc.report.page import page
 from dxc.report.power import power
 from dxc.report.terminal import LABEL, Column, new_console, print_table, print_text

@@ -57,6 +57,9 @@ def test_it_is_kept_whole(tmp_path: Path) -> None:
     read = Metering.load(tmp_path / "energy.json")
     assert (read.meter, read.samples, read.windows) == (metering.meter, metering.samples, metering.windows)
     assert read.energy.metrics() == metering.energy.metrics()
+    beside = {"reason": "", "content": metering.content()}
+    (tmp_path / "energy.json").write_text(json.dumps(beside))
+    assert Metering.load(tmp_path / "energy.json") == read
 
 
 @pytest.mark.parametrize(

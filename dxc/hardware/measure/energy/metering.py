@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +17,8 @@ from dxc.hardware.measure.energy.protocol import Energy, Sample, Window, judge
 from dxc.hardware.measure.energy.sources import Source
 from dxc.untrusted import load_json
 
-FILE = "energy.json"
-"""The artifact of a run."""
+FOLDER, FILE = "deployed", "energy.json"
+"""Folder of a run's artifacts, in which each device has one, and the file in that."""
 MAX_BYTES = 50_000_000
 
 
@@ -36,15 +38,18 @@ class Metering:
     windows: Sequence[Window]
     energy: Energy
 
-    def save(self, path: Path) -> None:
-        """Write everything as JSON. The file appears when it is complete."""
-        content = {
+    def content(self) -> dict[str, Any]:
+        """Everything in plain containers."""
+        return {
             "meter": self.meter,
             "energy": self.energy.record(),
             "windows": [asdict(each) for each in self.windows],
             "samples": [list(each) for each in self.samples],
         }
-        write_atomically(path, json.dumps(content) + "\n")
+
+    def save(self, path: Path) -> None:
+        """Write everything as JSON. The file appears when it is complete."""
+        write_atomically(path, json.dumps(self.content()) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Metering:
@@ -57,6 +62,7 @@ class Metering:
         """
         content = load_json(path, limit=MAX_BYTES)
         try:
+            content = content.get("content", content)  # where more is written beside it
             samples = [Sample(_finite(at), _finite(watt)) for at, watt in content["samples"]]
             windows = [
                 Window(
@@ -81,6 +87,21 @@ _NUMBERS = (
     "energy_mj", "energy_error_mj", "net_energy_mj", "net_energy_error_mj", "max_power_w", "idle_before_w",
     "idle_after_w",
 )  # fmt: skip
+
+
+def artifact_of(device: str) -> str:
+    """Path of the record among a run's artifacts.
+
+    Args:
+        device: as the tag dxc.measured_on names it.
+    """
+    return f"{FOLDER}/{slug(device)}/{FILE}"
+
+
+def slug(device: str) -> str:
+    """Name of a folder for a device: readable, and different for different devices."""
+    mark = hashlib.blake2b(device.encode(), digest_size=3).hexdigest()
+    return re.sub(r"[^A-Za-z0-9]+", "-", device.partition(";")[0]).strip("-")[:60] + f"-{mark}"
 
 
 def _finite(value: Any) -> float:

@@ -12,13 +12,13 @@ from mlflow import MlflowClient
 
 from dxc.analysis.analyze import analyze
 from dxc.analysis.deployed import deployed
-from dxc.analysis.deployment import deployment_table, prizes
+from dxc.analysis.on_device import deployment_table, prizes
 from dxc.analysis.questions import Questions
 from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.errors import AnalysisError
-from dxc.hardware.measure.energy.metering import FILE
+from dxc.hardware.measure.energy.metering import artifact_of
 from dxc.metrics import figure_of_merit
-from dxc.report.deployment import deployment_figure, deployment_in_text, print_deployment
+from dxc.report.on_device import deployment_figure, deployment_in_text, print_deployment
 from tests.report.test_power import _metering
 
 PI = "Raspberry Pi 3 Model B Plus, 4 cores; onnxruntime 1.16.3, cpu, 4 threads"
@@ -51,8 +51,10 @@ def _store(store_file: Path, *, metered: bool = True, device: str = PI) -> str:
         for key, value in metrics.items():
             client.log_metric(run, key, value)
         if name == "5 %":
-            _metering().save(store_file.parent / FILE)
-            client.log_artifact(run, str(store_file.parent / FILE))
+            place = store_file.parent / artifact_of(device)
+            place.parent.mkdir(parents=True)
+            _metering().save(place)
+            client.log_artifact(run, str(place), str(Path(artifact_of(device)).parent))
         client.set_terminated(run)
     return uri
 

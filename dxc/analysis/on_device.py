@@ -47,7 +47,7 @@ def deployment_table(asked: Questions) -> tuple[DeploymentTable, Path]:
         TrackingError: the store or the study does not exist.
         AnalysisError: no run was deployed.
     """
-    from dxc.report.deployment import write_deployment
+    from dxc.report.on_device import write_deployment
 
     runs, _, title, notes = tracked_runs(asked)
     if asked.where:
