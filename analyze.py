@@ -19,14 +19,19 @@ def main(cfg: DictConfig) -> None:
         print("analyze: reading the question and the runs", file=sys.stderr, flush=True)
         from dxc.analysis.analyze import analyze
         from dxc.analysis.compression import compression_table
+        from dxc.analysis.on_device import deployment_table
         from dxc.analysis.questions import Questions
         from dxc.report.compression import print_compression
         from dxc.report.findings import print_findings
+        from dxc.report.on_device import print_deployment
 
         asked = Questions.of(resolved(cfg))
         if asked.table == "compression":
             table, folder = compression_table(asked)
             print_compression(table.frame, table.metrics, folder, title=table.title, lines=table.lines)
+        elif asked.table == "deployment":
+            deployment, folder = deployment_table(asked)
+            print_deployment(deployment.frame, folder, title=deployment.title, lines=deployment.lines)
         else:
             print_findings(*analyze(asked))
 

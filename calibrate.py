@@ -23,7 +23,10 @@ def main(cfg: DictConfig) -> None:
         folder = calibrate(
             config["name"],
             hardware,
-            **{key: config[key] for key in ("networks", "max_minutes", "seed", "overwrite", "progress")},
+            **{
+                key: config[key]
+                for key in ("networks", "max_minutes", "seed", "overwrite", "progress", "quantised")
+            },
         )
         print_package(Path(folder))
 

@@ -80,8 +80,10 @@ class Metric:
         return -greatest if self.may_be_negative else 0, greatest
 
     def brief(self, value: float) -> str:
-        """A value in a line or a narrow table: two decimals, a count in full."""
-        return f"{value:,.0f}" if self.unit == "count" else f"{value:.2f}"
+        """A value in a line or a narrow table: two decimals, a count in full, two digits of what is less than 0.01."""
+        if self.unit == "count":
+            return f"{value:,.0f}"
+        return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:.2f}"
 
     def said(self, value: float) -> str:
         """A value with what it is: '5.20 ms predicted', '1.20 MB', '11,183,810 parameters'."""
@@ -100,6 +102,10 @@ MEASURED = {
     "dxc.measured_on": "the machine they were measured on",  # device, runtime, provider, threads
     "hardware.affinity": "the cores they were measured on",
 }
+METERED = {
+    **MEASURED,
+    "dxc.energy_meter": "the meter of energy",
+}  # one in the supply sees more than a processor's own
 MEASURED_IN_BATCHES = {**MEASURED, "hardware.batches": "the batch sizes that were measured"}
 SCHEDULED = {"dxc.scheduled_on": "the device they were scheduled on"}  # with torch, CUDA and precision
 TRAINED_ON = {"device": "the machine they were trained on", "dxc.engine": "the engine that trained them"}
@@ -244,6 +250,15 @@ METRICS: dict[str, Metric] = {
         origin="measured",
         comparable_by=MEASURED,
     ),
+    "device_accuracy": Metric(
+        unit="fraction",
+        maximise=True,
+        meaning="of the exported file over the whole test set, computed on the device",
+        title="accuracy",
+        table_format=",.4f",
+        origin="measured",
+        comparable_by={**JUDGED, **MEASURED},
+    ),
     "efficiency_ms": Metric(
         unit="ms",
         maximise=False,
@@ -301,6 +316,40 @@ METRICS: dict[str, Metric] = {
         origin="measured",
         may_be_limited=True,
         comparable_by=MEASURED,
+    ),
+    "energy_mj": Metric(
+        unit="mJ",
+        maximise=False,
+        meaning="an image, with what the device takes when idle",
+        title="energy",
+        origin="measured",
+        comparable_by=METERED,
+    ),
+    "net_energy_mj": Metric(
+        unit="mJ",
+        maximise=False,
+        meaning="an image, less what the device takes when idle",
+        title="net energy",
+        origin="measured",
+        may_be_negative=True,  # where it is small beside the error of the meter
+        comparable_by=METERED,
+    ),
+    "max_power_w": Metric(
+        unit="W",
+        maximise=False,
+        meaning="the greatest sample of the meter under load",
+        title="maximum power",
+        table_format=",.2f",
+        origin="measured",
+        comparable_by=METERED,
+    ),
+    "fom": Metric(
+        unit="%/(ms mJ)",
+        maximise=True,
+        meaning="accuracy in % / (latency x energy), all three of one run on the device",
+        title="figure of merit",
+        origin="measured",
+        comparable_by={**JUDGED, **METERED},
     ),
     "params": Metric(
         unit="count",
@@ -411,6 +460,17 @@ def is_of_one_fold(name: str) -> bool:
 def is_fold_accuracy(name: str) -> bool:
     """Whether runs have this name for the accuracy of one fold after its last epoch: `val_accuracy.fold1`."""
     return name.startswith("val_accuracy.")
+
+
+def figure_of_merit(accuracy: float, latency_ms: float, energy_mj: float) -> float:
+    """Metric fom: accuracy in % / (latency x energy). All three are of one run on the device.
+
+    Args:
+        accuracy: a fraction.
+        latency_ms: of an image.
+        energy_mj: gross energy of an image.
+    """
+    return 100 * accuracy / (latency_ms * energy_mj)
 
 
 def directions(names: Sequence[str]) -> list[bool]:

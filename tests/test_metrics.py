@@ -24,6 +24,7 @@ from dxc.errors import AnalysisError, ConfigError
 from dxc.metrics import (
     METRICS,
     Metric,
+    figure_of_merit,
     is_fold_accuracy,
     is_of_one_fold,
     known_costs,
@@ -49,18 +50,31 @@ def test_directions() -> None:
     of_boxes = {"box_ap50", "box_ap", "mean_iou"}
     assert up == of_boxes | {
         "accuracy", "average_precision", "f1", "auroc", "recall_at_precision", "images_per_second",
-        "fold_score",
+        "fold_score", "device_accuracy", "fom",
     }  # fmt: skip
 
 
 def test_units_in_names() -> None:
     for name, declared in METRICS.items():
-        assert declared.unit in ("fraction", "count", "ms", "s", "1/s", "1e6 bytes")
+        assert declared.unit in (
+            "fraction", "count", "ms", "s", "1/s", "1e6 bytes", "mJ", "W", "%/(ms mJ)",
+        )  # fmt: skip
         assert isinstance(declared.maximise, bool)
         if name.endswith("_ms"):
             assert declared.unit == "ms"
+        if name.endswith("_mj"):
+            assert declared.unit == "mJ"
+        if name.endswith("_w"):
+            assert declared.unit == "W"
         if name.endswith("_mb"):
             assert declared.unit == "1e6 bytes"
+
+
+def test_the_figure_of_merit_by_hand() -> None:
+    """Of the published final design: 75.64 %, 3.58 ms, 28.1 mJ give 0.752."""
+    assert figure_of_merit(0.7564, 3.58, 28.1) == pytest.approx(0.752, abs=5e-4)
+    row = METRICS["fom"]
+    assert (row.brief(0.7519), row.brief(0.00284), row.brief(0.0)) == ("0.75", "0.0028", "0.00")
 
 
 def test_one_predictor_belongs_to_the_latency() -> None:
@@ -106,7 +120,7 @@ def test_curves_of_folds_are_no_metrics() -> None:
         assert not is_fold_accuracy(name)
     runs = RUNS.assign(**{"val_accuracy.fold1": 0.5, "fold_score": 0.5, "val/accuracy": 0.5})
     message = (
-        r"logged speed; runs that logged one: accuracy \(3\), accuracy_std \(2\), energy_mj \(3\), fold_score"
+        r"logged speed; runs that logged one: accuracy \(3\), accuracy_std \(2\), warmth_mj \(3\), fold_score"
     )
     with pytest.raises(AnalysisError, match=message + r" \(3\), val/accuracy \(3\)$"):
         parse_objectives(["speed"], runs)
@@ -134,7 +148,7 @@ RUNS = pd.DataFrame(
         "name": ["wide", "narrow", "slow"],
         "accuracy": [0.94, 0.80, 0.70],
         "accuracy_std": [0.25, 0.5, math.nan],
-        "energy_mj": [3.25, 1.5, 9.0],
+        "warmth_mj": [3.25, 1.5, 9.0],
         "model.width": ["64", "32", "16"],
         "dxc.design": ["A", "B", "C"],
         "dxc.data": ["d", "d", "d"],
@@ -148,14 +162,14 @@ Shown = tuple[pd.DataFrame, dict[str, Metric], list[str]]
 @pytest.fixture
 def energy(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one row."""
-    monkeypatch.setitem(METRICS, "energy_mj", ENERGY)
+    monkeypatch.setitem(METRICS, "warmth_mj", ENERGY)
 
 
 @pytest.fixture
 def designs(energy: None) -> Shown:
     """wide and narrow are the front."""
     objectives = parse_objectives(
-        ["accuracy", "energy_mj"], RUNS
+        ["accuracy", "warmth_mj"], RUNS
     )  # no direction is asked for: the row has it
     found = designs_of(RUNS, objectives)
     frame, _, _ = with_front(found, objectives)
@@ -164,10 +178,10 @@ def designs(energy: None) -> Shown:
 
 
 def test_it_is_unknown_without_its_row() -> None:
-    with pytest.raises(AnalysisError, match="the direction of energy_mj is not known"):
-        parse_objectives(["energy_mj"], RUNS)
+    with pytest.raises(AnalysisError, match="the direction of warmth_mj is not known"):
+        parse_objectives(["warmth_mj"], RUNS)
     with pytest.raises(KeyError):
-        metric_of("energy_mj")
+        metric_of("warmth_mj")
 
 
 def test_it_is_in_tables(designs: Shown) -> None:
@@ -212,14 +226,14 @@ def test_its_machine_is_named(designs: Shown) -> None:
 
 
 def test_it_is_compared_by_what_its_row_says(energy: None) -> None:
-    objectives = parse_objectives(["energy_mj"], RUNS)
+    objectives = parse_objectives(["warmth_mj"], RUNS)
     require_comparable(RUNS.assign(**{"dxc.data": ["d", "e", "f"]}), objectives, [])
     other = RUNS.assign(**{"dxc.energy_meter": ["SmartPower2", "SmartPower2", "INA226"], "dxc.design": "A"})
     message = r"dxc.energy_meter \(the meter of energy\): 'SmartPower2' \(2 runs\), 'INA226' \(1 run\)"
     with pytest.raises(AnalysisError, match=message):
         require_comparable(other, objectives, [])
     require_comparable(other, objectives, ["dxc.energy_meter"])
-    assert list(designs_of(other, objectives).frame["energy_mj"]) == [2.375, 9.0]  # repeats on one meter only
+    assert list(designs_of(other, objectives).frame["warmth_mj"]) == [2.375, 9.0]  # repeats on one meter only
 
 
 def test_its_spread_is_what_its_row_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,37 +242,37 @@ def test_its_spread_is_what_its_row_says(monkeypatch: pytest.MonkeyPatch) -> Non
         (False, 1.2374368670764582),
         (True, 0.375),
     ):  # over repeats; mean of those within them
-        monkeypatch.setitem(METRICS, "energy_mj", replace(ENERGY, same_in_repeats=same))
-        found: Designs = designs_of(runs, parse_objectives(["energy_mj"], runs))
-        assert found.frame["spread.energy_mj"][0] == pytest.approx(spread)
+        monkeypatch.setitem(METRICS, "warmth_mj", replace(ENERGY, same_in_repeats=same))
+        found: Designs = designs_of(runs, parse_objectives(["warmth_mj"], runs))
+        assert found.frame["spread.warmth_mj"][0] == pytest.approx(spread)
 
 
 def test_it_has_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = {"energy_mj": 5.0}
-    with pytest.raises(ConfigError, match=r"hardware\.limits\.energy_mj: no such cost"):
+    limits = {"warmth_mj": 5.0}
+    with pytest.raises(ConfigError, match=r"hardware\.limits\.warmth_mj: no such cost"):
         Hardware.of({"name": "pi", "limits": limits})
-    monkeypatch.setitem(METRICS, "energy_mj", ENERGY)
+    monkeypatch.setitem(METRICS, "warmth_mj", ENERGY)
     assert Hardware.of({"name": "pi", "limits": limits}).limits == limits
-    with pytest.raises(ConfigError, match=r"accuracy: no such cost; latency_ms, .*, energy_mj have limits"):
+    with pytest.raises(ConfigError, match=r"accuracy: no such cost; latency_ms, .*, warmth_mj have limits"):
         Hardware.of({"name": "pi", "limits": {"accuracy": 1}})
 
 
 def test_it_has_limits_of_a_search_if_it_is_known_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     section = _search_section()
-    monkeypatch.setitem(METRICS, "energy_mj", ENERGY)  # metered: after training
-    with pytest.raises(ConfigError, match="energy_mj: no such cost; latency_ms, onnx_mb, params, macs have"):
-        Settings.of({**section, "limits": {"energy_mj": 5}}, "accuracy")
-    assert Settings.of(section, "accuracy", {"energy_mj": 7.0}).limits == {}
-    monkeypatch.setitem(METRICS, "energy_mj", replace(ENERGY, known_before_training=True))
-    assert Settings.of({**section, "limits": {"energy_mj": 5}}, "accuracy").limits == {"energy_mj": 5}
-    assert Settings.of({**section, "limits": {"macs": 9}}, "accuracy", {"energy_mj": 7.0}).limits == {
-        "energy_mj": 7.0,
+    monkeypatch.setitem(METRICS, "warmth_mj", ENERGY)  # measured: after training
+    with pytest.raises(ConfigError, match="warmth_mj: no such cost; latency_ms, onnx_mb, params, macs have"):
+        Settings.of({**section, "limits": {"warmth_mj": 5}}, "accuracy")
+    assert Settings.of(section, "accuracy", {"warmth_mj": 7.0}).limits == {}
+    monkeypatch.setitem(METRICS, "warmth_mj", replace(ENERGY, known_before_training=True))
+    assert Settings.of({**section, "limits": {"warmth_mj": 5}}, "accuracy").limits == {"warmth_mj": 5}
+    assert Settings.of({**section, "limits": {"macs": 9}}, "accuracy", {"warmth_mj": 7.0}).limits == {
+        "warmth_mj": 7.0,
         "macs": 9,
     }
-    own = Settings.of({**section, "limits": {"energy_mj": None}}, "accuracy", {"energy_mj": 7.0})
+    own = Settings.of({**section, "limits": {"warmth_mj": None}}, "accuracy", {"warmth_mj": 7.0})
     assert own.limits == {}  # null is no limit, whatever the device has
-    with_energy = {**section, "tuner": "pareto", "objectives": ["accuracy", "energy_mj"]}
-    assert Settings.of(with_energy, "accuracy").objectives == ["accuracy", "energy_mj"]
+    with_energy = {**section, "tuner": "pareto", "objectives": ["accuracy", "warmth_mj"]}
+    assert Settings.of(with_energy, "accuracy").objectives == ["accuracy", "warmth_mj"]
 
 
 def _search_section() -> dict[str, Any]:
@@ -270,12 +284,13 @@ def _search_section() -> dict[str, Any]:
 
 
 def test_it_is_in_the_saved_view(energy: None) -> None:
-    assert "metrics.`energy_mj`" in _columns_of(view_tag())
+    assert "metrics.`warmth_mj`" in _columns_of(view_tag())
     assert _columns_of(view_tag())[1:3] == ["metrics.`accuracy`", "metrics.`latency_ms`"]
     accuracy_only: Any = SimpleNamespace(objectives={"accuracy": METRICS["accuracy"]}, knobs=[])
     assert saved_view(accuracy_only)["columns"] == [
-        "attributes.Dataset", "metrics.accuracy", "metrics.measured_latency_ms", "metrics.energy_mj",
-        "metrics.fit_seconds", "tags.dxc.rank", "tags.dxc.front", "tags.data",
+        "attributes.Dataset", "metrics.accuracy", "metrics.measured_latency_ms",
+        "metrics.warmth_mj", "metrics.fit_seconds", "tags.dxc.rank",
+        "tags.dxc.front", "tags.data",
     ]  # fmt: skip
 
 
@@ -287,8 +302,8 @@ def _columns_of(tag: dict[str, str]) -> list[str]:
 
 def test_the_saved_view_of_a_new_study() -> None:
     assert [column for column in _columns_of(view_tag()) if column.startswith("metrics")] == [
-        "metrics.`accuracy`", "metrics.`latency_ms`", "metrics.`measured_latency_ms`", "metrics.`onnx_mb`",
-        "metrics.`fit_seconds`",
+        "metrics.`accuracy`", "metrics.`latency_ms`", "metrics.`measured_latency_ms`",
+        "metrics.`onnx_mb`", "metrics.`fit_seconds`",
     ]  # fmt: skip
 
 
@@ -297,15 +312,15 @@ def test_it_is_in_the_terminal(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     result: Any = SimpleNamespace(
-        name="wide", metrics={"energy_mj": 3.25}, score="accuracy", fold_scores={"fold1": 0.5}, source="",
+        name="wide", metrics={"warmth_mj": 3.25}, score="accuracy", fold_scores={"fold1": 0.5}, source="",
         predicted_for="", measured_on="", notes=(), excluded=0, onnx=tmp_path, run_id="r", experiment_id="1", study="s",
         tracking_uri="sqlite:///x",
     )  # fmt: skip
     print_result(result)
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["energy", "3.250", "mJ", "measured", "energy_mj", "an", "image,", "metered"] in printed
+    assert ["energy", "3.250", "mJ", "measured", "warmth_mj", "an", "image,", "metered"] in printed
 
-    row = {"file": "a.onnx", "energy_mj": 3.25, "energy_mj/a": 3.0, "energy_mj/b": 3.5, "macs": 1e6}
+    row = {"file": "a.onnx", "warmth_mj": 3.25, "warmth_mj/a": 3.0, "warmth_mj/b": 3.5, "macs": 1e6}
     print_comparison(pd.DataFrame([row]), [])
     printed = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
     assert [
@@ -321,23 +336,23 @@ def test_it_is_in_the_terminal(
 def test_it_is_in_the_lines_of_a_search(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(METRICS, "energy_mj", replace(ENERGY, known_before_training=True))
-    progress = Progress("first", ["accuracy", "energy_mj", "macs"], "accuracy")
+    monkeypatch.setitem(METRICS, "warmth_mj", replace(ENERGY, known_before_training=True))
+    progress = Progress("first", ["accuracy", "warmth_mj", "macs"], "accuracy")
     progress._console = Console(width=200)
     entry = Entry("0" * 12, "1" * 32, "finished", [], 0)
-    entry.metrics = {"fold_score": 0.9, "energy_mj": 3.25, "macs": 1e6}
+    entry.metrics = {"fold_score": 0.9, "warmth_mj": 3.25, "macs": 1e6}
     standing: Any = SimpleNamespace(done=1, total=1)
     progress.trial("wide", entry, part=None, on_front=False, standing=standing)
     assert "accuracy 0.9000   1,000,000 MACs   3.25 mJ measured" in capsys.readouterr().out
-    progress.dry_run([("wide", {"energy_mj": 3.25}, "")], seconds=1, trials=1, parallel=1)
+    progress.dry_run([("wide", {"warmth_mj": 3.25}, "")], seconds=1, trials=1, parallel=1)
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["energy", "3.25", "3.25", "3.25", "mJ", "measured"] in printed
 
 
 def test_it_can_be_recorded(energy: None, tmp_path: Path) -> None:
     record = Record(tmp_path)
-    record.log({"energy_mj": 3.25, "energy_mj/a": 3.0})
-    assert record.content["metrics"] == {"energy_mj": 3.25, "energy_mj/a": 3.0}
+    record.log({"warmth_mj": 3.25, "warmth_mj/a": 3.0})
+    assert record.content["metrics"] == {"warmth_mj": 3.25, "warmth_mj/a": 3.0}
 
 
 def test_a_metric_that_is_not_declared_is_compared_by_hardware_and_chips() -> None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dxc.analysis.choice import Choice, choose
+from dxc.analysis.choice import Choice, choose, prize_metrics
 from dxc.analysis.condition import meets
+from dxc.analysis.deployed import deployed
 from dxc.analysis.designs import Designs, default_objectives, designs_of, parse_objectives, require_comparable
 from dxc.analysis.front_profile import FrontProfile, profile_front
 from dxc.analysis.network_file import NetworkFile, chosen_file
@@ -32,6 +33,7 @@ from dxc.evaluation.bootstrap import (
     compare,
     probability_non_dominated,
 )
+from dxc.hardware.measure.energy.metering import Metering, artifact_of
 from dxc.metrics import METRICS, ORIGIN_TAGS, Metric, named_origins
 from dxc.pareto import dominators, hypervolume, non_dominated, ranks, reference_point
 from dxc.text import counted
@@ -79,6 +81,10 @@ class Analysis:
     """The exported file of the chosen design."""
     whole: bool = False
     """Whether the terminal shows all designs, not the front alone: a published table as it is printed."""
+    deployed: pd.DataFrame | None = None
+    """Those that were run on a device; see dxc.analysis.deployed. None if none was."""
+    power: Metering | None = None
+    """What a meter saw of the chosen design."""
     view: str = ""
     """Address of the designs in MLflow's UI; '' where nothing was written to the store."""
 
@@ -129,9 +135,8 @@ def analyze(asked: Questions) -> tuple[Analysis, Path]:
         ]
     others = runs.set_index("run_id")[[name for name in runs if name not in frame]]
     rule = asked.choose
-    choice = choose(
-        frame.join(others, on="run_id"), objectives, by=rule.by, where=rule.where, weights=rule.weights
-    )
+    all_known = _with_prize(frame.join(others, on="run_id"), runs, rule.by, asked.mix)
+    choice = choose(all_known, objectives, by=rule.by, where=rule.where, weights=rule.weights)
     comparison = None
     if asked.compare:
         draws, seed = asked.bootstrap.draws, asked.bootstrap.seed
@@ -147,11 +152,14 @@ def analyze(asked: Questions) -> tuple[Analysis, Path]:
         if len(baseline.aside):
             notes.append(f"baseline: {len(baseline.aside)} of {len(baseline_runs)} runs lack an objective")
     commands, network = ("", ""), NetworkFile()
+    on_device, power = None, None
     if published is None:
         reader = Reader(uri, artifacts=asked.tracking.artifacts)
         commands = _commands(frame, choice, reader)
         run_id = frame.loc[choice.design, "run_id"]
         network = chosen_file(reader, run_id, export=rule.export, rebuild=commands[0])
+        on_device = deployed(shown)
+        power = _power(reader, run_id, runs) if len(on_device) else None
     folder = Path(asked.out) / re.sub(r"[^\w.+-]|^\.+", "_", title)
     try:
         front_profile = (
@@ -177,6 +185,8 @@ def analyze(asked: Questions) -> tuple[Analysis, Path]:
         machines_of(shown, objectives),
         network,
         whole=published is not None,
+        deployed=on_device if on_device is not None and len(on_device) else None,
+        power=power,
     )
     print("analyze: drawing figures and writing tables", file=sys.stderr, flush=True)
     try:
@@ -189,6 +199,16 @@ def analyze(asked: Questions) -> tuple[Analysis, Path]:
         except (OSError, TrackingError) as error:
             analysis = replace(analysis, notes=[*notes, f"not kept in MLflow: {error}"])
     return analysis, folder
+
+
+def _with_prize(designs: pd.DataFrame, runs: pd.DataFrame, by: str, mix: Sequence[str]) -> pd.DataFrame:
+    """Designs with what decides on a prize as the mean over their repeats. Raises AnalysisError where runs cannot be
+    compared by it."""
+    own = runs.set_index("run_id").loc[[run_id for repeats in designs["runs"] for run_id in repeats]]
+    for name in prize_metrics(by, own):
+        require_comparable(own, {name: METRICS[name]}, mix)
+        designs = designs.assign(**{name: [own.loc[repeats, name].mean() for repeats in designs["runs"]]})
+    return designs
 
 
 def _profiled(
@@ -289,6 +309,20 @@ def _commands(frame: pd.DataFrame, choice: Choice, reader: Reader) -> tuple[str,
                 return f"not known: {error}" if isinstance(error, OutsideError) else str(error)
 
     return of(choice.design), of(choice.runner_up)
+
+
+def _power(reader: Reader, run_id: str, runs: pd.DataFrame) -> Metering | None:
+    """What a meter saw of a run; None where there is no such record that can be read."""
+    tag = ORIGIN_TAGS["measured"]
+    device = runs.set_index("run_id")[tag].get(run_id) if tag in runs else None
+    if not isinstance(device, str):
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = reader.artifact(run_id, artifact_of(device), Path(folder))
+            return None if path is None else Metering.load(path)
+        except (OSError, ValueError, OutsideError):
+            return None
 
 
 def _record(asked: Questions, analysis: Analysis, folder: Path, runs: pd.DataFrame) -> str:

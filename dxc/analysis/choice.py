@@ -1,4 +1,7 @@
-"""Chooses the design to deploy: constraints first, then one objective, the knee of the front, or weights."""
+"""Chooses the design to deploy: constraints first, then one objective, the knee of the front, weights, or a prize.
+
+A prize (see PRIZES) is for one figure among all designs that meet the condition, whatever the objectives are.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,38 @@ import numpy as np
 
 from dxc.analysis.condition import meets
 from dxc.errors import AnalysisError
-from dxc.metrics import Metric, title_of
+from dxc.metrics import METRICS, Metric, metric_of, title_of
 from dxc.pareto import knee_distances, non_dominated, normalised_losses
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+PRIZES = {
+    "fom": ("fom",),
+    "latency": ("measured_latency_ms", "latency_ms"),
+    "energy": ("energy_mj",),
+}
+"""What choose.by may ask for beside the objectives: the metric that decides, the first that a design has."""
+SCORES = ("device_accuracy", "accuracy", "average_precision")
+"""What decides between equals of a prize, the first that a design has."""
+
+
+def prize_metrics(by: str, designs: pd.DataFrame) -> list[str]:
+    """The metric that decides on a prize, then the score that decides between equals, if designs have one.
+
+    It is [] for what is no prize, and where no design has such a metric.
+
+    Args:
+        by: choose.by.
+        designs: one row per design or run.
+    """
+
+    def first(names: Sequence[str]) -> list[str]:
+        return [name for name in names if name in designs and designs[name].notna().any()][:1]
+
+    metric = first(PRIZES.get(by, ()))
+    return metric + first(SCORES) if metric else []
 
 
 class Choice(NamedTuple):
@@ -41,7 +71,8 @@ def choose(
     Args:
         designs: one row per design.
         objectives: the objectives of the front.
-        by: 'knee', 'weights' (of normalised objectives; a larger weight counts more) or the name of an objective.
+        by: 'knee', 'weights' (of normalised objectives; a larger weight counts more), the name of an objective, or one
+            of PRIZES.
         where: a condition (see dxc.analysis.condition); None for all designs.
         weights: {objective: weight} for by='weights'.
 
@@ -54,6 +85,8 @@ def choose(
         feasible = designs[meets(designs, where)]
         if feasible.empty:
             raise AnalysisError(_nearest(designs, objectives, where))
+    if by in PRIZES:
+        return _prize(feasible, by, where)
     values = feasible[list(objectives)].to_numpy(dtype=float)
     maximise = [each.maximise for each in objectives.values()]
     front = feasible[non_dominated(values, maximise=maximise)]
@@ -81,7 +114,7 @@ def choose(
         rule = f"the {'largest' if objectives[by].maximise else 'smallest'} {title_of(by)}"
     else:
         raise AnalysisError(
-            f"choose.by={by} is unknown; choose one of knee, weights, {', '.join(objectives)}"
+            f"choose.by={by} is unknown; choose one of knee, weights, {', '.join([*objectives, *PRIZES])}"
         )
     order = np.lexsort((-knee, -score))  # the knee decides between equals
     ranked = front.index[order]
@@ -92,6 +125,23 @@ def choose(
     ):  # nothing else is on the front: the best of what would be without it
         runner_up = choose(feasible.drop(index=ranked[0]), objectives, by=by, weights=weights).design
     return Choice(ranked[0], runner_up, rule)
+
+
+def _prize(designs: pd.DataFrame, by: str, where: str | None) -> Choice:
+    """The design with the best value of one metric, of equals the one with the best score, and the next one."""
+    columns = prize_metrics(by, designs)
+    if not columns:
+        raise AnalysisError(
+            f"choose.by={by}: no design{f' that meets {where}' if where else ''} has {' or '.join(PRIZES[by])}; "
+            + ("measure them" if by == "latency" else "deploy them with a meter: python deploy.py energy=...")
+        )
+    metric = columns[0]
+    known = designs[designs[metric].notna()]
+    worse_first = [not metric_of(name).maximise for name in columns]
+    ranked = known.sort_values(columns, ascending=worse_first, kind="stable", na_position="last").index
+    rule = f"the {'largest' if METRICS[metric].maximise else 'smallest'} {title_of(metric)}"
+    rule += f" where {where}" if where else ""
+    return Choice(ranked[0], ranked[1] if len(ranked) > 1 else None, rule)
 
 
 def _weights(weights: Mapping[str, float] | None, objectives: Mapping[str, Metric]) -> np.ndarray:

@@ -37,6 +37,7 @@ KINDS: Mapping[str, Kind] = {
     "data": Kind("dxc.data.datamodule.ImageDataModule", ("dxc.data",)),
     "optimizer": Kind("torch.optim.Optimizer", ("torch.optim",), partial=True),
     "scheduler": Kind("torch.optim.lr_scheduler.LRScheduler", ("torch.optim",), partial=True),
+    "energy": Kind("dxc.hardware.measure.energy.sources.Source", ("dxc.hardware.measure.energy",)),
     "trainer": Kind("dxc.training.trainer.FoldTrainer", ("dxc.training",), nested={"callbacks": "callback"}),
     "callback": Kind(
         "pytorch_lightning.Callback",

@@ -14,7 +14,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,6 +188,43 @@ def network_of(model: onnx.ModelProto, source: str) -> Network:
         ) from error
     per_image = {name: each if each is None else round(each / batch) for name, each in macs.items()}
     return Network(source, model, batch, shapes, constants, per_image)
+
+
+ROUNDING = ("QuantizeLinear", "DequantizeLinear")
+
+
+def without_rounding(network: Network) -> tuple[Network, frozenset[str]]:
+    """A statically quantised network as the float32 network that it stands for, and its nodes that compute with
+    integers.
+
+    Such a file (QDQ) holds the operators of float32, each between nodes that round and scale. A runtime computes what
+    stands between them with integers. For any other network: the same, and no node.
+    """
+    nodes = [node for node in network.model.graph.node if not network.is_constant(node)]
+    rounding = [node for node in nodes if _op(node.name) in ROUNDING and node.op_type in ROUNDING]
+    scaled = {node.output[0] for node in rounding if node.op_type == "DequantizeLinear"}
+    if not scaled:
+        return network, frozenset()
+    inner = [node for node in nodes if node not in rounding]
+    integer = {
+        node.name
+        for node in inner
+        if (given := [name for name in node.input if name and name not in network.constants])
+        and scaled.issuperset(given)
+    }
+    if not integer:
+        return network, frozenset()
+    model = type(network.model).FromString(network.model.SerializeToString())
+    names = {node.name for node in rounding}
+    for node in model.graph.node:
+        if node.name in names:
+            node.op_type, node.domain = "Identity", ""
+            del node.input[1:]
+            del node.attribute[:]
+    _pass_by_identities(model)
+    kept = {node.name for node in model.graph.node}
+    macs = {name: each for name, each in network.node_macs.items() if name in kept}
+    return replace(network, model=model, node_macs=macs), frozenset(integer)
 
 
 def without_shape(network: Network, nodes: list[onnx.NodeProto]) -> HardwareError:

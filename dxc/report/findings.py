@@ -10,7 +10,9 @@ from dxc.files import write_atomically
 from dxc.metrics import title_of
 from dxc.report import figures, tables
 from dxc.report.console import origin_lines
+from dxc.report.on_device import page_sections, write_deployment
 from dxc.report.page import page
+from dxc.report.power import power
 from dxc.report.terminal import LABEL, Column, new_console, print_table, print_text
 from dxc.text import counted, for_terminal
 from dxc.tracking.view import UI
@@ -220,6 +222,13 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
         tables.write(
             table, folder, stem, note=note if stem in ("ranges", "front", "dominated", "baseline") else ""
         )
+    for old in folder.glob("power.*"):
+        old.unlink()
+    if analysis.deployed is not None:
+        write_deployment(analysis.deployed, folder)
+    if analysis.power is not None:
+        name = str(analysis.designs.loc[analysis.choice.design, "name"])
+        figures.save(power(analysis.power, title=name), folder, "power")
     lines = answer(analysis)
     write_atomically(folder / "answer.txt", "\n".join(lines) + "\n")
     objectives, knobs = analysis.objectives, list(analysis.knobs)
@@ -235,6 +244,10 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
             )
             if stem in contents and len(contents[stem])
         ]  # fmt: skip
+        if analysis.deployed is not None:
+            sections += page_sections(
+                analysis.deployed, power(analysis.power) if analysis.power is not None else None
+            )
         html = page(
             analysis.designs,
             objectives,

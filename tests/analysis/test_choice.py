@@ -45,6 +45,55 @@ def test_choices(options: dict, design: int, runner_up: int | None) -> None:
     assert (choice.design, choice.runner_up) == (design, runner_up)
 
 
+DEPLOYED = pd.DataFrame(
+    {
+        "accuracy": [0.95, 0.9, 0.80, 0.74, 0.99],
+        "latency_ms": [1.0, 2.0, 3.0, 4.0, 5.0],
+        "device_accuracy": [0.94, 0.69, 0.79, 0.75, None],
+        "measured_latency_ms": [80.0, 5.0, 20.0, 20.0, 1.0],
+        "energy_mj": [350.0, 30.0, 80.0, 75.0, None],  # the last one is invalid: it was not logged
+        "fom": [94 / 28000, 69 / 150, 79 / 1600, 75 / 1500, None],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "design", "runner_up", "rule"),
+    [
+        ({"by": "fom"}, 1, 3, "the largest measured figure of merit"),
+        (
+            {"by": "fom", "where": "device_accuracy >= 0.70"}, 3, 2,
+            "the largest measured figure of merit where device_accuracy >= 0.70",
+        ),
+        (
+            {"by": "latency", "where": "device_accuracy >= 0.70"}, 2, 3,  # equal: the more accurate one
+            "the smallest measured latency where device_accuracy >= 0.70",
+        ),
+        (
+            {"by": "energy", "where": "device_accuracy >= 0.70"}, 3, 2,
+            "the smallest measured energy where device_accuracy >= 0.70",
+        ),
+        ({"by": "latency"}, 4, 1, "the smallest measured latency"),
+        ({"by": "energy", "where": "device_accuracy > 0.9"}, 0, None, "the smallest measured energy where device_acc"),
+    ],
+)  # fmt: skip
+def test_prizes(options: dict, design: int, runner_up: int | None, rule: str) -> None:
+    """They are given among all designs, though the first dominates all but the last in these objectives."""
+    choice = choose(DEPLOYED, NAMES, **options)
+    assert (choice.design, choice.runner_up) == (design, runner_up)
+    assert choice.rule.startswith(rule)
+
+
+def test_prizes_without_figures() -> None:
+    assert choose(DESIGNS, NAMES, by="latency").rule == "the smallest predicted latency"
+    with pytest.raises(AnalysisError, match="choose.by=fom: no design has fom; deploy them with a meter"):
+        choose(DESIGNS, NAMES, by="fom")
+    with pytest.raises(
+        AnalysisError, match="choose.by=energy: no design that meets accuracy > 0.98 has energy_mj"
+    ):
+        choose(DEPLOYED, NAMES, by="energy", where="accuracy > 0.98")
+
+
 def test_equals_are_told_apart_by_the_knee() -> None:
     """Losses (0, 1, 0), (0, 0.975, 1) and (1, 0, 0.5): of the two most accurate, the first is nearer to the knee."""
     twins = pd.DataFrame({"accuracy": [0.9, 0.9, 0.8], "latency_ms": [5, 4.9, 1], "onnx_mb": [2, 3, 2.5]})
@@ -95,7 +144,7 @@ def test_the_best_there_is_is_said() -> None:
         ({"by": "knee", "where": "accuracy > 0.99"}, "no design meets choose.where: accuracy > 0.99"),
         (
             {"by": "cheapest"},
-            "choose.by=cheapest is unknown; choose one of knee, weights, accuracy, latency_ms",
+            "choose.by=cheapest is unknown; choose one of knee, weights, accuracy, latency_ms, fom, latency, energy",
         ),
         ({"by": "weights"}, "choose.by=weights needs them: 'choose.weights={accuracy:1,latency_ms:1}'"),
         ({"by": "weights", "weights": {"onnx_mb": 1}}, "onnx_mb is none of the objectives"),

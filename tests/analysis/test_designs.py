@@ -137,6 +137,7 @@ def test_runs_of_other_hardware_are_not_mixed() -> None:
 CHIPS = {"dxc.data", "data.split"}
 PREDICTORS = {"dxc.predictors", "dxc.packages"}
 MACHINE = {"dxc.measured_on", "hardware.affinity"}
+METER = MACHINE | {"dxc.energy_meter"}
 COMPARABLE_BY = {
     "accuracy": CHIPS,
     "accuracy_std": CHIPS,
@@ -158,6 +159,11 @@ COMPARABLE_BY = {
     "sequential_latency_ms": {"dxc.scheduled_on"},
     "scheduled_latency_ms": {"dxc.scheduled_on"},
     "peak_memory_mb": MACHINE,
+    "device_accuracy": CHIPS | MACHINE,
+    "energy_mj": METER,
+    "net_energy_mj": METER,
+    "max_power_w": METER,
+    "fom": CHIPS | METER,
     "onnx_mb": set(),
     "params": set(),
     "macs": set(),

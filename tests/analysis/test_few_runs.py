@@ -115,6 +115,29 @@ def test_a_choice_by_what_is_no_objective(store_file: Path) -> None:
     assert analysis.designs.loc[analysis.choice.design, "name"] == "network 1"
 
 
+def test_a_prize_is_for_the_mean_of_repeats(store_file: Path) -> None:
+    """Designs of two runs each: 2.0 and 4.0 mJ are more than 2.5 and 2.7 mJ; those of two meters are no mean."""
+    store = _store(store_file, [0.9, 0.9, 0.8, 0.8])
+    client = MlflowClient(store)
+    runs = client.search_runs([client.get_experiment_by_name("few").experiment_id], order_by=["start_time"])
+    of_run = {run.data.params["model.width"]: run.info.run_id for run in runs}
+    for width, energy in (("8", 4.0), ("9", 2.0), ("10", 2.5), ("11", 2.7)):
+        client.log_metric(of_run[width], "energy_mj", energy)
+        client.set_tag(of_run[width], "dxc.design", "a" * 12 if width in ("8", "9") else "b" * 12)
+        client.set_tag(of_run[width], "dxc.data", "d" * 12)
+        client.set_tag(of_run[width], "dxc.energy_meter", "SmartPower 2")
+    chosen = ["objectives=[accuracy,onnx_mb]", "choose.by=energy", "refresh=true"]
+    analysis, folder = _analyze(store, *chosen)
+    assert list(analysis.designs["n"]) == [2, 2]
+    assert analysis.designs.loc[analysis.choice.design, "accuracy"] == 0.8
+    assert "the smallest measured energy" in (folder / "answer.txt").read_text()
+    client.set_tag(of_run["8"], "dxc.energy_meter", "RAPL")
+    with pytest.raises(
+        AnalysisError, match=r"dxc.energy_meter \(the meter of energy\): 'SmartPower 2' \(3 runs\)"
+    ):
+        _analyze(store, *chosen)
+
+
 def test_a_baseline_without_an_objective(store_file: Path) -> None:
     store = _store(store_file, [0.9, 0.8])
     _store(store_file, [0.7], study="base", latency=False)

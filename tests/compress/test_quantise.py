@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +21,10 @@ from dxc.deploy.export import export_onnx
 from dxc.deploy.metadata import METADATA_BYTES, Metadata, read_metadata
 from dxc.deploy.predictor import Predictor
 from dxc.errors import CompressionError, ConfigError, HardwareError
+from dxc.hardware.calibrate.calibrate import FUSION_RULES
 from dxc.hardware.network import read_network
 from dxc.hardware.onnx_file import onnx_mb
-from dxc.hardware.predict.kernels import read_graph
+from dxc.hardware.predict.kernels import detect, read_graph
 from dxc.models.mobilenet import MobileNetV1
 from dxc.models.resnet import ResNet
 from dxc.models.sppnet import SppNet
@@ -119,12 +121,25 @@ def test_macs_are_those_of_the_network(files: dict[str, dict[str, Path]], name: 
     assert macs == read_network(files[name]["float32"]).macs and macs
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_why_nothing_is_predicted(files: dict[str, dict[str, Path]], kind: str) -> None:
+def test_why_nothing_is_predicted_of_dynamic_ones(files: dict[str, dict[str, Path]]) -> None:
     with pytest.raises(
-        HardwareError, match="does not compute in float32 .* predictors describe only float32 kernels"
+        HardwareError,
+        match="does not compute in float32 .* predictors describe only kernels of float32 and of static int8",
     ):
-        read_graph(files["resnet18"][kind])
+        read_graph(files["resnet18"]["dynamic"])
+
+
+def test_the_kernels_of_static_ones(files: dict[str, dict[str, Path]], tmp_path: Path) -> None:
+    """Each convolution and linear layer is a kernel that computes with integers, with the features and MACs that it has
+    in float32. Relu is gone: rounding to whole numbers from 0 on does it."""
+    rules = tmp_path / "fusion_rules.json"
+    rules.write_text(json.dumps(FUSION_RULES))
+    for name in NETWORKS:
+        before, after = (detect(read_graph(files[name][kind]), rules) for kind in ("float32", "static"))
+        work = [[(each.features, each.macs) for each in kernels if each.macs] for kernels in (before, after)]
+        assert work[0] == work[1] and work[0]
+        assert not any(each.op.startswith("int8-") for each in before)
+        assert all(each.op.startswith("int8-") and "relu" not in each.op for each in after)
 
 
 @pytest.mark.parametrize(("kind", "count"), [("dynamic", None), ("static", 40)])

@@ -471,11 +471,29 @@ def test_quantised_networks_have_the_macs_of_the_network(name: str, quantised: P
     )
 
 
-@pytest.mark.parametrize(("name", "op"), [("qop", "QLinearConv"), ("qdq", "QuantizeLinear")])
-def test_quantised_networks_are_not_predicted_as_float32(name: str, op: str, quantised: Path) -> None:
-    assert op in ops(quantised / f"{name}.onnx")
-    with pytest.raises(HardwareError, match=rf"does not compute in float32 \(.*{op}.*it can be measured"):
-        read_graph(quantised / f"{name}.onnx")
+def test_quantised_networks_are_not_predicted_as_float32(quantised: Path, shipped: Package) -> None:
+    assert "QLinearConv" in ops(quantised / "qop.onnx")
+    with pytest.raises(
+        HardwareError, match=r"does not compute in float32 \(.*QLinearConv.*it can be measured"
+    ):
+        read_graph(quantised / "qop.onnx")
+    prediction = predict(quantised / "qdq.onnx", shipped)  # it has no predictors of such kernels
+    assert {each.kernel.op for each in prediction.kernels} == {
+        "int8-conv", "int8-conv-add", "int8-gap", "int8-fc",
+    }  # fmt: skip
+    assert latency_metrics([prediction]) == {"uncovered_macs_share": 1.0}
+
+
+def test_an_operator_between_other_numbers_is_of_float32(quantised: Path) -> None:
+    """One whose input is not rounded computes in float32, in a file in which others do not."""
+    model = onnx.load(quantised / "qdq.onnx")
+    last = model.graph.node[-1] if model.graph.node[-1].op_type == "Gemm" else None
+    gemm = last or next(node for node in model.graph.node if node.op_type == "Gemm")
+    rounded = {node.output[0]: node for node in model.graph.node}
+    gemm.input[0] = rounded[rounded[gemm.input[0]].input[0]].input[0]  # before it was rounded and scaled
+    graph = graph_of_network(network_of(model, "m"))
+    called = {name.split(":")[1] for name in graph.ir if name not in graph.integer}
+    assert "Gemm" in called and "Conv" not in called
 
 
 def test_half_precision_is_not_predicted_as_float32() -> None:

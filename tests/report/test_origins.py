@@ -28,7 +28,8 @@ def test_every_metric_says_where_it_comes_from() -> None:
     measured = {name for name, each in METRICS.items() if each.origin == "measured"}
     assert measured == {
         "measured_latency_ms", "measured_latency_p95_ms", "efficiency_ms", "optimum_batch", "peak_memory_mb",
-        "sequential_latency_ms", "scheduled_latency_ms",
+        "sequential_latency_ms", "scheduled_latency_ms", "device_accuracy", "energy_mj", "net_energy_mj",
+        "max_power_w", "fom",
     }  # fmt: skip
 
 

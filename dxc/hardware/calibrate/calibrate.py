@@ -38,7 +38,7 @@ from dxc.bars import Steps
 from dxc.config.hardware import Hardware
 from dxc.errors import FOLDER_NAME, ConfigError, HardwareError, require_whole
 from dxc.files import write_atomically
-from dxc.hardware.calibrate.networks import RANDOM_KERNELS, Spec, draw, families, onnx_model
+from dxc.hardware.calibrate.networks import QUANTISED, RANDOM_KERNELS, Spec, draw, families, onnx_model
 from dxc.hardware.measure.ort import node_times, session
 from dxc.hardware.predict.features import TARGET, calibrated_ms, derive, work
 from dxc.hardware.predict.forest import Forest
@@ -126,6 +126,7 @@ def calibrate(
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = True,
+    quantised: bool = False,
 ) -> Path:
     """Measure and fit; returns the package's folder, hardware.packages_dir/NAME.
 
@@ -150,7 +151,9 @@ def calibrate(
             "leave hardware.runtime=onnxruntime"
         )
     _bind(hardware.affinity)
-    conditions = {**_conditions(hardware), "seed": seed}
+    if not isinstance(quantised, bool):
+        raise ConfigError(f"quantised must be true or false, not {quantised!r}")
+    conditions = {**_conditions(hardware), "seed": seed, "quantised": quantised}
     draft = packages_dir / f".{name}.calibration"
     records = _begin(draft, conditions)
     if records:
@@ -169,7 +172,7 @@ def calibrate(
             shown=progress,
         ) as bar,
     ):
-        for spec in _specs(records, networks, seed, max_seconds=max_minutes * 60):
+        for spec in _specs(records, networks, seed, max_seconds=max_minutes * 60, quantised=quantised):
             if used > max_minutes * 60 and len(records) >= 4 * FOLDS:
                 break
             record = measure_kernels(spec, hardware.threads, reference)
@@ -300,8 +303,11 @@ def _by_kernel(
     ]
 
 
-def _specs(records: list[Record], networks: int, seed: int, max_seconds: float) -> Iterator[Spec]:
-    """What to measure next, given `records` (which the caller appends to): the same after a resume."""
+def _specs(
+    records: list[Record], networks: int, seed: int, max_seconds: float, quantised: bool = False
+) -> Iterator[Spec]:
+    """What to measure next, given `records` (which the caller appends to): the same after a resume. quantised: every
+    other network is in static int8."""
     weights = families()
     shares = np.array(list(weights.values())) / sum(weights.values())
     worst: list[Record] = []
@@ -314,11 +320,13 @@ def _specs(records: list[Record], networks: int, seed: int, max_seconds: float) 
         if number >= first:
             worst = worst or _worst(records[:first])
         if number < first or not worst:
-            yield draw(list(weights)[int(rng.choice(len(weights), p=shares))], rng)
+            spec = draw(list(weights)[int(rng.choice(len(weights), p=shares))], rng)
+            yield {**spec, QUANTISED: True} if quantised and number % 2 else spec
             continue
         bad = worst[int(rng.integers(len(worst)))].spec
         fresh = draw(bad["family"], rng)
-        yield {key: bad[key] if rng.random() < 0.7 else value for key, value in fresh.items()}
+        near = {key: bad[key] if rng.random() < 0.7 else value for key, value in fresh.items()}
+        yield {**near, QUANTISED: True} if bad.get(QUANTISED) else near
 
 
 def _worst(records: list[Record]) -> list[Record]:
@@ -492,7 +500,7 @@ def _write_package(
     overhead_ms = node_overhead_ms(valid)
     totals, kernels = held_out(valid)
     measured = np.array([record.ms for record in valid])
-    family_of = np.array([record.spec["family"] for record in valid])
+    family_of = np.array([_kind(record.spec) for record in valid])
     covered = {kernel: rows for kernel, rows in rows_of(valid).items() if enough(rows)}
     if not covered:
         raise HardwareError(
@@ -537,13 +545,24 @@ def _write_package(
             "all": {"networks": errors(totals, measured)},
             "networks": {
                 family: errors(totals[family_of == family], measured[family_of == family])
-                for family in families()
+                for family in _kinds()
                 if (family_of == family).any()
             },
             "kernels": kernels,
         },
     }
     write_atomically(folder / "package.json", json.dumps(about, indent=1) + "\n")
+
+
+def _kind(spec: Spec) -> str:
+    """What errors are listed by: the family, in float32 or in static int8."""
+    return f"{spec['family']}{', int8' * bool(spec.get(QUANTISED))}"
+
+
+def _kinds() -> list[str]:
+    return [
+        _kind({"family": name, QUANTISED: quantised}) for quantised in (False, True) for name in families()
+    ]
 
 
 def _bind(affinity: Sequence[int] | None) -> None:

@@ -1,7 +1,8 @@
 """Untrained networks that calibration measures: the real ones, exported as after training, and random kernels.
 
 A network is described by a plain dict (its spec), so that a calibration can be recorded and resumed: its family (a
-network of dxc.models.registry, or random_kernels), its knobs, and `size`, the edge of its image in pixels. Weights are
+network of dxc.models.registry, or random_kernels), its knobs, `size`, the edge of its image in pixels, and `quantised`,
+true for static int8. Weights are
 random: latency on a CPU does not depend on their values. Nodes are called n0, n1, ... and their outputs t0, t1, ..., so
 that a runtime's profile can be read back.
 """
@@ -26,6 +27,7 @@ Spec = dict[str, Any]
 RANDOM_KERNELS = "random_kernels"
 """The family of networks that are of no architecture."""
 RANDOM_KERNELS_WEIGHT = 3.0
+QUANTISED = "quantised"
 
 
 def families() -> dict[str, float]:
@@ -52,7 +54,7 @@ def module(spec: Spec) -> nn.Module:
     import torch
     from torch import nn
 
-    knobs = {key: value for key, value in spec.items() if key not in ("family", "size")}
+    knobs = {key: value for key, value in spec.items() if key not in ("family", "size", QUANTISED)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build({"_target_": NETWORKS[spec["family"]].target, **knobs}, "model")
@@ -66,7 +68,27 @@ def module(spec: Spec) -> nn.Module:
 
 
 def onnx_model(spec: Spec) -> onnx.ModelProto:
-    """The network that a spec describes as dxc exports it, for one image."""
+    """The network that a spec describes as dxc exports it, for one image. Where it is quantised, nodes and outputs of
+    the file in float32 keep their names."""
+    return _quantised(_float_model(spec)) if spec.get(QUANTISED) else _float_model(spec)
+
+
+def _quantised(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Static int8, calibrated on one random image: latency does not depend on the scales."""
+    import numpy as np
+    import onnx
+
+    from dxc.compress.quantise import quantise
+
+    shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        onnx.save(model, source)
+        quantise(source, target, "static", np.random.default_rng(0).random(shape, dtype=np.float32))
+        return onnx.load(target)
+
+
+def _float_model(spec: Spec) -> onnx.ModelProto:
     import onnx
 
     from dxc.deploy.export import export_onnx

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dxc.hardware.predict.kernels import INT8
+
 if TYPE_CHECKING:
     from dxc.hardware.predict.packages import Package
 
@@ -50,6 +52,7 @@ def calibrated_ms(model: Any, name: str, features: NDArray[np.float64]) -> NDArr
 
 def derive(name: str, features: NDArray[np.float64]) -> NDArray[np.float64]:
     """nn-Meter's features (n, k) with the derived ones appended, for the predictor `name`."""
+    name = name.removeprefix(INT8)
     columns = list(features.T)
     if "conv" in name:
         size, c_in, c_out, kernel, stride = columns[:5]
@@ -73,6 +76,7 @@ def derive(name: str, features: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def work(name: str, features: NDArray[np.float64]) -> NDArray[np.float64]:
     """Millions of operations of each row (n,), with a minimum for calls that cost more than their arithmetic."""
+    name = name.removeprefix(INT8)
     if "conv" in name:
         return _convolution(name, features)[1] / 1e6
     if name in ("maxpool", "avgpool"):

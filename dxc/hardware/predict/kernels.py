@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dxc.errors import HardwareError
-from dxc.hardware.network import Network, attribute, network_of, read_network, without_shape
+from dxc.hardware.network import (
+    Network,
+    attribute,
+    network_of,
+    read_network,
+    without_rounding,
+    without_shape,
+)
 from dxc.untrusted import load_json
 
 if TYPE_CHECKING:
@@ -37,12 +44,16 @@ NO_WORK = {
 """Operators that only compute shapes or forward a tensor."""
 
 
+INT8 = "int8-"
+"""Begins the type of a kernel of a statically quantised network."""
+
+
 @dataclass(frozen=True)
 class Kernel:
     """One kernel of a network.
 
     Attributes:
-        op: nn-Meter's type, such as 'conv-relu'.
+        op: nn-Meter's type, such as 'conv-relu'; 'int8-conv-relu' where it computes with integers.
         features: inputs of its predictors; None where nn-Meter has none for it. A convolution has height = width of the
             input, channels in and out, kernel, stride, MFLOPs / 2 and parameters in millions.
         macs: multiply-accumulates for one image; None where those of an operator in it are unknown.
@@ -62,6 +73,8 @@ class Graph:
     source: str
     ir: Mapping[str, Any]
     macs: Mapping[str, int | None]
+    integer: frozenset[str] = frozenset()
+    """Nodes of a statically quantised network that compute with integers."""
     unlike: frozenset[str] = frozenset()
     """Nodes that nn-Meter would mistake for others. It takes grouped convolutions that are not depthwise for dense
     ones, and products of several rows for a linear layer, which has one row."""
@@ -71,7 +84,7 @@ def read_graph(path: Path) -> Graph:
     """Read an ONNX file for prediction. The size of the input comes from the file; the batch is one image.
 
     Raises HardwareError for a file that cannot be read, for an input with an open size, for operators whose shapes
-    cannot be inferred (it names each), and for a network that does not compute in float32.
+    cannot be inferred (it names each), and for a network that computes neither in float32 nor in static int8.
     """
     return graph_of_network(read_network(path))
 
@@ -88,10 +101,11 @@ def graph_of(model: onnx.ModelProto, source: str) -> Graph:
 
 def graph_of_network(network: Network) -> Graph:
     """Like read_graph, for a network that read_network has read."""
+    network, integer = without_rounding(network)
     if network.other_numbers:
         raise HardwareError(
             f"{network.source}: it does not compute in float32 ({network.other_numbers}), but predictors describe "
-            "only float32 kernels; it can be measured"
+            "only kernels of float32 and of static int8 (QDQ); it can be measured"
         )
     nodes = [node for node in network.model.graph.node if not network.is_constant(node)]
     if unknown := [node for node in nodes if not any(name in network.shapes for name in node.output)]:
@@ -111,7 +125,7 @@ def graph_of_network(network: Network) -> Graph:
                 [1, *shape[1:]] if shape and shape[0] == network.batch else shape
                 for shape in node["attr"][side]
             ]
-    return Graph(network.source, ir, network.node_macs, frozenset(unlike))
+    return Graph(network.source, ir, network.node_macs, integer, frozenset(unlike))
 
 
 def _for_nn_meter(network: Network, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
@@ -203,7 +217,8 @@ def detect(graph: Graph, rules: Path) -> list[Kernel]:
             features = _gathered(graph.ir[nodes[0]]["attr"])
         else:
             features = None if graph.unlike.intersection(nodes) else _features(kernel)
-        kernels.append(Kernel(kernel["op"], features, sum_macs(graph.macs.get(n, 0) for n in nodes), nodes))
+        op = f"{INT8 * bool(graph.integer.intersection(nodes))}{kernel['op']}"
+        kernels.append(Kernel(op, features, sum_macs(graph.macs.get(n, 0) for n in nodes), nodes))
     seen = {name for kernel in kernels for name in kernel.nodes}
     for name, node in graph.ir.items():
         if name not in seen and node["attr"]["type"] not in _nn_meter().dummy_types:
@@ -214,9 +229,15 @@ def detect(graph: Graph, rules: Path) -> list[Kernel]:
 def predictor_names(op: str) -> tuple[str, ...]:
     """Names under which a package may hold the predictor of a kernel type, the most specific first.
 
-    nn-Meter has one predictor for all convolutions (conv-bn-relu). A package may hold a more specific one.
+    nn-Meter has one predictor for all convolutions (conv-bn-relu). A package may hold a more specific one. Kernels that
+    compute with integers have predictors of their own. There an addition after a convolution is a call of its own, so
+    that both together are another predictor.
     """
-    return tuple(dict.fromkeys((op, _nn_meter().predictor_name(op))))
+    plain = op.removeprefix(INT8)
+    name = _nn_meter().predictor_name(plain)
+    if plain != op:
+        name = f"{INT8}{name}{'-add' * ('conv' in plain and 'add' in plain)}"
+    return tuple(dict.fromkeys((op, name)))
 
 
 def _gathered(attr: dict[str, Any]) -> tuple[float, ...] | None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from dxc.hardware.calibrate.calibrate import (
     share_out,
     verdict,
 )
-from dxc.hardware.calibrate.networks import RANDOM_KERNELS, draw, families, module, onnx_model
+from dxc.hardware.calibrate.networks import QUANTISED, RANDOM_KERNELS, draw, families, module, onnx_model
 from dxc.hardware.predict.kernels import Kernel, detect, graph_of
 from dxc.hardware.predict.packages import SHIPPED, load_package
 from dxc.hardware.predict.predict import describe_coverage, predict
@@ -166,6 +167,37 @@ def test_kernels_add_up_to_their_network() -> None:
         assert all(features is not None for _, features, _, _ in record.kernels)
         for overhead in (0.0, -0.001):
             assert sum(ms for _, _, ms in share_out(record, overhead)) == pytest.approx(record.ms)
+
+
+@pytest.mark.parametrize("family", ["mobilenet", RANDOM_KERNELS])
+def test_kernels_of_quantised_networks_add_up_too(family: str) -> None:
+    """All of them compute with integers, and have predictors of their own."""
+    spec = draw(family, np.random.default_rng(1))
+    record = measure_kernels({**spec, QUANTISED: True}, 1, Reference(1))
+    plain = [kernel.op for kernel in graph_kernels(spec)]
+    assert len(record.kernels) == len(plain)
+    assert all(op.startswith("int8-") and features is not None for op, features, _, _ in record.kernels)
+    assert sum(ms for _, _, ms in share_out(record, 0.0)) == pytest.approx(record.ms)
+    convolutions = {name for name in rows_of([record]) if "conv" in name}
+    assert convolutions and convolutions <= {
+        "int8-conv-bn-relu", "int8-dwconv-bn-relu", "int8-conv-bn-relu-add", "int8-dwconv-bn-relu-add",
+    }  # fmt: skip
+
+
+def graph_kernels(spec: dict) -> list[Kernel]:
+    with tempfile.TemporaryDirectory() as folder:
+        return kernels_of(onnx_model(spec), Path(folder))
+
+
+def test_every_other_network_is_quantised() -> None:
+    drawn = []
+    records: list[Record] = []
+    for spec in calibrate._specs(records, 12, 0, max_seconds=1e9, quantised=True):
+        drawn.append(spec)
+        if len(drawn) == 8:
+            break
+        records.append(Record(spec, 1.0, 0.0, 1.0, [], 0.1))
+    assert [bool(spec.get(QUANTISED)) for spec in drawn] == [False, True] * 4
 
 
 def test_layout_changes_belong_to_their_neighbours() -> None:

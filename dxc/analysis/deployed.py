@@ -1,0 +1,64 @@
+"""Runs -> designs on their device: what was measured there, of one device and one meter a row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHOWN = (
+    "device_accuracy", "measured_latency_ms", "energy_mj", "net_energy_mj", "max_power_w", "peak_memory_mb", "fom",
+)  # fmt: skip
+"""Metrics of the table, in its order. One that no run has is a column of missing values: that too is an answer."""
+ONE_THING = ("dxc.design", "dxc.data", "dxc.measured_on", "dxc.energy_meter")
+"""Repeats are equal in these: what was measured on two devices, or with two meters, is two rows."""
+
+
+def deployed(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row for each design on a device, the largest figure of merit first, then the most accurate.
+
+    Columns: name, device, runtime, meter, n (runs), run_id (of the newest), runs, and SHOWN as means over repeats,
+    missing where there is no (valid) value.
+
+    Args:
+        runs: finished runs. Those without device_accuracy are left out.
+    """
+    import numpy as np
+    import pandas as pd
+
+    if "device_accuracy" not in runs or runs["device_accuracy"].isna().all():
+        return pd.DataFrame(columns=["name", "device", "runtime", "meter", "n", "run_id", "runs", *SHOWN])
+    runs = runs[runs["device_accuracy"].notna()]
+
+    def said(tag: str, missing: str | pd.Series = "") -> pd.Series:
+        if tag not in runs:
+            return pd.Series(missing, runs.index, dtype=object)
+        column = runs[tag].astype(object)
+        return column.where(column.notna(), missing)
+
+    # 'Cortex-A53, 4 cores; onnxruntime 1.16.3, cpu, 4 threads': see dxc.hardware.costs.describe_conditions
+    places = [str(each).partition("; ") for each in said("dxc.measured_on")]
+    frame = pd.DataFrame(
+        {
+            "name": runs["name"].astype(str),
+            "device": [device for device, _, _ in places],
+            "runtime": [runtime or "-" for _, _, runtime in places],
+            "meter": said("dxc.energy_meter").map(str).to_numpy(),
+            "run_id": runs["run_id"].astype(str),
+            **{name: runs[name].astype(float) if name in runs else np.nan for name in SHOWN},
+        }
+    )
+    keys = [
+        said(tag, runs["run_id"].astype(object) if tag in ONE_THING[:2] else "").map(str) for tag in ONE_THING
+    ]
+    groups = frame.groupby(keys, sort=False)
+    found = groups[["name", "device", "runtime", "meter", "run_id"]].last()
+    found.insert(4, "n", groups.size())
+    found["runs"] = groups["run_id"].agg(list)
+    means = groups[list(SHOWN)].mean()
+    return (
+        found.join(means)
+        .sort_values(["fom", "device_accuracy"], ascending=False, kind="stable", na_position="last")
+        .reset_index(drop=True)
+    )

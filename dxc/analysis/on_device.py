@@ -1,0 +1,102 @@
+"""What designs cost on their device, each measured there: the course's table 3, and the design for each prize."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dxc.analysis.analyze import tracked_runs
+from dxc.analysis.choice import PRIZES, choose
+from dxc.analysis.condition import meets
+from dxc.analysis.deployed import deployed
+from dxc.analysis.questions import Questions
+from dxc.errors import AnalysisError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class DeploymentTable:
+    """Designs that were run on a device.
+
+    Attributes:
+        title: the studies.
+        frame: see deployed().
+        lines: notes, and the design for each prize.
+    """
+
+    title: str
+    frame: pd.DataFrame
+    lines: Sequence[str]
+
+
+def deployment_table(asked: Questions) -> tuple[DeploymentTable, Path]:
+    """Read the runs of some studies into a table, and write it; see DeploymentTable.
+
+    Args:
+        asked: `where` selects runs, `choose.where` the designs that may win a prize.
+
+    Returns:
+        The table, and the folder of its files.
+
+    Raises:
+        TrackingError: the store or the study does not exist.
+        AnalysisError: no run was deployed.
+    """
+    from dxc.report.on_device import write_deployment
+
+    runs, _, title, notes = tracked_runs(asked)
+    if asked.where:
+        runs = runs[meets(runs, asked.where)]
+    frame = deployed(runs)
+    if frame.empty:
+        raise AnalysisError(
+            f"no run of {title}{f' with {asked.where}' if asked.where else ''} was run on a device; "
+            f"python deploy.py study={asked.study[0]} hardware=... does it"
+        )
+    lines = [*(f"note:      {note}" for note in notes), *_metered(frame), *prizes(frame, asked.choose.where)]
+    folder = Path(asked.out) / re.sub(r"[^\w.+-]|^\.+", "_", title)
+    try:
+        write_deployment(frame, folder)
+    except OSError as error:
+        raise AnalysisError(f"out={asked.out}: the table cannot be written: {error}") from error
+    return DeploymentTable(title, frame, lines), folder
+
+
+def _metered(frame: pd.DataFrame) -> list[str]:
+    """How many designs lack an energy."""
+    lacking = int(frame["energy_mj"].isna().sum())
+    if not lacking:
+        return []
+    return [
+        f"note:      energy is missing for {lacking} of {len(frame)} designs: they ran without a meter, or what it "
+        "showed is invalid (energy.json of the run says why)"
+    ]
+
+
+def prizes(frame: pd.DataFrame, where: str | None) -> list[str]:
+    """A line for each prize: the design that has it, or why there is none. Designs on several devices, or with several
+    meters, compete on none.
+
+    Args:
+        frame: of deployed().
+        where: a condition; None for all designs.
+    """
+    places = frame[["device", "runtime", "meter"]]
+    if len(places[frame["fom"].notna()].drop_duplicates()) > 1 or len(places["device"].unique()) > 1:
+        return [
+            "prizes:    none, because these figures are of several devices or meters; where= chooses some"
+        ]
+    lines = []
+    for by in PRIZES:
+        try:
+            choice = choose(frame, {}, by=by, where=where)
+        except AnalysisError as error:
+            lines.append(f"{by}:".ljust(11) + "none: " + str(error).splitlines()[0])
+            continue
+        lines.append(f"{by}:".ljust(11) + f"{frame.loc[choice.design, 'name']}: {choice.rule}")
+    return lines

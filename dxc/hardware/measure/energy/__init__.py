@@ -1,0 +1,1 @@
+"""Energy of inference: meters (sources), and what their samples say (protocol)."""

@@ -1,0 +1,143 @@
+"""The table and figures of designs on a device. They take the frame of dxc.analysis.on_device.deployed()."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dxc.metrics import METRICS, label_of
+from dxc.pareto import non_dominated
+from dxc.report import figures, tables
+from dxc.report.terminal import Column, new_console, print_table, print_text
+from dxc.text import counted, for_html
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+STEM = "deployment"
+AGAINST = ("energy_mj", "measured_latency_ms")
+"""What accuracy is drawn against, where designs have it."""
+WORDS = ("design", "device", "runtime", "meter")
+
+
+def deployment_in_text(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table as text: design, accuracy, latency, energy, power, memory, figure of merit, runtime.
+
+    Device and meter are columns where they differ; the runtime, which figures depend on as much, always is.
+    """
+    import pandas as pd
+
+    columns: dict[str, list[str]] = {"design": list(frame["name"])}
+    for name in (column for column in frame if column in METRICS):
+        columns[label_of(name, METRICS[name])] = [tables.number(name, value) for value in frame[name]]
+    columns["runtime"] = list(frame["runtime"])
+    for name in ("device", "meter"):
+        if len(set(frame[name])) > 1:
+            columns[name] = [text or "-" for text in frame[name]]
+    if (frame["n"] > 1).any():
+        columns["runs"] = [str(n) for n in frame["n"]]
+    return pd.DataFrame(columns)
+
+
+def deployment_figure(frame: pd.DataFrame, against: str) -> Figure | None:
+    """Accuracy on the device against a cost, with the front of these two; None where no design has both.
+
+    Args:
+        frame: see the head of this module.
+        against: a column with a cost.
+    """
+    known = frame[frame[against].notna() & frame["device_accuracy"].notna()]
+    if known.empty:
+        return None
+    objectives = {name: METRICS[name] for name in ("device_accuracy", against)}
+    values = known[list(objectives)].to_numpy(dtype=float)
+    front = non_dominated(values, maximise=[each.maximise for each in objectives.values()])
+    spreads = {f"spread.{name}": float("nan") for name in objectives}
+    return figures.pairs(known.assign(front=front, unstable=False, **spreads), objectives, note=_of(frame))
+
+
+def _of(frame: pd.DataFrame) -> str:
+    """What all of these figures are of, where they are of one thing."""
+    same = [
+        frame[column].iloc[0] for column in ("device", "runtime", "meter") if len(set(frame[column])) == 1
+    ]
+    return "; ".join(text for text in same if text not in ("", "-"))
+
+
+def write_deployment(frame: pd.DataFrame, folder: Path) -> None:
+    """Write deployment.md, .tex and .csv, and a figure for each cost (PNG, SVG); the previous ones are removed.
+
+    Args:
+        frame: see the head of this module.
+        folder: is made if it does not exist.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    for stem in (STEM, *(f"{STEM}_{name}" for name in AGAINST)):
+        for old in folder.glob(f"{stem}.*"):
+            old.unlink()
+    tables.write(deployment_in_text(frame), folder, STEM, note=_of(frame))
+    for name in AGAINST:
+        if (figure := deployment_figure(frame, name)) is not None:
+            figures.save(figure, folder, f"{STEM}_{name}")
+
+
+def page_sections(frame: pd.DataFrame, power: Figure | None = None) -> list[tuple[str, str]]:
+    """Sections of the page (dxc.report.page): the table, accuracy against each cost, and power over time.
+
+    Args:
+        frame: see the head of this module.
+        power: of dxc.report.power, of the chosen design.
+    """
+    parts = [tables.html(deployment_in_text(frame), _of(frame))]
+    for name in AGAINST:
+        if (figure := deployment_figure(frame, name)) is not None:
+            parts.append(_image(figure, f"accuracy on the device against {label_of(name, METRICS[name])}"))
+    sections = [("On the device", "\n".join(parts))]
+    if power is not None:
+        sections.append(
+            ("Power of the chosen design", _image(power, "power over time, with the windows marked"))
+        )
+    return sections
+
+
+def _image(figure: Figure, text: str) -> str:
+    """The figure as an element of a page: a PNG within it."""
+    import matplotlib
+
+    drawn = io.BytesIO()
+    with matplotlib.rc_context(figures.STYLE):
+        figure.savefig(drawn, format="png", dpi=150)
+    figure.clear()
+    content = base64.b64encode(drawn.getvalue()).decode()
+    return f'<p><img alt="{for_html(text)}" src="data:image/png;base64,{content}"></p>'
+
+
+def print_deployment(frame: pd.DataFrame, folder: Path, *, title: str, lines: Sequence[str]) -> None:
+    """Print the table, some lines, and where the files are.
+
+    Args:
+        frame: see the head of this module.
+        folder: of the files.
+        title: the studies.
+        lines: further ones.
+    """
+    console = new_console()
+    print_text(console, f"{counted(len(frame), 'design')} of {title} on a device")
+    content = deployment_in_text(frame)
+    print_table(
+        console,
+        [Column(name, list(content[name]), words=name in WORDS) for name in content],
+        title="designs on their device",
+    )
+    if said := _of(frame):
+        print_text(console, f"measured:  on {said}")
+    for line in lines:
+        print_text(console, line)
+    print_text(console, f"report:    {os.path.relpath(folder)}")
