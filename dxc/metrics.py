@@ -244,6 +244,16 @@ METRICS: dict[str, Metric] = {
         origin="measured",
         comparable_by=MEASURED,
     ),
+    "device_accuracy": Metric(
+        unit="fraction",
+        maximise=True,
+        meaning="of the exported file over the whole test set, computed on the device",
+        title="accuracy",
+        table_format=",.4f",
+        origin="measured",
+        comparable_by={**JUDGED, **MEASURED},
+        in_view=True,
+    ),
     "efficiency_ms": Metric(
         unit="ms",
         maximise=False,
