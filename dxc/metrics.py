@@ -252,7 +252,6 @@ METRICS: dict[str, Metric] = {
         table_format=",.4f",
         origin="measured",
         comparable_by={**JUDGED, **MEASURED},
-        in_view=True,
     ),
     "efficiency_ms": Metric(
         unit="ms",

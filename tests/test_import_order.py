@@ -36,6 +36,7 @@ KNOWN_CLIMBS = {
     # for types only: what is shown
     ("report.console", "pipeline"),
     ("report.findings", "analysis"),
+    ("report.deployment", "deployment"),
     ("report.progress", "search"),
     # commands of their own: they print
     ("hardware.__main__", "report"),

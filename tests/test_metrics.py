@@ -49,7 +49,7 @@ def test_directions() -> None:
     of_boxes = {"box_ap50", "box_ap", "mean_iou"}
     assert up == of_boxes | {
         "accuracy", "average_precision", "f1", "auroc", "recall_at_precision", "images_per_second",
-        "fold_score",
+        "fold_score", "device_accuracy",
     }  # fmt: skip
 
 

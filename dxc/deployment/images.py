@@ -120,8 +120,8 @@ def _source_section(
     said = section.get("root")
     if said is not None and root is None:
         raise DataError(
-            f"run {run_id} was trained on images of the user's own, source.root={said!r:.300} as its configuration says. "
-            "A path that comes from a store is not followed: name it, source.root=PATH"
+            f"run {run_id} was trained on images of the user's own, source.root={said!r:.300} as its configuration "
+            "says. A path that comes from a store is not followed: name it, source.root=PATH"
         )
     places = {"root": root if said is not None or root is not None else None, "cache_dir": cache_dir}
     places |= {"progress": progress, "jobs": None}
