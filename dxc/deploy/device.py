@@ -352,7 +352,7 @@ class Device:
         return action()
 
     def _failed(self, status: int) -> bool:
-        return self.host is not None and status == 255  # a failure of ssh itself
+        return self.host is not None and (status == 255 or status < 0)  # of ssh itself, or somebody killed it
 
     def _raise_failure(self, call: _Call, doing: str) -> NoReturn:
         """Raise the error for a command that ended without an answer."""

@@ -13,70 +13,21 @@ import numpy as np
 import onnxruntime
 import pytest
 from hydra import compose, initialize_config_dir
-from mlflow import MlflowClient
 
 from dxc.analysis.analyze import analyze
 from dxc.analysis.questions import Questions
-from dxc.config.compose import PROJECT_ROOT, resolved
-from dxc.config.plan import Plan
+from dxc.config.compose import resolved
 from dxc.deploy.device import Device
-from dxc.deployment.deployment import Deployment, deploy, require_all
+from dxc.deployment.deployment import require_all
 from dxc.deployment.meter import Window, Windows
 from dxc.deployment.opset import needed_runtime
 from dxc.deployment.record import DeviceRecord
 from dxc.deployment.settings import Deploy
 from dxc.errors import AnalysisError, ConfigError, HardwareError, TrackingError
-from dxc.pipeline.run import run
 from dxc.report.deployment import print_deployment
 from dxc.synthetic.images import SyntheticImages
 from dxc.tracking.store import Store
-from tests.conftest import Once, copy_study
-
-CONF = str(PROJECT_ROOT / "conf")
-KINDS = ("none", "dynamic", "static")
-
-
-def _composed(name: str, folder: Path, *overrides: str) -> dict[str, Any]:
-    places = [f"tracking.uri=sqlite:///{folder}/mlflow.db", f"cache_dir={folder}/cache", "progress=false"]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return resolved(compose(name, overrides=[*places, *overrides]))
-
-
-def _train(folder: Path) -> None:
-    """One small network, in float32 and in two ways in 8 bits."""
-    for kind in KINDS:
-        overrides = [
-            "model=mobilenet_v1", "data=cifar10", "source=synthetic_images", "source.images=240", "model.width=0.25",
-            "trainer.max_epochs=1", "hardware.predictors=[]", "hardware.measure=false", "profile=none", "study=small",
-            "tracking.checkpoints=false", "compress.calibration_images=10", f"compress.quantise={kind}",
-        ]  # fmt: skip
-        run(Plan.of(_composed("train", folder, *overrides)), folder / "out" / kind)
-
-
-@pytest.fixture(scope="module")
-def _trained(once: Once) -> Path:
-    return once("deployed-study", _train)
-
-
-@pytest.fixture
-def study(_trained: Path, tmp_path: Path) -> Path:
-    """A folder with three finished runs that no device has proved."""
-    from mlflow.tracking._tracking_service import utils
-
-    utils._artifact_repos_cache.clear()  # MLflow keeps where the files of a run lie, and copies lie elsewhere
-    return copy_study(_trained, tmp_path / "study")
-
-
-def _deploy(folder: Path, *overrides: str) -> Deployment:
-    requested = ["study=small", "designs=all", "seconds=0", f"out={folder}/reports", *overrides]
-    return deploy(Deploy.of(_composed("deploy", folder, *requested)))
-
-
-def _runs(folder: Path) -> dict[str, Any]:
-    """The runs by how they are quantised."""
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    found = client.search_runs([client.get_experiment_by_name("small").experiment_id])
-    return {each.data.params.get("compress.quantise", "none"): each for each in found}
+from tests.deployment.studies import CONF, KINDS, artifacts_of, composed, deployed, tracked_runs
 
 
 @pytest.fixture
@@ -87,7 +38,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("steady")
 def test_a_study_is_proved_on_this_machine(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = _deploy(study)
+    result = deployed(study)
     assert [each.state for each in result.proofs] == ["measured"] * 3
     require_all(result)
     images = SyntheticImages(
@@ -99,8 +50,8 @@ def test_a_study_is_proved_on_this_machine(study: Path, capsys: pytest.CaptureFi
         np.array(each, np.float32).reshape(1, 3, 1, 1) for each in ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7))
     )
     fed = (pixels.astype(np.float32) - mean) / std
-    for kind, tracked in _runs(study).items():
-        artifacts = Path(tracked.info.artifact_uri.removeprefix("file://"))
+    for kind, tracked in tracked_runs(study).items():
+        artifacts = artifacts_of(tracked)
         session = onnxruntime.InferenceSession(
             str(artifacts / "model.onnx"), providers=["CPUExecutionProvider"]
         )
@@ -144,32 +95,32 @@ def test_what_was_measured_is_not_measured_again(study: Path, monkeypatch: pytes
         return measure(self, request, on_event)
 
     monkeypatch.setattr(Device, "run", counted)
-    runs = _runs(study)
+    runs = tracked_runs(study)
     ids = [runs[kind].info.run_id for kind in KINDS]
     one = ("study=null", f"runs=[{ids[0]}]")
-    first = _deploy(study, *one)
+    first = deployed(study, *one)
     assert len(keys) == 1
-    kept = _deploy(study)
+    kept = deployed(study)
     assert [each.state for each in kept.proofs].count("kept") == 1 and len(keys) == 3
     again = {each.run_id: each for each in kept.proofs}[ids[0]]
     assert again.metrics == first.proofs[0].metrics
 
     # killed before it was tracked: the record in cache_dir serves
     Store(f"sqlite:///{study}/mlflow.db", "small", patience_s=0).tag(ids[1], {"dxc.deployed": ""})
-    recovered = {each.run_id: each for each in _deploy(study).proofs}[ids[1]]
+    recovered = {each.run_id: each for each in deployed(study).proofs}[ids[1]]
     assert recovered.state == "kept" and len(keys) == 3
-    assert _runs(study)["dynamic"].data.tags["dxc.deployed"] in keys
+    assert tracked_runs(study)["dynamic"].data.tags["dxc.deployed"] in keys
 
-    _deploy(study, *one, "again=true")
+    deployed(study, *one, "again=true")
     assert len(keys) == 4
-    _deploy(study, *one, "repeats=4")  # another protocol
+    deployed(study, *one, "repeats=4")  # another protocol
     assert len(keys) == 5 and len(set(keys)) == 4
 
 
 @pytest.mark.usefixtures("steady")
 def test_values_of_two_devices_never_mix(study: Path) -> None:
     """A run holds the values of one device. What another gave goes, and an analysis of both refuses."""
-    ids = {kind: each.info.run_id for kind, each in _runs(study).items()}
+    ids = {kind: each.info.run_id for kind, each in tracked_runs(study).items()}
     uri = f"sqlite:///{study}/mlflow.db"
     elsewhere = {"measured_latency_ms": 9.0, "efficiency_ms": 8.0, "optimum_batch": 4.0}
     Store(uri, "small", patience_s=0).log_measured(
@@ -178,14 +129,14 @@ def test_values_of_two_devices_never_mix(study: Path) -> None:
         {"dxc.measured_on": "another board; onnxruntime 1.17.0, cpu, 4 threads"},
         gone=[],
     )
-    here = _deploy(study, "study=null", f"runs=[{ids['none']},{ids['static']}]")
-    metrics = _runs(study)["none"].data.metrics
+    here = deployed(study, "study=null", f"runs=[{ids['none']},{ids['static']}]")
+    metrics = tracked_runs(study)["none"].data.metrics
     assert math.isnan(metrics["efficiency_ms"]) and math.isnan(metrics["optimum_batch"])
     assert metrics["measured_latency_ms"] == here.proofs[0].metrics["measured_latency_ms"]
 
-    emulated = _deploy(study, "study=null", f"runs=[{ids['static']}]", "hardware.emulated=true")
+    emulated = deployed(study, "study=null", f"runs=[{ids['static']}]", "hardware.emulated=true")
     assert emulated.device == f"emulated, {here.device}" and emulated.proofs[0].state == "measured"
-    assert _runs(study)["static"].data.tags["dxc.emulated"] == "true"
+    assert tracked_runs(study)["static"].data.tags["dxc.emulated"] == "true"
 
     def analysis(*overrides: str) -> Any:
         places = [f"tracking.uri={uri}", f"cache_dir={study}/cache", f"out={study}/reports", "log=false"]
@@ -206,15 +157,15 @@ def test_values_of_two_devices_never_mix(study: Path) -> None:
 
 
 def test_one_bad_network_does_not_stop_the_others(study: Path) -> None:
-    runs = _runs(study)
-    artifacts = Path(runs["dynamic"].info.artifact_uri.removeprefix("file://"))
+    runs = tracked_runs(study)
+    artifacts = artifacts_of(runs["dynamic"])
     (artifacts / "model.onnx").write_bytes(b"no network")
-    result = _deploy(study)
+    result = deployed(study)
     by_id = {each.run_id: each for each in result.proofs}
     failed = by_id[runs["dynamic"].info.run_id]
     assert failed.state == "failed" and failed.metrics == {}
     assert [each.state for each in result.proofs].count("measured") == 2
-    assert "device_accuracy" not in _runs(study)["dynamic"].data.metrics
+    assert "device_accuracy" not in tracked_runs(study)["dynamic"].data.metrics
     with pytest.raises(HardwareError, match="1 of 3 networks could not be proved"):
         require_all(result)
 
@@ -229,7 +180,7 @@ def test_a_runtime_that_is_too_old_is_told_which_it_needs(
         return {**found, "environment": {**found["environment"], "runtime_version": "1.9.0"}}
 
     monkeypatch.setattr(Device, "probe", old)
-    result = _deploy(study)
+    result = deployed(study)
     assert [each.state for each in result.proofs] == ["failed"] * 3
     assert "has onnxruntime 1.9.0, and this network needs 1.12 or newer" in result.proofs[0].notes[0]
 
@@ -252,18 +203,18 @@ def test_the_runtime_that_a_file_needs() -> None:
 
 def test_other_images_than_those_of_the_run_are_refused(study: Path) -> None:
     Store(f"sqlite:///{study}/mlflow.db", "small", patience_s=0).tag(
-        _runs(study)["none"].info.run_id, {"dxc.data": "0" * 16}
+        tracked_runs(study)["none"].info.run_id, {"dxc.data": "0" * 16}
     )
-    result = _deploy(study)
+    result = deployed(study)
     (failed,) = result.failed
     assert "was trained on other images than synthetic images" in failed.notes[0]
 
 
 def test_a_path_that_comes_from_a_store_is_not_followed(study: Path) -> None:
-    run_id = _runs(study)["none"].info.run_id
-    config = Path(_runs(study)["none"].info.artifact_uri.removeprefix("file://")) / "config.yaml"
+    run_id = tracked_runs(study)["none"].info.run_id
+    config = artifacts_of(tracked_runs(study)["none"]) / "config.yaml"
     config.write_text(config.read_text().replace("source:\n", "source:\n  root: /etc\n"))
-    result = _deploy(study, "study=null", f"runs=[{run_id}]")
+    result = deployed(study, "study=null", f"runs=[{run_id}]")
     assert "source.root='/etc' as its configuration says" in result.proofs[0].notes[0]
     assert "name it, source.root=PATH" in result.proofs[0].notes[0]
 
@@ -283,14 +234,14 @@ def test_a_path_that_comes_from_a_store_is_not_followed(study: Path) -> None:
 )
 def test_settings_that_cannot_work(tmp_path: Path, overrides: Sequence[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        Deploy.of(_composed("deploy", tmp_path, "study=small", *overrides))
+        Deploy.of(composed("deploy", tmp_path, "study=small", *overrides))
 
 
 def test_a_run_that_is_not_there(study: Path) -> None:
     with pytest.raises(TrackingError, match="0{32}"):
-        _deploy(study, "study=null", "runs=[" + "0" * 32 + "]")
+        deployed(study, "study=null", "runs=[" + "0" * 32 + "]")
     with pytest.raises(TrackingError, match="no study 'smal'"):
-        _deploy(study, "study=smal")
+        deployed(study, "study=smal")
 
 
 def _record(**changes: Any) -> dict[str, Any]:
