@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from dxc.analysis.analyze import analyze
 from dxc.analysis.questions import Questions
 from dxc.config.compose import resolved
+from dxc.config.names import quote_texts
 from dxc.deploy.device import Device
 from dxc.deployment.deployment import require_all
 from dxc.deployment.meter import Window, Windows
@@ -152,7 +153,9 @@ def test_values_of_two_devices_never_mix(study: Path) -> None:
 
     with pytest.raises(AnalysisError, match="the machine they were measured on"):
         analysis()
-    found = analysis("where=dxc.emulated == 'false'")  # the cache of runs has seen that finished ones changed
+    found = analysis(
+        *quote_texts(["where=dxc.emulated == 'false'"], ("where",))
+    )  # the cache of runs has seen that finished ones changed
     assert list(found.designs["device_accuracy"]) == [here.proofs[0].metrics["device_accuracy"]]
 
 
@@ -226,7 +229,7 @@ def test_a_path_that_comes_from_a_store_is_not_followed(study: Path) -> None:
         (["runs=[" + "0" * 32 + "]"], "name what is deployed"),
         (["study=null", "runs=[abc]"], "must be ids of runs"),
         (["hardware=pi"], "pi is another machine: name it, hardware.host=user@address"),
-        (["hardware.host=-oProxyCommand=x"], "must read user@address"),
+        (["hardware.host='-oProxyCommand=x'"], "must read user@address"),
         (["repeats=2"], "at least 3"),
         (["hardware.runtime=torch"], "deploy with hardware.runtime=onnxruntime"),
         (["+agian=true"], "has no agian; it has again, "),

@@ -1,7 +1,7 @@
 """Networks on an aarch64 machine under QEMU, over SSH: answers as here, and nothing is lost whatever breaks.
 
-Its times say nothing of a real device. `make test-device` runs this; DXC_EMULATED_DEVICE names the folder that holds the
-machine.
+Its times say nothing of a real device. `make test-device` runs this; DXC_EMULATED_DEVICE names the folder that the
+machine lies in.
 """
 
 from __future__ import annotations
