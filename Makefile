@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | test-slurm | test-browser | lint | docs | bench | gpu | ui | clean
+# make setup | demo | test | test-slow | test-slurm | test-browser | test-device | lint | docs | bench | gpu | ui | clean
 # Every target does the set-up it misses.
 
 VENV := .venv
@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 PORT ?= 5000
 ARGS ?=
 
-.PHONY: setup demo test test-slow test-slurm test-browser lint docs bench gpu ui clean
+.PHONY: setup demo test test-slow test-slurm test-browser test-device lint docs bench gpu ui clean
 .DEFAULT_GOAL := setup
 
 # The first of these that is Python 3.11 to 3.13; or name one: make setup PYTHON=/path/to/python3.12
@@ -65,6 +65,10 @@ test-slurm: setup
 # In headless Chromium, which .ci/browser-packages installs; what it saw is kept as pictures.
 test-browser: setup
 	DXC_SCREENSHOTS=$(CURDIR)/.ci/screenshots $(PY) -m pytest -q -rs -m browser $(ARGS)
+
+# On an aarch64 machine under QEMU, which it builds as root in cache/emulated-device (0.8 GB, once). Its times mean nothing.
+test-device: setup
+	PYTHON=$(CURDIR)/$(PY) $(PY) -m pytest -q -rs -m device tests/device $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .

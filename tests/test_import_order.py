@@ -28,6 +28,7 @@ ORDER = (
     ("pipeline",),
     ("search",),
     ("analysis",),
+    ("deployment",),
 )
 """Rooms of dxc, the lowest first; rooms on one line do not know each other."""
 FLOOR = {room: number for number, rooms in enumerate(ORDER) for room in rooms}
@@ -35,6 +36,7 @@ KNOWN_CLIMBS = {
     # for types only: what is shown
     ("report.console", "pipeline"),
     ("report.findings", "analysis"),
+    ("report.deployment", "deployment"),
     ("report.progress", "search"),
     # commands of their own: they print
     ("hardware.__main__", "report"),

@@ -105,6 +105,12 @@ def read_runs(uri: str, studies: Sequence[str], *, cache_dir: Path, refresh: boo
     return Runs(_frame(parts), dict(sorted(others.items())), fetched)
 
 
+def forget(uri: str, study: str, *, cache_dir: Path) -> None:
+    """Remove what is cached of a study, because finished runs of it have changed. All of it is read again next time."""
+    key = _key(uri, Reader(uri).study(study))
+    (Path(cache_dir) / "runs" / key / "runs.parquet").unlink(missing_ok=True)
+
+
 def _read(reader: Reader, study: Study, known: _Known, going_on: Collection[str]) -> tuple[_Known, pa.Table]:
     """(what is known now, the rows of it that were read). `known` itself comes back where nothing has changed.
 

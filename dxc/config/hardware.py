@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -34,7 +35,19 @@ def _ascending(batches: list[int]) -> list[int]:
     return batches
 
 
+HOST = re.compile(
+    r"(?:[A-Za-z0-9_][A-Za-z0-9._-]*@)?(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]*)|[0-9A-Fa-f:]*:[0-9A-Fa-f:]*(?:%[A-Za-z0-9._-]+)?)"
+)
+
+
+def is_host(text: object) -> bool:
+    """Whether a text can name a device to ssh: user@address, an address, or an alias of the user's."""
+    return isinstance(text, str) and len(text) <= 255 and HOST.fullmatch(text) is not None
+
+
 def _host_of_runtime(host: str | None, info: ValidationInfo) -> str | None:
+    if host is not None and not is_host(host):
+        raise ValueError(f" must read user@address, such as pi@raspberrypi.local, not {host!r}")
     if host is not None and info.data.get("runtime") == "torch":
         raise ValueError(
             ": hardware.runtime=torch measures on this machine only; a host needs hardware.runtime=onnxruntime"
@@ -68,6 +81,8 @@ class Hardware(Part):
     python: Text = "python3"
     """Interpreter with onnxruntime on the host."""
     remote: Flag = False
+    emulated: Flag = False
+    """Whether the device is emulated, such as by QEMU. Its times are then never compared with those of a real one."""
     measure: Flag = True
     """False predicts only."""
     predictors: Names = Field(default=[])

@@ -38,6 +38,7 @@ NOT_IDENTITY = {
         "host",
         "python",
         "remote",
+        "emulated",
         # whether it is measured; the result is the same
         "measure",
         "schedule",

@@ -216,7 +216,7 @@ def _measure(onnx: Path, hardware: Hardware, out: Path, costs: Costs) -> None:
     costs.metrics |= first.metrics() | efficiency.metrics()
     if batch != 1:
         costs.notes.append(describe_batch(first))
-    costs.tags["dxc.measured_on"] = describe_conditions(first)
+    costs.tags["dxc.measured_on"] = ("emulated, " if hardware.emulated else "") + describe_conditions(first)
     costs.tags["dxc.measurement"] = "valid" if first.valid else f"invalid: {first.reason}"
 
 

@@ -38,6 +38,7 @@ def log_batch(
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, str] | None = None,
     time_ms: int | None = None,
+    gone: Sequence[str] = (),
 ) -> None:
     """Log to a run in as few calls as MLflow allows. A value that is not finite is missing and is not logged.
 
@@ -48,11 +49,13 @@ def log_batch(
         params: by name.
         tags: by name.
         time_ms: time of the points in ms since 1970; None: now.
+        gone: metrics that the run has and that are missing from now on. MLflow removes none, so they become NaN.
     """
     from mlflow.entities import Metric, Param, RunTag
 
     now_ms = int(time.time() * 1000) if time_ms is None else time_ms
     metrics = [Metric(name, value, now_ms, step) for name, value, step in points if math.isfinite(value)]
+    metrics += [Metric(name, math.nan, now_ms, 0) for name in gone]
     entries = [Param(key, param_text(value)) for key, value in (params or {}).items()]
     marks = [RunTag(key, masked(str(value))) for key, value in (tags or {}).items()]
     while metrics or entries or marks:

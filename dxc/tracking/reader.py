@@ -17,6 +17,7 @@ from dxc.tracking.client import PAGE, new_client, server_address
 from dxc.tracking.patience import Patient, StoredRun, sound_runs
 from dxc.tracking.places import Places
 from dxc.tracking.schema import require_tables
+from dxc.untrusted import is_run_id
 
 log = logging.getLogger(__name__)
 
@@ -184,6 +185,19 @@ class Reader(Patient):
         except (MlflowException, OSError) as error:
             log.debug("run %s: no %s: %s", run_id, name, masked(str(error), self.uri))
             return None
+
+    def run(self, run_id: str) -> tuple[StoredRun, str]:
+        """One run, and the study that it belongs to. Raises TrackingError where there is none."""
+        if not is_run_id(run_id):
+            raise TrackingError(
+                f"{run_id!r:.80} is no id of a run: 32 hexadecimal digits, as MLflow's page shows it"
+            )
+        found = self._patiently(lambda: self._client.get_run(run_id))
+        run = next(iter(sound_runs([found])), None)
+        if run is None or found.info.lifecycle_stage == "deleted":
+            raise TrackingError(f"run {run_id} was deleted in MLflow; restore it there or name another one")
+        study = self._patiently(lambda: self._client.get_experiment(found.info.experiment_id)).name
+        return run, study
 
     def keeps_locally(self, run_id: str) -> bool:
         """Whether the files of a run lie in a local folder, so that artifact() gives the store's own file.

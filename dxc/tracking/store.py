@@ -86,6 +86,20 @@ class Store(Patient):
         points = [(name, value, 0) for name, value in metrics.items()]
         self._patiently(lambda: log_batch(self._client, run_id, points=points))
 
+    def log_measured(
+        self, run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str], *, gone: Sequence[str]
+    ) -> None:
+        """Log what was measured on a device, in one call, so that values and the name of their device stay together.
+
+        Args:
+            run_id: the run.
+            metrics: the values.
+            tags: what they are of.
+            gone: metrics of the run that are of another device: they are missing from now on.
+        """
+        points = [(name, value, 0) for name, value in metrics.items()]
+        self._patiently(lambda: log_batch(self._client, run_id, points=points, tags=tags, gone=gone))
+
     def log_dataset(self, run_id: str, name: str, digest: str, source: Mapping[str, Any]) -> None:
         """Log what a run is trained on; see dxc.tracking.client.dataset_of. Repeating it changes nothing."""
         self._patiently(lambda: log_dataset(self._client, run_id, dataset_of(name, digest, source)))

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 import dxc
+from dxc.deploy.device import DROPPED, SSH_OPTIONS, check_host, unreachable
 from dxc.errors import ConfigError, HardwareError, require_one_of, require_whole
 from dxc.files import write_atomically
 from dxc.hardware.measure.reference import reference
@@ -241,10 +242,6 @@ def record(
     )
 
 
-# A user's shell sets threads and logging for training. Here the request decides.
-DROPPED = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "ORT_")
-
-
 @contextlib.contextmanager
 def _here(python: str, runtime: str) -> Iterator[Ask]:
     """The worker of a runtime on this machine, each time a fresh process."""
@@ -325,10 +322,6 @@ def _refusal(answer: dict[str, str], onnx: Path, host: str | None) -> HardwareEr
     return kind(f"{onnx} cannot be measured {where}: {answer['message']}; {advice}")
 
 
-# ssh never asks for a password, because nobody answers. A lost connection ends within a minute.
-SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=15")
-
-
 @contextlib.contextmanager
 def _there(files: Sequence[Path], host: str, ssh: list[str], remote_python: str) -> Iterator[Ask]:
     """Copy the worker and the files into a temporary folder of the device, and remove it at the end.
@@ -340,8 +333,7 @@ def _there(files: Sequence[Path], host: str, ssh: list[str], remote_python: str)
         remote_python: interpreter on the device.
     """
     onnx = files[-1]
-    if not isinstance(host, str) or not host or host.startswith("-") or any(c.isspace() for c in host):
-        raise ConfigError(f"hardware.host must read user@address, not {host!r}")
+    check_host(host)
     made = _remote(ssh, host, "mktemp -d")
     said = made.stdout.decode(errors="replace").strip()
     folder = said.rpartition("\n")[2].strip()  # after a greeting of the device's shell
@@ -406,11 +398,4 @@ def _remote(
         raise _too_long(f"hardware.host={host}") from error
     if done.returncode != 255:  # 255 is a failure of ssh itself
         return done
-    said = _said(done, 2)
-    if "Permission denied" in said:
-        advice = f"It takes keys only: ssh-copy-id {host}"
-    elif "verification failed" in said:
-        advice = f"Connect once by hand and compare its key: ssh {host}"
-    else:
-        advice = f"Is it on, is the address right, and does `ssh {host} true` work?"
-    raise HardwareError(f"hardware.host={host} cannot be reached by ssh: {said}. {advice}")
+    raise unreachable(host, _said(done, 2))

@@ -1,0 +1,1 @@
+"""Deployments: designs of tracked runs, proved on their device."""

@@ -1,0 +1,314 @@
+"""Designs of a study on a device: what their runs then say, what is not measured again, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from hydra import compose, initialize_config_dir
+
+from dxc.analysis.analyze import analyze
+from dxc.analysis.questions import Questions
+from dxc.config.compose import resolved
+from dxc.config.names import quote_texts
+from dxc.deploy.device import Device
+from dxc.deployment.deployment import require_all
+from dxc.deployment.meter import Window, Windows
+from dxc.deployment.opset import needed_runtime
+from dxc.deployment.record import DeviceRecord
+from dxc.deployment.settings import Deploy
+from dxc.errors import AnalysisError, ConfigError, HardwareError, TrackingError
+from dxc.report.deployment import print_deployment
+from dxc.synthetic.images import SyntheticImages
+from dxc.tracking.store import Store
+from tests.deployment.studies import CONF, KINDS, artifacts_of, composed, deployed, tracked_runs
+
+
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latencies count, whatever else this machine does."""
+    monkeypatch.setattr("dxc.deployment.record.MAX_SPREAD", math.inf)
+
+
+@pytest.mark.usefixtures("steady")
+def test_a_study_is_proved_on_this_machine(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = deployed(study)
+    assert [each.state for each in result.proofs] == ["measured"] * 3
+    require_all(result)
+    images = SyntheticImages(
+        images=240, seed=0, classes=tuple("0123456789"), cache_dir=str(study / "cache")
+    ).read()
+    pixels, labels = images.pixels[images.held_out], images.labels[images.held_out]
+    assert result.images == [f"{len(labels)} images of synthetic images, its published test images"]
+    mean, std = (
+        np.array(each, np.float32).reshape(1, 3, 1, 1) for each in ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7))
+    )
+    fed = (pixels.astype(np.float32) - mean) / std
+    for kind, tracked in tracked_runs(study).items():
+        artifacts = artifacts_of(tracked)
+        session = onnxruntime.InferenceSession(
+            str(artifacts / "model.onnx"), providers=["CPUExecutionProvider"]
+        )
+        expected = np.concatenate([session.run(None, {"image": fed[i : i + 1]})[0] for i in range(len(fed))])
+        metrics, tags = tracked.data.metrics, tracked.data.tags
+        assert metrics["device_accuracy"] == (expected.argmax(1) == labels).mean()
+        assert 0 < metrics["measured_latency_ms"] <= metrics["measured_latency_p95_ms"]
+        assert 0 < metrics["peak_memory_mb"] < 300
+        assert "energy_mj" not in metrics
+        assert tags["dxc.measured_on"] == result.device
+        assert f"; onnxruntime {onnxruntime.__version__}, cpu, 1 thread" in result.device
+        assert tags["dxc.emulated"] == "false" and tags["dxc.measurement"] == "valid"
+        (proved,) = (artifacts / "deployed").iterdir()
+        np.testing.assert_array_equal(np.load(proved / "scores.npy"), expected), kind
+        times = np.load(proved / "times_ms.npy")
+        assert len(times) == 3 * len(labels)
+        assert metrics["measured_latency_ms"] == pytest.approx(np.median(times))
+        record = json.loads((proved / "record.json").read_text())
+        assert record["energy"] == "no meter (energy=none)" and record["record"]["correct"] <= len(labels)
+    print_deployment(result)
+    shown = capsys.readouterr().out
+    assert "note: no energy: no meter (energy=none)" in shown
+    with (study / "reports" / "small" / "deployed.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["run"] for row in rows] == [each.run_id for each in result.proofs]
+    assert float(rows[0]["device_accuracy"]) == result.proofs[0].metrics["device_accuracy"]
+    # the test set once, each network once
+    sizes = [p.stat().st_size for p in (study / "mlartifacts").rglob("model.onnx")] or [
+        p.stat().st_size for p in (study / "mlruns").rglob("model.onnx")
+    ]
+    assert result.sent_bytes <= sum(sizes) + pixels.nbytes + 8 * len(labels) + 300
+
+
+@pytest.mark.usefixtures("steady")
+def test_what_was_measured_is_not_measured_again(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[str] = []
+    measure = Device.run
+
+    def counted(self: Device, request: dict[str, Any], on_event: Any) -> dict[str, Any]:
+        keys.append(request["key"])
+        return measure(self, request, on_event)
+
+    monkeypatch.setattr(Device, "run", counted)
+    runs = tracked_runs(study)
+    ids = [runs[kind].info.run_id for kind in KINDS]
+    one = ("study=null", f"runs=[{ids[0]}]")
+    first = deployed(study, *one)
+    assert len(keys) == 1
+    kept = deployed(study)
+    assert [each.state for each in kept.proofs].count("kept") == 1 and len(keys) == 3
+    again = {each.run_id: each for each in kept.proofs}[ids[0]]
+    assert again.metrics == first.proofs[0].metrics
+
+    # killed before it was tracked: the record in cache_dir serves
+    Store(f"sqlite:///{study}/mlflow.db", "small", patience_s=0).tag(ids[1], {"dxc.deployed": ""})
+    recovered = {each.run_id: each for each in deployed(study).proofs}[ids[1]]
+    assert recovered.state == "kept" and len(keys) == 3
+    assert tracked_runs(study)["dynamic"].data.tags["dxc.deployed"] in keys
+
+    deployed(study, *one, "again=true")
+    assert len(keys) == 4
+    deployed(study, *one, "repeats=4")  # another protocol
+    assert len(keys) == 5 and len(set(keys)) == 4
+
+
+@pytest.mark.usefixtures("steady")
+def test_values_of_two_devices_never_mix(study: Path) -> None:
+    """A run holds the values of one device. What another gave goes, and an analysis of both refuses."""
+    ids = {kind: each.info.run_id for kind, each in tracked_runs(study).items()}
+    uri = f"sqlite:///{study}/mlflow.db"
+    elsewhere = {"measured_latency_ms": 9.0, "efficiency_ms": 8.0, "optimum_batch": 4.0}
+    Store(uri, "small", patience_s=0).log_measured(
+        ids["none"],
+        elsewhere,
+        {"dxc.measured_on": "another board; onnxruntime 1.17.0, cpu, 4 threads"},
+        gone=[],
+    )
+    here = deployed(study, "study=null", f"runs=[{ids['none']},{ids['static']}]")
+    metrics = tracked_runs(study)["none"].data.metrics
+    assert math.isnan(metrics["efficiency_ms"]) and math.isnan(metrics["optimum_batch"])
+    assert metrics["measured_latency_ms"] == here.proofs[0].metrics["measured_latency_ms"]
+
+    emulated = deployed(study, "study=null", f"runs=[{ids['static']}]", "hardware.emulated=true")
+    assert emulated.device == f"emulated, {here.device}" and emulated.proofs[0].state == "measured"
+    assert tracked_runs(study)["static"].data.tags["dxc.emulated"] == "true"
+
+    def analysis(*overrides: str) -> Any:
+        places = [f"tracking.uri={uri}", f"cache_dir={study}/cache", f"out={study}/reports", "log=false"]
+        with initialize_config_dir(f"{CONF}/analysis", version_base="1.3"):
+            requested = [
+                "study=small",
+                "bootstrap.draws=10",
+                "objectives=[device_accuracy,measured_latency_ms]",
+            ]
+            return analyze(
+                Questions.of(resolved(compose("analyze", overrides=[*places, *requested, *overrides])))
+            )[0]
+
+    with pytest.raises(AnalysisError, match="the machine they were measured on"):
+        analysis()
+    found = analysis(
+        *quote_texts(["where=dxc.emulated == 'false'"], ("where",))
+    )  # the cache of runs has seen that finished ones changed
+    assert list(found.designs["device_accuracy"]) == [here.proofs[0].metrics["device_accuracy"]]
+
+
+def test_one_bad_network_does_not_stop_the_others(study: Path) -> None:
+    runs = tracked_runs(study)
+    artifacts = artifacts_of(runs["dynamic"])
+    (artifacts / "model.onnx").write_bytes(b"no network")
+    result = deployed(study)
+    by_id = {each.run_id: each for each in result.proofs}
+    failed = by_id[runs["dynamic"].info.run_id]
+    assert failed.state == "failed" and failed.metrics == {}
+    assert [each.state for each in result.proofs].count("measured") == 2
+    assert "device_accuracy" not in tracked_runs(study)["dynamic"].data.metrics
+    with pytest.raises(HardwareError, match="1 of 3 networks could not be proved"):
+        require_all(result)
+
+
+def test_a_runtime_that_is_too_old_is_told_which_it_needs(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = Device.probe
+
+    def old(self: Device) -> dict[str, Any]:
+        found = probe(self)
+        return {**found, "environment": {**found["environment"], "runtime_version": "1.9.0"}}
+
+    monkeypatch.setattr(Device, "probe", old)
+    result = deployed(study)
+    assert [each.state for each in result.proofs] == ["failed"] * 3
+    assert "has onnxruntime 1.9.0, and this network needs 1.12 or newer" in result.proofs[0].notes[0]
+
+
+def test_the_runtime_that_a_file_needs() -> None:
+    from onnx import ModelProto, helper
+
+    def model(opset: int, ir_version: int) -> ModelProto:
+        made = ModelProto(ir_version=ir_version)
+        made.opset_import.append(helper.make_opsetid("", opset))
+        made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+        return made
+
+    assert needed_runtime(model(17, 8)) == (1, 12)
+    assert needed_runtime(model(13, 7)) == (1, 10)
+    assert needed_runtime(model(17, 10)) == (1, 18)  # the format is newer than the operators
+    assert needed_runtime(model(21, 8)) == (1, 18)
+    assert needed_runtime(model(99, 8)) == max(needed_runtime(model(23, 8)), (1, 23))
+
+
+def test_other_images_than_those_of_the_run_are_refused(study: Path) -> None:
+    Store(f"sqlite:///{study}/mlflow.db", "small", patience_s=0).tag(
+        tracked_runs(study)["none"].info.run_id, {"dxc.data": "0" * 16}
+    )
+    result = deployed(study)
+    (failed,) = result.failed
+    assert "was trained on other images than synthetic images" in failed.notes[0]
+
+
+def test_a_path_that_comes_from_a_store_is_not_followed(study: Path) -> None:
+    run_id = tracked_runs(study)["none"].info.run_id
+    config = artifacts_of(tracked_runs(study)["none"]) / "config.yaml"
+    config.write_text(config.read_text().replace("source:\n", "source:\n  root: /etc\n"))
+    result = deployed(study, "study=null", f"runs=[{run_id}]")
+    assert "source.root='/etc' as its configuration says" in result.proofs[0].notes[0]
+    assert "name it, source.root=PATH" in result.proofs[0].notes[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["study=null"], "name what is deployed"),
+        (["runs=[" + "0" * 32 + "]"], "name what is deployed"),
+        (["study=null", "runs=[abc]"], "must be ids of runs"),
+        (["hardware=pi"], "pi is another machine: name it, hardware.host=user@address"),
+        (["hardware.host='-oProxyCommand=x'"], "must read user@address"),
+        (["repeats=2"], "at least 3"),
+        (["hardware.runtime=torch"], "deploy with hardware.runtime=onnxruntime"),
+        (["+agian=true"], "has no agian; it has again, "),
+    ],
+)
+def test_settings_that_cannot_work(tmp_path: Path, overrides: Sequence[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Deploy.of(composed("deploy", tmp_path, "study=small", *overrides))
+
+
+def test_a_run_that_is_not_there(study: Path) -> None:
+    with pytest.raises(TrackingError, match="0{32}"):
+        deployed(study, "study=null", "runs=[" + "0" * 32 + "]")
+    with pytest.raises(TrackingError, match="no study 'smal'"):
+        deployed(study, "study=smal")
+
+
+def _record(**changes: Any) -> dict[str, Any]:
+    repeat = {
+        "images": 10, "passes": 1, "seconds": 1.0, "inference_seconds": 0.9, "correct": 5, "median_ms": 1.0,
+        "same_answers": True,
+    }  # fmt: skip
+    return {
+        "key": "0123456789ab", "attempt": "", "images": 10, "correct": 5, "not_finite": 0, "repeats": [repeat] * 3,
+        "outputs": {"scores": [10, 2]}, "baseline_memory_bytes": 1, "peak_memory_bytes": 2, "memory_from": "VmHWM",
+        "images_in_memory": True, "idle_seconds": 0, "before": {}, "after": {}, "date": "today",
+        "environment": {"device": "a", "runtime": "b", "runtime_version": "1", "provider": "cpu", "threads": 1},
+        "files": {"times.bin": {"bytes": 120, "sha256": "0" * 64}}, **changes,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"correct": 11},
+        {"correct": float("nan")},
+        {"peak_memory_bytes": -1},
+        {"key": "../../../etc"},
+        {"files": {"times.bin": {"bytes": 4, "sha256": "0" * 64}}},
+        {
+            "files": {
+                "times.bin": {"bytes": 120, "sha256": "0" * 64},
+                "../x": {"bytes": 1, "sha256": "0" * 64},
+            }
+        },
+        {"outputs": {"../x": [10, 2]}},
+        {"repeats": []},
+    ],
+)
+def test_a_record_of_a_device_is_checked(changes: dict[str, Any]) -> None:
+    with pytest.raises(HardwareError, match=r"board: its result cannot be used"):
+        DeviceRecord.of(_record(**changes), "board")
+
+
+def test_the_latency_of_a_record() -> None:
+    """Of 30 times; those of a device that throttled, or whose third ran at another speed, do not count."""
+    calm = np.array([1.0] * 29 + [3.0])
+    metrics, why = DeviceRecord.of(_record(), "board").latency(calm)
+    assert metrics == {"measured_latency_ms": 1.0, "measured_latency_p95_ms": 1.0} and not why
+    slower = np.array([1.0] * 20 + [1.2] * 10)
+    assert DeviceRecord.of(_record(), "board").latency(slower)[0] == {}
+    hot = DeviceRecord.of(_record(after={"throttled": "0x50005"}), "board")
+    assert hot.throttled and "0x50005" in hot.latency(calm)[1]
+    assert not DeviceRecord.of(_record(after={"throttled": "0x0"}), "board").throttled
+
+
+def test_windows_are_stamped_as_their_events_arrive() -> None:
+    windows = Windows()
+    for at_s, event in enumerate(
+        [
+            {"event": "begin", "kind": "idle"},
+            {"event": "end", "kind": "idle", "images": 0, "inference_seconds": 0.0},
+            {"event": "begin", "kind": "load", "repeat": 1},
+            {"event": "progress"},
+            {"event": "end", "kind": "load", "images": 20, "inference_seconds": 1.5},
+        ]
+    ):
+        windows(event, 10.0 + at_s)
+    assert windows.found == [Window("idle", 10.0, 11.0, 0, 0.0), Window("load", 12.0, 14.0, 20, 1.5)]
+    assert windows.whole
+    windows({"event": "begin", "kind": "load", "replayed": True}, 20.0)
+    assert not windows.whole
