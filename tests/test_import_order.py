@@ -27,6 +27,7 @@ ORDER = (
     ("report",),
     ("pipeline",),
     ("search",),
+    ("scaling",),
     ("analysis",),
 )
 """Rooms of dxc, the lowest first; rooms on one line do not know each other."""
