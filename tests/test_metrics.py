@@ -49,13 +49,13 @@ def test_directions() -> None:
     of_boxes = {"box_ap50", "box_ap", "mean_iou"}
     assert up == of_boxes | {
         "accuracy", "average_precision", "f1", "auroc", "recall_at_precision", "images_per_second",
-        "fold_score",
+        "fold_score", "speedup", "scaling_efficiency", "added_speedup", "accuracy_speedup",
     }  # fmt: skip
 
 
 def test_units_in_names() -> None:
     for name, declared in METRICS.items():
-        assert declared.unit in ("fraction", "count", "ms", "s", "1/s", "1e6 bytes")
+        assert declared.unit in ("fraction", "count", "ms", "s", "h", "1/s", "1e6 bytes", "ratio", "currency")
         assert isinstance(declared.maximise, bool)
         if name.endswith("_ms"):
             assert declared.unit == "ms"

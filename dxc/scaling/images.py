@@ -1,7 +1,7 @@
 """What scale.py trains on: images made on the device, a folder of images in class folders, or chips.
 
-A source is described by a plain dict (a section of a configuration with what was found out about it), because it is read
-by the process that plans a study and again by each rank of each run.
+A source is described by a plain dict, a section of a configuration with what was found out about it: it is read by the
+process that plans a study, and again by each rank of each run.
 """
 
 from __future__ import annotations
@@ -153,19 +153,33 @@ def _folder(source: Mapping[str, Any], channels: int, size: int, folder: Path) -
     if channels != 3:
         raise ConfigError(f"source=imagefolder has 3 channels, red, green and blue, and not {channels}")
     if not root.is_dir():
-        raise DataError(f"source.root={root} is no folder; it holds one folder for each class, or train/ and val/")
+        raise DataError(
+            f"source.root={root} is no folder; it holds one folder for each class, or train/ and val/"
+        )
     parts = {part: root / part for part in ("train", "val") if (root / part).is_dir()}
     split = len(parts) == 2
     base = parts["train"] if split else root
     classes = sorted(each.name for each in base.iterdir() if each.is_dir() and not each.name.startswith("."))
     if len(classes) < 2:
         found = f"one class, {classes[0]}" if classes else "no folders"
-        raise DataError(f"source.root={base} holds {found}; to tell classes apart it takes a folder for each of two")
-    files = {part: _listed(folder, classes) for part, folder in parts.items()} if split else _held_out(base, classes)
+        raise DataError(
+            f"source.root={base} holds {found}; to tell classes apart it takes a folder for each of two"
+        )
+    files = (
+        {part: _listed(folder, classes) for part, folder in parts.items()}
+        if split
+        else _held_out(base, classes)
+    )
     for part, listed in files.items():
-        if empty := [name for number, name in enumerate(classes) if not any(label == number for _, label in listed)]:
-            raise DataError(f"{root}: no images to {part} in {', '.join(empty[:NAMED])}; {', '.join(ENDINGS)} are read")
-    if bad := _bad_headers([path for listed in files.values() for path, _ in listed], source["checked_files"]):
+        if empty := [
+            name for number, name in enumerate(classes) if not any(label == number for _, label in listed)
+        ]:
+            raise DataError(
+                f"{root}: no images to {part} in {', '.join(empty[:NAMED])}; {', '.join(ENDINGS)} are read"
+            )
+    if bad := _bad_headers(
+        [path for listed in files.values() for path, _ in listed], source["checked_files"]
+    ):
         if source["on_bad_file"] == "raise":
             names = "\n".join(f"  {path}: {reason}" for path, reason in list(bad.items())[:NAMED])
             more = f"\n  and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
@@ -307,8 +321,8 @@ def _box(size: tuple[int, int], rng: np.random.Generator | None) -> tuple[float,
 class _Shares:
     """Batches of (number of the image, number of the draw) of one rank.
 
-    The order of an epoch is the same on all ranks, and each takes every total-th image of it. Training goes on for ever;
-    validation ends.
+    The order of an epoch is the same on all ranks, and each takes every total-th image of it. Training goes on for
+    ever; validation ends.
     """
 
     def __init__(self, count: int, device_batch: int, rank: Rank, *, endless: bool) -> None:

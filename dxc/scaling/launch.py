@@ -61,7 +61,7 @@ def launch_here(
         prefixes: for each rank the begin of its command line, such as `ip netns exec NAME`; none: no begin.
 
     Raises:
-        ScalingError: a rank ended badly. The others are ended then, and the message is that of the one that failed first.
+        ScalingError: a rank ended badly. The others are ended then; the message is that of the one that failed first.
     """
     request = checked(Request, load_json(folder / REQUEST))
     _forget(folder)
@@ -91,7 +91,9 @@ def launch_here(
         raise ScalingError(_what_happened(folder, codes))
 
 
-def rank_environment(request: Request, number: int, *, port: int, address: str = "127.0.0.1") -> dict[str, str]:
+def rank_environment(
+    request: Request, number: int, *, port: int, address: str = "127.0.0.1"
+) -> dict[str, str]:
     """The variables of one rank on one machine; those of torchrun, and the number of threads."""
     variables = {
         "RANK": number,
@@ -174,7 +176,8 @@ def _slurm_options(options: Mapping[str, Any]) -> dict[str, Any]:
         key: value
         for key, value in options.items()
         if value is not None
-        and key not in ("_target_", "submitit_folder", "max_num_timeout", "nodes", "tasks_per_node", "gpus_per_node")
+        and key
+        not in ("_target_", "submitit_folder", "max_num_timeout", "nodes", "tasks_per_node", "gpus_per_node")
         and key != "array_parallelism"
     }
     return {key if key in base else f"slurm_{key}": value for key, value in given.items()}
@@ -203,7 +206,9 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], longest_s: float) -> lis
         if deadline is not None and time.monotonic() > deadline:
             return codes
         if time.monotonic() - began > longest_s:
-            raise ScalingError(f"the run was ended: it hung for {longest_s:.0f} s; see rank0.log in its folder")
+            raise ScalingError(
+                f"the run was ended: it hung for {longest_s:.0f} s; see rank0.log in its folder"
+            )
         time.sleep(EVERY_S)
 
 
@@ -235,7 +240,9 @@ def _what_happened(folder: Path, codes: Sequence[int | None], otherwise: str = "
         memory = "; the system may have been out of memory" if -code == signal.SIGKILL else ""
         return f"rank {number} was ended by {name}{memory}; {where}"
     if first := (causes or reports)[:1]:
-        return f"rank {first[0].rank} on {first[0].host}: {first[0].message}" + ("" if first[0].clear else f"; {where}")
+        return f"rank {first[0].rank} on {first[0].host}: {first[0].message}" + (
+            "" if first[0].clear else f"; {where}"
+        )
     failed = [number for number, code in enumerate(codes) if code]
     if failed:
         log = folder / f"rank{failed[0]}.log"

@@ -1,12 +1,14 @@
 """A model of the step time, fitted to measured runs: compute, bandwidth, latency. And Amdahl's law.
 
-    step(N, b) = fixed + image x b + exposed x all-reduce(N) + wait x b
+    step(N, b) = beside x (fixed + image x b + exposed x all-reduce(N)) + wait x b
     all-reduce(N) = 2 (N - 1) / N x bytes / bandwidth + 2 (N - 1) x latency
 
 N devices with b images each. The second line is the ring all-reduce (Patarasuk and Yuan 2009, doi
 10.1016/j.jpdc.2008.09.002): each device sends and receives its share of the gradients 2 (N - 1) times. Bandwidth and
 latency come from bare all-reduces. `exposed` is how much of an all-reduce a step feels: below 1 where computation hides
 it, over 1 where it takes the processor's time from computation. fixed and image come from steps without all-reduce.
+`beside` is what a step of the timed part takes relative to a step that was measured alone, in the largest run: images
+are made in it, and others may use the machine. So the model passes through that run.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class StepModel:
         wait_s: wait for an image of the loader.
         byte_s: 1 / bandwidth.
         latency_s: of one message.
-        exposed: see the head of this module.
+        exposed, beside: see the head of this module.
         gradient_bytes: what is reduced in a step.
     """
 
@@ -49,6 +51,7 @@ class StepModel:
     latency_s: float
     exposed: float
     gradient_bytes: int
+    beside: float = 1.0
 
     @property
     def bandwidth(self) -> float:
@@ -58,12 +61,14 @@ class StepModel:
     def reduce_s(self, total: int, size: float | None = None) -> float:
         """A bare all-reduce of so many bytes (None: the gradients) over all devices."""
         volume, messages = ring(total)
-        return volume * (self.gradient_bytes if size is None else size) * self.byte_s + messages * self.latency_s
+        return (
+            volume * (self.gradient_bytes if size is None else size) * self.byte_s + messages * self.latency_s
+        )
 
     def step_s(self, total: int, device_batch: float) -> float:
         """A step on so many devices with so many images each."""
         compute = self.fixed_s + self.image_s * device_batch
-        return compute + self.exposed * self.reduce_s(total) + self.wait_s * device_batch
+        return self.beside * (compute + self.exposed * self.reduce_s(total)) + self.wait_s * device_batch
 
     def images_per_second(self, total: int, device_batch: float) -> float:
         """Of all devices."""
@@ -218,7 +223,10 @@ def _fit(runs: Sequence[Outcome]) -> StepModel:
     )
     bare = np.array([model.reduce_s(each.total, each.gradient_bytes) for each in parallel])
     felt = np.array([each.communication_s for each in parallel])
-    return replace(model, exposed=float(bare @ felt / (bare @ bare)) if bare.any() else 0.0)
+    exposed = float(bare @ felt / (bare @ bare)) if bare.any() else 0.0
+    model = replace(model, exposed=exposed)
+    alone = replace(model, wait_s=0.0).step_s(largest.total, largest.device_batch)
+    return replace(model, beside=(largest.step_s - largest.loader_s) / alone)
 
 
 def _compute(runs: Sequence[Outcome]) -> tuple[float, float]:

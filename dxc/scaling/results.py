@@ -137,9 +137,7 @@ def gains(outcomes: Iterable[Outcome], price_per_device_hour: float | None = Non
             added = MISSING
             if before is not None and each.total > before.outcome.total:
                 added = (speedup - before.speedup) / (each.total - before.outcome.total)
-            price = each.device_hours * (
-                MISSING if price_per_device_hour is None else price_per_device_hour
-            )
+            price = each.device_hours * (MISSING if price_per_device_hour is None else price_per_device_hour)
             rows.append(
                 Gain(
                     outcome=each,

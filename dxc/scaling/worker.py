@@ -4,10 +4,10 @@ MASTER_PORT in its environment, as torchrun sets them.
 FOLDER holds request.json. Rank 0 writes result.json there; a rank that fails writes error.RANK.json.
 
 The distributed part is Lightning's DDP (Fabric with its DDPStrategy). The loop is ours and not Lightning's Trainer's,
-because a run here has to keep to four things that its callbacks cannot: all ranks stop in the same step, within a second
-of the time that was asked for, without a look at the clock of the device in every step; warm-up steps leave nothing
-behind, neither time nor weights; the clock stands still while a run validates; and single steps are timed with and
-without the synchronisation of gradients.
+because a run here has to keep to four things that its callbacks cannot: all ranks stop in the same step, within a
+second of the time that was asked for, without waiting for the device in every step; warm-up steps leave nothing behind,
+neither time nor weights; the clock stands still while a run validates; and single steps are timed with and without the
+synchronisation of gradients.
 """
 
 from __future__ import annotations
@@ -231,9 +231,7 @@ class Run:
         self._sync()
         return time.perf_counter() - began
 
-    def _waited_for(
-        self, batches: Iterator[tuple[Tensor, Tensor]]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _waited_for(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Add to waited_s what the next batch of a loader takes. Making images on the device is no wait."""
         while True:
             began = time.perf_counter()
@@ -301,8 +299,8 @@ class Run:
             accuracy = None
         if loss is None or not math.isfinite(float(loss)):
             raise ScalingError(
-                f"the loss is {float(loss) if loss is not None else 'missing'} after {count} steps: the learning rate of "
-                f"{request.learning_rate:g} is too high for this network; set a smaller optimizer.lr"
+                f"the loss is {float(loss) if loss is not None else 'missing'} after {count} steps: the learning "
+                f"rate of{request.learning_rate:g} is too high for this network; set a smaller optimizer.lr"
             )
         everyones = [float(each) for each in self._everyones(f"{elapsed_s:.6f}")]
         waited_s = self._mean(self.waited_s)[0]
@@ -360,7 +358,10 @@ class Run:
         def steps(synced: bool) -> float:
             self._step(batch, synced=synced)
             self._barrier()
-            return self._time(lambda: [self._step(batch, synced=synced) for _ in range(STEPS_A_BLOCK)]) / STEPS_A_BLOCK
+            return (
+                self._time(lambda: [self._step(batch, synced=synced) for _ in range(STEPS_A_BLOCK)])
+                / STEPS_A_BLOCK
+            )
 
         for _ in range(blocks):
             if several:
@@ -406,16 +407,20 @@ def _device_name(device: torch.device) -> str:
 def _is_of_network(error: BaseException) -> bool:
     import torch.distributed as dist
 
-    return isinstance(error, dist.DistNetworkError | dist.DistStoreError | TimeoutError | ConnectionError) or (
-        "timed out" in str(error).lower() or "timeout" in str(error).lower() or "connect" in str(error).lower()
+    return isinstance(
+        error, dist.DistNetworkError | dist.DistStoreError | TimeoutError | ConnectionError
+    ) or (
+        "timed out" in str(error).lower()
+        or "timeout" in str(error).lower()
+        or "connect" in str(error).lower()
     )
 
 
 def _unreachable(request: Request, error: BaseException) -> str:
     address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     return (
-        f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()} found no {request.total} ranks at {address} within "
-        f"{request.timeout_s:g} s: {_first_line(error)}\n"
+        f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()} found no {request.total} ranks at {address} "
+        f"within{request.timeout_s:g} s: {_first_line(error)}\n"
         "See whether the nodes reach each other at this address, that no firewall is between them, and which interface "
         "they use (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME); timeout_seconds= waits longer"
     )
@@ -443,7 +448,9 @@ def run_rank(folder: Path) -> None:
         about = {
             "rank": number,
             "host": socket.gethostname(),
-            "message": str(error) if isinstance(error, DxcError) else f"{type(error).__name__}: {_first_line(error)}",
+            "message": str(error)
+            if isinstance(error, DxcError)
+            else f"{type(error).__name__}: {_first_line(error)}",
             "clear": isinstance(error, DxcError),
             "follows": network,
         }
