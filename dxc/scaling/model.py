@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dxc.scaling.results import Outcome, Scaling, by_series, gains
 
-DRAWS = 400
+DRAWS = 200
 LEVEL = 0.9
 """Share of the draws that an interval holds."""
 STOPS_BELOW = 0.5

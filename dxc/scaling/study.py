@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 FOLDER = "scaling"
 KIND = "scaling"
 """dxc.kind of a run: no design, so that no analysis takes it for one."""
-CURVE = 128  # devices up to which the figure shows the model, at least twice as far as was measured
+OF_STUDY = ("speedup", "scaling_efficiency", "added_speedup", "accuracy_speedup", "price", "price_per_point")
+"""Metrics of a run that depend on the others of its study."""
 
 State = Literal["measured", "absent", "failed"]
 
@@ -575,6 +576,8 @@ class _Record:
         self._settings, self._machine = settings, machine
         self._store: Any = None
         self._parent = ""
+        self._runs: dict[str, str] = {}
+        """Ids of finished runs, by identity."""
 
     def __enter__(self) -> _Record:
         settings = self._settings
@@ -602,10 +605,11 @@ class _Record:
         if self._store is None or trial.state == "absent":
             return
         tags = {"dxc.kind": KIND, "dxc.trial": trial.identity}
-        if trial.kept and any(
-            run.status == "FINISHED" for run in self._store.runs(dxc__kind=KIND, dxc__trial=trial.identity)
-        ):
-            return
+        if trial.kept:
+            before = self._store.runs(dxc__kind=KIND, dxc__trial=trial.identity)
+            if finished := [run.run_id for run in before if run.status == "FINISHED"]:
+                self._runs[trial.identity] = finished[0]
+                return
         point, request = trial.point, trial.request
         params = {
             "model": self._settings.model.name,
@@ -634,11 +638,17 @@ class _Record:
             self._store.log(run, {name: value for name, value in metrics.items() if math.isfinite(value)})
             self._store.tag(run, {"dxc.state": "finished", "dxc.bound_by": outcome.bound_by})
             self._store.status(run, "FINISHED")
+            self._runs[trial.identity] = run
         else:
             self._store.tag(run, {"dxc.state": "failed", "dxc.reason": trial.reason})
             self._store.status(run, "FAILED")
 
     def report(self, scaled: Scaled) -> None:
-        """Keep the report with the parent run."""
-        if self._store is not None and scaled.folder.is_dir():
-            self._store.log_files(self._parent, scaled.folder)
+        """Keep the report with the parent run, and what only the whole study knows with each of its runs."""
+        if self._store is None:
+            return
+        for row in scaled.frame.to_dict("records"):
+            if (run := self._runs.get(row["identity"])) is not None:
+                known = {name: row[name] for name in OF_STUDY if math.isfinite(row[name])}
+                self._store.log(run, known)
+        self._store.log_files(self._parent, scaled.folder)

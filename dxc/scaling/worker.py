@@ -300,7 +300,7 @@ class Run:
         if loss is None or not math.isfinite(float(loss)):
             raise ScalingError(
                 f"the loss is {float(loss) if loss is not None else 'missing'} after {count} steps: the learning "
-                f"rate of{request.learning_rate:g} is too high for this network; set a smaller optimizer.lr"
+                f"rate of {request.learning_rate:g} is too high for this network; set a smaller optimizer.lr"
             )
         everyones = [float(each) for each in self._everyones(f"{elapsed_s:.6f}")]
         waited_s = self._mean(self.waited_s)[0]
@@ -419,8 +419,8 @@ def _is_of_network(error: BaseException) -> bool:
 def _unreachable(request: Request, error: BaseException) -> str:
     address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     return (
-        f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()} found no {request.total} ranks at {address} "
-        f"within{request.timeout_s:g} s: {_first_line(error)}\n"
+        f"found no {request.total} ranks at {address} "
+        f"within {request.timeout_s:g} s: {_first_line(error)}\n"
         "See whether the nodes reach each other at this address, that no firewall is between them, and which interface "
         "they use (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME); timeout_seconds= waits longer"
     )
