@@ -49,7 +49,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from dxc.models.resnet import ResNet
 
-total, batch, size, seconds, path = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), sys.argv[5]
+total, batch, size = map(int, sys.argv[1:4])
+seconds, path = float(sys.argv[4]), sys.argv[5]
 torch.set_num_threads(1)
 torch.manual_seed(0)
 network = ResNet(3, num_classes=10, kernel=3, stride=1, padding=1, pool="none", width=16, blocks=2)
@@ -102,7 +103,8 @@ def bare(total: int, folder: Path) -> float:
         "OMP_NUM_THREADS": "1",
     }
     ranks = [subprocess.Popen(command, env={**os.environ, **own, "RANK": str(n)}) for n in range(total)]
-    if any([each.wait() for each in ranks]):
+    codes = [each.wait() for each in ranks]
+    if any(codes):
         raise SystemExit("the bare loop failed")
     return float(path.read_text())
 

@@ -108,7 +108,7 @@ class Settings(Part):
     threads: Positive
     oversubscribe: Flag
     channels_last: Flag
-    warmup_steps: Positive
+    warmup_steps: Positive | None
     validation_images: Natural
     measured_seconds: Amount
     timeout_seconds: Limit

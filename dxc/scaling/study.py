@@ -225,7 +225,7 @@ def plan(settings: Settings, machine: Machine) -> list[Trial]:
                 "seconds": seconds,
                 "target": settings.until,
                 "look_every_s": seconds / LOOKS,
-                "warmup_steps": settings.warmup_steps,
+                "warmup_steps": settings.warmup_steps or (10 if gpu else 3),
                 "measured_s": settings.measured_seconds,
                 "timeout_s": settings.timeout_seconds,
                 "simulated_step_ms": settings.simulated_step_ms,

@@ -41,7 +41,7 @@ LOOK_EVERY_S = 0.25
 """How often rank 0 decides whether to go on."""
 MEASURED_S = 10.0
 """Time for measuring communication; at least LEAST_BLOCKS blocks, at most MOST_BLOCKS."""
-LEAST_BLOCKS, MOST_BLOCKS = 4, 30
+LEAST_BLOCKS, MOST_BLOCKS = 3, 30
 STEPS_A_BLOCK = 2
 SMALL_BYTES = 4
 
