@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -101,8 +101,12 @@ def described(
 
 def images_of(about: Mapping[str, Any], rank: Rank) -> Images:
     """The images that described() found, for one rank."""
-    kinds = {"made": MadeImages, "folder": FolderImages, "chips": ChipImages}
-    return kinds[about["kind"]](about, rank)  # type: ignore[no-any-return]
+    kinds: dict[str, Callable[[Mapping[str, Any], Rank], Images]] = {
+        "made": MadeImages,
+        "folder": FolderImages,
+        "chips": ChipImages,
+    }
+    return kinds[about["kind"]](about, rank)
 
 
 class MadeImages:
@@ -181,10 +185,10 @@ def _folder(source: Mapping[str, Any], channels: int, size: int, folder: Path) -
         [path for listed in files.values() for path, _ in listed], source["checked_files"]
     ):
         if source["on_bad_file"] == "raise":
-            names = "\n".join(f"  {path}: {reason}" for path, reason in list(bad.items())[:NAMED])
+            listed_bad = "\n".join(f"  {path}: {reason}" for path, reason in list(bad.items())[:NAMED])
             more = f"\n  and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
             raise DataError(
-                f"{counted(len(bad), 'file')} under {root} cannot be read:\n{names}{more}\n"
+                f"{counted(len(bad), 'file')} under {root} cannot be read:\n{listed_bad}{more}\n"
                 "Mend or remove them, or go on without them: source.on_bad_file=skip"
             )
         log.warning("%s left out, the first is %s", counted(len(bad), "bad file"), next(iter(bad)))
@@ -265,8 +269,8 @@ class FolderImages:
         from torch.utils.data import DataLoader
 
         rank, files = self._rank, self._listing[part]
-        loader = DataLoader(
-            _Files(Path(self._about["root"]), files, self._about["size"], part == "train"),
+        loader: DataLoader[Any] = DataLoader(
+            _Files(Path(self._about["root"]), files, self._about["size"], part == "train"),  # type: ignore[arg-type]
             batch_sampler=_Shares(len(files), device_batch, rank, endless=part == "train"),
             num_workers=self._about["workers"],
             pin_memory=rank.device.type == "cuda",
@@ -302,7 +306,7 @@ class _Files:
         pixels = np.asarray(image, dtype=np.float32) / 255
         if rng is not None and rng.random() < 0.5:
             pixels = pixels[:, ::-1]
-        normal = (pixels - np.float32(MEAN)) / np.float32(STD)
+        normal = (pixels - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
         return torch.from_numpy(np.ascontiguousarray(normal.transpose(2, 0, 1))), label
 
 

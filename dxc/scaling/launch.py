@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from dxc.config.checked import Flag, Natural, Part, Text, checked
 from dxc.config.compose import PROJECT_ROOT
 from dxc.errors import DxcError, ScalingError
@@ -24,6 +22,9 @@ from dxc.untrusted import load_json
 
 WORKER = "dxc.scaling.worker"
 EVERY_S = 0.1
+ASK_EVERY_S = 2.0
+NEVER = ("PartitionNodeLimit", "PartitionTimeLimit", "PartitionConfig", "BadConstraints", "ReqNodeNotAvail")
+"""Reasons for which a job of Slurm waits in vain, where the cluster does not refuse it at once."""
 GRACE_S = 3.0
 """After one rank has ended badly, the others have so long to say why they end too."""
 START_S = 120.0
@@ -81,6 +82,7 @@ def launch_here(
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
+                    start_new_session=True,  # its loader processes are ended with it
                 )
             )
         try:
@@ -146,7 +148,9 @@ def launch_on_slurm(folder: Path, options: Mapping[str, Any]) -> None:
         raise Absent(f"Slurm does not take the job: {_last_line(str(error))}") from error
     try:
         while not job.done():
-            time.sleep(EVERY_S * 5)
+            if (reason := _reason(job.job_id)) in NEVER:
+                raise Absent(f"Slurm does not take the job: {reason}")
+            time.sleep(ASK_EVERY_S)
         if not (folder / RESULT).exists():
             with contextlib.suppress(Exception):  # the traceback of a task is in its report or its log
                 job.results()
@@ -154,6 +158,19 @@ def launch_on_slurm(folder: Path, options: Mapping[str, Any]) -> None:
     except BaseException:
         job.cancel(check=False)
         raise
+
+
+def _reason(job: str) -> str:
+    """Why a job waits, as squeue says it; '' where it does not wait or squeue does not answer."""
+    command = ["squeue", "--noheader", "--states=PENDING", "--format=%r", "--job", job]
+    try:
+        return (
+            subprocess.run(command, capture_output=True, text=True, timeout=30)
+            .stdout.strip()
+            .partition(",")[0]
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def slurm_task(folder: str) -> None:
@@ -216,11 +233,8 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """End what still runs, with the processes that it started."""
     for each in processes:
         if each.poll() is None:
-            with contextlib.suppress(psutil.Error):
-                for child in psutil.Process(each.pid).children(recursive=True):
-                    with contextlib.suppress(psutil.Error):
-                        child.kill()
-            each.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(each.pid, signal.SIGKILL)
     for each in processes:
         each.wait()
 

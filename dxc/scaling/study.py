@@ -87,7 +87,7 @@ class Trial:
         if self.result is None:
             return None
         given = self.result.model_dump()
-        values = {
+        values: dict[str, Any] = {
             name: MISSING if given[name] is None else given[name]
             for name in Outcome.__dataclass_fields__
             if name in given

@@ -291,7 +291,7 @@ class Run:
                 continue
             looked_s = elapsed_s
             accuracy = self._accuracy()
-            if request.target is not None and accuracy >= request.target:
+            if accuracy is not None and request.target is not None and accuracy >= request.target:
                 reached_s = elapsed_s
                 break
             if left_s < step_s / 2:
