@@ -23,6 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,12 @@ BATCH, SIZE, SECONDS = 16, 32, 10.0
 ABOUT = {**SMALL["about"], "classes": 10, "size": SIZE, "validation_images": 0}
 MBIT = 100
 PAUSE_MS = 250
+TINY: dict[str, Any] = {
+    "model": {"_target_": "dxc.models.resnet.TinyResNet", "in_channels": 3, "num_classes": 10, "width": 48},
+    "about": {**ABOUT, "size": 16},
+    "device_batch": 4,
+}
+"""Little computation, 2.8 MB of gradients: the pause stands for the rest."""
 
 BARE = """
 import json, sys, time
@@ -112,10 +120,11 @@ def bare(total: int, folder: Path) -> float:
 def ours(total: int, folder: Path, *, mbit: float | None = None, **more: Any) -> Outcome:
     """One run as scale.py does it; over a simulated network where `mbit` is given."""
     shape = {"nodes": total, "devices": 1} if mbit else {"nodes": 1, "devices": total}
-    written(
-        folder, **shape, device_batch=BATCH, model=NETWORK, about=ABOUT, seconds=SECONDS, channels_last=True,
-        learning_rate=0.01, warmup_steps=5, **more,
-    )  # fmt: skip
+    asked = {
+        "device_batch": BATCH, "model": NETWORK, "about": ABOUT, "seconds": SECONDS, "channels_last": True,
+        "learning_rate": 0.01, "warmup_steps": 5, **more,
+    }  # fmt: skip
+    written(folder, **shape, **asked)
     with network(total, mbit) if mbit and total > 1 else contextlib.nullcontext() as joined:
         if joined is None:
             launch_here(folder)
@@ -123,14 +132,14 @@ def ours(total: int, folder: Path, *, mbit: float | None = None, **more: Any) ->
             launch_here(folder, environment=joined.environment, prefixes=joined.prefixes)
     result = result_of(folder)
     known = {name: result[name] for name in Outcome.__dataclass_fields__ if result.get(name) is not None}
-    return Outcome(scaling="weak", **shape, device_batch=BATCH, **known)
+    return Outcome(scaling="weak", **shape, device_batch=asked["device_batch"], **known)
 
 
 def predicted(found: Fit | None, four: Outcome, title: str) -> dict[str, float]:
     """Print and return the prediction for four processes beside what they gave."""
     assert found is not None
-    guess = found.predict(4, "weak", BATCH)
-    measured = four.images_per_second / found.one_device["weak", BATCH]
+    guess = found.predict(4, "weak", four.device_batch)
+    measured = four.images_per_second / found.one_device["weak", four.device_batch]
     inside = "inside" if guess.low <= measured <= guess.high else "outside"
     print(
         f"{title}: predicted {guess.speedup:.2f} ({guess.low:.2f} to {guess.high:.2f}), measured {measured:.2f}: "
@@ -140,63 +149,90 @@ def predicted(found: Fit | None, four: Outcome, title: str) -> dict[str, float]:
     return {"predicted": guess.speedup, "low": guess.low, "high": guess.high, "measured": measured}
 
 
+def beside_bare(root: Path, repeats: int) -> dict[str, Any]:
+    """One and two processes of dxc and of the bare loop, in turn: a machine's speed changes."""
+    rates: dict[str, list[float]] = {"dxc 1": [], "dxc 2": [], "bare 1": [], "bare 2": []}
+    for _ in range(repeats):
+        for total in (1, 2):
+            rates[f"dxc {total}"].append(ours(total, root / f"own{total}", measured_s=0).images_per_second)
+            rates[f"bare {total}"].append(bare(total, root))
+    for kind, values in rates.items():
+        print(f"{kind} process(es): {spread(values, 1)} images/s")
+    ratios = {
+        f"ratio_{n}": statistics.median(rates[f"dxc {n}"]) / statistics.median(rates[f"bare {n}"])
+        for n in (1, 2)
+    }
+    efficiencies = {
+        kind: statistics.median(rates[f"{kind} 2"]) / statistics.median(rates[f"{kind} 1"]) / 2
+        for kind in ("dxc", "bare")
+    }
+    print(f"efficiency of two: dxc {efficiencies['dxc']:.3f}, bare {efficiencies['bare']:.3f}")
+    print(
+        f"images/s beside the bare loop: {ratios['ratio_1']:.3f} with one process, {ratios['ratio_2']:.3f} with two"
+    )
+    return {"rates": rates, **ratios, "efficiencies": efficiencies}
+
+
+def four_from_two(root: Path) -> dict[str, Any]:
+    """The prediction for four processes from one and two, beside what four gave: shared cores, and a pause."""
+    runs = {n: ours(n, root / f"m{n}") for n in (1, 2, 4)}
+    shared = predicted(fit([runs[1], runs[2]]), runs[4], f"4 processes on {os.cpu_count()} cores, speed-up")
+    runs = {n: ours(n, root / f"p{n}", simulated_step_ms=PAUSE_MS, **TINY) for n in (1, 2, 4)}
+    title = f"4 processes with a pause of {PAUSE_MS} ms in a step, speed-up"
+    return {"shared_cores": shared, "pause": predicted(fit([runs[1], runs[2]]), runs[4], title)}
+
+
+def over_a_network(root: Path) -> dict[str, Any]:
+    """One, two and four namespaces that are joined at MBIT, with a pause in place of computation."""
+    if lacks := missing():
+        raise SystemExit(lacks)
+    runs = {n: ours(n, root / f"n{n}", mbit=MBIT, simulated_step_ms=PAUSE_MS, **TINY) for n in (1, 2, 4)}
+    figures: dict[str, Any] = {}
+    for total in (2, 4):
+        run = runs[total]
+        size, seconds, _ = run.reduced[-1]
+        theory = ring(total)[0] * size * 8 / MBIT / 1e6
+        share = theory / (run.compute_s + theory)
+        print(
+            f"all-reduce of {size / 1e6:.1f} MB over {total} at {MBIT} Mbit/s: {1e3 * seconds:.0f} ms, bytes / "
+            f"bandwidth {1e3 * theory:.0f} ms, {seconds / theory - 1:+.1%}; share of communication "
+            f"{run.communication_share:.3f}, by the step times {share:.3f}",
+            flush=True,
+        )
+        figures[f"all_reduce_{total}"] = {
+            "bytes": size, "seconds": seconds, "theory_s": theory, "share": run.communication_share,
+            "theory_share": share,
+        }  # fmt: skip
+    title = f"4 nodes at {MBIT} Mbit/s with a pause of {PAUSE_MS} ms, speed-up"
+    return {**figures, "network": predicted(fit([runs[1], runs[2]]), runs[4], title)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--network", action="store_true", help="also over a simulated network; needs root")
+    parser.add_argument("--only", choices=["bare", "four", "network", "study"], help="one part")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/scale.json")
     arguments = parser.parse_args()
+    parts: dict[str, Callable[[Path], dict[str, Any]]] = {
+        "bare": partial(beside_bare, repeats=arguments.repeats),
+        "four": four_from_two,
+        "network": over_a_network,
+        "study": bookkeeping,
+    }
+    if arguments.only:
+        parts = {arguments.only: parts[arguments.only]}
+    elif not arguments.network:
+        del parts["network"]
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="dxc-scale-") as name:
-        root = Path(name)
-        efficiencies: dict[str, list[float]] = {"dxc": [], "bare": []}
-        rates: dict[str, list[float]] = {"dxc 1": [], "dxc 2": [], "bare 1": [], "bare 2": []}
-        for _ in range(arguments.repeats):  # in turn: a machine's speed changes
-            own = [ours(n, root / f"own{n}", measured_s=0).images_per_second for n in (1, 2)]
-            other = [bare(n, root) for n in (1, 2)]
-            for kind, (one, two) in (("dxc", own), ("bare", other)):
-                rates[f"{kind} 1"].append(one)
-                rates[f"{kind} 2"].append(two)
-                efficiencies[kind].append(two / one / 2)
-        for kind, values in rates.items():
-            print(f"{kind} process(es): {spread(values, 1)} images/s")
-        ratio = statistics.median(rates["dxc 2"]) / statistics.median(rates["bare 2"])
-        ratio_1 = statistics.median(rates["dxc 1"]) / statistics.median(rates["bare 1"])
-        print(
-            f"efficiency of two: dxc {spread(efficiencies['dxc'], 3)}, bare {spread(efficiencies['bare'], 3)}"
-        )
-        print(
-            f"images/s beside the bare loop: {ratio_1:.3f} with one process, {ratio:.3f} with two (0.97 asked)"
-        )
-        figures |= {"rates": rates, "ratio_1": ratio_1, "ratio_2": ratio, "efficiencies": efficiencies}
-
-        runs = {n: ours(n, root / f"m{n}") for n in (1, 2, 4)}
-        figures["shared_cores"] = predicted(
-            fit([runs[1], runs[2]]), runs[4], f"4 processes on {os.cpu_count()} cores, speed-up"
-        )
-        runs = {n: ours(n, root / f"p{n}", simulated_step_ms=PAUSE_MS) for n in (1, 2, 4)}
-        figures["pause"] = predicted(
-            fit([runs[1], runs[2]]), runs[4], f"4 processes with a pause of {PAUSE_MS} ms in a step, speed-up"
-        )
-        if arguments.network:
-            if lacks := missing():
-                raise SystemExit(lacks)
-            runs = {n: ours(n, root / f"n{n}", mbit=MBIT, simulated_step_ms=PAUSE_MS) for n in (1, 2, 4)}
-            for total in (2, 4):
-                size, seconds, _ = runs[total].reduced[-1]
-                theory = ring(total)[0] * size * 8 / MBIT / 1e6
-                print(f"all-reduce of {size / 1e6:.1f} MB over {total} at {MBIT} Mbit/s: {1e3 * seconds:.0f} ms, "
-                      f"bytes / bandwidth {1e3 * theory:.0f} ms, {seconds / theory - 1:+.1%}")  # fmt: skip
-                figures[f"all_reduce_{total}"] = {"bytes": size, "seconds": seconds, "theory_s": theory}
-            figures["network"] = predicted(
-                fit([runs[1], runs[2]]), runs[4], f"4 nodes at {MBIT} Mbit/s with the pause, speed-up"
-            )
-        figures["bookkeeping_s"] = bookkeeping(root)
+        for part in parts.values():
+            figures |= part(Path(name))
     if arguments.save:
         save("scale", figures)
 
 
-def bookkeeping(root: Path) -> float:
+def bookkeeping(root: Path) -> dict[str, Any]:
     """Seconds that a study takes for a run beyond the run itself, MLflow's database included."""
     from hydra import compose, initialize_config_dir
 
@@ -217,7 +253,7 @@ def bookkeeping(root: Path) -> float:
     print(
         f"the study's own work: {each:.2f} s a run; {whole_s:.0f} s for a study of two short runs, report included"
     )
-    return each
+    return {"bookkeeping_s": each}
 
 
 if __name__ == "__main__":

@@ -467,7 +467,8 @@ def _curves(rows: Sequence[Gain], fitted: model.Fit | None, trials: Sequence[Tri
         if law is not None:
             curve.amdahl = [(float(n), law.speedup(n)) for n in totals]
         if fitted is not None:
-            found = [fitted.predict(n, scaling, batch) for n in totals]
+            ahead = sorted({largest, *(n for n in totals if n > largest)})
+            found = [fitted.predict(n, scaling, batch) for n in ahead]
             curve.predicted = [(each.total, each.speedup, each.low, each.high) for each in found]
         curves.append(curve)
     return curves
