@@ -57,6 +57,10 @@ class SearchError(DxcError):
     """A search that cannot begin or go on."""
 
 
+class ScalingError(DxcError):
+    """A run on several devices that cannot begin or go on."""
+
+
 class AnalysisError(DxcError):
     """A question that the tracked runs cannot answer."""
 

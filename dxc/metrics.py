@@ -19,7 +19,7 @@ STATED = ("predicted", "measured")
 """Origins that a title names: such a value belongs to one machine, and the two kinds are never mixed."""
 ORIGIN_TAGS = {"trained": "dxc.source", "predicted": "dxc.predicted_for", "measured": "dxc.measured_on"}
 """Tag of a run that names what its values of an origin are of: the chips, or the machine."""
-SYMBOLS = {"1e6 bytes": "MB", "count": ""}
+SYMBOLS = {"1e6 bytes": "MB", "count": "", "ratio": "", "currency": ""}
 """Units that axes and headings write in another way."""
 
 
@@ -109,6 +109,11 @@ METERED = {
 MEASURED_IN_BATCHES = {**MEASURED, "hardware.batches": "the batch sizes that were measured"}
 SCHEDULED = {"dxc.scheduled_on": "the device they were scheduled on"}  # with torch, CUDA and precision
 TRAINED_ON = {"device": "the machine they were trained on", "dxc.engine": "the engine that trained them"}
+SCALED_ON = {
+    "dxc.measured_on": "the devices they were trained on",
+    "batch": "the batch",
+    "size": "the size of images",
+}
 UNDECLARED = {"hardware": "hardware", "dxc.data": "chips"}
 """What a metric that dxc does not declare is compared by: it may depend on either."""
 
@@ -400,6 +405,105 @@ METRICS: dict[str, Metric] = {
         format=".0f",
         origin="trained",
         comparable_by=TRAINED_ON,
+    ),
+    # of scale.py: one run on several devices
+    "speedup": Metric(
+        unit="ratio",
+        maximise=True,
+        meaning="images a second relative to one device",
+        title="speed-up",
+        format=".2f",
+        table_format=".2f",
+        origin="trained",
+        comparable_by=SCALED_ON,
+    ),
+    "scaling_efficiency": Metric(
+        unit="fraction",
+        maximise=True,
+        meaning="speed-up / devices",
+        title="efficiency",
+        format=".3f",
+        table_format=".3f",
+        origin="trained",
+        comparable_by=SCALED_ON,
+    ),
+    "added_speedup": Metric(
+        unit="ratio",
+        maximise=True,
+        meaning="speed-up that each device more gave since the next smaller run",
+        title="speed-up by each added device",
+        format=".2f",
+        table_format=".2f",
+        origin="trained",
+        may_be_negative=True,
+        comparable_by=SCALED_ON,
+    ),
+    "communication_share": Metric(
+        unit="fraction",
+        maximise=False,
+        meaning="of a step: with the synchronisation of gradients less without",
+        title="communication",
+        format=".3f",
+        table_format=".3f",
+        origin="trained",
+        comparable_by=SCALED_ON,
+    ),
+    "loader_share": Metric(
+        unit="fraction",
+        maximise=False,
+        meaning="of a step: the wait for images",
+        title="wait for images",
+        format=".3f",
+        table_format=".3f",
+        origin="trained",
+        comparable_by=SCALED_ON,
+    ),
+    "seconds_to_accuracy": Metric(
+        unit="s",
+        maximise=False,
+        meaning="training time until the accuracy of `until`, without validation",
+        title="time to accuracy",
+        format=".0f",
+        table_format=",.0f",
+        origin="trained",
+        comparable_by=SCALED_ON,
+    ),
+    "accuracy_speedup": Metric(
+        unit="ratio",
+        maximise=True,
+        meaning="time to accuracy of one device / this one",
+        title="speed-up to accuracy",
+        format=".2f",
+        table_format=".2f",
+        origin="trained",
+        comparable_by=SCALED_ON,
+    ),
+    "device_hours": Metric(
+        unit="h",
+        maximise=False,
+        meaning="devices x wall time of the timed part",
+        title="device-hours",
+        format=".3f",
+        origin="trained",
+        comparable_by=SCALED_ON,
+    ),
+    "price": Metric(
+        unit="currency",
+        maximise=False,
+        meaning="device-hours x price_per_gpu_hour",
+        title="price",
+        format=".2f",
+        origin="trained",
+        comparable_by=SCALED_ON,
+    ),
+    "price_per_point": Metric(
+        unit="currency",
+        maximise=False,
+        meaning="price / accuracy in percentage points",
+        title="price a point of accuracy",
+        format=".3f",
+        origin="trained",
+        comparable_by=SCALED_ON,
     ),
 }
 

@@ -27,6 +27,7 @@ ORDER = (
     ("report",),
     ("pipeline",),
     ("search",),
+    ("scaling",),
     ("analysis",),
     ("deployment",),
 )

@@ -51,13 +51,14 @@ def test_directions() -> None:
     assert up == of_boxes | {
         "accuracy", "average_precision", "f1", "auroc", "recall_at_precision", "images_per_second",
         "fold_score", "device_accuracy", "fom",
+        "speedup", "scaling_efficiency", "added_speedup", "accuracy_speedup",
     }  # fmt: skip
 
 
 def test_units_in_names() -> None:
     for name, declared in METRICS.items():
         assert declared.unit in (
-            "fraction", "count", "ms", "s", "1/s", "1e6 bytes", "mJ", "W", "%/(ms mJ)",
+            "fraction", "count", "ms", "s", "h", "1/s", "1e6 bytes", "mJ", "W", "%/(ms mJ)", "ratio", "currency",
         )  # fmt: skip
         assert isinstance(declared.maximise, bool)
         if name.endswith("_ms"):

@@ -49,6 +49,7 @@ def _digest_of(path: str, mtime_ns: int, size: int) -> str:
 
 OmegaConf.register_new_resolver("dxc.root", lambda: str(PROJECT_ROOT), replace=True)
 OmegaConf.register_new_resolver("dxc.count", len, replace=True)
+OmegaConf.register_new_resolver("dxc.numbered", lambda count: [str(i) for i in range(count)], replace=True)
 OmegaConf.register_new_resolver("dxc.image_size", image_size, replace=True)
 OmegaConf.register_new_resolver("dxc.content_digest", content_digest, replace=True)
 OmegaConf.register_new_resolver("dxc.stem_stride", stem_stride, replace=True)

@@ -78,8 +78,8 @@ def _launch_watched(
     """
     is_submitit = _is_submitit(launcher)
     if is_submitit:
-        _leave_own_job()
-        _watch_queue()
+        leave_own_job()
+        watch_queue()
     # submitit gives up a whole batch when the first of its jobs has ended without a result: a batch for each trial
     batches = [[each] for each in batch] if is_submitit else [batch]
     returns: list[JobReturn] = []
@@ -121,7 +121,7 @@ def _alive(threads: Sequence[threading.Thread], seconds: float) -> bool:
     return any(thread.is_alive() for thread in threads)
 
 
-def _leave_own_job() -> None:
+def leave_own_job() -> None:
     """A search may be a job of Slurm itself: srun would take what it was given for what its trials asked."""
     if "SLURM_JOB_ID" in os.environ:
         for name in [key for key in os.environ if key.startswith("SLURM_") and key != "SLURM_CONF"]:
@@ -129,7 +129,7 @@ def _leave_own_job() -> None:
 
 
 @functools.cache
-def _watch_queue() -> None:
+def watch_queue() -> None:
     """Make submitit ask squeue for the state of its jobs instead of sacct.
 
     On a cluster without accounting sacct has no answer, and submitit would wait for ever for a job that was killed or

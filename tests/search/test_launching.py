@@ -149,7 +149,7 @@ def test_when_a_job_is_over(listed: str, over: bool, monkeypatch: pytest.MonkeyP
     from submitit.slurm.slurm import SlurmJob
 
     monkeypatch.setattr(SlurmJob, "watcher", None)
-    launching._watch_queue.__wrapped__()
+    launching.watch_queue.__wrapped__()
     SlurmJob.watcher.register_job("7")
     monkeypatch.setattr(subprocess, "check_output", lambda *_, **__: f"{listed}\n".encode())
     assert SlurmJob.watcher.is_done("7") is over
@@ -162,5 +162,5 @@ def test_a_search_that_is_a_job_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         ("SLURM_CONF", "/etc/slurm.conf"),
     ):
         monkeypatch.setenv(name, value)
-    launching._leave_own_job()
+    launching.leave_own_job()
     assert [name for name in os.environ if name.startswith("SLURM_")] == ["SLURM_CONF"]

@@ -1,0 +1,115 @@
+"""Runs of one and two ranks on this machine: what is timed, what is measured, what happens when a rank fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dxc.errors import ScalingError
+from dxc.scaling.launch import launch_here
+from tests.scaling.runs import result_of, written
+
+
+def test_two_ranks_train_for_the_time_and_measure_their_communication(tmp_path: Path) -> None:
+    """A pause of 50 ms stands for computation: so the times of a step are known on any machine."""
+    written(tmp_path, simulated_step_ms=50)
+    launch_here(tmp_path)
+    result = result_of(tmp_path)
+    assert result["wall_seconds"] == pytest.approx(1.5, abs=1)
+    assert result["wall_spread_s"] < 0.5
+    assert result["images_per_second"] == pytest.approx(2 * 4 * result["steps"] / result["wall_seconds"])
+    assert result["step_s"] == pytest.approx(result["wall_seconds"] / result["steps"])
+    assert result["compute_s"] > 0.05
+    assert result["synced_s"] > 0.05
+    assert result["loader_s"] == 0  # images are made on the device
+    assert result["gradient_bytes"] == 4 * result["params"]
+    sizes = [size for size, *_ in result["reduced"]]
+    assert sizes == sorted(sizes) and sizes[0] == 4 and sizes[-1] == result["gradient_bytes"]
+    assert all(seconds > 0 for _, seconds, _ in result["reduced"])
+    assert 0 <= result["accuracy"] <= 1
+    assert len(result["hosts"]) == 2
+
+
+@pytest.mark.slow
+def test_one_rank_ends_at_its_target(tmp_path: Path) -> None:
+    """Four made classes are learned within seconds; the time stands still while a run validates."""
+    about = {
+        "kind": "made",
+        "classes": 2,
+        "channels": 3,
+        "size": 16,
+        "seed": 0,
+        "images": 0,
+        "digest": "made",
+    }
+    written(
+        tmp_path, devices=1, seconds=40, target=0.6, measured_s=0, device_batch=16,
+        about={**about, "validation_images": 64},
+    )  # fmt: skip
+    launch_here(tmp_path)
+    result = result_of(tmp_path)
+    assert result["accuracy"] >= 0.6
+    assert result["seconds_to_accuracy"] == pytest.approx(result["wall_seconds"])
+    assert result["wall_seconds"] < 40
+    assert "compute_s" not in result
+
+
+def test_a_rank_that_dies_ends_the_run_with_one_clear_error(tmp_path: Path) -> None:
+    written(tmp_path, seconds=60)
+    killed = threading.Event()
+
+    def kill() -> None:
+        """Rank 1, as a kernel out of memory does it, once both train."""
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline and not killed.is_set():
+            for process in psutil.process_iter():
+                try:
+                    mine = str(tmp_path) in process.cmdline() and process.environ().get("RANK") == "1"
+                    if mine and process.cpu_times().user > 2:
+                        os.kill(process.pid, signal.SIGKILL)
+                        killed.set()
+                        return
+                except psutil.Error:
+                    continue
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    with pytest.raises(
+        ScalingError, match="rank 1 was ended by SIGKILL; the system may have been out of memory"
+    ):
+        launch_here(tmp_path)
+    assert killed.is_set()
+    left = [each for each in psutil.process_iter() if str(tmp_path) in " ".join(_command(each))]
+    assert not left
+    assert not (tmp_path / "result.json").exists()
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_names_the_learning_rate(tmp_path: Path) -> None:
+    written(tmp_path, devices=1, learning_rate=1e30, rise_steps=0, seconds=0.5)
+    with pytest.raises(
+        ScalingError, match=r"rank 0 on .*: the loss is nan after .* set a smaller optimizer\.lr"
+    ):
+        launch_here(tmp_path)
+
+
+@pytest.mark.slow
+def test_ranks_that_find_nobody_say_where_they_looked(tmp_path: Path) -> None:
+    written(tmp_path, nodes=2, devices=1, timeout_s=3)
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "RANK": "1"}
+    with pytest.raises(ScalingError, match=r"rank 1 on \S+: found no 2 ranks at 127\.0\.0\.1:1 within 3 s"):
+        launch_here(tmp_path, environment=environment)
