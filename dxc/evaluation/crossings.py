@@ -37,7 +37,7 @@ def match_points(truth: ArrayLike, predicted: ArrayLike, *, within_m: float) -> 
     """For each predicted point the index of the true point that it matches, (m,); -1 for a false alarm.
 
     As many points as possible are matched one to one; of all such matchings, the one with the least sum of distances is
-    taken (Kuhn 1955, doi 10.1002/nav.3800020109). It is solved apart for each cluster of points, so large maps are fast.
+    taken (Kuhn 1955, doi 10.1002/nav.3800020109). Each cluster of points is solved apart, so large maps are fast.
 
     Args:
         truth: (n, 2), m.
@@ -61,7 +61,7 @@ def match_points(truth: ArrayLike, predicted: ArrayLike, *, within_m: float) -> 
         theirs, j = np.unique(columns[start:end], return_inverse=True)
         # a pair too far apart costs more than all matches of the cluster together
         never = (within_m + 1) * (min(len(ours), len(theirs)) + 1)
-        cost = np.full((len(ours), len(theirs)), never)
+        cost = np.full((len(ours), len(theirs)), never, dtype=float)
         cost[i, j] = away[start:end]
         for a, b in zip(*linear_sum_assignment(cost), strict=True):
             if cost[a, b] < never:
@@ -150,8 +150,10 @@ class Blocks:
         if roads is not None:
             lengths = np.zeros(len(parts))
             lines = np.asarray(roads, object)
-            for which, block in zip(*tree.query(lines, "intersects"), strict=True):
-                lengths[block] += shapely.intersection(lines[which], parts[block]).length / 1e3
+            for line in lines:
+                for block in np.sort(tree.query(line, "intersects")):
+                    lengths[block] += shapely.intersection(line, parts[block]).length / 1e3
+                    line = shapely.difference(line, parts[block])  # a road on a border counts once
         return cls(shapely.area(parts) / 1e6, block_of(truth), block_of(predicted), lengths)
 
     @classmethod
@@ -327,14 +329,14 @@ def evaluate_map(
     p = np.asarray(probability, float).reshape(-1)
     if not (len(ours) == len(blocks.truth) and len(theirs) == len(blocks.predicted) == len(p)):
         raise AnalysisError(
-            f"{len(ours)} true and {len(theirs)} predicted points with {len(p)} probabilities do not belong to blocks of "
-            f"{len(blocks.truth)} and {len(blocks.predicted)} points: make the blocks of the same points."
+            f"{len(ours)} true and {len(theirs)} predicted points with {len(p)} probabilities do not belong to blocks "
+            f"of {len(blocks.truth)} and {len(blocks.predicted)} points: make the blocks of the same points."
         )
     inside = blocks.truth >= 0
     if not inside.any():
         raise AnalysisError(
-            f"none of the {len(ours)} true points lies in the mapped area ({blocks.km2.sum():.2f} km2): there is nothing "
-            "to compare with. Check the CRS of truth=, or map where the points are."
+            f"none of the {len(ours)} true points lies in the mapped area ({blocks.km2.sum():.2f} km2): there is "
+            "nothing to compare with. Check the CRS of truth=, or map where the points are."
         )
     counted = (blocks.predicted >= 0) & (p >= threshold)
     at, match = [], np.full(len(theirs), -1)
