@@ -49,13 +49,15 @@ def test_directions() -> None:
     of_boxes = {"box_ap50", "box_ap", "mean_iou"}
     assert up == of_boxes | {
         "accuracy", "average_precision", "f1", "auroc", "recall_at_precision", "images_per_second",
-        "fold_score",
+        "fold_score", "map_recall", "map_precision", "map_average_precision", "flow_passes",
     }  # fmt: skip
 
 
 def test_units_in_names() -> None:
     for name, declared in METRICS.items():
-        assert declared.unit in ("fraction", "count", "ms", "s", "1/s", "1e6 bytes")
+        assert declared.unit in (
+            "fraction", "count", "ms", "s", "1/s", "1e6 bytes", "km2", "1/km2", "1/km", "s/km2",
+        )  # fmt: skip
         assert isinstance(declared.maximise, bool)
         if name.endswith("_ms"):
             assert declared.unit == "ms"

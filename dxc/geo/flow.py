@@ -73,7 +73,6 @@ class FlowChange:
             return {}
         return {
             "flow_passes": float(self.after.passes()[known].mean()),
-            "flow_passes_before": float(self.before.passes()[known].mean()),
             "ponded_km2": self.after.ponded_m2 / 1e6,
             "cells_changed": float(self.cells_changed),
         }
