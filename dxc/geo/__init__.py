@@ -11,6 +11,7 @@ windows      reads and writes one chip: pixels of both rasters as GeoTIFFs
 overlaps     finds chips that share ground
 breach       lines that let water through embankments, and the DEM with them cut in
 flow         sees whether water passes at crossings
+crossing_layers  writes a map's points, lines and area as a GeoPackage with styles
 voc          reads and writes boxes in Pascal VOC files
 tables       points out of a CSV
 record       what a finished region says about itself
