@@ -98,6 +98,51 @@ class Dem:
         """Coordinates (n, 2) of columns and rows (n, 2)."""
         return np.column_stack(self.transform @ (cells[:, 0], cells[:, 1]))
 
+    def elevation_at(self, xy: Floats, crs: CRS | None = None) -> Floats:
+        """Elevations (n,) in metres of the cells under some places; NaN where there is none.
+
+        Args:
+            xy: (n, 2).
+            crs: of the places; None: that of the DEM.
+
+        Raises:
+            DataError: the DEM cannot be read.
+        """
+        given = np.asarray(xy, float).reshape(-1, 2)
+        own = given if crs is None else np.column_stack(project_xy(horizontal(crs), self.crs, *given.T))
+        found = np.full(len(own), np.nan)
+        cells = self.to_cells(np.where(np.isfinite(own), own, -np.inf))
+        inside = ((cells >= 0) & (cells < (self.width, self.height))).all(axis=1)
+        with rasterio.Env(**GDAL_OPTIONS), self.open() as source:
+            for i in np.flatnonzero(inside):
+                column, row = np.floor(cells[i])
+                elevation, valid = self.raster.elevations(source, Window(column, row, 1, 1))
+                if valid[0, 0]:
+                    found[i] = elevation[0, 0]
+        return found
+
+    def overview(self, edge: int = 1500) -> tuple[NDArray[np.float32], tuple[float, float, float, float]]:
+        """A small version for pictures: elevations in m, NaN where there is none, at most so many pixels wide and high.
+
+        Args:
+            edge: greatest width and height in pixels.
+
+        Returns:
+            (h, w), and its left, right, bottom and top edge in the DEM's CRS.
+
+        Raises:
+            DataError: the DEM cannot be read.
+        """
+        step = max(1, math.ceil(max(self.width, self.height) / edge))
+        rows, columns = np.arange(0, self.height, step), np.arange(0, self.width, step)
+        small = np.full((len(rows), len(columns)), np.nan, np.float32)
+        with rasterio.Env(**GDAL_OPTIONS), self.open() as source:
+            for i, row in enumerate(rows):
+                elevation, valid = self.raster.elevations(source, Window(0, int(row), self.width, 1))
+                small[i] = np.where(valid, elevation, np.nan)[0, columns]
+        (left, top), (right, bottom) = self.to_map(np.array([(0, 0), (self.width, self.height)], float))
+        return small, (float(left), float(right), float(bottom), float(top))
+
     def around(self, column: float, row: float, reach_m: float) -> Window | None:
         """The window of all cells within a distance of a place, clipped to the DEM; None where there is none."""
         wide, high = (reach_m / edge for edge in self.cell_m)

@@ -28,7 +28,6 @@ from dxc.text import visible
 
 if TYPE_CHECKING:
     import geopandas as gpd
-    import pandas as pd
 
 Floats = NDArray[np.floating[Any]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def test_styles_are_where_qgis_looks_for_them(tmp_path: Path) -> None:
         assert symbols == {each.get("symbol") for each in found.iter("range")} or symbols == {"0"}
     ranges = [(float(each.get("lower")), float(each.get("upper"))) for each in styles[POINTS].iter("range")]
     assert ranges[0][0] == 0 and ranges[-1][1] == 1
-    assert all(one[1] == next_[0] for one, next_ in zip(ranges, ranges[1:], strict=False))
+    assert all(one[1] == next_[0] for one, next_ in itertools.pairwise(ranges))
     assert styles[POINTS].find("renderer-v2").get("attr") == "probability"
 
 
