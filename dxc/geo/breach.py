@@ -111,7 +111,9 @@ class Dem:
         given = np.asarray(xy, float).reshape(-1, 2)
         own = given if crs is None else np.column_stack(project_xy(horizontal(crs), self.crs, *given.T))
         found = np.full(len(own), np.nan)
-        cells = self.to_cells(np.where(np.isfinite(own), own, -np.inf))
+        placed = np.isfinite(own).all(axis=1)
+        cells = np.full((len(own), 2), -1.0)
+        cells[placed] = self.to_cells(own[placed])
         inside = ((cells >= 0) & (cells < (self.width, self.height))).all(axis=1)
         with rasterio.Env(**GDAL_OPTIONS), self.open() as source:
             for i in np.flatnonzero(inside):
@@ -209,7 +211,8 @@ def lowest_ends(
         (2, 3) column and row of the ends' cells (whole numbers) and their elevations in m, the upper end first. None
         where no two opposite sectors have data.
     """
-    rows, columns = np.indices(elevation.shape)
+    grid = np.indices(elevation.shape)
+    rows, columns = grid[0], grid[1]
     x, y = (columns + 0.5 - column) * cell_m[0], (rows + 0.5 - row) * cell_m[1]
     away = np.hypot(x, y)
     usable = valid & (away <= reach_m) & (away >= max(LEAST_M, 0.75 * max(cell_m)))

@@ -313,9 +313,8 @@ def _qml(renderer: ElementTree.Element) -> str:
 
 
 def _renderer(kind: str, symbols: Sequence[ElementTree.Element], **attributes: str) -> ElementTree.Element:
-    element = ElementTree.Element(
-        "renderer-v2", type=kind, symbollevels="0", enableorderby="0", forceraster="0", **attributes
-    )  # fmt: skip
+    common = {"type": kind, "symbollevels": "0", "enableorderby": "0", "forceraster": "0"}
+    element = ElementTree.Element("renderer-v2", {**common, **attributes})
     ElementTree.SubElement(element, "symbols").extend(symbols)
     return element
 

@@ -373,8 +373,8 @@ def _source(
         DataType=_TYPES[tile.types[band - 1]], BlockXSize=str(tile.block[1]), BlockYSize=str(tile.block[0]),
     )  # fmt: skip
     size = {"xSize": str(tile.width), "ySize": str(tile.height)}
-    ElementTree.SubElement(source, "SrcRect", xOff="0", yOff="0", **size)
-    ElementTree.SubElement(source, "DstRect", xOff=str(column), yOff=str(row), **size)
+    ElementTree.SubElement(source, "SrcRect", {"xOff": "0", "yOff": "0", **size})
+    ElementTree.SubElement(source, "DstRect", {"xOff": str(column), "yOff": str(row), **size})
     if tile.masked:
         ElementTree.SubElement(source, "UseMaskBand").text = "true"
     if skips:

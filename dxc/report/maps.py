@@ -22,6 +22,7 @@ from dxc.report.figures import (
     TWO_COLUMNS_IN,
     VERMILLION,
     note_below,
+    tick_number,
 )
 from dxc.text import counted, for_figure
 
@@ -94,7 +95,7 @@ def crossing_map(
         axes.imshow(shade, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="bilinear", alpha=0.75)
         for number, road in enumerate(roads):
             label = "road" if not number else None
-            axes.plot(*np.asarray(road).T[:2], color="white", linewidth=0.9, zorder=2, label=label)
+            axes.plot(*np.asarray(road).T[:2], color="#444444", linewidth=0.6, zorder=2, label=label)
         for number, line in enumerate(lines):
             label = f"breach line: {len(lines)}" if not number else None
             axes.plot(*np.asarray(line).T[:2], color="#56B4E9", linewidth=1.6, zorder=3, label=label)
@@ -111,11 +112,8 @@ def crossing_map(
         _scale_bar(axes, extent)
         handles, labels = axes.get_legend_handles_labels()
         if handles or title:
-            legend = figure.legend(
-                handles, labels, loc="outside upper left", ncols=5, title=for_figure(title) if title else None,
-                alignment="left", facecolor="#bbbbbb", frameon=bool(roads), edgecolor="none", framealpha=1,
-            )  # fmt: skip
-            legend.set_in_layout(True)
+            shown = for_figure(title) if title else None
+            figure.legend(handles, labels, loc="outside upper left", ncols=5, title=shown, alignment="left")
         note_below(figure, note, width)
     return figure
 
@@ -169,9 +167,9 @@ def map_precision_recall(
                 continue
             recall, precision = curve["recall"].to_numpy(), curve["precision"].to_numpy()
             area = float((np.diff(recall, prepend=0.0) * precision).sum())
-            axes.plot(
-                recall, precision, color=colour, clip_on=False, label=f"{for_figure(name)}, area {area:.3f}"
-            )
+            # from recall 0 on, as the area counts it: one point alone makes a line too
+            steps = [0, *recall], [precision[0], *precision]
+            axes.plot(*steps, color=colour, clip_on=False, label=f"{for_figure(name)}, area {area:.3f}")
             taken = (
                 np.flatnonzero(curve["threshold"].to_numpy() >= threshold) if threshold is not None else []
             )
@@ -224,6 +222,7 @@ def reliability_diagram(curves: Mapping[str, pd.DataFrame], *, note: str = "") -
         if any(len(curve) for curve in curves.values()):
             below.set_yscale("log")
             below.set_ylim(bottom=0.8)
+            below.yaxis.set_major_formatter(lambda value, _: tick_number(value))
         figure.legend(loc="outside upper left", fontsize=7)
         note_below(figure, note, ONE_COLUMN_IN)
     return figure

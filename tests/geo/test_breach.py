@@ -171,3 +171,17 @@ def test_what_cannot_work(tmp_path: Path) -> None:
         file.write(valley(), 1)
     with pytest.raises(DataError, match="EPSG:4326, is in degrees; .* Project it first"):
         Dem.look(raster_file("DEM", path))
+
+
+def test_elevations_of_places_and_an_overview(tmp_path: Path) -> None:
+    pixels = valley()
+    pixels[0, 0] = -9999
+    dem = dem_of(tmp_path, pixels, nodata=-9999)
+    places = np.array(
+        [CROSSING, (LEFT + 30.5, TOP - 10.5), (LEFT + 0.5, TOP - 0.5), (LEFT - 1, TOP), (np.inf, 0)]
+    )
+    np.testing.assert_allclose(dem.elevation_at(places), [103, 99, np.nan, np.nan, np.nan], atol=1e-4)
+    small, extent = dem.overview(edge=20)
+    assert extent == (LEFT, LEFT + EDGE, TOP - EDGE, TOP) and small.shape == (20, 20)
+    assert np.isnan(small[0, 0])
+    np.testing.assert_allclose(small.ravel()[1:], valley()[::3, ::3].ravel()[1:], rtol=1e-6)
