@@ -63,6 +63,31 @@ def whole_folder(path: Path, *, locked: bool = False) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Let a library write a file that appears at `path` only when the block has ended. If it raises, nothing appears.
+
+    The block gets a name beside `path` with the same ending, because libraries choose a format by it. A file that is at
+    `path` already is replaced.
+
+    Args:
+        path: the file; its folder exists.
+
+    Raises:
+        OSError: the file cannot be made or renamed.
+    """
+    hidden = _draft(path.with_suffix(""))
+    draft = hidden.with_name(f"{hidden.name}{path.suffix}")
+    try:
+        yield draft
+        sync_to_disk(draft)
+        draft.replace(path)
+        sync_to_disk(path.parent)
+    finally:
+        for left in draft.parent.glob(f"{hidden.name}*"):  # with the journals of a database that broke off
+            left.unlink(missing_ok=True)
+
+
 def _draft(path: Path) -> Path:
     """A hidden name beside `path` that no other call chooses."""
     end = f".{secrets.token_hex(8)}"

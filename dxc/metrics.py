@@ -17,8 +17,13 @@ Point = tuple[str, float, int]
 
 STATED = ("predicted", "measured")
 """Origins that a title names: such a value belongs to one machine, and the two kinds are never mixed."""
-ORIGIN_TAGS = {"trained": "dxc.source", "predicted": "dxc.predicted_for", "measured": "dxc.measured_on"}
-"""Tag of a run that names what its values of an origin are of: the chips, or the machine."""
+ORIGIN_TAGS = {
+    "trained": "dxc.source",
+    "mapped": "dxc.mapped",
+    "predicted": "dxc.predicted_for",
+    "measured": "dxc.measured_on",
+}
+"""Tag of a run that names what its values of an origin are of: the chips, the mapped area, or the machine."""
 SYMBOLS = {"1e6 bytes": "MB", "count": "", "ratio": "", "currency": ""}
 """Units that axes and headings write in another way."""
 
@@ -40,7 +45,8 @@ class Metric:
         format: how one value is written, in the terminal and on the page.
         table_format: how it is written in tables of designs.
         origin: how it is known. predicted: by predictors, of the machine in tag dxc.predicted_for; measured: on the
-            machine in tag dxc.measured_on; counted: from the network alone; trained: what training gave.
+            machine in tag dxc.measured_on; counted: from the network alone; trained: what training gave;
+            mapped: a map of the area in tag dxc.mapped, compared with its true crossings.
         known_before_training: whether a search knows it of every network before it trains one.
         may_be_limited: whether hardware.limits may name it; search.limits may if it is known before training too.
         spread: the metric that holds its standard deviation within one run.
@@ -108,6 +114,7 @@ METERED = {
 }  # one in the supply sees more than a processor's own
 MEASURED_IN_BATCHES = {**MEASURED, "hardware.batches": "the batch sizes that were measured"}
 SCHEDULED = {"dxc.scheduled_on": "the device they were scheduled on"}  # with torch, CUDA and precision
+MAPPED = {"dxc.mapped": "the rasters that were mapped", "dxc.map_mode": "the way in which they were mapped"}
 TRAINED_ON = {"device": "the machine they were trained on", "dxc.engine": "the engine that trained them"}
 SCALED_ON = {
     "dxc.measured_on": "the devices they were trained on",
@@ -202,6 +209,91 @@ METRICS: dict[str, Metric] = {
         title="recall at fixed precision",
         origin="trained",
         comparable_by={**JUDGED, "task.min_precision": "the precision at which recall is read"},
+    ),
+    "calibration_error": Metric(
+        unit="fraction",
+        maximise=False,
+        meaning="expected |probability - share of crossings|, held-out images",
+        title="calibration error",
+        origin="trained",
+        comparable_by=JUDGED,
+    ),
+    "map_recall": Metric(
+        unit="fraction",
+        maximise=True,
+        meaning="true crossings found on the map, within 15 m, one to one",
+        title="map recall",
+        origin="mapped",
+        comparable_by=MAPPED,
+    ),
+    "map_precision": Metric(
+        unit="fraction",
+        maximise=True,
+        meaning="points of the map that are crossings, within 15 m, one to one",
+        title="map precision",
+        origin="mapped",
+        comparable_by=MAPPED,
+    ),
+    "map_average_precision": Metric(
+        unit="fraction",
+        maximise=True,
+        meaning="precision of the map's points over all thresholds",
+        title="average precision of the map",
+        origin="mapped",
+        comparable_by=MAPPED,
+    ),
+    "false_alarms_per_km2": Metric(
+        unit="1/km2",
+        maximise=False,
+        meaning="points of the map that are no crossing",
+        title="false alarms",
+        table_format=",.2f",
+        origin="mapped",
+        comparable_by=MAPPED,
+    ),
+    "false_alarms_per_road_km": Metric(
+        unit="1/km",
+        maximise=False,
+        meaning="points of the map that are no crossing, by length of road",
+        title="false alarms on roads",
+        table_format=",.2f",
+        origin="mapped",
+        comparable_by=MAPPED,
+    ),
+    "flow_passes": Metric(
+        unit="fraction",
+        maximise=True,
+        meaning="true crossings where the flow of 1 ha passes after breaching",
+        title="crossings that water passes",
+        origin="mapped",
+        comparable_by=MAPPED,
+    ),
+    "ponded_km2": Metric(
+        unit="km2",
+        maximise=False,
+        meaning="ground under water that cannot run off after breaching",
+        title="ponded area",
+        origin="mapped",
+        comparable_by=MAPPED,
+    ),
+    "cells_changed": Metric(
+        unit="count",
+        maximise=False,
+        meaning="cells of the elevation model that breach lines lower",
+        title="cells changed",
+        format=",.0f",
+        table_format=",.0f",
+        origin="mapped",
+        comparable_by=MAPPED,
+    ),
+    "seconds_per_km2": Metric(
+        unit="s/km2",
+        maximise=False,
+        meaning="wall time of mapping, reading and writing included",
+        title="mapping time",
+        table_format=",.2f",
+        origin="measured",
+        comparable_by={**MEASURED, **MAPPED},
     ),
     "latency_ms": Metric(
         unit="ms",

@@ -52,6 +52,7 @@ def test_directions() -> None:
         "accuracy", "average_precision", "f1", "auroc", "recall_at_precision", "images_per_second",
         "fold_score", "device_accuracy", "fom",
         "speedup", "scaling_efficiency", "added_speedup", "accuracy_speedup",
+        "map_recall", "map_precision", "map_average_precision", "flow_passes",
     }  # fmt: skip
 
 
@@ -59,6 +60,7 @@ def test_units_in_names() -> None:
     for name, declared in METRICS.items():
         assert declared.unit in (
             "fraction", "count", "ms", "s", "h", "1/s", "1e6 bytes", "mJ", "W", "%/(ms mJ)", "ratio", "currency",
+            "km2", "1/km2", "1/km", "s/km2",
         )  # fmt: skip
         assert isinstance(declared.maximise, bool)
         if name.endswith("_ms"):

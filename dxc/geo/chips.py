@@ -43,7 +43,8 @@ from dxc.errors import DataError
 from dxc.files import sync_everything, sync_to_disk, write_atomically
 from dxc.geo.bands import PHOTO_BANDS
 from dxc.geo.elevation import elevation_unit
-from dxc.geo.formats import GDAL_OPTIONS, RasterFile, raster_file
+from dxc.geo.formats import GDAL_OPTIONS, RasterFile
+from dxc.geo.mosaic import open_mosaic
 from dxc.geo.photobands import PhotoBands, choose_bands
 from dxc.geo.rasters import (
     Points,
@@ -162,10 +163,10 @@ def cut_region(**values: Any) -> CutReport:
         "boxes": None if settings.boxes is None else edges,
         "near_layers": list(settings.layers_of_near),
     }
-    given = [(what, path) for what, path in (("DEM", dem), ("photo", photo)) if path is not None]
+    given = [(what, paths) for what, paths in (("DEM", dem), ("photo", photo)) if paths is not None]
     bands = (*(["dem"] if dem is not None else []), *(settings.photo_bands if photo is not None else []))
     final = out / region
-    files = [raster_file(what, path, vrt_anywhere=settings.vrt_anywhere) for what, path in given]
+    files = [open_mosaic(what, paths, vrt_anywhere=settings.vrt_anywhere).file for what, paths in given]
     inputs = [
         _fingerprint(path)
         for path in (*(path for file in files for path in file.files), settings.crossings, *near)
@@ -180,7 +181,7 @@ def cut_region(**values: Any) -> CutReport:
             stack.enter_context(open_raster(file_what, file))
             for (file_what, _), file in zip(given, files, strict=True)
         ]
-        target = metric_crs(settings.crs, *given[0], opened[0])
+        target = metric_crs(settings.crs, given[0][0], files[0].path, opened[0])
         rasters = tuple(
             _look(what, file, source, target, settings.photo_bands, settings.dem_units)
             for (what, _), file, source in zip(given, files, opened, strict=True)

@@ -112,6 +112,27 @@ class Raster:
     def path(self) -> Path:
         return self.file.path
 
+    def elevations(self, source: Any, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """Read a window of a DEM on its own grid.
+
+        Args:
+            source: the open dataset of this thread.
+            window: inside of the raster.
+
+        Returns:
+            Elevations in metres, float64 (rows, columns), 0 where there are none; and which cells have one, bool.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        try:
+            data = source.read(self.bands.indexes, window=window)
+            found = _scaled(source, data)
+            valid = self._valid(source, data, found, window)
+        except RasterioError as error:
+            raise unreadable(self.what, self.path, window, error) from error
+        return np.where(valid, found[0], 0) * METRES[self.unit], valid
+
     def read(self, source: Any, left: int, top: int, size: int) -> np.ndarray | None:
         """Read the pixels of one chip: (bands, size, size), elevations in metres.
 

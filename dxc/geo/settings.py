@@ -28,6 +28,11 @@ def _several(value: Any) -> Any:
     return [value] if isinstance(value, str | Path) else [] if value is None else value
 
 
+def _rasters(value: Any) -> Any:
+    """A list of files, folders and patterns; None where there is no such raster."""
+    return None if value is None else [_path(each) for each in _several(value)]
+
+
 def _number(low: float, high: float, what: str) -> BeforeValidator:
     return must_be(lambda value: is_number(value) and low <= value <= high, what)
 
@@ -75,11 +80,10 @@ Metres = Annotated[int | float, _number(0, 1e9, "0 metres or more")]
 class CutSettings(Part):
     """What the chips of one region are cut from, and how. conf/prepare.yaml explains each key."""
 
-    dem: Annotated[Path | None, BeforeValidator(lambda value: None if value is None else _path(value))] = None
-    photo: Annotated[Path | None, BeforeValidator(lambda value: None if value is None else _path(value))] = (
-        None
-    )
-    """Rasters of one place. Without one of them, chips hold the other alone."""
+    dem: Annotated[list[Path] | None, BeforeValidator(_rasters)] = None
+    photo: Annotated[list[Path] | None, BeforeValidator(_rasters)] = None
+    """Rasters of one place, each a file, a folder of tiles, a pattern or a list of these (dxc.geo.mosaic). Without one
+    of them, chips hold the other alone."""
     crossings: Annotated[Path, BeforeValidator(_path)]
     out: Annotated[Path, BeforeValidator(lambda value: _out(_path(value)))]
     region: Annotated[str, BeforeValidator(_region)]

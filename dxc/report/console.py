@@ -96,7 +96,7 @@ def origin_lines(
             for name, each in objectives.items()
             if each.origin == origin
         ]
-        what = "chips" if origin == "trained" else "a machine"
+        what = {"trained": "chips", "mapped": "an area"}.get(origin, "a machine")
         names = []
         for name, runs in list(counts.items())[:listed]:
             said = name if len(name) <= width else f"{name[: width - 1]}…"

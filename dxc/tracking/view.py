@@ -92,7 +92,9 @@ def _charts(columns: Sequence[str], order_by: str) -> dict[str, Any]:
     best = order_by.removeprefix("metrics.")
     names = [column.removeprefix("metrics.") for column in columns if column.startswith("metrics.")]
     costs = [
-        name for name in names if name != best and not (name in METRICS and METRICS[name].origin == "trained")
+        name
+        for name in names
+        if name != best and not (name in METRICS and METRICS[name].origin in ("trained", "mapped"))
     ]
     if best == order_by or not costs:
         return {}

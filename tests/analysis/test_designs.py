@@ -138,6 +138,7 @@ CHIPS = {"dxc.data", "data.split"}
 PREDICTORS = {"dxc.predictors", "dxc.packages"}
 MACHINE = {"dxc.measured_on", "hardware.affinity"}
 METER = MACHINE | {"dxc.energy_meter"}
+MAP = {"dxc.mapped", "dxc.map_mode"}
 COMPARABLE_BY = {
     "accuracy": CHIPS,
     "accuracy_std": CHIPS,
@@ -149,6 +150,16 @@ COMPARABLE_BY = {
     "box_ap": CHIPS,
     "mean_iou": CHIPS,
     "recall_at_precision": CHIPS | {"task.min_precision"},
+    "calibration_error": CHIPS,
+    "map_recall": MAP,
+    "map_precision": MAP,
+    "map_average_precision": MAP,
+    "false_alarms_per_km2": MAP,
+    "false_alarms_per_road_km": MAP,
+    "flow_passes": MAP,
+    "ponded_km2": MAP,
+    "cells_changed": MAP,
+    "seconds_per_km2": MACHINE | MAP,
     "latency_ms": PREDICTORS,
     "latency_std_ms": PREDICTORS,
     "uncovered_macs_share": PREDICTORS,

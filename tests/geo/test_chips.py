@@ -933,7 +933,7 @@ BAD_INPUT = {
     "no dem": (replace_by("dem", "none.tif", None), r"DEM .*none\.tif: no such file"),
     "no photo": (replace_by("photo", "none.tif", None), r"photo .*none\.tif: no such file"),
     "no points": (replace_by("crossings", "none.gpkg", None), r"crossings .*none\.gpkg: no such file"),
-    "dem is a folder": (lambda job: job.update(dem=job["dem"].parent), "is a folder"),
+    "dem is a folder of DEM and photo": (lambda job: job.update(dem=job["dem"].parent), "2 tiles are of 2 kinds"),
     "dem is text": (replace_by("dem", "notes.tif", b"hello"), "not a raster that can be read"),
     "points are text": (replace_by("crossings", "p.gpkg", b"hello"), "not a vector file that can be read"),
     "points are a table": (replace_by("crossings", "p.csv", b"a,b\n1,2\n"), "has no columns longitude and latitude"),

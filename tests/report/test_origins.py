@@ -22,14 +22,16 @@ BOTH = {name: METRICS[name] for name in ("accuracy", "latency_ms", "measured_lat
 
 
 def test_every_metric_says_where_it_comes_from() -> None:
-    assert {each.origin for each in METRICS.values()} == {"predicted", "measured", "counted", "trained"}
+    assert {each.origin for each in METRICS.values()} == {
+        "predicted", "measured", "counted", "trained", "mapped",
+    }  # fmt: skip
     predicted = {name for name, each in METRICS.items() if each.origin == "predicted"}
     assert predicted == {"latency_ms", "latency_std_ms"}
     measured = {name for name, each in METRICS.items() if each.origin == "measured"}
     assert measured == {
         "measured_latency_ms", "measured_latency_p95_ms", "efficiency_ms", "optimum_batch", "peak_memory_mb",
         "sequential_latency_ms", "scheduled_latency_ms", "device_accuracy", "energy_mj", "net_energy_mj",
-        "max_power_w", "fom",
+        "max_power_w", "fom", "seconds_per_km2",
     }  # fmt: skip
 
 
@@ -46,6 +48,9 @@ def test_every_metric_says_where_it_comes_from() -> None:
         ("onnx_mb", "ONNX file (MB)"),
         ("accuracy", "accuracy (fraction)"),
         ("fit_seconds", "training time (s)"),
+        ("map_recall/5m", "map recall 5m (fraction)"),
+        ("false_alarms_per_km2", "false alarms (1/km2)"),
+        ("seconds_per_km2", "measured mapping time (s/km2)"),
     ],
 )
 def test_headings(name: str, label: str) -> None:
