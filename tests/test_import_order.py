@@ -28,6 +28,7 @@ ORDER = (
     ("pipeline",),
     ("search",),
     ("analysis",),
+    ("mapping",),
 )
 """Rooms of dxc, the lowest first; rooms on one line do not know each other."""
 FLOOR = {room: number for number, rooms in enumerate(ORDER) for room in rooms}

@@ -25,8 +25,8 @@ INDICES = {
 }
 
 NORMALISATIONS = ("per_chip", "per_column", "fixed", "none")
-"""fixed: constants, one pair a channel. Those of chips follow from the type of their photos (fixed_constants), those of a
-published set belong to the set."""
+"""fixed: constants, one pair a channel. Those of chips follow from the type of their photos (fixed_constants), those of
+a published set belong to the set."""
 LOCAL_MEAN_SIGMA = 25
 """normalise=fixed: standard deviation in pixels of the Gaussian whose mean is subtracted from elevation."""
 LOCAL_MEAN_REACH = 3 * LOCAL_MEAN_SIGMA

@@ -76,8 +76,8 @@ class Metadata(BaseModel):
         normalise: per_chip, per_column, fixed or none; see NORMALISED.
         mean: of each channel, for normalise=fixed; None else.
         std: likewise.
-        local_mean_sigma: of normalise=fixed, where dem is elevation less its Gaussian local mean: the standard deviation
-            in pixels (dxc.data.bands.elevation_above_local_mean). None: dem is elevation.
+        local_mean_sigma: of normalise=fixed, where dem is elevation less its Gaussian local mean: its standard
+            deviation in pixels (dxc.data.bands.elevation_above_local_mean). None: dem is elevation.
         repair: of 0/0 pixels in ndwi and ndvi, mean or reference; see REPAIRED.
         photo_bands: bands of the photos that it was trained on, in file order.
         size: height and width of the input in pixels, or "any". The exporter fills it in.

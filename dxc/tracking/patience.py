@@ -51,8 +51,8 @@ class StoredRun:
 
     @property
     def is_trial(self) -> bool:
-        """Whether it is a trial: neither the parent run of a study nor an analysis."""
-        return self.tags.get("dxc.kind") not in ("study", "analysis")
+        """Whether it is a trial: neither the parent run of a study, nor an analysis, nor a map."""
+        return self.tags.get("dxc.kind") not in ("study", "analysis", "map")
 
     @property
     def is_finished(self) -> bool:

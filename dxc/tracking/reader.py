@@ -185,6 +185,19 @@ class Reader(Patient):
             log.debug("run %s: no %s: %s", run_id, name, masked(str(error), self.uri))
             return None
 
+    def study_of(self, run_id: str) -> str:
+        """Name of the study that a run belongs to. Raises TrackingError where there is no such run."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            experiment_id = self._client.get_run(run_id).info.experiment_id
+            return str(self._client.get_experiment(experiment_id).name)
+        except MlflowException as error:
+            raise TrackingError(
+                f"run={run_id}: no such run in the MLflow store {masked(self.uri)}. analyze.py shows the runs of a "
+                "study, and tracking.uri=ADDRESS names another store"
+            ) from error
+
     def keeps_locally(self, run_id: str) -> bool:
         """Whether the files of a run lie in a local folder, so that artifact() gives the store's own file.
 
