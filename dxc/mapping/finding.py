@@ -53,8 +53,7 @@ class Found(NamedTuple):
                 values = {name: file[name] for name in cls._fields}
         except (OSError, ValueError, KeyError, EOFError):
             return None
-        counts = {name: int(values.pop(name)) for name in ("seen", "windows")}
-        return cls(**values, **counts)
+        return cls(**{**values, "seen": int(values["seen"]), "windows": int(values["windows"])})
 
 
 class Finder:

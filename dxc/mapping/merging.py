@@ -37,6 +37,8 @@ def merge(
 
     if not (p >= least).any():
         return Merged(np.zeros(0), np.zeros(0), np.zeros(0, np.float32))
+    order = np.lexsort((x, y))  # so that sums round alike, whatever tiles the windows came from
+    x, y, p = x[order], y[order], p[order]
     xy = np.column_stack([x, y])
     tree = cKDTree(xy)
     near = tree.query_ball_point(xy, spread_m)

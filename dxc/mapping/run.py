@@ -192,7 +192,7 @@ def _window_size(said: Metadata) -> int:
         )
     if said.size == ANY:
         return TYPICAL_WINDOW
-    height, width = said.size  # type: ignore[misc]  # two numbers
+    height, width = said.size
     if height != width:
         raise ConfigError(
             f"the network takes images of {height} x {width} pixels; windows of a map are square."

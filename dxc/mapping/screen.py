@@ -158,7 +158,8 @@ def fitted_threshold(best: np.ndarray, recall: float) -> float:
         raise DataError(
             "fit.crossings: no crossing lies in fit.dem and fit.photo. Give those of that region."
         )
-    return float(np.sort(best)[math.floor((1 - recall) * len(best))])
+    kept = math.ceil(recall * len(best) - 1e-9)  # 0.9 x 100 is not 90 in binary
+    return float(np.sort(best)[len(best) - kept])
 
 
 def dense_network(model: onnx.ModelProto, size: int, path: Path) -> tuple[onnx.ModelProto, int]:
