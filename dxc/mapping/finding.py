@@ -26,7 +26,8 @@ class Found(NamedTuple):
         probability: float32 (rows, columns); NaN where no window was looked at.
         x, y: float64 (n,), places of the windows with a probability of at least KEPT, metres.
         p: float32 (n,), their probabilities.
-        seen: number of lattice cells with data in the area, of which a screen may have ruled some out.
+        seen: number of lattice cells of the mapped ground: all that have data, so far as they were read. Roads or a
+            screen may have ruled some out.
         windows: number of windows that the network answered.
     """
 
@@ -84,26 +85,26 @@ class Finder:
         self._lines = None if near is None else shapely.STRtree(near)
         self._near_m, self._screen, self._batch = near_m, screen, batch
 
-    def wanted(self, tile: Tile) -> np.ndarray:
-        """Which windows of a tile have their centre in the area, and near a line, bool (rows, columns)."""
+    def wanted(self, tile: Tile) -> tuple[np.ndarray, np.ndarray]:
+        """Which windows of a tile have their centre in the area, and which of these near a line, bool (rows, columns)
+        each."""
         x, y = (each.ravel() for each in np.meshgrid(*self._grid.centres(tile)))
-        inside = shapely.contains_xy(self._ground.area, x, y)
+        inside = near = shapely.contains_xy(self._ground.area, x, y)
         if self._lines is not None and inside.any():
             places = np.flatnonzero(inside)
-            hits = self._lines.query(shapely.points(x[places], y[places]), "dwithin", distance=self._near_m)[
-                0
-            ]
-            inside = np.zeros_like(inside)
-            inside[places[hits]] = True
-        return inside.reshape(tile.rows, tile.columns)
+            at = shapely.points(x[places], y[places])
+            near = np.zeros_like(inside)
+            near[places[self._lines.query(at, "dwithin", distance=self._near_m)[0]]] = True
+        return inside.reshape(tile.rows, tile.columns), near.reshape(tile.rows, tile.columns)
 
     def find(self, tile: Tile) -> Found:
         """Run the network over the windows of a tile."""
-        wanted = self.wanted(tile)
+        inside, wanted = self.wanted(tile)
+        seen = int(inside.sum())
         probability = np.full(wanted.shape, UNSEEN)
         nothing = np.zeros(0)
         if not wanted.any():
-            return Found(probability, nothing, nothing, nothing.astype(np.float32), 0, 0)
+            return Found(probability, nothing, nothing, nothing.astype(np.float32), seen, 0)
         stride, size = self._grid.stride, self._grid.size
         # only what the wanted windows show is read
         rows, columns = np.flatnonzero(wanted.any(axis=1)), np.flatnonzero(wanted.any(axis=0))
@@ -123,7 +124,7 @@ class Finder:
         half = size // 2
         centre = valid[north + half :: stride, west + half :: stride][: part.rows, : part.columns]
         wanted = wanted & centre
-        seen = int(wanted.sum())
+        seen -= int((inside[here] & ~centre).sum())
         if self._screen is not None and wanted.any():
             x, y = self._grid.centres(part)
             wanted &= self._screen.passes(bands, left - west, top + north, x, y)

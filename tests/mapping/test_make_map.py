@@ -68,7 +68,8 @@ def test_a_map_does_not_depend_on_its_tiles(world: dict[str, Path], tmp_path: Pa
         with rasterio.open(out.with_name(f"{tile_m}_probability.tif")) as file:
             maps.append((_points(out), file.read(masked=True)))
     for points, pixels in maps[1:]:
-        np.testing.assert_array_equal(points, maps[0][0])
+        # ONNX Runtime rounds the last digit by the number of windows that it answers at once
+        np.testing.assert_allclose(points, maps[0][0], rtol=0, atol=1e-5)
         np.testing.assert_array_equal(pixels.filled(7), maps[0][1].filled(7))
 
 
