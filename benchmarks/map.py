@@ -12,9 +12,8 @@ per_chip. `python map.py` then maps the held-out region, each mode in a process 
     chips       windows everywhere, chip by chip: what the others are compared with
 
 Points are matched one to one with the true crossings within 15 m. Seconds are measured, of the whole command, and of
-its processor time (`cpu`), which other programs on the machine do not change. Peak memory is that of the command. Extents
-are squares of 2, 4 and 8 km cut from a mosaic of mirrored copies of the region, because only time and memory are of
-interest there.
+its processor time (`cpu`), which other programs on the machine change less. Peak memory is that of the command. Extents
+are squares of 2, 4 and 8 km, filled with mirrored copies of the region: only time and memory are of interest there.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ def network(plan: Plan, datamodule: ImageDataModule, region: str, path: Path) ->
 
 
 def part_of(files: RegionFiles, folder: Path, edge_m: int | None, offset: int = 0) -> RegionFiles:
-    """A square of a region from `offset` metres on, filled with mirrored copies where it is larger. None: the region."""
+    """A square of a region from `offset` metres on, filled with mirrored copies where it is larger. None: all of it."""
     if edge_m is None:
         return files
     folder.mkdir()
@@ -146,7 +145,8 @@ def told(name: str, figures: dict[str, Any]) -> str:
     return (
         f"{name:28} {figures['seconds_per_km2']:7.1f} s/km2 ({figures['cpu_seconds_per_km2']:.1f} cpu) "
         f"{figures['km2_per_hour']:7.1f} km2/h {figures['peak_memory_mb']:6.0f} MB  "
-        f"recall {figures['map_recall']:.3f}  precision {figures['map_precision']:.3f}  {figures['false_alarms_per_km2']:.1f} false alarms/km2"
+        f"recall {figures['map_recall']:.3f}  precision {figures['map_precision']:.3f}  "
+        f"{figures['false_alarms_per_km2']:.1f} false alarms/km2"
     )
 
 
