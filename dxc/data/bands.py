@@ -5,7 +5,9 @@ Input: an elevation band and the photo's bands, each (H, W). Output: float32 (C,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +24,15 @@ INDICES = {
     "ndvi": ("nir", "red"),
 }
 
-NORMALISATIONS = ("per_chip", "per_column", "none")
-"""Of chips. Images of a published set have `fixed` too: constants of that set, one pair a channel."""
+NORMALISATIONS = ("per_chip", "per_column", "fixed", "none")
+"""fixed: constants, one pair a channel. Those of chips follow from the type of their photos (fixed_constants), those of
+a published set belong to the set."""
+LOCAL_MEAN_SIGMA = 25
+"""normalise=fixed: standard deviation in pixels of the Gaussian whose mean is subtracted from elevation."""
+LOCAL_MEAN_REACH = 3 * LOCAL_MEAN_SIGMA
+"""Pixels from which on the Gaussian is cut off."""
+SPARSE_FROM = 512
+"""Edge of an image in pixels from which on its smoother is a sparse matrix."""
 REPAIRS = ("mean", "reference")
 
 LEAST_RANGE = float(10 * np.finfo(np.float32).eps)
@@ -122,10 +131,11 @@ def stack_channels(
     dem: (H, W) elevations in metres, None where no channel needs them; photo: band name -> (H, W) digital numbers.
     Elevation and photo bands are normalised as requested. Indices are not: they are computed from the raw bands and
     lie in [-1, 1] anyway. normalise=fixed rescales the channels with `mean` and `std`, one of each a channel; indices
-    too.
+    too. It takes elevation less its local mean.
     """
     if normalise == "fixed":
-        plain = stack_channels(dem, photo, channels, normalise="none", repair=repair)
+        relief = None if dem is None else elevation_above_local_mean(dem)
+        plain = stack_channels(relief, photo, channels, normalise="none", repair=repair)
         return scale_fixed(plain[None], mean, std)[0]
     rescale = {"per_chip": scale_per_chip, "per_column": scale_per_column, "none": _as_float32}[normalise]
     mend = {"mean": repair_mean, "reference": repair_reference}[repair]
@@ -168,6 +178,57 @@ def scale_per_column(band: Array) -> Array:
     extent[extent < LEAST_RANGE] = 1
     scale = np.float32(1) / extent
     return band * scale + (np.float32(0) - low * scale)
+
+
+def fixed_constants(channels: Sequence[str], photo_type: str | None) -> dict[str, tuple[float, ...]]:
+    """mean and std of normalise=fixed for chips: photos become 0..1, elevation stays in metres, indices in [-1, 1].
+
+    Args:
+        channels: names of the channels.
+        photo_type: of the photos, uint8 or uint16; None without photos.
+    """
+    greatest = 1.0 if photo_type is None else float(np.iinfo(photo_type).max)
+    return {
+        "mean": (0.0,) * len(channels),
+        "std": tuple(greatest if channel in PHOTO_BANDS else 1.0 for channel in channels),
+    }
+
+
+def elevation_above_local_mean(dem: Array) -> Array:
+    """Elevation (H, W) less its local mean, float32, in the unit of the elevations.
+
+    The mean is Gaussian, with a standard deviation of LOCAL_MEAN_SIGMA pixels, cut off at LOCAL_MEAN_REACH. Beyond the
+    image nothing is known, and a mean of one side alone would be wrong by the slope times 20 pixels. So the smoother is
+    the local linear one along each axis (Fan 1992, doi 10.1080/01621459.1992.10476255): away from the border it is the
+    Gaussian mean, and everywhere it keeps planes as they are. A plane has a relief of 0 wherever its chip was cut.
+    """
+    dem = np.asarray(dem, np.float64)
+    dem = dem - dem.mean()  # so that the sums below round little
+    rows, columns = (_local_linear(edge) for edge in dem.shape)
+    smooth = rows @ dem
+    return (dem - (columns @ smooth.T).T).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=8)
+def _local_linear(edge: int) -> Any:
+    """The matrix (edge, edge) of the local linear smoother along an axis of so many pixels; its rows sum to 1."""
+    reach = min(LOCAL_MEAN_REACH, edge - 1)
+    shift = np.arange(-reach, reach + 1)
+    place = np.arange(edge)[:, None] + shift
+    inside = (place >= 0) & (place < edge)
+    weight = np.where(inside, np.exp(-0.5 * (shift / LOCAL_MEAN_SIGMA) ** 2), 0.0)
+    zeroth, first, second = ((weight * shift**power).sum(axis=1, keepdims=True) for power in (0, 1, 2))
+    # a single pixel, or a line of them without extent, has no slope
+    spread = zeroth * second - first**2
+    weight = np.where(spread > 0, weight * (second - shift * first) / np.where(spread > 0, spread, 1), weight)
+    row = np.broadcast_to(np.arange(edge)[:, None], place.shape)[inside]
+    if edge < SPARSE_FROM:
+        matrix = np.zeros((edge, edge))
+        matrix[row, place[inside]] = weight[inside]
+        return matrix
+    from scipy.sparse import csr_array
+
+    return csr_array((weight[inside], (row, place[inside])), shape=(edge, edge))
 
 
 def scale_fixed(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:

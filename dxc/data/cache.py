@@ -41,6 +41,7 @@ from dxc.data.bands import (
     REPAIRS,
     check_channels,
     fitting_override,
+    fixed_constants,
     needed_photo_bands,
     stack_channels,
 )
@@ -56,7 +57,7 @@ from dxc.processes import end_with_parent
 
 log = logging.getLogger(__name__)
 
-FORMAT = 4  # raise it when the meaning of a cache changes: old caches are then no longer found
+FORMAT = 5  # raise it when the meaning of a cache changes: old caches are then no longer found
 CHUNK = 32  # chips a worker takes at a time: small enough for a smooth progress bar
 SERIAL_BELOW = 256  # chips; starting worker processes takes longer than reading these
 GDAL_OPTIONS = {
@@ -143,6 +144,8 @@ class ChipCache:
     machine."""
     photo_bands: tuple[str, ...]
     """Bands of the photos, in file order; none where chips hold elevation alone."""
+    photo_type: str | None
+    """Type of the photos' pixels, uint8 or uint16; None without photos, and where chips differ."""
     _rows: np.ndarray
     _one_size: bool
     _boxes: np.ndarray | None
@@ -348,6 +351,7 @@ def _from_record(folder: Path, record: Any, recipe: Recipe) -> ChipCache:
         pixel_m=None if record["pixel_m"] is None else float(record["pixel_m"]),
         data_hash=record["data_hash"],
         photo_bands=recipe.photo_bands if record["has_photo"] else (),
+        photo_type=record["photo_types"][0] if len(record["photo_types"]) == 1 else None,
         _rows=np.asarray(rows, dtype=np.int64),
         _one_size=one_size,
         _boxes=np.array([box for of_chip in boxes for box in of_chip], np.float32).reshape(-1, 4)
@@ -452,6 +456,8 @@ class _Outcome(NamedTuple):
     notes: tuple[Note, ...] = ()
     outline: Outline | None = None
     """The ground it shows, if it says where it lies."""
+    photo_type: str | None = None
+    """Type of its photo's pixels, if it has one."""
 
 
 class _Unusable(Exception):
@@ -584,11 +590,15 @@ def _read_chip(chip: Chip, recipe: Recipe, size: _Size | None) -> tuple[np.ndarr
     except (_Unusable, UnusableAnnotation) as reason:
         return None, _Outcome(tuple(digests), BadChip(path, str(reason)))
     used = {band: bands[band] for band in needed_photo_bands(recipe.channels)}
-    image = stack_channels(elevation, used, recipe.channels, normalise=recipe.normalise, repair=recipe.repair)
+    photo_type = str(photo.dtype) if chip.photo is not None else None
+    fixed = fixed_constants(recipe.channels, photo_type) if recipe.normalise == "fixed" else {}
+    image = stack_channels(
+        elevation, used, recipe.channels, normalise=recipe.normalise, repair=recipe.repair, **fixed
+    )
     outline = None
     if recipe.check_georeference:  # without this check the places in the files are not reliable
         outline = outline_of(places[0].crs, places[0].transform, height, width)
-    return image, _Outcome(tuple(digests), None, boxes, notes, outline)
+    return image, _Outcome(tuple(digests), None, boxes, notes, outline, photo_type)
 
 
 def read_some(chips: Sequence[Chip], recipe: Recipe) -> list[tuple[np.ndarray, np.ndarray] | BadChip]:
@@ -773,6 +783,7 @@ def _write_record(
         ),
         "data_hash": hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest(),
     }
+    record["photo_types"] = sorted({o.photo_type for *_, o in good if o.photo_type is not None})
     record["has_photo"] = any(chip.photo for chip in chips)
     outlines = [outcome.outline for *_, outcome in good]
     record["groups"] = overlap_groups(outlines).tolist()

@@ -21,14 +21,16 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from dxc.data.augment import CropFlip
+from dxc.data.bands import LOCAL_MEAN_SIGMA, fixed_constants
 from dxc.data.cache import ANY_SIZE, ChipCache, Recipe, open_cache
 from dxc.data.folds import Fold, make_folds
 from dxc.data.images import Images
 from dxc.data.layout import CLASS_NAMES, scan
 from dxc.data.sample import ChipSample, sample_of_folder
 from dxc.data.source import ChipSource, Source
-from dxc.errors import ConfigError, require_whole
+from dxc.errors import ConfigError, DataError, is_number, require_whole
 from dxc.geo.bands import PHOTO_BANDS
+from dxc.geo.record import Record
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,13 @@ class FolderSource(ChipSource):
     def prepare(self) -> Path:
         """The folder itself. Whether its chips can be used is checked on reading."""
         return self.root
+
+    def jitter(self) -> float | None:
+        """The least of the regions, where prepare.py cut all of them."""
+        records = [Record.read(region) for region in sorted(self.root.iterdir()) if region.is_dir()]
+        given = [None if record is None else record.settings.get("jitter_m") for record in records]
+        known = [float(each) for each in given if is_number(each)]
+        return min(known) if known and len(known) == len(given) else None
 
 
 class ChipDataset(Dataset):
@@ -285,7 +294,7 @@ class ChipDataModule(ImageDataModule):
         channels: names of the channels, in order (dxc.data.bands).
         classes: names by label, CLASS_NAMES; None: the same.
         batch_size: chips per batch.
-        normalise: per_chip, per_column or none.
+        normalise: per_chip, per_column, fixed or none.
         repair: of the 0/0 pixels of indices, mean or reference.
         split: kfold, holdout or region.
         folds: number of folds for kfold.
@@ -352,6 +361,11 @@ class ChipDataModule(ImageDataModule):
             on_bad_chip=self._on_bad_chip,
             progress=self.progress,
         )
+        if self.recipe.normalise == "fixed" and cache.photo_bands and cache.photo_type is None:
+            raise DataError(
+                f"data.normalise=fixed: some photos of the {self.source.noun} are uint8 and others uint16, which have "
+                "no range in common. Convert them to one type, or give data.normalise=per_chip."
+            )
         folds = self._make_folds(cache.labels, cache.regions, groups=cache.groups)
         _say_overlaps(cache)
         return cache, folds
@@ -365,7 +379,13 @@ class ChipDataModule(ImageDataModule):
     def fed(self) -> dict[str, Any]:
         """As the recipe says."""
         recipe = self.recipe
-        return {"channels": recipe.channels, "normalise": recipe.normalise, "repair": recipe.repair}
+        fed = {"channels": recipe.channels, "normalise": recipe.normalise, "repair": recipe.repair}
+        if recipe.normalise == "fixed":
+            self.prepare_data()  # the constants depend on the type of the photos
+            fed |= fixed_constants(recipe.channels, self.cache.photo_type)  # type: ignore[union-attr]  # it is read
+            if "dem" in recipe.channels:
+                fed["local_mean_sigma"] = LOCAL_MEAN_SIGMA
+        return {**fed, "jitter_m": self.source.jitter()}
 
     def sample(self, count: int) -> ChipSample:
         """Chips of the source, of which only these are read; see sample_of_folder."""

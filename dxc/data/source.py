@@ -39,6 +39,10 @@ class ChipSource(Source, Protocol):
         """Label and region of each chip, in (region, name) order, where they are known before there are chips."""
         return None
 
+    def jitter(self) -> float | None:
+        """Largest distance in metres of a crossing from the centre of its chip, on either axis; None: not known."""
+        return None
+
 
 class ImageSource(Source, Protocol):
     """A source of labelled images of one size, which fit into memory. It goes with data=cifar10."""

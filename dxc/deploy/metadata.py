@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dxc.data.bands import INDICES, LEAST_RANGE, PHOTO_BANDS, check_channels, needed_photo_bands
+from dxc.data.bands import (
+    INDICES,
+    LEAST_RANGE,
+    LOCAL_MEAN_REACH,
+    LOCAL_MEAN_SIGMA,
+    PHOTO_BANDS,
+    check_channels,
+    needed_photo_bands,
+)
 from dxc.data.layout import CLASS_NAMES
 from dxc.errors import ConfigError, ExportError
 from dxc.models.registry import DEFAULT_OUTPUTS
@@ -68,10 +76,14 @@ class Metadata(BaseModel):
         normalise: per_chip, per_column, fixed or none; see NORMALISED.
         mean: of each channel, for normalise=fixed; None else.
         std: likewise.
+        local_mean_sigma: of normalise=fixed, where dem is elevation less its Gaussian local mean: its standard
+            deviation in pixels (dxc.data.bands.elevation_above_local_mean). None: dem is elevation.
         repair: of 0/0 pixels in ndwi and ndvi, mean or reference; see REPAIRED.
         photo_bands: bands of the photos that it was trained on, in file order.
         size: height and width of the input in pixels, or "any". The exporter fills it in.
         pixel_m: edge of a pixel on the ground in metres. None: unknown.
+        jitter_m: largest distance of a target from the centre of its training image, on either axis, in metres. None:
+            unknown.
         classes: names of the classes, in the order of the scores. Of two the last is the target.
         outputs: names of the network's outputs, in order; see OUTPUTS. The exporter fills them in.
         quantised: how it computes in 8 bits, dynamic or static (dxc.compress.quantise). None: in float32.
@@ -89,10 +101,12 @@ class Metadata(BaseModel):
     normalise: Annotated[str, Field(pattern=f"^({'|'.join(NORMALISED)})$")] = "per_chip"
     mean: tuple[float, ...] | None = None
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    local_mean_sigma: Literal[LOCAL_MEAN_SIGMA] | None = None  # type: ignore[valid-type]  # a constant
     repair: Annotated[str, Field(pattern=f"^({'|'.join(REPAIRED)})$")] = "mean"
     photo_bands: tuple[_Name, ...] = PHOTO_BANDS
     size: tuple[_Pixels, _Pixels] | Literal["any"] = ANY
     pixel_m: Annotated[float, Field(gt=0)] | None = None
+    jitter_m: Annotated[float, Field(ge=0)] | None = None
     classes: Annotated[tuple[_Name, ...], Field(min_length=2, max_length=1000)] = CLASS_NAMES
     outputs: tuple[_Name, ...] = DEFAULT_OUTPUTS
     quantised: Literal["dynamic", "static"] | None = None
@@ -200,6 +214,9 @@ class Metadata(BaseModel):
                     f"normalise={self.normalise} needs {wanted or 'no'} numbers of {name}, and it has "
                     f"{'none' if values is None else len(values)}"
                 )
+        relief = self.normalise == "fixed" and "dem" in self.channels
+        if (self.local_mean_sigma is not None) != relief:
+            raise ValueError("local_mean_sigma belongs to normalise=fixed with the channel dem")
 
     def _explained(self) -> dict[str, Any]:
         """The meaning of the fields, for those who have the file but not dxc."""
@@ -212,6 +229,10 @@ class Metadata(BaseModel):
             },
             "meaning": {name: OUTPUTS[name] for name in self.outputs if name in OUTPUTS},
         }
+        if self.local_mean_sigma is not None:
+            explained["normalisation"]["dem"] = (
+                f"x less its local linear fit per axis, Gaussian of {LOCAL_MEAN_SIGMA} pixels cut at {LOCAL_MEAN_REACH}"
+            )
         if indices:
             explained["indices"] = {
                 **{name: f"({a} - {b}) / ({a} + {b}) of raw bands" for name, (a, b) in indices.items()},

@@ -166,26 +166,22 @@ def cut_region(**values: Any) -> CutReport:
     given = [(what, paths) for what, paths in (("DEM", dem), ("photo", photo)) if paths is not None]
     bands = (*(["dem"] if dem is not None else []), *(settings.photo_bands if photo is not None else []))
     final = out / region
-    files = [open_mosaic(what, paths, vrt_anywhere=settings.vrt_anywhere).file for what, paths in given]
+    files = [
+        (what, open_mosaic(what, paths, vrt_anywhere=settings.vrt_anywhere).file) for what, paths in given
+    ]
     inputs = [
-        _fingerprint(path)
-        for path in (*(path for file in files for path in file.files), settings.crossings, *near)
+        fingerprint(path)
+        for path in (*(path for _, file in files for path in file.files), settings.crossings, *near)
     ]
     digest = digest_of(job, inputs)
     if (done := _complete(final, digest, job, settings.overwrite)) is not None:
         return CutReport(
             final, region, done.crs, done.positives, done.negatives, (), done.boxes, tuple(done.bands), True
         )
-    with rasterio.Env(**GDAL_OPTIONS), ExitStack() as stack:
-        opened = [
-            stack.enter_context(open_raster(file_what, file))
-            for (file_what, _), file in zip(given, files, strict=True)
-        ]
-        target = metric_crs(settings.crs, given[0][0], files[0].path, opened[0])
-        rasters = tuple(
-            _look(what, file, source, target, settings.photo_bands, settings.dem_units)
-            for (what, _), file, source in zip(given, files, opened, strict=True)
-        )
+    rasters = look_at_rasters(
+        files, crs=settings.crs, photo_bands=settings.photo_bands, dem_units=settings.dem_units
+    )
+    target = rasters[0].target_crs
     columns = dict.fromkeys(edge for edge in edges if isinstance(edge, str))
     points = Points.read(
         settings.crossings,
@@ -198,7 +194,12 @@ def cut_region(**values: Any) -> CutReport:
     shown = None if settings.boxes is None else _crossing_boxes(settings.crossings, points, edges, size_m)
     _warn_of_neighbours(settings.min_distance_m, size_m, shown)
     area = Area(
-        region, size_m, _common(rasters), shapely.STRtree(points.shapes()), settings.min_distance_m, shown
+        region,
+        size_m,
+        common_ground(rasters),
+        shapely.STRtree(points.shapes()),
+        settings.min_distance_m,
+        shown,
     )
     lines = [
         (path.name, read_lines(path, target, area.common, of_file))
@@ -209,7 +210,7 @@ def cut_region(**values: Any) -> CutReport:
     if folder.exists():
         log.info("Going on with the chips that an interrupted cut left in %s.", folder)
     with (
-        _disk_trouble(out),
+        disk_trouble(out),
         rasterio.Env(GDAL_CACHEMAX=BLOCK_CACHE_MB, **GDAL_OPTIONS),
         Cutter(
             folder, rasters, tuple(settings.photo_bands), size_m, region, settings.workers, shown
@@ -312,12 +313,42 @@ def _complete(final: Path, digest: str, job: dict[str, Any], overwrite: bool) ->
     return record
 
 
-def _fingerprint(path: Path) -> list[Any]:
+def fingerprint(path: Path) -> list[Any]:
+    """Path, size and time of an input file, by which a change is seen."""
     try:
         stat = path.stat()
     except OSError:  # who reads it says so
         return [str(path), None, None]
     return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+def look_at_rasters(
+    files: Sequence[tuple[str, RasterFile]],
+    *,
+    crs: str | None,
+    photo_bands: Sequence[str],
+    dem_units: str | None,
+) -> tuple[Raster, ...]:
+    """Check rasters of one place and say how they are read on one grid of 1 m.
+
+    Args:
+        files: DEM or photo, and its file, of each.
+        crs: of the grid; None: that of the first, or its UTM zone.
+        photo_bands: names of the photo's bands.
+        dem_units: of the elevations; None asks the file.
+
+    Raises:
+        ConfigError: crs or dem_units cannot be used.
+        DataError: a raster cannot be used.
+    """
+    with rasterio.Env(**GDAL_OPTIONS), ExitStack() as stack:
+        opened = [stack.enter_context(open_raster(what, file)) for what, file in files]
+        what, first = files[0]
+        target = metric_crs(crs, what, first.path, opened[0])
+        return tuple(
+            _look(what, file, source, target, photo_bands, dem_units)
+            for (what, file), source in zip(files, opened, strict=True)
+        )
 
 
 def _look(
@@ -331,7 +362,7 @@ def _look(
     return Raster.look(what, file, source, target, choose_bands(file.path, source, photo_bands))
 
 
-def _common(rasters: Sequence[Raster]) -> shapely.Geometry:
+def common_ground(rasters: Sequence[Raster]) -> shapely.Geometry:
     """The ground that all rasters cover."""
     common = shapely.intersection_all([raster.footprint for raster in rasters])
     if common.area == 0:
@@ -535,7 +566,7 @@ def _move_into_place(folder: Path, final: Path) -> None:
 
 
 @contextmanager
-def _disk_trouble(out: Path) -> Iterator[None]:
+def disk_trouble(out: Path) -> Iterator[None]:
     """Turn an error of the disk into a DataError."""
     try:
         yield

@@ -136,9 +136,6 @@ class Raster:
     def read(self, source: Any, left: int, top: int, size: int) -> np.ndarray | None:
         """Read the pixels of one chip: (bands, size, size), elevations in metres.
 
-        Which pixels have data is decided here and not left to GDAL. GDAL takes the fourth band of a uint8 file for
-        transparency unless its writer said otherwise. The mask is warped like the pixels.
-
         Args:
             source: the open dataset of this thread.
             left: x of the chip's left edge in the target CRS, metres.
@@ -148,9 +145,34 @@ class Raster:
         Returns:
             None where a pixel of the chip has no data.
         """
-        window, inside = self._window(source, left, top, size)
+        pixels, valid = self.read_part(source, left, top, size, size)
+        return pixels if valid.all() else None
+
+    def read_part(
+        self, source: Any, left: int, top: int, width: int, height: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Read a rectangle of the target grid, whether or not the raster has data everywhere in it.
+
+        Which pixels have data is decided here and not left to GDAL. GDAL takes the fourth band of a uint8 file for
+        transparency unless its writer said otherwise. The mask is warped like the pixels.
+
+        Args:
+            source: the open dataset of this thread.
+            left: x of the left edge in the target CRS, whole metres.
+            top: y of the upper edge in the target CRS, whole metres.
+            width: in pixels of 1 m.
+            height: in pixels of 1 m.
+
+        Returns:
+            Pixels (bands, height, width), elevations in metres; and which of them have data, bool (height, width).
+            Pixels without data hold any finite value.
+        """
+        count, kind = len(self.bands.indexes), source.dtypes[self.bands.indexes[0] - 1]
+        pixels = np.zeros((count, height, width), np.float32 if self.what == "DEM" else kind)
+        covered = np.zeros((height, width), bool)
+        window, inside = self._window(source, left, top, width, height)
         if window is None:
-            return None
+            return pixels, covered
         try:
             data = source.read(self.bands.indexes, window=window)
             elevations = _scaled(source, data) if self.what == "DEM" else None
@@ -159,11 +181,15 @@ class Raster:
             raise unreadable(self.what, self.path, window, error) from error
         whole = inside and bool(valid.all())
         if not (whole or valid.any()):
-            return None
+            return pixels, covered
         if elevations is not None:
             data = (np.where(valid, elevations, 0) * METRES[self.unit]).astype(np.float32)
         if self.aligned:
-            return data if whole else None
+            x, y = source.transform @ (window.col_off, window.row_off)
+            row, column = round(top - y), round(x - left)
+            part = np.s_[row : row + data.shape[1], column : column + data.shape[2]]
+            pixels[:, *part], covered[part] = data, valid
+            return pixels, covered
         grid = {
             "src_transform": source.window_transform(window),
             "src_crs": self.source_crs,
@@ -172,20 +198,22 @@ class Raster:
             "resampling": self.resampling,
             "tolerance": 0.0,  # exact coordinates: a chip is too small for approximation to pay
         }
-        if not whole:
-            covered = np.zeros((size, size), np.float32)
-            reproject(valid.astype(np.float32), covered, **grid)
-            if covered.min() < 0.999:
-                return None
-        pixels = np.zeros((len(data), size, size), data.dtype)
+        if whole:
+            covered[:] = True
+        else:
+            share = np.zeros((height, width), np.float32)
+            reproject(valid.astype(np.float32), share, **grid)
+            covered = share >= 0.999
         reproject(data, pixels, **grid)
-        return pixels
+        return pixels, covered
 
-    def _window(self, source: Any, left: int, top: int, size: int) -> tuple[Window | None, bool]:
-        """The source window under a chip, with a margin for the resampling kernel, and whether the raster covers it.
-        The window is None where there is none."""
-        steps = np.linspace(0, size, 5)
-        xs, ys = (grid.ravel() for grid in np.meshgrid(left + steps, top - steps))
+    def _window(
+        self, source: Any, left: int, top: int, width: int, height: int
+    ) -> tuple[Window | None, bool]:
+        """The source window under a rectangle, with a margin for the resampling kernel, and whether the raster covers
+        it. The window is None where there is none."""
+        steps = np.linspace(0, 1, 5)
+        xs, ys = (grid.ravel() for grid in np.meshgrid(left + steps * width, top - steps * height))
         xs, ys = project_xy(self.target_crs, self.source_crs, xs, ys)
         if not np.isfinite([xs, ys]).all():
             return None, False
@@ -193,7 +221,8 @@ class Raster:
         if self.aligned:
             c0, c1, r0, r1 = (round(float(v)) for v in (cols.min(), cols.max(), rows.min(), rows.max()))
         else:
-            margin_c, margin_r = 3 + 3 * np.ptp(cols) / size, 3 + 3 * np.ptp(rows) / size
+            least = min(width, height)
+            margin_c, margin_r = 3 + 3 * np.ptp(cols) / least, 3 + 3 * np.ptp(rows) / least
             c0, c1 = math.floor(cols.min() - margin_c), math.ceil(cols.max() + margin_c)
             r0, r1 = math.floor(rows.min() - margin_r), math.ceil(rows.max() + margin_r)
         inside = c0 >= 0 and r0 >= 0 and c1 <= source.width and r1 <= source.height
@@ -490,7 +519,7 @@ def _numbers(column: Any) -> np.ndarray:
 
 def _layer(what: str, path: Path, kind: str, layers: Sequence[tuple[str, str]], wanted: str | None) -> str:
     """The wanted layer out of (name, geometry type), or the only one of `kind`."""
-    key = "layer" if what == "crossings" else "near_layers"
+    key = {"crossings": "layer", "near": "near_layers"}.get(what, f"{what}_layer")
     told = ", ".join(f"{name} ({geometry})" for name, geometry in layers) or "none"
     if wanted is not None:
         if wanted not in [name for name, _ in layers]:
@@ -559,7 +588,9 @@ def _read_vector(
     return frame, crs
 
 
-def read_lines(path: Path, target: CRS, common: shapely.Geometry, layer: str | None = None) -> np.ndarray:
+def read_lines(
+    path: Path, target: CRS, common: shapely.Geometry, layer: str | None = None, what: str = "near"
+) -> np.ndarray:
     """The parts of a file's lines that lie in `common`, as LineStrings in the target CRS.
 
     Args:
@@ -567,12 +598,13 @@ def read_lines(path: Path, target: CRS, common: shapely.Geometry, layer: str | N
         target: the CRS of the chips.
         common: where chips may lie, in the target CRS.
         layer: of a file with several.
+        what: the key that names the file, for messages.
     """
-    frame, crs = _read_vector("near", path, "LineString", layer=layer)
+    frame, crs = _read_vector(what, path, "LineString", layer=layer)
     shapes = frame.geometry.to_numpy()
     lines = shapely.get_parts(shapes[~shapely.is_missing(shapes)])
     if (shapely.get_dimensions(lines) != 1).any():
-        raise DataError(f"near {path}: holds geometries other than lines. Give roads or streams as lines.")
+        raise DataError(f"{what} {path}: holds geometries other than lines. Give roads or streams as lines.")
 
     def project(xy: np.ndarray) -> np.ndarray:
         return np.column_stack(project_xy(crs, target, *xy.T))
@@ -584,6 +616,6 @@ def read_lines(path: Path, target: CRS, common: shapely.Geometry, layer: str | N
     parts = parts[(shapely.get_dimensions(parts) == 1) & (shapely.length(parts) > 0)]
     if not len(parts):
         raise DataError(
-            f"near {path}: no line lies where chips may lie ({extent_text(common)}). Leave it out."
+            f"{what} {path}: no line lies where chips may lie ({extent_text(common)}). Leave it out."
         )
     return parts

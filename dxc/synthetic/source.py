@@ -247,6 +247,10 @@ class SyntheticSource(ChipSource):
         names = sorted(spec.name for spec in REGIONS)
         return [0, 1] * (each * len(REGIONS)), [name for name in names for _ in range(2 * each)]
 
+    def jitter(self) -> float:
+        """As it was asked for."""
+        return float(self.jitter_m)
+
     @property
     def folder(self) -> Path:
         """cache_dir/synthetic-HASH."""

@@ -51,8 +51,8 @@ class StoredRun:
 
     @property
     def is_trial(self) -> bool:
-        """Whether it is a trial: neither the parent run of a study, nor an analysis, nor a run of scale.py."""
-        return self.tags.get("dxc.kind") not in ("study", "analysis", "scaling")
+        """Whether it is a trial: neither the parent run of a study, nor an analysis, a map or a run of scale.py."""
+        return self.tags.get("dxc.kind") not in ("study", "analysis", "map", "scaling")
 
     @property
     def is_finished(self) -> bool:

@@ -192,7 +192,12 @@ class Reader(Patient):
             raise TrackingError(
                 f"{run_id!r:.80} is no id of a run: 32 hexadecimal digits, as MLflow's page shows it"
             )
-        found = self._patiently(lambda: self._client.get_run(run_id))
+        try:
+            found = self._patiently(lambda: self._client.get_run(run_id))
+        except TrackingError as error:
+            raise TrackingError(
+                f"{error}\nanalyze.py lists the runs of a study, and tracking.uri=ADDRESS names another store"
+            ) from error
         run = next(iter(sound_runs([found])), None)
         if run is None or found.info.lifecycle_stage == "deleted":
             raise TrackingError(f"run {run_id} was deleted in MLflow; restore it there or name another one")

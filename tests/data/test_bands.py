@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 from sklearn.preprocessing import MinMaxScaler
 
 from dxc.data.bands import (
     PHOTO_BANDS,
     check_channels,
+    elevation_above_local_mean,
+    fixed_constants,
     needed_photo_bands,
     normalised_difference,
     repair_mean,
@@ -244,3 +247,36 @@ def test_channels_that_are_known_pass() -> None:
         ConfigError, match=r"needs the photo band\(s\) green, nir, but source.photo_bands has only red"
     ):
         check_channels(["ndwi"], ("red",))
+
+
+def test_a_plane_has_no_relief_wherever_its_chip_was_cut() -> None:
+    row, column = np.mgrid[:100, :80]
+    np.testing.assert_allclose(elevation_above_local_mean(500 + 0.05 * row - 0.2 * column), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("edge", [200, 520])  # as a full and as a sparse matrix
+def test_relief_is_elevation_less_the_gaussian_mean_away_from_borders(edge: int) -> None:
+    dem = np.random.default_rng(0).normal(size=(edge, 190)).cumsum(0).cumsum(1)
+    expected = dem - gaussian_filter(dem, 25, truncate=3)
+    inner = np.s_[75:-75, 75:-75]
+    np.testing.assert_allclose(elevation_above_local_mean(dem)[inner], expected[inner], atol=1e-4)
+
+
+def test_relief_of_one_ground_hardly_depends_on_the_chip() -> None:
+    """Two chips that share ground agree there: an embankment of 1 m on a slope, cut 30 m apart."""
+    row, column = np.mgrid[:160, :160]
+    dem = 300 + 0.03 * row + 0.0002 * column**2 + (np.abs(column - 80) < 4)
+    one, other = elevation_above_local_mean(dem[:100, :100]), elevation_above_local_mean(dem[:100, 30:130])
+    difference = np.abs(one[:, 30:] - other[:, :70])[:, 5:-5]
+    assert (
+        difference.max() < 0.2
+    )  # metres; near the border of a chip, of an embankment half of which it shows
+    assert 0.5 < one[50, 80] < 1
+
+
+def test_fixed_constants_follow_from_the_type_of_the_photos() -> None:
+    assert fixed_constants(["dem", "red", "ndvi"], "uint8") == {"mean": (0, 0, 0), "std": (1, 255, 1)}
+    assert fixed_constants(["nir", "dem"], "uint16")["std"] == (65535, 1)
+    photo = {"red": np.full((3, 3), 51, np.uint8)}
+    fixed = fixed_constants(["red"], "uint8")
+    assert stack_channels(None, photo, ["red"], normalise="fixed", **fixed)[0, 1, 1] == np.float32(0.2)

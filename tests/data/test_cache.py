@@ -163,7 +163,8 @@ def test_names_and_hash_of_a_cache(make_chips: ChipMaker) -> None:
     assert cache.folder.name == f"chips-{_cache_key(fingerprint, FIVE)}"
     assert cache.data_hash == hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
     record = json.loads((cache.folder / "cache.json").read_text())
-    assert set(record) == {"chips", "excluded", "data_hash", "has_photo", "groups", "unplaced", "pixel_m"}
+    kept = {"chips", "excluded", "data_hash", "has_photo", "photo_types", "groups", "unplaced", "pixel_m"}
+    assert set(record) == kept
     assert {path.name for path in cache.folder.iterdir()} == {"cache.json", "images.npy"}
 
 

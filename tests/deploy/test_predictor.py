@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ import rasterio
 import torch
 from torch import nn
 
+from dxc.data.bands import fixed_constants
 from dxc.data.cache import ChipCache, Recipe, open_cache
 from dxc.deploy import predictor as module
 from dxc.deploy.export import export_any_size, export_onnx
@@ -50,7 +52,11 @@ def _network(channels: int, *, detector: bool = False) -> nn.Module:
 def _exported(path: Path, recipe: Recipe, *, detector: bool = False) -> tuple[nn.Module, Path]:
     """A network and its file, with the preprocessing of the recipe."""
     model, count = _network(len(recipe.channels), detector=detector), len(recipe.channels)
-    metadata = Metadata(channels=recipe.channels, normalise=recipe.normalise, repair=recipe.repair)
+    fixed: dict[str, Any] = {}
+    if recipe.normalise == "fixed":
+        fixed = fixed_constants(recipe.channels, "uint8")
+        fixed["local_mean_sigma"] = 25 if "dem" in recipe.channels else None
+    metadata = Metadata(channels=recipe.channels, normalise=recipe.normalise, repair=recipe.repair, **fixed)
     if recipe.size == "any":
         return model, export_any_size(model, path, in_channels=count, metadata=metadata).path
     exported = export_onnx(model, path, in_channels=count, size=recipe.size, metadata=metadata, check=False)
@@ -84,7 +90,7 @@ def _edited(path: Path, **changes: object) -> Path:
 
 
 @pytest.mark.parametrize("detector", [False, True])
-@pytest.mark.parametrize("normalise", ["per_chip", "per_column", "none"])
+@pytest.mark.parametrize("normalise", ["per_chip", "per_column", "fixed", "none"])
 @pytest.mark.parametrize("count", CHANNELS)
 def test_raw_chips_give_what_training_computes(
     count: int, normalise: str, detector: bool, make_chips: ChipMaker, tmp_path: Path
@@ -342,6 +348,8 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
             **KNOWN,
             "mean": None,
             "std": None,
+            "local_mean_sigma": None,
+            "jitter_m": None,
             "quantised": None,
             "calibration_images": None,
             "size": size,

@@ -1,0 +1,160 @@
+"""The probability of a crossing in each window of a tile, and where in the window it lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import shapely
+
+from dxc.deploy.predictor import Predictor
+from dxc.files import write_atomically
+from dxc.mapping.grid import Grid, Tile
+from dxc.mapping.ground import Ground
+from dxc.mapping.screen import Screen
+
+KEPT = 0.05
+"""Windows of a lower probability are not kept as candidates; the raster shows them."""
+UNSEEN = np.float32(np.nan)
+
+
+class Found(NamedTuple):
+    """What a tile holds.
+
+    Attributes:
+        probability: float32 (rows, columns); NaN where no window was looked at.
+        x, y: float64 (n,), places of the windows with a probability of at least KEPT, metres.
+        p: float32 (n,), their probabilities.
+        seen: number of lattice cells of the mapped ground: all that have data, so far as they were read. Roads or a
+            screen may have ruled some out.
+        windows: number of windows that the network answered.
+    """
+
+    probability: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    p: np.ndarray
+    seen: int
+    windows: int
+
+    def write(self, path: Path) -> None:
+        """Write it as numbers, whole or not at all."""
+        import io
+
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **self._asdict())
+        write_atomically(path, buffer.getvalue())
+
+    @classmethod
+    def read(cls, path: Path) -> Found | None:
+        """What was written; None where there is nothing whole."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                values = {name: file[name] for name in cls._fields}
+        except (OSError, ValueError, KeyError, EOFError):
+            return None
+        return cls(**{**values, "seen": int(values["seen"]), "windows": int(values["windows"])})
+
+
+class Finder:
+    """Runs a network over tiles.
+
+    Args:
+        predictor: the exported network.
+        ground: the rasters, open.
+        grid: of the windows.
+        near: lines near which windows lie, in the CRS of the map; None: everywhere.
+        near_m: how near.
+        screen: looks where windows are worth it; None: all of them.
+        batch: windows in one execution.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        ground: Ground,
+        grid: Grid,
+        *,
+        near: np.ndarray | None = None,
+        near_m: float = 0,
+        screen: Screen | None = None,
+        batch: int = 32,
+    ) -> None:
+        self._predictor, self._ground, self._grid = predictor, ground, grid
+        self._lines = None if near is None else shapely.STRtree(near)
+        self._near_m, self._screen, self._batch = near_m, screen, batch
+
+    def wanted(self, tile: Tile) -> tuple[np.ndarray, np.ndarray]:
+        """Which windows of a tile have their centre in the area, and which of these near a line, bool (rows, columns)
+        each."""
+        x, y = (each.ravel() for each in np.meshgrid(*self._grid.centres(tile)))
+        inside = near = shapely.contains_xy(self._ground.area, x, y)
+        if self._lines is not None and inside.any():
+            places = np.flatnonzero(inside)
+            at = shapely.points(x[places], y[places])
+            near = np.zeros_like(inside)
+            near[places[self._lines.query(at, "dwithin", distance=self._near_m)[0]]] = True
+        return inside.reshape(tile.rows, tile.columns), near.reshape(tile.rows, tile.columns)
+
+    def find(self, tile: Tile) -> Found:
+        """Run the network over the windows of a tile."""
+        inside, wanted = self.wanted(tile)
+        seen = int(inside.sum())
+        probability = np.full(wanted.shape, UNSEEN)
+        nothing = np.zeros(0)
+        if not wanted.any():
+            return Found(probability, nothing, nothing, nothing.astype(np.float32), seen, 0)
+        stride, size = self._grid.stride, self._grid.size
+        # only what the wanted windows show is read
+        rows, columns = np.flatnonzero(wanted.any(axis=1)), np.flatnonzero(wanted.any(axis=0))
+        part = Tile(
+            tile.number, tile.row + int(rows[0]), tile.column + int(columns[0]),
+            int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1,
+        )  # fmt: skip
+        here = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        wanted = wanted[here]
+        left, top = self._grid.corner(part)
+        width, height = (part.columns - 1) * stride + size, (part.rows - 1) * stride + size
+        grow = self._screen.margins(left, top, width, height) if self._screen else (0, 0, 0, 0)
+        west, north, east, south = grow
+        bands, valid = self._ground.read(
+            left - west, top + north, width + west + east, height + north + south
+        )
+        half = size // 2
+        centre = valid[north + half :: stride, west + half :: stride][: part.rows, : part.columns]
+        wanted = wanted & centre
+        seen -= int((inside[here] & ~centre).sum())
+        if self._screen is not None and wanted.any():
+            x, y = self._grid.centres(part)
+            wanted &= self._screen.passes(bands, left - west, top + north, x, y)
+        bands = {name: band[north : north + height, west : west + width] for name, band in bands.items()}
+        at = np.argwhere(wanted)
+        answers, boxes = self._answers(bands, at)
+        probability[here][wanted] = answers
+        x, y = self._grid.centres(part)
+        xs, ys = x[at[:, 1]], y[at[:, 0]]
+        if boxes is not None:
+            xs, ys = (
+                left + at[:, 1] * stride + boxes[:, 0] * size,
+                top - at[:, 0] * stride - boxes[:, 1] * size,
+            )
+        kept = answers >= KEPT
+        return Found(probability, xs[kept], ys[kept], answers[kept], seen, len(at))
+
+    def _answers(self, bands: dict[str, np.ndarray], at: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Probabilities (n,) of the windows at rows and columns (n, 2) of a rectangle; a detector's boxes (n, 4)."""
+        stride, size = self._grid.stride, self._grid.size
+        probabilities, boxes = [np.zeros(0, np.float32)], [np.zeros((0, 4), np.float32)]
+        for start in range(0, len(at), self._batch):
+            corners = at[start : start + self._batch] * stride
+            windows = {
+                name: np.stack([band[r : r + size, c : c + size] for r, c in corners])
+                for name, band in bands.items()
+            }
+            answer = self._predictor.predict(windows, batch_size=self._batch)
+            probabilities.append(answer.presence)
+            if answer.boxes is not None:
+                boxes.append(answer.boxes)
+        found = np.concatenate(probabilities)
+        return found, np.concatenate(boxes) if len(boxes) > 1 else None

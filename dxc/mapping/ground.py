@@ -1,0 +1,119 @@
+"""The rasters of a map, read rectangle by rectangle on one grid of 1 m pixels, as prepare.py cuts chips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import rasterio
+
+from dxc.errors import ConfigError
+from dxc.geo.chips import BLOCK_CACHE_MB, common_ground, fingerprint, look_at_rasters
+from dxc.geo.formats import GDAL_OPTIONS
+from dxc.geo.rasters import open_raster
+
+
+class Ground:
+    """Elevation model and photo of one place. A context: the rasters are open inside of it.
+
+    Args:
+        dem: elevation model, or None.
+        photo: aerial photo, or None.
+        needed: bands that the network is fed with, dem and those of photos.
+        photo_bands: names of the photo's bands; see conf/map.yaml.
+        dem_units: of the elevations; None asks the file.
+        crs: of the map; None: that of the first raster, or its UTM zone.
+        vrt_anywhere: whether a .vrt may name files outside its folder.
+
+    Raises:
+        ConfigError: the rasters do not give what the network needs.
+        DataError: a raster cannot be used, or they do not overlap.
+    """
+
+    def __init__(
+        self,
+        dem: Path | None,
+        photo: Path | None,
+        *,
+        needed: Sequence[str],
+        photo_bands: Sequence[str],
+        dem_units: str | None = None,
+        crs: str | None = None,
+        vrt_anywhere: bool = False,
+    ) -> None:
+        of_photo = [band for band in needed if band != "dem"]
+        given = [
+            (what, path)
+            for what, path, wanted in (("DEM", dem, "dem" in needed), ("photo", photo, bool(of_photo)))
+            if path is not None and wanted
+        ]
+        lacking = [] if dem is not None or "dem" not in needed else ["dem (give dem=FILE)"]
+        if photo is None and of_photo:
+            lacking.append(f"{', '.join(of_photo)} (give photo=FILE)")
+        elif missing := [band for band in of_photo if band not in photo_bands]:
+            lacking.append(f"{', '.join(missing)} (photo_bands names {', '.join(photo_bands)})")
+        if lacking:
+            raise ConfigError(
+                f"the network is fed with {', '.join(needed)}, and the rasters do not give {' and '.join(lacking)}. "
+                "Give them, or map with a network of other channels."
+            )
+        files = [(what, open_mosaic(what, path, vrt_anywhere=vrt_anywhere).file) for what, path in given]
+        self.inputs = [fingerprint(path) for _, file in files for path in file.files]
+        """What the rasters are known by, to see a change."""
+        self.rasters = look_at_rasters(files, crs=crs, photo_bands=photo_bands, dem_units=dem_units)
+        self.crs = self.rasters[0].target_crs
+        self.area = common_ground(self.rasters)
+        """The ground that all rasters cover, in the CRS of the map."""
+        self._needed = tuple(needed)
+        self._photo_bands = tuple(photo_bands)
+        self._env = rasterio.Env(GDAL_CACHEMAX=BLOCK_CACHE_MB, **GDAL_OPTIONS)
+        self._sources: list[Any] = []
+
+    def __enter__(self) -> Ground:
+        self._env.__enter__()
+        self._sources = [open_raster(raster.what, raster.file) for raster in self.rasters]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for source in self._sources:
+            source.close()
+        self._env.__exit__(kind, error, trace)
+
+    def read(self, left: int, top: int, width: int, height: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Read a rectangle.
+
+        Args:
+            left: x of its left edge, metres.
+            top: y of its upper edge, metres.
+            width: in pixels of 1 m.
+            height: in pixels of 1 m.
+
+        Returns:
+            The needed bands by name, each (height, width), and which pixels all rasters have data of, bool (height,
+            width). Pixels without data repeat the nearest one that has: a window at a border shows no cliff.
+        """
+        bands: dict[str, np.ndarray] = {}
+        everywhere = np.ones((height, width), bool)
+        for raster, source in zip(self.rasters, self._sources, strict=True):
+            pixels, valid = raster.read_part(source, left, top, width, height)
+            everywhere &= valid
+            names = ("dem",) if raster.what == "DEM" else self._photo_bands
+            wanted = {name: band for name, band in zip(names, pixels, strict=True) if name in self._needed}
+            if not valid.all() and valid.any():
+                nearest = _nearest(valid)
+                wanted = {name: band[nearest] for name, band in wanted.items()}
+            bands |= wanted
+        return {name: bands[name] for name in self._needed}, everywhere
+
+
+def _nearest(valid: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Row and column (height, width) of the nearest pixel with data."""
+    from scipy.ndimage import distance_transform_edt
+
+    indices = distance_transform_edt(~valid, return_distances=False, return_indices=True)
+    return tuple(indices)

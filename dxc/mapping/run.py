@@ -1,0 +1,401 @@
+"""The trunk of map.py: settings -> network -> windows of all tiles -> points, raster -> files and a tracked run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import shapely
+from rasterio.errors import RasterioError
+
+from dxc.bars import Steps
+from dxc.data.cache import usable_cores
+from dxc.deploy.metadata import ANY, Metadata
+from dxc.deploy.predictor import Predictor
+from dxc.errors import ConfigError, DataError
+from dxc.files import sync_to_disk, write_atomically
+from dxc.geo.chips import disk_trouble, fingerprint
+from dxc.geo.rasters import Points, read_lines
+from dxc.geo.record import digest_of
+from dxc.mapping.finding import Finder, Found
+from dxc.mapping.grid import Grid, Tile, stride_for
+from dxc.mapping.ground import Ground
+from dxc.mapping.judging import Judged, judge
+from dxc.mapping.merging import merge
+from dxc.mapping.network import MapNetwork, network_of
+from dxc.mapping.raster import write_probabilities
+from dxc.mapping.screen import Screen, fitted_threshold
+from dxc.mapping.settings import MapSettings
+from dxc.metrics import METRICS
+from dxc.text import counted, duration
+from dxc.tracking.run import start_run
+
+if TYPE_CHECKING:
+    import geopandas as gpd
+
+log = logging.getLogger(__name__)
+
+TYPICAL_WINDOW = 100
+"""Edge in metres of the windows of a network that takes any size."""
+WHERE_NO_RESULT_DEPENDS = {
+    "out", "progress", "log", "threads", "batch", "overwrite", "truth", "truth_layer", "tracking", "cache_dir", "run",
+    "study", "pick", "onnx", "threshold", "merge_m",
+}  # fmt: skip
+"""Settings on which the probabilities of windows do not depend; an interrupted map goes on with others of these."""
+
+
+@dataclass(frozen=True)
+class MapReport:
+    """The result of a map."""
+
+    out: Path
+    raster: Path
+    network: MapNetwork
+    mode: str
+    stride_m: int
+    crossings: int
+    km2: float
+    windows: int
+    seconds: float
+    """Of this call; an interrupted one before it is not counted."""
+    fresh_km2: float
+    """Mapped by this call."""
+    judged: Judged | None
+    screen_logit: float | None
+
+    @property
+    def seconds_per_km2(self) -> float:
+        """NaN where this call mapped nothing."""
+        return self.seconds / self.fresh_km2 if self.fresh_km2 else math.nan
+
+    def describe(self) -> str:
+        """Several lines for people."""
+        pace = f", {self.seconds_per_km2:.1f} s a km2" if self.fresh_km2 else ""
+        screened = (
+            "" if self.screen_logit is None else f", threshold of the dense pass {self.screen_logit:.2f}"
+        )
+        lines = [
+            f"{counted(self.crossings, 'crossing')} in {self.km2:.2f} km2: {self.windows:,} windows in "
+            f"{duration(self.seconds)}{pace}",
+            f"network: {self.network.why}",
+            f"mode:    {self.mode}, a window every {self.stride_m} m{screened}",
+            f"points:  {self.out}",
+            f"raster:  {self.raster} (probability = value / 255)",
+        ]
+        if self.judged is not None:
+            lines.insert(1, f"truth:   {self.judged.describe()}")
+        return "\n".join(lines)
+
+
+def make_map(settings: MapSettings) -> MapReport:
+    """Map crossings, as conf/map.yaml describes.
+
+    The probabilities of each tile are kept in a hidden folder beside the result, whose name is a hash of the network,
+    the rasters and the settings. If an interrupted call is repeated, it goes on with the tiles that are missing.
+
+    Args:
+        settings: see dxc.mapping.settings.MapSettings.
+
+    Raises:
+        ConfigError: values that cannot work, or that do not go with the network.
+        DataError: an input that cannot be used, or no room for the result.
+        ExportError: the network cannot be run.
+        TrackingError: the store, study or run cannot be used.
+    """
+    out = settings.out
+    raster = out.with_name(f"{out.stem}_probability.tif")
+    for path in (out, raster):
+        if (path.exists() or path.is_symlink()) and not settings.overwrite:
+            raise ConfigError(
+                f"out={out}: {path} exists already. Give another out=, or replace it with overwrite=true."
+            )
+    with tempfile.TemporaryDirectory() as folder:
+        return _make_map(settings, network_of(settings, Path(folder)), raster)
+
+
+def _make_map(settings: MapSettings, network: MapNetwork, raster: Path) -> MapReport:
+    started = time.perf_counter()
+    threads = settings.threads or usable_cores()
+    predictor = Predictor(network.path, settings.provider, threads)
+    said = predictor.metadata
+    size = _window_size(said)
+    jitter = settings.jitter_m if settings.jitter_m is not None else said.jitter_m
+    stride = stride_for(settings.stride_m, jitter, size)
+    mode = settings.mode if settings.mode != "auto" else "corridor" if settings.roads else "chips"
+    ground = _ground(settings, said, settings.dem, settings.photo)
+    roads = None
+    if settings.roads is not None:
+        roads = read_lines(settings.roads, ground.crs, ground.area, settings.roads_layer, "roads")
+    truth = None
+    if settings.truth is not None:
+        truth = _truth(settings.truth, settings.truth_layer, ground)
+    screen = _screen(settings, network, said, size, threads) if mode == "dense" else None
+    out, grid = settings.out, Grid.over(ground.area, stride=stride, size=size)
+    job = {
+        "version": 1, "network": network.identity, "stride_m": stride, "mode": mode,
+        "screen": screen.threshold if screen else None,
+        **settings.model_dump(mode="json", exclude=WHERE_NO_RESULT_DEPENDS),
+    }  # fmt: skip
+    roads_file = [] if settings.roads is None else [fingerprint(settings.roads)]
+    digest = digest_of(job, [*ground.inputs, *roads_file])
+    folder = out.with_name(f".{out.stem}.partial-{digest}")
+    finder_lines = roads if mode in ("corridor", "dense") else None
+    with disk_trouble(out), ground:
+        finder = Finder(
+            predictor, ground, grid,
+            near=finder_lines, near_m=settings.corridor_m, screen=screen, batch=settings.batch,
+        )  # fmt: skip
+        folder.mkdir(parents=True, exist_ok=True)
+        tiles = list(grid.tiles(settings.tile_m))
+        fresh = _compute(folder, finder, tiles, grid, settings.progress)
+    points, seen, windows = _points(folder, tiles, settings, jitter, predictor)
+    seconds = time.perf_counter() - started
+    km2 = seen * stride**2 / 1e6
+    frame = _frame(points, ground, roads, network, grid, settings)
+    judged = None
+    if truth is not None:
+        judged = judge(np.column_stack([points.x, points.y]), truth, km2=km2)
+    with disk_trouble(out):
+        try:
+            write_probabilities(raster, grid, ground.crs, _kept(folder, tiles))
+            write_crossings(out, frame, _area(ground, finder_lines, settings.corridor_m, km2))
+        except RasterioError as error:
+            raise DataError(f"{raster}: cannot be written ({error}). Is the disk full?") from error
+    report = MapReport(
+        out, raster, network, mode, stride, len(frame), km2, windows, seconds, fresh * stride**2 / 1e6, judged,
+        screen.threshold if screen else None,
+    )  # fmt: skip
+    if settings.log and network.study is not None:
+        _track(settings, report, said)
+    shutil.rmtree(folder, ignore_errors=True)
+    return report
+
+
+# ------------------------------------------------------------------------------------------- inputs
+
+
+def _window_size(said: Metadata) -> int:
+    """Edge of a window in pixels of 1 m. Raises ConfigError where the network has other pixels."""
+    if said.pixel_m is not None and not math.isclose(said.pixel_m, 1, rel_tol=0.01):
+        raise ConfigError(
+            f"the network was trained on pixels of {said.pixel_m:g} m, and maps have pixels of 1 m. Train it on chips "
+            "that prepare.py cut."
+        )
+    if said.size == ANY:
+        return TYPICAL_WINDOW
+    height, width = said.size
+    if height != width:
+        raise ConfigError(
+            f"the network takes images of {height} x {width} pixels; windows of a map are square."
+        )
+    return int(height)
+
+
+def _ground(settings: MapSettings, said: Metadata, dem: Path | None, photo: Path | None) -> Ground:
+    return Ground(
+        dem, photo,
+        needed=said.bands, photo_bands=settings.photo_bands, dem_units=settings.dem_units, crs=settings.crs,
+        vrt_anywhere=settings.vrt_anywhere,
+    )  # fmt: skip
+
+
+def _truth(path: Path, layer: str | None, ground: Ground) -> np.ndarray:
+    """True crossings (n, 2) in the mapped area."""
+    xy = Points.read(path, ground.crs, layer=layer).xy
+    xy = xy[np.isfinite(xy).all(axis=1)]
+    inside = shapely.contains_xy(ground.area, *xy.T)
+    if not inside.any():
+        raise DataError(
+            f"truth {path}: none of its {len(xy)} points lies in the mapped area. Check its CRS, or leave truth out."
+        )
+    if not inside.all():
+        log.warning("%d of %d points of truth lie outside the mapped area.", (~inside).sum(), len(xy))
+    return xy[inside]
+
+
+def _screen(settings: MapSettings, network: MapNetwork, said: Metadata, size: int, threads: int) -> Screen:
+    """The dense pass with its threshold, which is given or fitted on a training region."""
+    screen = Screen(network.path, said, size, provider=settings.provider, threads=threads)
+    if settings.screen_logit is not None:
+        screen.threshold = float(settings.screen_logit)
+        return screen
+    if not settings.fit.given:
+        raise ConfigError(
+            "mode=dense: the dense pass needs a threshold, which is fitted on a region that the network was trained "
+            "on: give fit.dem, fit.photo and fit.crossings, or the log-odds themselves: screen_logit=NUMBER."
+        )
+    ground = _ground(settings, said, settings.fit.dem, settings.fit.photo)
+    assert settings.fit.crossings is not None  # fit.given
+    crossings = _truth(settings.fit.crossings, None, ground)
+    with ground:
+        best = np.array([screen.best_near(ground, x, y) for x, y in crossings])
+    screen.threshold = fitted_threshold(best, settings.screen_recall)
+    log.info(
+        "The dense pass passes log-odds of %.2f or more: it keeps %.0f %% of %d crossings of %s.",
+        screen.threshold, 100 * settings.screen_recall, len(crossings), settings.fit.crossings,
+    )  # fmt: skip
+    return screen
+
+
+# ------------------------------------------------------------------------------------------- tiles
+
+
+def _compute(folder: Path, finder: Finder, tiles: Sequence[Tile], grid: Grid, progress: bool) -> int:
+    """Run the network over the tiles that are not kept yet. Returns the number of lattice cells of these."""
+    left = [tile for tile in tiles if not _file(folder, tile).exists()]
+    if len(left) < len(tiles):
+        log.info(
+            "Going on: %d of %d tiles were mapped before (%s).", len(tiles) - len(left), len(tiles), folder
+        )
+    cell_km2 = grid.stride**2 / 1e6
+    total = sum(tile.rows * tile.columns for tile in tiles) * cell_km2
+    done = total - sum(tile.rows * tile.columns for tile in left) * cell_km2
+    fresh = 0
+    with Steps(len(tiles), "mapping", "tile", shown=progress, done=len(tiles) - len(left)) as bar:
+        for tile in left:
+            found = finder.find(tile)
+            found.write(_file(folder, tile))
+            fresh += found.seen
+            done += tile.rows * tile.columns * cell_km2
+            bar.update(f"{done:.1f} of {total:.1f} km2")
+    return fresh
+
+
+def _file(folder: Path, tile: Tile) -> Path:
+    return folder / f"tile-{tile.number}.npz"
+
+
+def _found(folder: Path, tile: Tile) -> Found:
+    path = _file(folder, tile)
+    if (found := Found.read(path)) is None:
+        path.unlink(missing_ok=True)
+        raise DataError(f"{path} is damaged. Repeat the command: it maps this tile again.")
+    return found
+
+
+def _kept(folder: Path, tiles: Sequence[Tile]) -> Iterator[tuple[Tile, np.ndarray]]:
+    for tile in tiles:
+        yield tile, _found(folder, tile).probability
+
+
+def _points(
+    folder: Path, tiles: Sequence[Tile], settings: MapSettings, jitter: float | None, predictor: Predictor
+) -> tuple[Any, int, int]:
+    """Merged points of all tiles, the number of cells with data, and of windows."""
+    kept: list[tuple[np.ndarray, ...]] = [(np.zeros(0), np.zeros(0), np.zeros(0, np.float32))]
+    seen = windows = 0
+    for tile in tiles:
+        found = _found(folder, tile)
+        kept.append((found.x, found.y, found.p))
+        seen, windows = seen + found.seen, windows + found.windows
+    x, y, p = (np.concatenate(each) for each in zip(*kept, strict=True))
+    boxed = "box" in predictor.metadata.outputs
+    # the boxes of a detector point at the crossing from every window; the scores of a classifier are of windows near it
+    spread = settings.merge_m / 2 if boxed or not jitter else min(settings.merge_m, 2 * jitter)
+    merged = merge(x, y, p, apart_m=settings.merge_m, spread_m=spread, least=settings.threshold)
+    return merged, seen, windows
+
+
+# ------------------------------------------------------------------------------------------- results
+
+
+def _frame(
+    points: Any,
+    ground: Ground,
+    roads: np.ndarray | None,
+    network: MapNetwork,
+    grid: Grid,
+    settings: MapSettings,
+) -> gpd.GeoDataFrame:
+    """One row a crossing, likeliest first."""
+    import geopandas as gpd
+
+    geometry = shapely.points(points.x, points.y)
+    count = len(points.x)
+    away = np.full(count, np.nan)
+    if roads is not None and count:
+        tree = shapely.STRtree(roads)
+        away = shapely.distance(geometry, roads[tree.nearest(geometry)])
+    km = [f"E{math.floor(x / 1000)} N{math.floor(y / 1000)}" for x, y in zip(points.x, points.y, strict=True)]
+    columns = {
+        "probability": points.p.astype(float), "rank": np.arange(1, count + 1), "road_m": away, "tile": km,
+        "model": [network.identity] * count,
+    }  # fmt: skip
+    return gpd.GeoDataFrame(columns, geometry=list(geometry), crs=ground.crs.to_wkt())
+
+
+def _area(ground: Ground, roads: np.ndarray | None, corridor_m: float, km2: float) -> gpd.GeoDataFrame:
+    """The mapped ground: that of the rasters, of it the corridor along roads where only that was looked at."""
+    import geopandas as gpd
+
+    area = ground.area
+    if roads is not None:
+        area = shapely.intersection(area, shapely.union_all(shapely.buffer(roads, corridor_m)))
+    return gpd.GeoDataFrame({"km2": [km2]}, geometry=[area], crs=ground.crs.to_wkt())
+
+
+def write_crossings(path: Path, points: gpd.GeoDataFrame, area: gpd.GeoDataFrame) -> None:
+    """Write the layers crossings and area into a new GeoPackage, whole or not at all.
+
+    Args:
+        path: of the .gpkg.
+        points: one row a crossing.
+        area: the mapped ground.
+    """
+    draft = path.with_name(f".{path.stem}.draft.gpkg")
+    draft.unlink(missing_ok=True)
+    try:
+        points.to_file(draft, layer="crossings", driver="GPKG")
+        area.to_file(draft, layer="area", driver="GPKG")
+        sync_to_disk(draft)
+        draft.replace(path)
+    finally:
+        for left in path.parent.glob(f"{draft.name}*"):  # the draft, and what SQLite writes beside it
+            left.unlink(missing_ok=True)
+
+
+def _track(settings: MapSettings, report: MapReport, said: Metadata) -> None:
+    """A run of kind map in the study of the network."""
+    metrics = {"seconds_per_km2": report.seconds_per_km2}
+    numbers: dict[str, Any] = {
+        "crossings": report.crossings,
+        "km2": round(report.km2, 4),
+        "windows": report.windows,
+    }
+    if report.judged is not None:
+        metrics |= report.judged.metrics()
+    known = {name: value for name, value in metrics.items() if name in METRICS}
+    numbers |= {name: value for name, value in metrics.items() if name not in METRICS}
+    params = settings.model_dump(
+        mode="json", exclude={"tracking", "progress", "log", "overwrite", "cache_dir"}
+    )
+    tags = {"dxc.kind": "map", "dxc.mapped_by": report.network.identity}
+    if report.network.run_id is not None:
+        tags["dxc.network_run"] = report.network.run_id
+    assert report.network.study is not None  # the caller looks
+    with tempfile.TemporaryDirectory() as name:
+        files = Path(name)
+        shutil.copy(report.out, files)
+        shutil.copy(report.raster, files)
+        write_atomically(
+            files / "map.json", json.dumps({**params, **metrics, **numbers}, indent=1, default=str)
+        )
+        with start_run(
+            settings.tracking.uri,
+            study=report.network.study,
+            name=f"map of {(settings.dem or settings.photo or report.out).stem}",
+            params={**params, **numbers, "mode": report.mode, "stride_m": report.stride_m},
+            tags=tags,
+            artifacts=settings.tracking.artifacts,
+        ) as run:
+            run.log(known)
+            run.log_files(files)

@@ -1,0 +1,119 @@
+"""What map.py is asked: the keys of conf/map.yaml, which explains each, checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from dxc.config.checked import Flag, Limit, Part, Positive, Text, must_be
+from dxc.errors import is_number
+from dxc.geo.bands import PHOTO_BANDS
+
+Mode = Literal["auto", "chips", "dense", "corridor"]
+
+
+def _path(value: Any) -> Any:
+    return value if value is None or isinstance(value, Path) else Path(str(value))
+
+
+def _text(value: Any) -> Any:
+    return None if value is None else str(value)  # study=2026
+
+
+File = Annotated[Path | None, BeforeValidator(_path)]
+Name = Annotated[str | None, BeforeValidator(_text)]
+Share = Annotated[
+    int | float, must_be(lambda value: is_number(value) and 0 < value < 1, "a number between 0 and 1")
+]
+Places = Annotated[
+    list[str],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else [] if value is None else value),
+]
+
+
+class Store(Part):
+    """Where runs are tracked."""
+
+    uri: Text
+    artifacts: Places = Field(default=[])
+
+
+class Fit(Part):
+    """A region that the network was trained on; the threshold of the dense pass is fitted there."""
+
+    dem: File = None
+    photo: File = None
+    crossings: File = None
+
+    @property
+    def given(self) -> bool:
+        return self.crossings is not None
+
+
+class MapSettings(Part):
+    """Which network is run over which rasters, how, and where the map goes. conf/map.yaml explains each key."""
+
+    run: Name = None
+    study: Name = None
+    pick: Text = "knee"
+    onnx: File = None
+    dem: File = None
+    photo: File = None
+    roads: File = None
+    truth: File = None
+    out: Annotated[Path, BeforeValidator(_path)]
+
+    mode: Mode = "auto"
+    corridor_m: Limit = 15
+    stride_m: Positive | None = None
+    jitter_m: Limit | None = None
+    screen_logit: Annotated[
+        int | float | None, must_be(lambda value: value is None or is_number(value), "a number, or null")
+    ] = None
+    screen_recall: Share = 0.99
+    fit: Fit = Fit()
+    threshold: Share = 0.5
+    merge_m: Limit = 30
+
+    roads_layer: Name = None
+    truth_layer: Name = None
+    photo_bands: Annotated[
+        list[str],
+        must_be(
+            lambda names: (
+                isinstance(names, list | tuple) and bool(names) and not set(names) - set(PHOTO_BANDS)
+            ),
+            f"names of the photo's bands, out of {', '.join(PHOTO_BANDS)}",
+        ),
+    ] = Field(default=list(PHOTO_BANDS))
+    dem_units: Name = None
+    crs: Name = None
+    vrt_anywhere: Flag = False
+    tile_m: Positive = 1000
+
+    provider: Literal["cpu", "cuda"] = "cpu"
+    threads: Positive | None = None
+    batch: Positive = 32
+    overwrite: Flag = False
+    progress: Flag = True
+    log: Flag = True
+    cache_dir: Text = "cache"
+    tracking: Store
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        named = [key for key in ("run", "study", "onnx") if getattr(self, key) is not None]
+        if len(named) != 1 and named != ["study", "onnx"]:
+            told = "none of them is given" if not named else f"{' and '.join(named)} are given"
+            raise ValueError(
+                f"which network? Give one of run=RUN_ID, study=NAME (analyze.py's choice) or onnx=FILE; {told}."
+            )
+        if self.dem is None and self.photo is None:
+            raise ValueError("neither dem nor photo is given: a map is made of dem=..., photo=... or both.")
+        if self.mode == "corridor" and self.roads is None:
+            raise ValueError("mode=corridor needs the roads: give roads=roads.gpkg, or mode=chips.")
+        if self.out.suffix.lower() != ".gpkg":
+            raise ValueError(f"out={self.out} must be a GeoPackage: out={self.out.stem or 'crossings'}.gpkg.")
+        return self

@@ -1,0 +1,245 @@
+"""Maps from end to end, of a place whose crossings are known, with a network that sees them without training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio
+
+from dxc.config.checked import checked
+from dxc.deploy.predictor import Predictor
+from dxc.errors import ConfigError, DataError, DxcError
+from dxc.mapping import run as module
+from dxc.mapping.finding import Finder
+from dxc.mapping.run import MapReport, make_map
+from dxc.mapping.settings import MapSettings
+from dxc.models.resnet import ResNet
+from tests.mapping.world import CROSSINGS, NORTH, SIZE, WEST, write_network, write_world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("world")
+    return {**write_world(folder), "onnx": write_network(folder / "network.onnx")}
+
+
+def _map(world: dict[str, Path], out: Path, **values: Any) -> MapReport:
+    given: dict[str, Any] = {
+        "onnx": world["onnx"], "photo": world["photo"], "photo_bands": ["red", "green", "blue"], "out": out,
+        "progress": False, "threads": 1, "tracking": {"uri": f"sqlite:///{Path(out).parent}/mlflow.db"},
+    }  # fmt: skip
+    return make_map(checked(MapSettings, {**given, **values}))
+
+
+def _points(out: Path) -> np.ndarray:
+    frame = gpd.read_file(out, layer="crossings")
+    assert frame["rank"].tolist() == list(range(1, len(frame) + 1))
+    return np.column_stack([frame.geometry.x, frame.geometry.y, frame["probability"]])
+
+
+def test_every_crossing_has_one_point_where_it_lies(world: dict[str, Path], tmp_path: Path) -> None:
+    report = _map(world, tmp_path / "map.gpkg", stride_m=4, truth=world["truth"], tile_m=100)
+    points = _points(tmp_path / "map.gpkg")
+    assert len(points) == len(CROSSINGS) == report.crossings
+    true = np.array(CROSSINGS) + 0.5
+    away = np.hypot(points[:, 0, None] - (WEST + true[:, 0]), points[:, 1, None] - (NORTH - true[:, 1])).min(
+        axis=1
+    )
+    assert away.max() < 3
+    assert (points[:, 2] > 0.9).all()
+    assert report.judged is not None
+    assert (report.judged.recall, report.judged.precision) == (1, 1)
+    area = gpd.read_file(tmp_path / "map.gpkg", layer="area")
+    assert area.crs.to_epsg() == 26915
+    hole = 30 * 40
+    assert area["km2"].item() == pytest.approx((330 * 260 - hole) / 1e6, rel=0.03)
+
+
+def test_a_map_does_not_depend_on_its_tiles(world: dict[str, Path], tmp_path: Path) -> None:
+    maps = []
+    for tile_m in (60, 100, 1000):
+        out = tmp_path / f"{tile_m}.gpkg"
+        _map(world, out, tile_m=tile_m, stride_m=8)
+        with rasterio.open(out.with_name(f"{tile_m}_probability.tif")) as file:
+            maps.append((_points(out), file.read(masked=True)))
+    for points, pixels in maps[1:]:
+        # ONNX Runtime rounds the last digit by the number of windows that it answers at once
+        np.testing.assert_allclose(points, maps[0][0], rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(pixels.filled(7), maps[0][1].filled(7))
+
+
+def test_raster_holds_what_the_network_says_of_the_chip_around_each_pixel(
+    world: dict[str, Path], tmp_path: Path
+) -> None:
+    """To the bit: the chip that prepare.py would cut there, through the Predictor."""
+    _map(world, tmp_path / "map.gpkg", stride_m=10)
+    predictor = Predictor(world["onnx"])
+    with (
+        rasterio.open(tmp_path / "map_probability.tif") as file,
+        rasterio.open(world["photo"]) as photo,
+    ):
+        assert file.scales == (1 / 255,)
+        assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        pixels = file.read(1, masked=True)
+        for row, column in ((4, 5), (7, 10), (12, 18), (20, 27)):
+            x, y = file.xy(row, column)
+            down, right = photo.index(x, y)
+            corner = np.s_[down - SIZE // 2 : down + SIZE // 2, right - SIZE // 2 : right + SIZE // 2]
+            chip = photo.read(1)[corner]
+            assert chip.shape == (SIZE, SIZE)
+            if (chip == 0).any():
+                continue
+            expected = predictor.predict({"red": chip}).presence[0]
+            assert pixels[row, column] == np.rint(expected * 255)
+        hole = [pixels.mask[file.index(WEST + c + 0.5, NORTH - r - 0.5)] for c, r in ((170, 215), (30, 30))]
+        assert hole == [True, False]
+
+
+def test_corridor_looks_only_near_roads_of_another_crs(world: dict[str, Path], tmp_path: Path) -> None:
+    report = _map(world, tmp_path / "map.gpkg", roads=world["roads"], stride_m=4, corridor_m=12)
+    assert report.mode == "corridor"
+    frame = gpd.read_file(tmp_path / "map.gpkg", layer="crossings")
+    # two of the five crossings lie near the road, 2 and 3 m from it
+    assert len(frame) == 2
+    np.testing.assert_allclose(sorted(frame["road_m"]), [2.5, 2.5], atol=2.5)
+    assert report.windows == pytest.approx((80 + 2 * 6) * 24 / 16, rel=0.2)
+
+
+def test_an_interrupted_map_goes_on_where_it_stopped(
+    world: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = Finder.find
+    found: list[int] = []
+
+    def stops(self: Finder, tile: Any) -> Any:
+        if len(found) == 5:
+            raise KeyboardInterrupt
+        found.append(tile.number)
+        return find(self, tile)
+
+    out = tmp_path / "map.gpkg"
+    monkeypatch.setattr(Finder, "find", stops)
+    with pytest.raises(KeyboardInterrupt):
+        _map(world, out, tile_m=100)
+    assert not out.exists()
+    again: list[int] = []
+    monkeypatch.setattr(Finder, "find", lambda self, tile: again.append(tile.number) or find(self, tile))  # type: ignore[func-returns-value]
+    _map(world, out, tile_m=100)
+    assert set(found) | set(again) == set(range(12))
+    assert not set(found) & set(again)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["map.gpkg", "map_probability.tif"]
+    monkeypatch.undo()
+    _map(world, tmp_path / "whole.gpkg", tile_m=100)
+    np.testing.assert_array_equal(_points(out), _points(tmp_path / "whole.gpkg"))
+
+
+def test_dense_mode_asks_windows_only_where_the_dense_pass_answers(
+    world: dict[str, Path], tmp_path: Path
+) -> None:
+    network = write_network(tmp_path / "resnet.onnx", ResNet(1, width=4))
+    fit = {"photo": world["photo"], "crossings": world["truth"]}
+    everywhere = _map(world, tmp_path / "a.gpkg", onnx=network, mode="dense", screen_logit=-1e9)
+    chips = _map(world, tmp_path / "b.gpkg", onnx=network, mode="chips")
+    nowhere = _map(world, tmp_path / "c.gpkg", onnx=network, mode="dense", screen_logit=1e9)
+    assert everywhere.windows == chips.windows > nowhere.windows == 0
+    assert everywhere.km2 == chips.km2 == nowhere.km2
+    fitted = _map(world, tmp_path / "d.gpkg", onnx=network, mode="dense", fit=fit, screen_recall=0.99)
+    assert 0 < fitted.windows <= chips.windows
+    with pytest.raises(ConfigError, match=r"a region that the network was trained on: give fit.dem"):
+        _map(world, tmp_path / "e.gpkg", onnx=network, mode="dense")
+
+
+def test_a_map_of_a_run_is_a_run_of_its_study(world: dict[str, Path], tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    from dxc.tracking.run import start_run
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "model.onnx").write_bytes(world["onnx"].read_bytes())
+    with start_run(uri, study="first", name="one", params={}, tags={"dxc.kind": "trial"}) as run:
+        run.log_files(tmp_path / "files")
+    report = _map(world, tmp_path / "map.gpkg", onnx=None, run=run.run_id, truth=world["truth"])
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("first").experiment_id])
+    (mapped,) = [each for each in runs if each.data.tags["dxc.kind"] == "map"]
+    assert mapped.info.status == "FINISHED"
+    assert mapped.data.tags["dxc.network_run"] == run.run_id
+    assert mapped.data.params["crossings"] == str(report.crossings)
+    assert {each.path for each in client.list_artifacts(mapped.info.run_id)} == {
+        "map.gpkg", "map_probability.tif", "map.json"
+    }  # fmt: skip
+    kept = json.loads(Path(client.download_artifacts(mapped.info.run_id, "map.json")).read_text())
+    assert kept["map_recall"] == report.judged.recall  # type: ignore[union-attr]
+    with pytest.raises(DxcError, match="no such run in the MLflow store"):
+        _map(world, tmp_path / "other.gpkg", onnx=None, run="0" * 32)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"out": "map.tif"}, r"out=map.tif must be a GeoPackage: out=map.gpkg"),
+        ({"run": "a"}, "Give one of run=RUN_ID, study=NAME .* run and onnx are given"),
+        ({"photo": None}, "neither dem nor photo is given"),
+        ({"mode": "corridor"}, "mode=corridor needs the roads"),
+        ({"threshhold": 0.5}, "has no threshhold; it has"),
+        ({"threshold": 1.5}, "threshold must be a number between 0 and 1"),
+        ({"stride_m": 50}, "give stride_m=12 or less"),
+        (
+            {"photo_bands": ["green", "blue", "nir"]},
+            r"fed with red, and the rasters do not give red \(photo_bands",
+        ),
+        ({"onnx": "gone.onnx"}, "onnx=gone.onnx: no such file"),
+    ],
+)
+def test_mistakes_are_said(values: dict[str, Any], says: str, world: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError if "onnx" not in values else DxcError, match=says):
+        _map(world, **{"out": tmp_path / "map.gpkg", **values})
+
+
+def test_an_existing_map_is_not_replaced_unasked(world: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "map.gpkg"
+    out.write_text("mine")
+    with pytest.raises(
+        ConfigError, match=r"exists already. Give another out=, or replace it with overwrite=true"
+    ):
+        _map(world, out)
+    assert out.read_text() == "mine"
+    _map(world, out, overwrite=True)
+    assert len(_points(out)) == len(CROSSINGS)
+
+
+def test_inputs_that_do_not_fit_are_said(world: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "map.gpkg"
+    far = gpd.read_file(world["truth"]).translate(50_000)
+    far.to_file(tmp_path / "far.gpkg")
+    with pytest.raises(DataError, match="none of its 5 points lies in the mapped area"):
+        _map(world, out, truth=tmp_path / "far.gpkg")
+    far_road = gpd.read_file(world["roads"]).to_crs(26915).translate(50_000)
+    far_road.to_file(tmp_path / "far_road.gpkg")
+    with pytest.raises(DataError, match="roads .*far_road.gpkg: no line lies where chips may lie"):
+        _map(world, out, roads=tmp_path / "far_road.gpkg")
+    with rasterio.open(world["photo"]) as file:
+        pixels, profile = file.read(), {**file.profile, "crs": None}
+    with rasterio.open(tmp_path / "bare.tif", "w", **profile) as file:
+        file.write(pixels)
+    with pytest.raises(DataError, match=r"photo .*bare.tif: has no known CRS"):
+        _map(world, out, photo=tmp_path / "bare.tif")
+    coarse = write_network(tmp_path / "coarse.onnx", pixel_m=5.0)
+    with pytest.raises(ConfigError, match="trained on pixels of 5 m"):
+        _map(world, out, onnx=coarse)
+    assert not out.exists()
+
+
+def test_a_full_disk_is_said(world: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "write_probabilities", full)
+    with pytest.raises(DataError, match="the disk is full. Free some space and repeat the command"):
+        _map(world, tmp_path / "map.gpkg")

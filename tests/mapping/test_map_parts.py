@@ -1,0 +1,170 @@
+"""Lattice, merging, dense pass, judging: by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import shapely
+
+from dxc.deploy.export import export_onnx
+from dxc.deploy.metadata import read_metadata
+from dxc.errors import ConfigError, DataError
+from dxc.mapping.grid import Grid, stride_for
+from dxc.mapping.judging import judge
+from dxc.mapping.merging import merge
+from dxc.mapping.screen import MARGIN_M, Screen, dense_network, fitted_threshold
+from dxc.models.resnet import ResNet
+from dxc.models.sppnet import SppNet
+from tests.mapping.world import SIZE, SeesSpots, write_network
+
+
+def test_windows_lie_on_multiples_of_the_stride_and_cover_the_area_once() -> None:
+    area = shapely.box(1003, 2007, 1050, 2031)
+    grid = Grid.over(area, stride=10, size=20)
+    # centres at x = 10 c + 10.5 in 1003..1050, y = -10 r - 10.5 in 2007..2031
+    assert (grid.column, grid.columns) == (100, 4)
+    assert (grid.row, grid.rows) == (-204, 3)
+    places = []
+    for tile in grid.tiles(20):
+        x, y = grid.centres(tile)
+        places += [(cx, cy) for cy in y.tolist() for cx in x.tolist()]
+    expected = [(x, y) for y in (2029.5, 2019.5, 2009.5) for x in (1010.5, 1020.5, 1030.5, 1040.5)]
+    assert sorted(places) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("asked", "jitter", "stride"),
+    [(None, 5.0, 10), (15, 5.0, 15), (None, None, 8), (12, None, 12), (None, 35.0, 50), (None, 0.0, 8)],
+)
+def test_stride_goes_with_the_jitter(asked: int | None, jitter: float | None, stride: int) -> None:
+    assert stride_for(asked, jitter, 100) == stride
+
+
+def test_a_stride_that_misses_crossings_is_refused_with_the_right_numbers() -> None:
+    with pytest.raises(ConfigError, match=r"stride_m=50.*up to 25 m.*is 5 m; give stride_m=15 or less"):
+        stride_for(50, 5.0, 100)
+
+
+def test_a_cluster_of_windows_becomes_the_point_in_its_middle() -> None:
+    x = np.array([0, 10, 20, 0, 10, 20, 100, 70.0])
+    y = np.array([0, 0, 0, 10, 10, 10, 5, 5.0])
+    p = np.array([0.9, 1, 0.9, 0.9, 1, 0.9, 0.7, 0.4])
+    found = merge(x, y, p, apart_m=30, spread_m=15, least=0.5)
+    np.testing.assert_allclose(np.column_stack(found), [[10, 5, 1], [100, 5, 0.7]], atol=1e-6)
+    # order of the windows, as of tiles, does not matter
+    turned = merge(x[::-1], y[::-1], p[::-1], apart_m=30, spread_m=15, least=0.5)
+    np.testing.assert_allclose(np.column_stack(turned), np.column_stack(found), atol=1e-6)
+
+
+def test_no_two_points_lie_closer_than_asked() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(0, 300, (2, 500))
+    found = merge(x, y, rng.uniform(0, 1, 500), apart_m=30, spread_m=10, least=0.5)
+    away = np.hypot(found.x[:, None] - found.x, found.y[:, None] - found.y)
+    np.fill_diagonal(away, np.inf)
+    assert len(found.x) > 20
+    assert away.min() > 15  # seeds lie 30 m apart, points are means within 10 m of them
+    assert (np.diff(found.p) <= 0).all()
+
+
+def test_nothing_certain_gives_no_point() -> None:
+    assert len(merge(np.zeros(2), np.zeros(2), np.full(2, 0.4), apart_m=30, spread_m=5, least=0.5).x) == 0
+
+
+def test_points_are_matched_one_to_one() -> None:
+    truth = np.array([[0, 0], [20, 0], [200, 0.0]])
+    points = np.array([[10, 0], [11, 1], [100, 0.0]])
+    judged = judge(points, truth, km2=2)
+    assert (judged.found, judged.points, judged.crossings) == (2, 3, 3)
+    assert judged.recall == judged.precision == pytest.approx(2 / 3)
+    assert judged.false_alarms_per_km2 == 0.5
+
+
+def test_two_points_at_one_crossing_are_one_hit_and_one_false_alarm() -> None:
+    judged = judge(np.array([[1, 0], [2, 0.0]]), np.zeros((1, 2)), km2=1)
+    assert (judged.recall, judged.precision) == (1, 0.5)
+
+
+# ------------------------------------------------------------------------------------------- dense pass
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_network(tmp_path_factory.mktemp("dense") / "resnet.onnx", ResNet(1, width=4))
+
+
+def test_dense_network_of_one_chip_answers_like_the_network(resnet: Path) -> None:
+    model = onnx.load(resnet)
+    dense, stride = dense_network(model, SIZE, resnet)
+    onnx.checker.check_model(dense)
+    image = np.random.default_rng(0).random((1, 1, SIZE, SIZE), dtype=np.float32)
+    answers = [
+        onnxruntime.InferenceSession(each.SerializeToString()).run(None, {"image": image})[0].ravel()
+        for each in (model, dense)
+    ]
+    np.testing.assert_allclose(answers[1], answers[0], rtol=1e-5)
+    assert stride == 16
+
+
+def test_dense_answers_do_not_depend_on_the_rectangle(resnet: Path) -> None:
+    """The same ground in two rectangles with margins gives the same answers on one lattice of the CRS."""
+    metadata = read_metadata(onnx.load(resnet), resnet)
+    screen = Screen(resnet, metadata, SIZE, provider="cpu", threads=1)
+    ground = np.random.default_rng(1).integers(0, 255, (700, 700), dtype=np.uint8)
+
+    def answers(left: int, top: int, width: int, height: int) -> tuple[np.ndarray, int, int]:
+        west, north, east, south = screen.margins(left, top, width, height)
+        assert min(west, north, east, south) >= MARGIN_M
+        row, column = -(top + north), left - west
+        assert row % 16 == column % 16 == 0
+        part = ground[row : row + north + height + south, column : column + west + width + east]
+        return screen.log_odds({"red": part}), row, column
+
+    one, row, column = answers(200, -210, 120, 90)
+    other, row2, column2 = answers(233, -247, 150, 100)
+    down, right = (row2 - row) // 16, (column2 - column) // 16
+    inner = np.s_[7:9, 7:9]
+    shifted = np.s_[7 + down : 9 + down, 7 + right : 9 + right]
+    np.testing.assert_allclose(other[inner], one[shifted], atol=1e-4)
+
+
+def test_windows_pass_within_a_stride_of_an_answer(resnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen(resnet, read_metadata(onnx.load(resnet), resnet), SIZE, provider="cpu", threads=1)
+    odds = np.full((6, 6), -9.0)
+    odds[2, 3] = 1.0
+    monkeypatch.setattr(screen, "log_odds", lambda bands: odds)
+    screen.threshold = 0.0
+    half = SIZE // 2 + 0.5
+    # the answer stands for the window whose centre is at x = 3 x 16 + half, y = -(2 x 16 + half)
+    x = 48 + half + np.array([-16, -15, 0, 15, 16])
+    y = -(32 + half) + np.array([16, 10, 0, -17])
+    expected = np.zeros((4, 5), bool)
+    expected[1:3, 1:4] = True
+    np.testing.assert_array_equal(screen.passes({}, 0, 0, x, y), expected)
+
+
+def test_threshold_keeps_the_asked_share_of_training_crossings() -> None:
+    best = np.arange(100.0)
+    assert fitted_threshold(best, 0.9) == 10  # 90 of 100 are 10 or more
+    assert fitted_threshold(best, 0.995) == 0
+    with pytest.raises(DataError, match="no crossing lies"):
+        fitted_threshold(np.zeros(0), 0.9)
+
+
+@pytest.mark.parametrize("normalise", ["per_chip", "per_column"])
+def test_a_normalisation_of_chips_is_refused_with_what_to_do(normalise: str, tmp_path: Path) -> None:
+    path = write_network(tmp_path / "chip.onnx", ResNet(1, width=4), normalise=normalise)
+    with pytest.raises(ConfigError, match=rf"normalise={normalise}.*mode=chips.*data.normalise=fixed"):
+        Screen(path, read_metadata(onnx.load(path), path), SIZE, provider="cpu", threads=1)
+
+
+def test_networks_that_cannot_slide_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.onnx"
+    for model in (SeesSpots(), SppNet(1, level=2, features=8)):
+        export_onnx(model, path, in_channels=1, size=SIZE)
+        with pytest.raises(ConfigError, match=r"cannot slide over a tile. Give mode=chips"):
+            dense_network(onnx.load(path), SIZE, path)
