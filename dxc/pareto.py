@@ -30,6 +30,27 @@ def non_dominated(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.
     return moocore.is_nondominated(points, maximise=list(maximise), keep_weakly=True)
 
 
+def non_dominated_by_known(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.bool_]:
+    """The rows (n, objectives) that no other row dominates, where NaN stands for an objective that a row does not have.
+
+    A row is compared in its own objectives, with the rows that have all of these. So a row is not dominated by one of
+    which less is known, and what is not known of a row speaks neither for nor against it. Rows without any objective
+    are not kept.
+
+    >>> accuracy_and_ms = [(0.95, 8.0), (0.90, 4.0), (0.96, float("nan")), (0.94, float("nan"))]
+    >>> non_dominated_by_known(accuracy_and_ms, maximise=[True, False]).tolist()
+    [True, True, True, False]
+    """
+    points = np.array(values, dtype=float).reshape(-1, len(maximise))
+    there = ~np.isnan(points)
+    kept = np.zeros(len(points), dtype=bool)
+    for own in np.unique(there[there.any(axis=1)], axis=0):
+        among = np.flatnonzero(there[:, own].all(axis=1))
+        best = non_dominated(points[among][:, own], maximise=np.array(maximise)[own].tolist())
+        kept[among] |= best & (there[among] == own).all(axis=1)
+    return kept
+
+
 def ranks(values: ArrayLike, *, maximise: Sequence[bool]) -> NDArray[np.int64]:
     """For each row (n, objectives) the number of its front: 1 for rows that no other dominates, 2 for those that only
     rows of rank 1 dominate, and so on (Deb et al. 2002, doi 10.1109/4235.996017; moocore). Rows that tie in everything

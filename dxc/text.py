@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -120,6 +120,11 @@ def plural(count: float, noun: str) -> str:
 def counted(count: int, noun: str) -> str:
     """'1 design', '1,200 designs'."""
     return f"{count:,} {plural(count, noun)}"
+
+
+def each_once(names: Iterable[str]) -> str:
+    """'eager', or 'eager and graph' where they differ: in the order of the alphabet."""
+    return " and ".join(sorted(set(names)))
 
 
 def duration(seconds: float) -> str:

@@ -10,6 +10,7 @@ from dxc.pareto import (
     hypervolume,
     knee_distances,
     non_dominated,
+    non_dominated_by_known,
     normalised_losses,
     ranks,
     reference_point,
@@ -62,6 +63,31 @@ def test_properties_of_a_front(seed: int) -> None:
     # a copy of a member ties with it: both stay
     twins = np.vstack([points, points[np.flatnonzero(front)[0]]])
     assert list(non_dominated(twins, maximise=maximise)) == [*front, True]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_fronts_of_incomplete_rows_by_brute_force(seed: int) -> None:
+    """A row is dominated by one that has all of its objectives, is as good in these, and better in one."""
+    rng = np.random.default_rng(seed)
+    points = rng.integers(0, 6, size=(60, 3)).astype(float)
+    points[rng.random(points.shape) < 0.2] = np.nan
+    points[0] = np.nan
+    there = ~np.isnan(points)
+    expected = [
+        own.any()
+        and not any(
+            has[own].all() and (other[own] >= row[own]).all() and (other[own] > row[own]).any()
+            for other, has in zip(points, there, strict=True)
+        )
+        for row, own in zip(points, there, strict=True)
+    ]
+    assert non_dominated_by_known(points, maximise=[True] * 3).tolist() == expected
+    assert 0 < sum(expected) < 60
+    whole = np.nan_to_num(points, nan=3.0)
+    np.testing.assert_array_equal(
+        non_dominated_by_known(whole, maximise=[True] * 3), non_dominated(whole, maximise=[True] * 3)
+    )
+    assert non_dominated_by_known(np.zeros((0, 3)), maximise=[True] * 3).tolist() == []
 
 
 def test_the_nearest_dominator_by_hand() -> None:

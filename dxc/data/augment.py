@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dxc.errors import require_one_of, require_whole
+
+if TYPE_CHECKING:
+    from dxc.config.plan import Data
 
 AUGMENTATIONS = ("none", "crop_flip")
 
@@ -68,3 +71,9 @@ def augmentation(name: str, pad: int) -> CropFlip | None:
     """
     require_one_of("data.augment", name, AUGMENTATIONS)
     return CropFlip(pad) if name == "crop_flip" else None
+
+
+def planned_augmentation(data: Data) -> CropFlip | None:
+    """The augmentation of a section `data`; None where its images stay as they are."""
+    name, pad = data.argument("augment"), data.argument("pad")
+    return None if name is None else augmentation(name, 0 if pad is None else pad)

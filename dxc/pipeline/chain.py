@@ -25,6 +25,7 @@ from dxc.pipeline.kept import alone_in
 from dxc.pipeline.networks import PRUNING_ROOMS, Bench, network_stages
 from dxc.pipeline.stages import Artifact, Stage
 from dxc.report.run_figures import draw_efficiency, draw_run
+from dxc.text import each_once
 from dxc.training.build import build_task
 from dxc.training.crossval import KeptFolds, TrainedFold, engines_of, validated_fold
 
@@ -75,9 +76,9 @@ def record(bench: Bench, artifact: Artifact) -> Artifact:
     bench.tracked.log(metrics, _curves(folds, bench.plan.score))
     bench.tracked.tag(
         {
-            "device": " and ".join(sorted({fold.device for fold in folds})),
+            "device": each_once(fold.device for fold in folds),
             "dxc.engine": engines_of(folds),
-            "dxc.precision": " and ".join(sorted({fold.precision for fold in folds})),
+            "dxc.precision": each_once(fold.precision for fold in folds),
         }
     )
     _write_files(bench, predictions, folds)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dxc.config.identity import canonical
 from dxc.config.plan import Plan
 from dxc.pipeline.kept import alone_in
-from dxc.pipeline.stages import FINETUNE, PRUNE, TRAIN, Artifact, Stage, train_section
+from dxc.pipeline.stages import FINETUNE, PRUNE, TRAIN, Artifact, Stage, network_sections
 from dxc.training.build import is_first_process
 from dxc.training.crossval import (
     ROOMS,
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PRUNING_KEYS = ("fraction", "align")
-FINETUNING_KEYS = ("finetune_epochs", "finetune_lr")
 PRUNING_ROOMS = (*ROOMS, "compress")
 """Packages of dxc that determine the numbers of a pruned network."""
 
@@ -68,18 +66,11 @@ class Bench:
 
 def network_stages(bench: Bench) -> list[Stage]:
     """The stages of a run up to its networks, in their order."""
-    plan = bench.requested
-    section = canonical(plan.values()).get("compress", {})
-    stages = [Stage(TRAIN, train_section(plan, bench.cache.data_hash), partial(_done, train, bench))]
-    if plan.compress.prunes:
-        stages.append(Stage(PRUNE, _of(section, PRUNING_KEYS), partial(_done, prune, bench)))
-        if plan.compress.finetune_epochs:
-            stages.append(Stage(FINETUNE, _of(section, FINETUNING_KEYS), partial(_done, finetune, bench)))
-    return stages
-
-
-def _of(section: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    return {key: section[key] for key in keys if key in section}
+    works = {TRAIN: train, PRUNE: prune, FINETUNE: finetune}
+    return [
+        Stage(name, section, partial(_done, works[name], bench))
+        for name, section in network_sections(canonical(bench.requested.values()), bench.cache.data_hash)
+    ]
 
 
 def _done(

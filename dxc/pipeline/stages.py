@@ -35,6 +35,8 @@ TRAIN_GROUPS = (
     "seed",
 )
 """What a trained network depends on, beside the chips themselves."""
+PRUNING_KEYS = ("fraction", "align")
+FINETUNING_KEYS = ("finetune_epochs", "finetune_lr")
 
 
 @dataclass(frozen=True)
@@ -94,23 +96,44 @@ def tags(stages: Sequence[Stage]) -> dict[str, str]:
     return {"dxc.base": dict(named)[TRAIN], "dxc.stages": " ".join(f"{name}:{each}" for name, each in named)}
 
 
-def train_section(plan: Plan, chips: str) -> dict[str, Any]:
-    """What trained folds depend on.
+def network_sections(described: Mapping[str, Any], chips: str) -> list[tuple[str, dict[str, Any]]]:
+    """Name and section of the stages that give a network its weights, in their order.
 
     Args:
-        plan: as it was requested, not fitted to this machine.
+        described: a canonical configuration, of a plan as it was requested (dxc.config.identity.canonical).
         chips: hash of the chips (tag dxc.data).
     """
-    described = canonical(plan.values())
-    return {**{group: described[group] for group in TRAIN_GROUPS if group in described}, "chips": chips}
+    trained = {group: described[group] for group in TRAIN_GROUPS if group in described}
+    sections = [(TRAIN, {**trained, "chips": chips})]
+    compress = described.get("compress", {})
+    if compress.get("fraction"):
+        sections.append((PRUNE, _of(compress, PRUNING_KEYS)))
+        if compress["finetune_epochs"]:
+            sections.append((FINETUNE, _of(compress, FINETUNING_KEYS)))
+    return sections
 
 
-def train_identity(plan: Plan, chips: str, *, epochs: int | None = None) -> str:
-    """The identity of a plan's train stage; see train_section.
+def network_identities(plan: Plan, chips: str, *, epochs: int | None = None) -> dict[str, str]:
+    """Identity of each stage that gives a network its weights, by name, in their order.
 
     Args:
+        plan: as it was requested.
+        chips: hash of the chips.
         epochs: of a search's rung, which trains fewer of them than the plan says.
     """
     if epochs is not None:
         plan = plan.with_trainer(max_epochs=epochs)
-    return identity(TRAIN, train_section(plan, chips))
+    found: dict[str, str] = {}
+    parent = ""
+    for name, section in network_sections(canonical(plan.values()), chips):
+        found[name] = parent = identity(name, section, parent)
+    return found
+
+
+def train_identity(plan: Plan, chips: str, *, epochs: int | None = None) -> str:
+    """The identity of a plan's train stage; see network_identities."""
+    return network_identities(plan, chips, epochs=epochs)[TRAIN]
+
+
+def _of(section: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: section[key] for key in keys if key in section}

@@ -61,25 +61,28 @@ class Standing:
 
 @dataclass(frozen=True)
 class Training:
-    """A trial at work. folder: where its trained folds are kept; folds: how many it is to train; part: no more than
-    these are trained now, and no network is exported."""
+    """A trial at work. stages: (what is done with its folds, where those are kept that this was done with), in their
+    order; folds: how many it is to train; part: no more than these are trained now, and no network is exported."""
 
     trial: str
     name: str
-    folder: Path
+    stages: Sequence[tuple[str, Path]]
     folds: int
     part: bool = False
 
     def at(self) -> str:
-        """'training fold 2 of 5, epoch 3 of 10'; what comes after the folds where all of them are there."""
-        kept = len(list(self.folder.glob("[!.]*.pt")))
-        if kept >= self.folds:
-            return "recording the result" if self.part else "exporting and profiling"
-        epoch = read_epoch(self.folder)
-        fold = f"training fold {kept + 1} of {self.folds}"
-        if epoch is not None and epoch.together > 1:
-            fold = f"training {epoch.together} of {self.folds} folds side by side"
-        return fold + (f", epoch {epoch.number} of {epoch.of}" if epoch else "")
+        """'training fold 2 of 5, epoch 3 of 10', 'fine-tuning fold 1 of 5'; what comes after the folds where all of
+        them are there."""
+        for doing, folder in self.stages:
+            kept = len(list(folder.glob("[!.]*.pt")))
+            if kept >= self.folds:
+                continue
+            epoch = read_epoch(folder)
+            fold = f"{doing} fold {kept + 1} of {self.folds}"
+            if epoch is not None and epoch.together > 1:
+                fold = f"{doing} {epoch.together} of {self.folds} folds side by side"
+            return fold + (f", epoch {epoch.number} of {epoch.of}" if epoch else "")
+        return "recording the result" if self.part else "exporting and profiling"
 
 
 class Progress:
@@ -141,15 +144,26 @@ class Progress:
         """Print what is done now, where that takes more than a moment."""
         self._line(f"{text} ...")
 
-    def budget(self, total: int, ladder: Sequence[Rung]) -> None:
-        """Print how much the study will train. ladder: see Settings.ladder."""
+    def budget(self, total: int, ladder: Sequence[Rung], *, finetuning: int = 0) -> None:
+        """Print how much the study will train.
+
+        Args:
+            total: number of trials.
+            ladder: see Settings.ladder.
+            finetuning: most epochs of a fold that a network is fine-tuned for after it was pruned.
+        """
         first, whole = ladder[0], ladder[-1]
         line = f"budget: {counted(total, 'trial')} of {_protocol(whole)} each"
+        if finetuning:
+            line += f" and up to {finetuning} of fine-tuning"
         if len(ladder) > 1:
+            epochs = total * whole.folds * (whole.epochs + finetuning)
             line += (
-                f", {counted(total * whole.folds * whole.epochs, 'epoch')} in all; a trial is tried on "
+                f", {counted(epochs, 'epoch')} in all; a trial is tried on "
                 f"{_protocol(first)} first, and goes on while it may reach the front"
             )
+        if finetuning:
+            line += ". A network that several are pruned from is trained and counted once"
         self._line(line)
 
     def resumed(self, trials: int, finished: int) -> None:

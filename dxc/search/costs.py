@@ -27,6 +27,7 @@ from dxc.files import write_atomically
 from dxc.processes import end_with_parent
 
 if TYPE_CHECKING:
+    from dxc.config.plan import Plan
     from dxc.hardware.predict.packages import Package
 
 log = logging.getLogger(__name__)
@@ -166,15 +167,7 @@ def _cost(config: Mapping[str, Any], packages: list[Package]) -> dict[str, Any]:
         size, in_channels = plan.data.image_size, plan.model.in_channels
         # its file says as much as the trained one's, in as many bytes; it has no identity
         metadata = Metadata(channels=tuple(plan.data.channels), classes=tuple(plan.data.classes))
-        model = plan.model.build()
-        model.check_input_size(size)
-        if plan.compress.prunes:
-            from dxc.compress.prune import channel_fraction_pruning, remove_channel
-
-            masked = channel_fraction_pruning(
-                model, plan.compress.fraction, align=plan.compress.align, image_size=size
-            )
-            model = remove_channel(masked, image_size=size)
+        model = untrained_network(plan)
         _as_if_trained(model)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
@@ -198,6 +191,23 @@ def _cost(config: Mapping[str, Any], packages: list[Package]) -> dict[str, Any]:
         }
     except DxcError as error:
         return {"refused": str(error)}
+
+
+def untrained_network(plan: Plan) -> Any:
+    """A network of the shape that a plan's has in the end: pruned, where it is. Its weights are random.
+
+    Raises:
+        DxcError: no such network can be built.
+    """
+    compress, size = plan.compress, plan.data.image_size
+    model = plan.model.build()
+    model.check_input_size(size)
+    if not compress.prunes:
+        return model
+    from dxc.compress.prune import channel_fraction_pruning, remove_channel
+
+    masked = channel_fraction_pruning(model, compress.fraction, align=compress.align, image_size=size)
+    return remove_channel(masked, image_size=size)
 
 
 def _as_if_trained(model: Any) -> None:

@@ -5,13 +5,16 @@ accuracy with its uncertainty from what was trained so far, in full or in part. 
 expected hypervolume improvement (Emmerich et al. 2006, doi 10.1109/TEVC.2005.859463) per epoch still to be trained is
 largest. Costs are known, so that the expectation is a sum of closed forms. The candidate climbs one rung (fewer folds
 and epochs first), is judged again, and reaches the full protocol only if it stays the best choice on every rung.
+
+A cost that a candidate does not have (predicted latency, if it is quantised) speaks neither for nor against it: it is
+weighed in the objectives that it has, against all that have these too.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,6 +29,9 @@ from dxc.search.surrogate import GaussianProcess
 Floats = NDArray[np.float64]
 Seen = Mapping[str, Mapping[Rung, Sequence[float]]]
 """{candidate: {rung: accuracy of each of its folds}}"""
+Trainings = Sequence[tuple[str, int | None]]
+"""What is trained for one network, one after the other: its name, which other candidates may share, and the epochs of a
+fold; None: those of the rung."""
 
 FIRST = 5  # candidates on the first rung before the surrogate is asked
 FEW = 8  # members of a front, and candidates, that are looked at before the rest
@@ -42,10 +48,11 @@ class Candidates:
     Args:
         names: (n,) trials.
         knobs: (n, k) numbers the surrogate learns from.
-        costs: (n, m) of the objectives in cost_names; m may be 0.
+        costs: (n, m) of the objectives in cost_names; NaN where a candidate does not have one; m may be 0.
         cost_names: (m,)
         maximise: (m,) costs that are better where they are larger; without it, what dxc.metrics says of cost_names.
         groups: (k,) the knob each column of knobs belongs to (knob_groups); without it, each column is a knob.
+        trainings: (n,) of each; without it, each candidate is trained alone, for the epochs of its rung.
     """
 
     names: Sequence[str]
@@ -54,6 +61,36 @@ class Candidates:
     cost_names: Sequence[str]
     groups: Sequence[int] | None = None
     maximise: Sequence[bool] | None = None
+    trainings: Sequence[Trainings] | None = None
+
+
+class Account:
+    """Epochs x folds that a search trains. What several candidates share (the base of pruned networks) counts once."""
+
+    def __init__(self) -> None:
+        self._folds: dict[tuple[str, int], int] = {}
+        """How many are trained of each (training, epochs of its rung)."""
+
+    def cost(self, trainings: Trainings, rungs: Iterable[Rung]) -> int:
+        """What it costs to climb some rungs, beside what was added."""
+        return self._climb(trainings, rungs)[0]
+
+    def add(self, trainings: Trainings, rungs: Iterable[Rung]) -> int:
+        """Take note that these rungs are climbed; returns what that costs."""
+        cost, climbed = self._climb(trainings, rungs)
+        self._folds |= climbed
+        return cost
+
+    def _climb(self, trainings: Trainings, rungs: Iterable[Rung]) -> tuple[int, dict[tuple[str, int], int]]:
+        cost, climbed = 0, {}
+        for rung in rungs:
+            for name, epochs in trainings:
+                key = name, rung.epochs
+                before = climbed.get(key, self._folds.get(key, 0))  # folds are kept from rung to rung
+                if rung.folds > before:
+                    cost += (rung.folds - before) * (rung.epochs if epochs is None else epochs)
+                    climbed[key] = rung.folds
+        return cost, climbed
 
 
 class FrontSearch:
@@ -73,6 +110,7 @@ class FrontSearch:
         if maximise is None:
             maximise = directions(candidates.cost_names)
         self._losses = candidates.costs * np.where(maximise, -1.0, 1.0)
+        self._trainings = candidates.trainings or [alone(name) for name in candidates.names]
 
     def next(
         self,
@@ -96,16 +134,22 @@ class FrontSearch:
         for name in (*busy, *without):
             if name in self._position:
                 open_[self._position[name]] = False
-        to_full = np.array([self._epochs_to_full(each) for each in range(-1, len(self._ladder))])[level + 1]
+        account = self._account(seen)
+        to_full = self._to_full(account, level)
         chosen: list[tuple[str, Rung]] = []
+
+        def choose(n: int) -> None:
+            nonlocal epochs_left, to_full
+            chosen.append((self._candidates.names[n], self._ladder[level[n] + 1]))
+            open_[n] = False
+            epochs_left -= account.add(self._trainings[n], self._ladder[level[n] + 1 :])
+            to_full = self._to_full(account, level)
 
         for n in self._first(level, open_, len(busy)):
             if len(chosen) == count:
                 return chosen
             if open_[n] and to_full[n] <= epochs_left:
-                chosen.append(self._step(n, level))
-                open_[n] = False
-                epochs_left -= to_full[n]
+                choose(n)
         if len(chosen) == count or not (level >= 0).any():
             return chosen
 
@@ -125,22 +169,29 @@ class FrontSearch:
             if mean[best] - std[best] > (-front[:, 0].min() if len(front) else 0.0):
                 n = best  # clearly the most accurate: the end of the front, whose volume is small where it costs most
             else:
-                gain = self._expected_improvement(front, allowed, mean, std, to_full[allowed])
+                gain = self._expected_improvement(front, allowed, mean, std, np.maximum(to_full[allowed], 1))
                 if gain.max() <= 0:
                     gain = mean[allowed] + 2 * std[allowed]
                 n = int(allowed[np.argmax(gain)])
-            chosen.append(self._step(n, level))
-            open_[n] = False
-            epochs_left -= to_full[n]
+            choose(n)
             front = np.vstack([front, [-mean[n], *self._losses[n]]])
         return chosen
 
-    def _step(self, n: int, level: NDArray[Any]) -> tuple[str, Rung]:
-        return self._candidates.names[n], self._ladder[level[n] + 1]
+    def _account(self, seen: Seen) -> Account:
+        """What was trained for all that was seen."""
+        account = Account()
+        for name, rungs in seen.items():
+            if name in self._position:
+                account.add(self._trainings[self._position[name]], [r for r in self._ladder if r in rungs])
+        return account
 
-    def _epochs_to_full(self, level: int) -> int:
-        """Epochs that the remaining rungs cost a candidate; folds of the full length are kept from rung to rung."""
-        return sum(epochs_of(self._ladder, rung) for rung in range(level + 1, len(self._ladder)))
+    def _to_full(self, account: Account, level: NDArray[Any]) -> NDArray[np.int64]:
+        """Epochs x folds that the remaining rungs cost each candidate, (n,)."""
+        costs = [
+            account.cost(own, self._ladder[reached + 1 :])
+            for own, reached in zip(self._trainings, level, strict=True)
+        ]
+        return np.array(costs, dtype=np.int64)
 
     def _first(self, level: NDArray[Any], open_: NDArray[np.bool_], busy: int) -> list[int]:
         """The first candidates: one at random out of each of FIRST classes of cost, cheap to dear;
@@ -218,16 +269,43 @@ class FrontSearch:
         """Expected hypervolume improvement an epoch of the candidates `which` over `front` (losses, accuracy first);
         0 of those that cannot be the largest.
 
-        The reference point is dxc.pareto's, with the range that accuracy may still have.
+        The reference point is dxc.pareto's, with the range that accuracy may still have. Candidates with other costs
+        than the rest improve on a front of their own objectives: shares of the volume up to the reference compare them.
         """
+        there = ~np.isnan(self._losses)
+        gains = np.zeros(len(which))
+        kinds = np.unique(there[which], axis=0)
+        for own in kinds:
+            here = np.flatnonzero((there[which] == own).all(axis=1))
+            columns = np.array([True, *own])
+            known = front[~np.isnan(front[:, columns]).any(axis=1)][:, columns]
+            gains[here], volume = self._improvement_in(own, known, which[here], mean, std, epochs[here])
+            if len(kinds) > 1:
+                gains[here] /= volume
+        return gains
+
+    def _improvement_in(
+        self,
+        own: NDArray[np.bool_],
+        front: Floats,
+        which: NDArray[Any],
+        mean: Floats,
+        std: Floats,
+        epochs: NDArray[Any],
+    ) -> tuple[Floats, float]:
+        """_expected_improvement of candidates that have the same costs `own`, (m,), and the volume that the objectives
+        span up to the reference."""
+        losses = self._losses[:, own]
         lowest = min(-front[:, 0].max() if len(front) else 1.0, float((mean - 2 * std).min()))
         highest = max(-front[:, 0].min() if len(front) else 0.0, float(mean.max()))
-        worst, ranges = self._losses.max(axis=0), np.ptp(self._losses, axis=0)
+        worst = np.nanmax(losses, axis=0, initial=-math.inf)
+        ranges = worst - np.nanmin(losses, axis=0, initial=math.inf)
         margins = MARGIN * np.where(ranges > 0, ranges, np.maximum(np.abs(worst), 1.0))
         reference = np.array([-lowest + MARGIN * (highest - lowest), *(worst + margins)])
         if len(front):
             front = front[non_dominated(front, maximise=[False] * front.shape[1])]
-        return _largest(front, -mean[which], std[which], self._losses[which], reference, epochs)
+        volume = (highest - lowest) * (1 + MARGIN) * float(np.prod(ranges + margins))
+        return _largest(front, -mean[which], std[which], losses[which], reference, epochs), volume
 
 
 def _largest(
@@ -378,8 +456,8 @@ def epochs_of(ladder: Sequence[Rung], rung: int) -> int:
 
 def _features(candidates: Candidates) -> tuple[Floats, list[int]]:
     """Knobs and logarithms of costs as columns of mean 0 and standard deviation 1, and the group of each column.
-    Constant columns go."""
-    costs = candidates.costs
+    Constant columns go, and costs that some do not have."""
+    costs = candidates.costs[:, ~np.isnan(candidates.costs).any(axis=0)]
     logs = [np.log(column) if (column > 0).all() else column for column in costs.T]
     columns = np.column_stack([candidates.knobs, *logs])
     knobs = candidates.knobs.shape[1]
@@ -389,6 +467,11 @@ def _features(candidates: Candidates) -> tuple[Floats, list[int]]:
     kept = spread > 1e-12 * np.maximum(np.abs(columns).max(axis=0), 1e-300)  # equal but for rounding
     _, compact = np.unique(np.array(groups, dtype=int)[kept], return_inverse=True)
     return (columns[:, kept] - columns[:, kept].mean(axis=0)) / spread[kept], compact.tolist()
+
+
+def alone(name: str) -> Trainings:
+    """The trainings of a candidate that shares nothing and is not compressed."""
+    return [(name, None)]
 
 
 def knob_numbers(rows: Sequence[Mapping[str, Any]]) -> Floats:

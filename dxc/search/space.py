@@ -297,9 +297,17 @@ def _value(axis: Axis, position: int) -> Any:
     return override.value()
 
 
+def shaping(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration says of compression that changes what the network costs."""
+    return {key: value for key, value in (config.get("compress") or {}).items() if key in SHAPING_KEYS}
+
+
 def network_hash(config: dict[str, Any]) -> str:
     """Hash of what the costs of a network depend on: the model, how it is compressed, and the size of its input."""
-    shape = {key: value for key, value in (config.get("compress") or {}).items() if key in SHAPING_KEYS}
     return trial_hash(
-        {"model": config["model"], "compress": shape, "data": {"size": image_size(config["data"]["size"])}}
+        {
+            "model": config["model"],
+            "compress": shaping(config),
+            "data": {"size": image_size(config["data"]["size"])},
+        }
     )

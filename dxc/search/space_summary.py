@@ -15,6 +15,7 @@ import numpy as np
 from dxc.bars import Steps
 from dxc.config.compose import image_size
 from dxc.config.hardware import Hardware
+from dxc.config.identity import canonical
 from dxc.config.names import describe, flatten
 from dxc.config.plan import Plan
 from dxc.data.cache import usable_cores
@@ -22,10 +23,13 @@ from dxc.errors import SearchError
 from dxc.metrics import Metric, known_costs, metric_of
 from dxc.models.registry import canonical_knobs
 from dxc.pipeline.machine import fitted
+from dxc.pipeline.stages import PRUNE, TRAIN, network_sections
+from dxc.pipeline.stages import identity as stage_identity
 from dxc.search.cost_estimate import interpolate, levels, spread_out
-from dxc.search.costs import Known, NetworkCosts, over_limits
+from dxc.search.costs import Known, NetworkCosts, over_limits, untrained_network
+from dxc.search.front import Trainings
 from dxc.search.settings import DEFAULT_TRIALS, Settings
-from dxc.search.space import Catalogue, Identity, Point, Space
+from dxc.search.space import Catalogue, Identity, Point, Space, network_hash, shaping
 
 if TYPE_CHECKING:
     from dxc.data.datamodule import ImageDataModule
@@ -117,6 +121,16 @@ def _data_points(catalogue: Catalogue) -> Iterator[Point]:
     return itertools.product(*ranges)
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """One training: of a design's network before pruning, or after it (fine-tuning). macs: of the network trained."""
+
+    identity: Identity
+    pruned: bool
+    epochs: int
+    macs: float
+
+
 class SpaceSummary:
     """Summary of a space before anything is trained."""
 
@@ -165,27 +179,45 @@ class SpaceSummary:
             self._compute(hashes)
             return
         features = levels([_knobs(self.networks[name]) for name in hashes])
-        there = [place for place, name in enumerate(hashes) if name not in missing]
-        places = spread_out(features, COMPUTED, there[:COMPUTED])
+        quantised = [_quantises(self.networks[name]) for name in hashes]
+        places: list[int] = []
+        for kind in sorted(
+            set(quantised)
+        ):  # apart: a cost that quantised networks lack is learnt from the rest
+            rows = [place for place, each in enumerate(quantised) if each == kind]
+            there = [row for row, place in enumerate(rows) if hashes[place] not in missing]
+            places += [rows[row] for row in spread_out(features[rows], COMPUTED, there[:COMPUTED])]
         self._compute([hashes[place] for place in places])
         if any(hashes[place] in self.costs.refused for place in places):
             return
-        known = [self.costs.of(hashes[place], self.networks[hashes[place]]) for place in places]
-        names = [name for name in known_costs() if all(name in each for each in known)]
-        columns = {}
-        for name in names:
-            columns[name], errors = interpolate(features, places, [each[name] for each in known])
-            self._errors[name] = list(errors)
-        self._estimates = {
-            name: {cost: float(columns[cost][place]) for cost in names}
-            for place, name in enumerate(hashes)
-            if name in missing and place not in places
+        known = {place: self.costs.of(hashes[place], self.networks[hashes[place]]) for place in places}
+        estimates: dict[str, Known] = {
+            name: {} for place, name in enumerate(hashes) if name in missing and place not in known
         }
-        ends = [
-            end(self._estimates, key=lambda n: self._estimates[n][cost])
-            for cost in names
-            for end in (min, max)
-        ]
+        ends: list[str] = []
+        for cost in known_costs():
+            have = [place for place in places if cost in known[place]]
+            lack = [place for place in places if cost not in known[place]]
+            if not have or (lack and {quantised[place] for place in lack} != {True}):
+                continue
+            # a cost that quantised networks do not have is estimated for the others, from these
+            rows = [place for place in range(len(hashes)) if not (lack and quantised[place])]
+            row_of = {place: row for row, place in enumerate(rows)}
+            if not row_of.keys() >= set(have):
+                continue  # some quantised networks have it
+            values = [known[place][cost] for place in have]
+            column, errors = interpolate(features[rows], [row_of[place] for place in have], values)
+            self._errors[cost] = list(errors)
+            found = {
+                hashes[place]: float(column[row])
+                for place, row in row_of.items()
+                if hashes[place] in estimates
+            }
+            for name, value in found.items():
+                estimates[name][cost] = value
+            if found:
+                ends += [end(found, key=lambda name: found[name]) for end in (min, max)]
+        self._estimates = estimates
         self._compute(list(dict.fromkeys(ends)))
         for name in self._estimates.keys() - set(self.costs.missing(self._estimates)):
             del self._estimates[name]
@@ -244,8 +276,10 @@ class SpaceSummary:
         return {name: value for name, value in of.items() if value is not None}
 
     def _cost(self, network: str, cost: str) -> float | None:
-        known = self._estimates.get(network) or self.costs.of(network, self.networks[network])
-        return known.get(cost)
+        return self._known_of(network).get(cost)
+
+    def _known_of(self, network: str) -> Known:
+        return self._estimates.get(network) or self.costs.of(network, self.networks[network])
 
     def _nearest(self, cost: str, network: str, values: Mapping[str, float]) -> str:
         """'The smallest latency in this space is 0.41 ms, at model.width=32 model.stride=2; the limit is 0.2 ms': the
@@ -366,40 +400,112 @@ class SpaceSummary:
         return rows
 
     def estimate(self, chips: Chips) -> float:
-        """Estimated seconds to train all feasible trials one after the other.
+        """Estimated seconds to train all feasible trials one after the other, fine-tuning included. A network that
+        several are pruned from is trained once.
 
         Training steps of four networks are timed, from the fewest to the most multiply-accumulates. The others are
         interpolated.
         """
         from dxc.training.speed import seconds_per_image
 
-        by_macs = sorted(self.feasible, key=lambda trial: self.known(self.identity(trial))["macs"])
-        timed = {by_macs[place * (len(by_macs) - 1) // (TIMED - 1)]: None for place in range(TIMED)}
+        by_macs = sorted(self._pieces(), key=lambda piece: piece.macs)
+        timed = {place * (len(by_macs) - 1) // (TIMED - 1): None for place in range(TIMED)}
         points = []
         with Steps(len(timed), "timing training steps", "network") as bar:
-            for trial in timed:
-                identity = self.identity(trial)
-                bar.say(describe(identity.config))
-                points.append((self.known(identity)["macs"], *seconds_per_image(fitted(identity.plan))))
+            for place in timed:
+                piece = by_macs[place]
+                bar.say(describe(piece.identity.config))
+                plan = fitted(piece.identity.plan)
+                own = {"model": untrained_network(plan)} if piece.pruned else {}
+                points.append((piece.macs, *seconds_per_image(plan, **own)))
                 bar.update()
         macs = np.array([p[0] for p in points])
         train, val = (np.array([p[k] for p in points]) for k in (1, 2))
-        total = 0.0
+        return sum(
+            piece.epochs
+            * (
+                chips.train_images * _line(macs, train, piece.macs)
+                + chips.val_images * _line(macs, val, piece.macs)
+            )
+            for piece in by_macs
+        )
+
+    def _pieces(self) -> list[_Piece]:
+        """Each different training of the feasible trials."""
+        pieces: dict[str, _Piece] = {}
         for trial in self.feasible:
             identity = self.identity(trial)
-            epochs = identity.config["trainer"]["max_epochs"]
-            at = self.known(identity)["macs"]
-            seconds = chips.train_images * _line(macs, train, at) + chips.val_images * _line(macs, val, at)
-            total += epochs * seconds
-        return total
+            for name, epochs in trainings_of(identity.config):
+                if name in pieces:
+                    continue
+                pruned = epochs is not None
+                macs = self.known(identity)["macs"] if pruned else self._macs_before_pruning(identity)
+                whole = identity.config["trainer"]["max_epochs"]
+                pieces[name] = _Piece(identity, pruned, whole if epochs is None else epochs, macs)
+        return list(pieces.values())
+
+    def _macs_before_pruning(self, identity: Identity) -> float:
+        """Multiply-accumulates of the network that a design's is pruned from, or of its own."""
+        if not shaping(identity.config).get("fraction"):
+            return self.known(identity)["macs"]
+        whole = {**identity.config, "compress": {**identity.config["compress"], "fraction": 0}}
+        network = network_hash(whole)
+        if network in self.networks and "macs" in (known := self._known_of(network)):
+            return known["macs"]
+        from dxc.deploy.export import count_macs
+
+        plan = identity.plan
+        return count_macs(plan.model.build(), in_channels=plan.model.in_channels, size=plan.data.image_size)
+
+    @cached_property
+    def most_finetuning(self) -> int:
+        """Most epochs of a fold that a network of a feasible trial is fine-tuned for."""
+        epochs = (each for trial in self.feasible for _, each in trainings_of(self.identity(trial).config))
+        return max((each for each in epochs if each is not None), default=0)
+
+    def unknown_objectives(self) -> list[str]:
+        """A line for each objective that some networks have before training and others have not."""
+        configs = {each.network: each for each in map(self.identity, self.feasible)}
+        lines = []
+        for cost in self.settings.objectives:
+            lack = [each for each in configs.values() if cost not in self.known(each)]
+            if cost not in known_costs() or not 0 < len(lack) < len(configs):
+                continue
+            reason = "this hardware does not give it"
+            offer = ""
+            if all(_quantises(each.config) for each in lack):
+                reason = "predictors describe kernels in float32, and these are quantised"
+                offer = ". hardware.measure=true measures the latency of each trial"
+            others = " and ".join(name for name in self.settings.objectives if name != cost)
+            lines.append(
+                f"{len(lack)} of {len(configs)} networks have no {cost}: {reason}. They are judged by {others} "
+                f"alone{offer}"
+            )
+        return lines
 
 
 def _knobs(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the costs of a network depend on, by key of the configuration; see dxc.search.space.network_hash."""
     return {
         **flatten({"model": canonical_knobs(config["model"])}),
+        **{f"compress.{key}": value for key, value in shaping(config).items()},
         "data.size": image_size(config["data"]["size"]),
     }
+
+
+def _quantises(config: Mapping[str, Any]) -> bool:
+    return shaping(config).get("quantise", "none") != "none"
+
+
+def trainings_of(config: dict[str, Any]) -> Trainings:
+    """What is trained for the network of a configuration; those with equal names are one training."""
+    trainings: list[tuple[str, int | None]] = []
+    name = ""
+    for stage, section in network_sections(canonical(config), chips=""):
+        name = stage_identity(stage, section, name)
+        if stage != PRUNE:
+            trainings.append((name, None if stage == TRAIN else section["finetune_epochs"]))
+    return trainings
 
 
 def _amount(metric: Metric, value: float) -> str:

@@ -24,20 +24,28 @@ from dxc.config.names import describe, flatten
 from dxc.config.plan import Plan
 from dxc.errors import DxcError, SearchError, signals_raise
 from dxc.metrics import directions, known_costs, metric_of, named_origins
-from dxc.pareto import non_dominated
+from dxc.pareto import non_dominated_by_known
 from dxc.pipeline.chain import FIGURES
 from dxc.pipeline.kept import kept_folder
-from dxc.pipeline.stages import train_identity
+from dxc.pipeline.stages import FINETUNE, PRUNE, TRAIN, network_identities
 from dxc.report.progress import Progress, Standing, Training
 from dxc.report.progress_page import PAGE, Trained
 from dxc.report.run_figures import draw_chips, drawn_or_noted
 from dxc.search.costs import NetworkCosts
-from dxc.search.front import Candidates, FrontSearch, epochs_of, knob_groups, knob_numbers
+from dxc.search.front import (
+    Account,
+    Candidates,
+    FrontSearch,
+    Trainings,
+    alone,
+    knob_groups,
+    knob_numbers,
+)
 from dxc.search.ledger import STATUS, Entry, Ledger
 from dxc.search.settings import Settings
 from dxc.search.slots import fewer, gpus_here
 from dxc.search.space import Catalogue, Compose, Identity, Point, Space, parse_space
-from dxc.search.space_summary import Chips, SpaceSummary, prepare_chips
+from dxc.search.space_summary import Chips, SpaceSummary, prepare_chips, trainings_of
 from dxc.search.states import FAILED, FINISHED, INFEASIBLE, PLANNED, STOPPED, Rung
 from dxc.search.strategies import NniTuner, Proposal
 from dxc.tracking.store import Store
@@ -49,7 +57,8 @@ log = logging.getLogger(__name__)
 
 REPEATS = 200  # proposals in a row that are known already, before one is drawn at random
 UNCOMPRESSED = {"compress.fraction": 0, "compress.finetune_epochs": 0, "compress.quantise": "none"}
-NOT_PREDICTED = "predictors describe kernels in float32, and some of these networks are quantised"
+NOT_PREDICTED = "predictors describe kernels in float32, and these networks are quantised"
+DOING = {TRAIN: "training", PRUNE: "pruning", FINETUNE: "fine-tuning"}
 MEDIAN_OF = 5  # trials that median stopping wants to have seen
 
 
@@ -113,10 +122,14 @@ def search(params: Mapping[str, Any] | None, arguments: Sequence[str], runner: R
     machines = [f"latency is predicted for {costs.predicted_for}"] if costs.predicted_for else []
     unchecked = summary.unchecked_limits(plan.hardware)
     estimated = [line] if (line := summary.estimated()) else []
-    notes = [*machines, *costs.notes, *unchecked, *estimated]
+    notes = [*machines, *costs.notes, *unchecked, *estimated, *summary.unknown_objectives()]
     progress.begin(summary.counts(), settings, notes, chips=chips.titles)
     summary.require_feasible()
-    progress.budget(summary.wanted(), settings.ladder(chips.folds, plan.trainer.max_epochs))
+    progress.budget(
+        summary.wanted(),
+        settings.ladder(chips.folds, plan.trainer.max_epochs),
+        finetuning=summary.most_finetuning,
+    )
     if settings.dry_run:
         trials = summary.wanted()
         progress.dry_run(
@@ -217,14 +230,16 @@ class Study:
         self.progress = progress
         self.chips = chips
         self.folds = chips.folds
-        self.epochs = plan.trainer.max_epochs
-        self.ladder = self.settings.ladder(self.folds, self.epochs)
+        self.epochs = plan.trainer.max_epochs + summary.most_finetuning
+        """Of a fold, at most: trained and fine-tuned."""
+        self.ladder = self.settings.ladder(self.folds, plan.trainer.max_epochs)
         self.parallel = parallel
         self.at_once = min(parallel, runner.parallel)
         self.gpus = gpus
         self.total = summary.wanted()
         self._told: set[str] = set()
         self._names: dict[str, str] = {}
+        self._trained_for: dict[str, Trainings] = {}
         self._failures_before = self._count(FAILED)
         self._reported: set[tuple[str, Rung | None, int]] = set()
         self._silent_since: dict[str, float] = {}
@@ -380,13 +395,15 @@ class Study:
                 self.ledger.refresh_if_shared()
                 busy = [e for e in self.ledger.entries.values() if self.ledger.elsewhere(e)]
                 reserved = len(busy) * self.folds * self.epochs
+                # where trials share what they train, their number is reached before the epochs are used up
+                left = self.total - self._count(FINISHED) - self._count(FAILED) - len(busy)
                 chosen = chooser.next(
                     {e.trial: e.rungs for e in self.ledger.entries.values() if e.rungs},
                     busy=[e.trial for e in busy],
                     without=[
                         e.trial for e in self.ledger.entries.values() if e.state in (FAILED, INFEASIBLE)
                     ],
-                    count=self.parallel,
+                    count=max(0, min(self.parallel, left)),
                     epochs_left=budget - self._epochs() - reserved,
                 )
                 jobs = []
@@ -409,10 +426,9 @@ class Study:
         names = [name for name in self.settings.objectives if name != self.settings.score]
         identities = [self.summary.identity(trial) for trial in self.summary.feasible]
         known = [self.summary.known(identity) for identity in identities]
-        if missing := [name for name in names if any(name not in costs for costs in known)]:
+        if missing := [name for name in names if not any(name in costs for costs in known)]:
             raise SearchError(
-                f"search.tuner=pareto needs {', '.join(missing)} of every network, which hardware="
-                f"{self.hardware.name} does not give: "
+                f"search.tuner=pareto weighs {', '.join(missing)}, which hardware={self.hardware.name} does not give: "
                 f"{'; '.join(self.summary.costs.notes) or NOT_PREDICTED}. Leave it out "
                 f"(search.objectives=[{self.settings.score},onnx_mb]) or choose another tuner"
             )
@@ -425,18 +441,19 @@ class Study:
         candidates = Candidates(
             self.summary.feasible,
             knob_numbers(rows),
-            np.array([[costs[name] for name in names] for costs in known]),
+            np.array([[costs.get(name, math.nan) for name in names] for costs in known]),
             names,
             knob_groups(rows),
+            trainings=[trainings_of(identity.config) for identity in identities],
         )
         return FrontSearch(candidates, self.ladder, seed=self.settings.seed)
 
     def _epochs(self) -> int:
         """Epochs x folds trained in this study so far."""
-        spent = 0
+        account, spent = Account(), 0
         for entry in self.ledger.entries.values():
-            climbed = [n for n, rung in enumerate(self.ladder) if rung in entry.rungs]
-            spent += sum(epochs_of(self.ladder, n) for n in climbed)
+            if climbed := [rung for rung in self.ladder if rung in entry.rungs]:
+                spent += account.add(self._trainings(entry), climbed)
             spent += (self.folds * self.epochs) * (entry.state == FAILED)
         return spent
 
@@ -635,9 +652,9 @@ class Study:
     def _training(self, job: Job) -> Training:
         rung = job.rung or self.ladder[-1]
         plan = self.summary.catalogue.identity(self._point(job.entry)).plan
-        identity = train_identity(plan, self.chips.hash_of(plan), epochs=rung.epochs)
-        folder = kept_folder(plan.cache_dir, identity)
-        return Training(job.entry.trial, plan.name, folder, rung.folds, part=job.rung is not None)
+        identities = network_identities(plan, self.chips.hash_of(plan), epochs=rung.epochs)
+        stages = [(DOING[name], kept_folder(plan.cache_dir, each)) for name, each in identities.items()]
+        return Training(job.entry.trial, plan.name, stages, rung.folds, part=job.rung is not None)
 
     def _report(self, job: Job) -> None:
         entry = job.entry
@@ -675,6 +692,17 @@ class Study:
         point = self.summary.space.point_of(entry.overrides)
         return point is not None and self.summary.catalogue.identity(point).trial == entry.trial
 
+    def _trainings(self, entry: Entry) -> Trainings:
+        """What is trained for an entry; one that is not in the space shares nothing."""
+        if entry.trial not in self._trained_for:
+            point = self.summary.space.point_of(entry.overrides)
+            self._trained_for[entry.trial] = (
+                alone(entry.trial)
+                if point is None
+                else trainings_of(self.summary.catalogue.identity(point).config)
+            )
+        return self._trained_for[entry.trial]
+
     def _point(self, entry: Entry) -> Point:
         point = self.summary.space.point_of(entry.overrides)
         if point is None:
@@ -700,9 +728,9 @@ class Study:
             self.ledger.store.status(entry.run_id, STATUS[STOPPED])
 
     def _objectives(self) -> list[str]:
-        """The objectives that finished trials have."""
+        """The objectives that finished trials have: some of them, where others have none (see unknown_objectives)."""
         finished = [e for e in self.ledger.entries.values() if e.state == FINISHED]
-        return [name for name in self.settings.objectives if all(name in e.metrics for e in finished)]
+        return [name for name in self.settings.objectives if any(name in e.metrics for e in finished)]
 
     def _origins(self) -> dict[str, dict[str, int]]:
         """What the objectives of the finished trials are of; see dxc.metrics.named_origins."""
@@ -710,15 +738,16 @@ class Study:
         return named_origins(finished, {name: metric_of(name) for name in self._objectives()})
 
     def _front(self) -> dict[str, Entry]:
-        """The finished trials that no other dominates, best first in the first objective."""
+        """The finished trials that no other dominates in the objectives that it has, best first in the first one."""
         names = self._objectives()
         finished = [e for e in self.ledger.entries.values() if e.state == FINISHED]
         if not finished or not names:
             return {}
-        values = [[entry.metrics[name] for name in names] for entry in finished]
-        keep = non_dominated(values, maximise=directions(names))
+        values = [[entry.metrics.get(name, math.nan) for name in names] for entry in finished]
+        keep = non_dominated_by_known(values, maximise=directions(names))
         front = [entry for entry, kept in zip(finished, keep, strict=True) if kept]
-        front.sort(key=lambda e: e.metrics[names[0]], reverse=directions(names[:1])[0])
+        sign = -1 if directions(names[:1])[0] else 1
+        front.sort(key=lambda e: sign * e.metrics[names[0]] if names[0] in e.metrics else math.inf)
         return {entry.trial: entry for entry in front}
 
     def _finished(self, front: Mapping[str, Entry] | None = None) -> list[Trained]:

@@ -21,7 +21,7 @@ import dxc
 from dxc.config.plan import Plan
 from dxc.errors import ConfigError
 from dxc.files import write_atomically
-from dxc.text import counted
+from dxc.text import counted, each_once
 from dxc.training.build import build_task, is_first_process
 from dxc.training.engine import EngineName, chosen_engine
 from dxc.training.epochs import Epoch, write_epoch
@@ -304,14 +304,14 @@ class _Place:
 def engines_of(folds: Sequence[TrainedFold]) -> str:
     """The engines that trained folds (tag dxc.engine): 'graph'; 'eager and graph' where kept folds were trained
     otherwise."""
-    return " and ".join(sorted({fold.engine for fold in folds}))
+    return each_once(fold.engine for fold in folds)
 
 
 def _taken(folds: Sequence[TrainedFold], of: int) -> str:
     """'2 of 5 folds are taken from the cache, trained 2026-11-26 18:42 on NAME in 32-true; again=true trains anew'."""
     times = [time.strftime("%Y-%m-%d %H:%M", time.localtime(fold.trained_at)) for fold in folds]
     when = times[0] if min(times) == max(times) else f"{min(times)} to {max(times)}"
-    where = " and ".join(sorted({f"{fold.device} in {fold.precision}" for fold in folds}))
+    where = each_once(f"{fold.device} in {fold.precision}" for fold in folds)
     verb = "is" if len(folds) == 1 else "are"
     return (
         f"{len(folds)} of {counted(of, 'fold')} {verb} taken from the cache, trained {when} on {where}; "

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import nn
 
 from dxc.config.plan import Plan
+from dxc.data.augment import planned_augmentation
 from dxc.training.build import build_task
 from dxc.training.graph import VALIDATED_AT_ONCE, GraphSteps, autocast_dtype, steps_at_once
 from dxc.training.on_device import DeviceChips
@@ -36,12 +39,15 @@ class RandomChips:
         return np.full((len(indices), 1, 4), 0.5, np.float32)
 
 
-def seconds_by_graphs(plan: Plan, device: torch.device, *, at_least_s: float = 1.0) -> tuple[float, float]:
+def seconds_by_graphs(
+    plan: Plan, device: torch.device, *, model: nn.Module | None = None, at_least_s: float = 1.0
+) -> tuple[float, float]:
     """Median seconds per image in training and in validation.
 
     Args:
         plan: fitted to this machine; why_eager() of it is ''.
         device: CUDA; on another one the steps run one by one.
+        model: the network, such as a pruned one; None: the plan's.
         at_least_s: shortest duration of each of the two measurements, seconds.
     """
     data, batch = plan.data, plan.data.batch_size
@@ -56,11 +62,13 @@ def seconds_by_graphs(plan: Plan, device: torch.device, *, at_least_s: float = 1
     trained: list[tuple[GraphSteps, torch.cuda.Stream | None]] = []
     try:
         for _ in range(folds):
-            steps = GraphSteps(chips, {batch: len(index)}, autocast=dtype)
+            steps = GraphSteps(
+                chips, {batch: len(index)}, autocast=dtype, augment=planned_augmentation(plan.data)
+            )
             stream = torch.cuda.Stream(device) if device.type == "cuda" else None
             try:
                 with torch.cuda.stream(stream):
-                    task = build_task(plan).to(device)
+                    task = build_task(plan, copy.deepcopy(model)).to(device)
                     if channels_last:
                         task = task.to(memory_format=torch.channels_last)
                     optimizer = plan.optimizer.build()(task.parameters())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -10,10 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from dxc.compress.quantise import quantise
 from dxc.deploy.export import export_onnx
 from dxc.errors import ConfigError
 from dxc.models.mobilenet import MobileNetV1
-from dxc.models.resnet import ResNet, TinyResNet
+from dxc.models.resnet import BottleneckResNet, ResNet, TinyResNet
 from dxc.models.weights import load_weights
 
 
@@ -73,10 +76,51 @@ def test_another_network_is_told_apart(tmp_path: Path) -> None:
         load_weights(MobileNetV1(3, 10, width=0.25), tmp_path / "base.pt")
 
 
-def test_an_export_without_batch_norms_says_what_to_take(tmp_path: Path) -> None:
-    export_onnx(ResNet(3, width=4), tmp_path / "base.onnx", in_channels=3, size=32)
-    with pytest.raises(ConfigError, match="merged into the convolutions: take the checkpoint of the fold"):
-        load_weights(ResNet(3, width=4), tmp_path / "base.onnx")
+@pytest.mark.parametrize(
+    "build",
+    [
+        partial(ResNet, 3, width=4),
+        partial(BottleneckResNet, 3, width=4, blocks=1),
+        partial(TinyResNet, 3, width=4),
+        partial(MobileNetV1, 3, 10, width=0.25),
+    ],
+    ids=["resnet", "bottleneck", "tiny", "mobilenet"],
+)
+@pytest.mark.parametrize("equal_biases", [False, True])
+def test_a_file_of_ours_gives_the_same_answers(
+    build: Callable[[], nn.Module], equal_biases: bool, tmp_path: Path
+) -> None:
+    """Its batch norms are merged into the convolutions; tensors that are equal are there once."""
+    torch.manual_seed(0)
+    network = build()
+    for name, tensor in network.state_dict().items():
+        if tensor.ndim == 1 and tensor.is_floating_point() and not (equal_biases and "bias" in name):
+            tensor.uniform_(0.5, 2)
+    export_onnx(network, tmp_path / "base.onnx", in_channels=3, size=32)
+    model = build().train()
+    load_weights(model, tmp_path / "base.onnx")
+    assert model.training
+    images = torch.rand(4, 3, 32, 32)
+    with torch.inference_mode():
+        expected, found = network.eval()(images), model.eval()(images)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    norm = next(layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d))
+    assert not norm.running_mean.any() and (norm.weight == 1).all()
+    assert torch.equal(norm.running_var, torch.full_like(norm.running_var, 1 - norm.eps))
+
+
+def test_a_file_of_another_network_with_batch_norms(tmp_path: Path) -> None:
+    path = tmp_path / "base.onnx"
+    export_onnx(ResNet(3, width=4), path, in_channels=3, size=32)
+    with pytest.raises(ConfigError, match="21 convolutions and linear layers instead of"):
+        load_weights(ResNet(3, width=4, blocks=1), path)
+    with pytest.raises(
+        ConfigError, match=r"of another shape: conv1\.weight \(4, 3, 3, 3\) instead of \(8, 3, 3, 3\)"
+    ):
+        load_weights(ResNet(3, width=8), path)
+    quantise(path, tmp_path / "small.onnx", "dynamic")
+    with pytest.raises(ConfigError, match=r"small\.onnx computes in 8 bits: take the file in float32"):
+        load_weights(ResNet(3, width=4), tmp_path / "small.onnx")
 
 
 class _Evil:

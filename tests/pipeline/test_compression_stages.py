@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from torch import nn
 
 from dxc.compress import prune, quantise
 from dxc.config.compose import PROJECT_ROOT
@@ -23,6 +24,7 @@ from dxc.models.resnet import ResNet
 from dxc.pipeline.kept import kept_folder
 from dxc.pipeline.result import Result
 from dxc.pipeline.run import run
+from dxc.pipeline.stages import network_identities, train_identity
 from dxc.tracking.record import Record
 from dxc.training import crossval
 from tests.conftest import ChipMaker
@@ -232,6 +234,28 @@ def test_mistakes_before_anything_is_trained(
     with pytest.raises(error, match=says):
         run(_plan(root, *overrides), tmp_path / "out", record=Record(tmp_path / "record", run_id="1"))
     assert not (tmp_path / "cache" / "stages").exists()
+
+
+def test_a_network_that_cannot_be_traced_is_refused_before_anything_is_trained(
+    make_chips: ChipMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its channels change places, in a way that no trace shows."""
+    monkeypatch.setattr(
+        nn.Identity, "forward", lambda layer, image: image.flip(1)
+    )  # after the first convolution
+    plan = _plan(make_chips(per_class=2), "compress.fraction=0.5")
+    with pytest.raises(CompressionError, match="ResNet gives other answers .* cannot be traced"):
+        run(plan, tmp_path / "out", record=Record(tmp_path / "record", run_id="1"))
+    assert not (tmp_path / "cache" / "stages").exists()
+
+
+def test_the_stages_of_a_network_depend_on_no_study_and_no_run(make_chips: ChipMaker) -> None:
+    """So a base is found again where its run was deleted, or belongs to another study."""
+    root = make_chips(per_class=2)
+    plans = [_plan(root, "compress.fraction=0.5", f"study={study}") for study in ("one", "other")]
+    one, other = (network_identities(plan, "chips") for plan in plans)
+    assert one == other and [*one] == ["train", "prune", "finetune"]
+    assert one["train"] == train_identity(_plan(root), "chips")
 
 
 def test_a_detector_is_compressed_too(make_chips: ChipMaker, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ print("before")
 with exit_cleanly(), signals_raise():
     progress.finished(trials)
     write_epoch(folder / "1", Epoch("fold1", 3, 10))
-    work = [Training(f"{n:012}", f"resnet18 w{n}", folder / str(n), 5) for n in range(1, 10)]
+    work = [Training(f"{n:012}", f"resnet18 w{n}", [("training", folder / str(n))], 5) for n in range(1, 10)]
     with progress.running(work, lambda: standing):
         progress.infeasible("resnet18 w512", "too large")
         if seconds < 0:

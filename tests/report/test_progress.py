@@ -108,23 +108,52 @@ def test_a_line_a_trial(clock: Callable[[float], None], capsys: pytest.CaptureFi
     ]
 
 
+def test_the_budget_counts_finetuning(capsys: pytest.CaptureFixture[str]) -> None:
+    """4 trials x 2 folds x (10 + 3) epochs."""
+    progress = Progress("first", ["accuracy", "onnx_mb"], "accuracy")
+    progress.budget(4, [Rung(1, 10), Rung(2, 10)], finetuning=3)
+    progress.budget(4, [Rung(2, 10)], finetuning=3)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith(
+        "budget: 4 trials of 2 folds x 10 epochs each and up to 3 of fine-tuning, 104 epochs in all; a trial is tried"
+    )
+    shared = "A network that several are pruned from is trained and counted once"
+    assert said.endswith(f"budget: 4 trials of 2 folds x 10 epochs each and up to 3 of fine-tuning. {shared}")
+
+
 def test_what_is_at_work(tmp_path: Path) -> None:
     """By the folds that are kept so far, and what the process says of its epochs; one that is being written is none."""
-    work = Training("0" * 12, "resnet18 w32", tmp_path / "kept", folds=5)
+    kept = tmp_path / "kept"
+    work = Training("0" * 12, "resnet18 w32", [("training", kept)], folds=5)
     assert work.at() == "training fold 1 of 5"
-    write_epoch(work.folder, Epoch("fold1", 3, 10))
-    (work.folder / ".fold1.pt.0123456789abcdef").touch()
+    write_epoch(kept, Epoch("fold1", 3, 10))
+    (kept / ".fold1.pt.0123456789abcdef").touch()
     assert work.at() == "training fold 1 of 5, epoch 3 of 10"
-    write_epoch(work.folder, Epoch("fold1", 4, 10, together=3))
+    write_epoch(kept, Epoch("fold1", 4, 10, together=3))
     assert work.at() == "training 3 of 5 folds side by side, epoch 4 of 10"
-    (work.folder / "fold1.pt").touch()
+    (kept / "fold1.pt").touch()
     assert work.at() == "training fold 2 of 5"  # what is said is of the fold before
-    write_epoch(work.folder, Epoch("fold2", 1, 10))
+    write_epoch(kept, Epoch("fold2", 1, 10))
     assert work.at() == "training fold 2 of 5, epoch 1 of 10"
     for fold in range(2, 6):
-        (work.folder / f"fold{fold}.pt").touch()
+        (kept / f"fold{fold}.pt").touch()
     assert work.at() == "exporting and profiling"
     assert replace(work, part=True).at() == "recording the result"
+
+    # what is pruned from folds that were trained already
+    pruned, finetuned = tmp_path / "pruned", tmp_path / "finetuned"
+    work = replace(
+        work, stages=[("training", kept), ("pruning", pruned), ("fine-tuning", finetuned)], folds=2
+    )
+    assert work.at() == "pruning fold 1 of 2"
+    pruned.mkdir()
+    for fold in (1, 2):
+        (pruned / f"fold{fold}.pt").touch()
+    write_epoch(finetuned, Epoch("fold1", 2, 3))
+    assert work.at() == "fine-tuning fold 1 of 2, epoch 2 of 3"
+    for fold in (1, 2):
+        (finetuned / f"fold{fold}.pt").touch()
+    assert work.at() == "exporting and profiling"
 
 
 @pytest.mark.parametrize(
@@ -138,14 +167,15 @@ def test_what_is_at_work(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_others_left_there_is_not_shown(content: str, tmp_path: Path) -> None:
     (tmp_path / "epoch.json").write_text(content)
-    assert Training("0" * 12, "resnet18", tmp_path, folds=5).at() == "training fold 1 of 5"
+    assert Training("0" * 12, "resnet18", [("training", tmp_path)], folds=5).at() == "training fold 1 of 5"
 
 
 def test_the_view(tmp_path: Path, clock: Callable[[float], None]) -> None:
     """Trials at work by name until they have ended, the best so far, and the standing."""
     progress = Progress("first", ["accuracy", "latency_ms"], "accuracy")
     work = [
-        Training(f"{width:012}", f"resnet18 w{width}", tmp_path / str(width), folds=5) for width in (32, 64)
+        Training(f"{width:012}", f"resnet18 w{width}", [("training", tmp_path / str(width))], folds=5)
+        for width in (32, 64)
     ]
     with progress.running(work, lambda: _standing(0)):
         empty = progress.view(_standing(0))

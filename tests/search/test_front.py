@@ -12,6 +12,7 @@ from scipy.stats import norm
 
 from dxc.pareto import hypervolume, non_dominated
 from dxc.search.front import (
+    Account,
     Candidates,
     FrontSearch,
     _largest,
@@ -43,6 +44,71 @@ def test_epochs_of_a_rung() -> None:
     assert epochs_of([Rung(5, 5)], 0) == 25
     # folds of the full length are kept, the most of them: 1, 3 - 1 and 5 - 3 folds of five epochs
     assert [epochs_of([Rung(1, 5), Rung(3, 5), Rung(5, 5)], rung) for rung in range(3)] == [5, 10, 10]
+
+
+def test_what_is_shared_is_counted_once() -> None:
+    """A base of 5 epochs, two networks that are pruned from it and fine-tuned for 3, and a quantised copy of one."""
+    base, half, quarter = ("base", None), ("half", 3), ("quarter", 3)
+    account = Account()
+    assert account.cost([base, half], LADDER) == 1 * 2 + 1 * 5 + 4 * 5 + (1 + 1 + 4) * 3
+    assert account.add([base], LADDER[:1]) == 2
+    assert account.add([base, half], LADDER[:2]) == 5 + (1 + 1) * 3  # two epochs of the base are there
+    assert account.cost([base, half], LADDER) == 4 * (5 + 3)
+    assert account.add([base, half], LADDER) == 4 * (5 + 3)
+    assert account.cost([base, half], LADDER) == account.cost([base], LADDER) == 0
+    assert account.cost([base, quarter], LADDER) == (1 + 1 + 4) * 3
+
+
+def test_a_network_whose_base_is_trained_is_chosen_first() -> None:
+    """Of two candidates that promise the same, the one that costs fewer epochs; and a budget for one only is enough."""
+    names = ["base", "pruned", "other", "alone"]
+    candidates = Candidates(
+        names,
+        np.array([[0.0], [1.0], [2.0], [1.0]]),
+        np.array([[4.0], [2.0], [8.0], [2.0]]),
+        ["onnx_mb"],
+        trainings=[[("b", None)], [("b", None), ("p", 2)], [("o", None)], [("a", None), ("q", 2)]],
+    )
+    ladder = [Rung(2, 5)]
+    seen = {"base": {ladder[0]: [0.9, 0.9]}, "other": {ladder[0]: [0.91, 0.91]}}
+    search = FrontSearch(candidates, ladder, seed=0)
+    search._first = lambda *_: []  # type: ignore[method-assign]
+    assert search.next(seen, count=1, epochs_left=100) == [("pruned", ladder[0])]
+    assert search.next(seen, count=2, epochs_left=4) == [("pruned", ladder[0])]
+    assert search.next(seen, count=2, epochs_left=3) == []
+
+
+def test_a_cost_that_is_missing_speaks_neither_for_nor_against() -> None:
+    """Half of the candidates have no latency: both halves are chosen from, and each improves on a front of its own
+    objectives."""
+    candidates, truth = _candidates()
+    costs = candidates.costs.copy()
+    costs[1::2, 0] = np.nan
+    search = FrontSearch(replace(candidates, costs=costs), LADDER, seed=0)
+    assert np.isfinite(search._features).all()
+    full = np.arange(6)
+    front = np.column_stack([-truth[full], costs[full]])
+    mean, std = truth + 0.01, np.full(len(truth), 0.03)
+    which = np.arange(10, 40)
+    gains = search._expected_improvement(front, which, mean, std, np.ones(len(which)))
+    assert (gains >= 0).all() and gains[::2].max() > 0 and gains[1::2].max() > 0
+
+    # those without a latency: as if the others had none either, and latency were no objective
+    blind = FrontSearch(
+        replace(candidates, costs=candidates.costs[:, 1:], cost_names=["onnx_mb"]), LADDER, seed=0
+    )
+    lone = which[which % 2 == 1]
+    alone = blind._expected_improvement(front[:, [0, 2]], lone, mean, std, np.ones(len(lone)))
+    np.testing.assert_allclose(gains[1::2] / gains[1::2].max(), alone / alone.max(), atol=1e-12)
+    # those with one are compared with others that have one
+    seeing = FrontSearch(candidates, LADDER, seed=0)
+    known = which[which % 2 == 0]
+    whole = seeing._expected_improvement(front[::2], known, mean, std, np.ones(len(known)))
+    assert np.argmax(gains[::2]) == np.argmax(whole)
+
+    seen = {name: {LADDER[-1]: [truth[n]] * 5} for n, name in enumerate(candidates.names[:8])}
+    chosen = search.next(seen, count=10, epochs_left=10_000)
+    assert {int(name[1:]) % 2 for name, _ in chosen} == {0, 1}
 
 
 def test_expected_improvement_against_chance() -> None:

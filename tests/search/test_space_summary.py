@@ -16,7 +16,7 @@ from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.errors import SearchError
 from dxc.search import space_summary as module
 from dxc.search.settings import DEFAULT_TRIALS
-from dxc.search.space import Axis, Identity, Space
+from dxc.search.space import Axis, Identity, Space, network_hash
 from dxc.search.space_summary import Chips, SpaceSummary, _data_points, _line, prepare_chips
 from tests.conftest import ChipMaker
 
@@ -252,6 +252,103 @@ def test_seconds_of_training_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     timed.clear()
     assert _summary(limits={"onnx_mb": 2.0}).estimate(chips) == pytest.approx(2 * 8 * each)
     assert set(timed) == {8}
+
+
+class _Compressed:
+    """Networks of 1000 MACs a channel, pruned by half (250 MACs) or not, and quantised or not. What is quantised has no
+    latency."""
+
+    def __init__(self, widths: int = 1) -> None:
+        self.space = Space(
+            (
+                Axis("compress.fraction", ("0", "0.5")),
+                Axis("compress.quantise", ("none", "static")),
+                Axis("model.width", tuple(str(1 + each) for each in range(widths))),
+            ),
+            (),
+        )
+
+    def identity(self, point: tuple[int, ...]) -> Identity:
+        fraction, kind, width = (0, 0.5)[point[0]], ("none", "static")[point[1]], 1 + point[2]
+        compress = {"fraction": fraction, "quantise": kind, "align": 1, "finetune_epochs": 2}
+        config = {
+            "model": {"_target_": "dxc.models.resnet.ResNet", "width": width},
+            "compress": compress,
+            "data": {"channels": ["dem"], "batch_size": 8, "size": 20},
+            "trainer": {"max_epochs": 3},
+        }
+        name = f"{fraction}-{kind}-{width}"
+        return _Identity(name, name, network_hash(config), config)
+
+    def distinct(self) -> dict[str, tuple[int, ...]]:
+        return {self.identity(point).trial: point for point in self.space.points()}
+
+
+class _CompressedCosts(_Costs):
+    def compute(self, networks: Mapping[str, Any], **_: Any) -> None:
+        for name, config in networks.items():
+            compress = config["compress"]
+            factor = (0.25 if compress["fraction"] else 1.0) * config["model"]["width"]
+            float32 = compress["quantise"] == "none"
+            self.computed[name] = {"macs": 1000.0 * factor, "onnx_mb": factor * (8 if float32 else 2)}
+            if float32:
+                self.computed[name]["latency_ms"] = factor
+
+
+def _compressed(catalogue: _Compressed, costs: _Costs, **settings: Any) -> SpaceSummary:
+    defaults = {"tuner": "grid", "max_trials": None, "seed": 0, "limits": {}}
+    given = SimpleNamespace(**defaults | settings)
+    return SpaceSummary(catalogue.space, catalogue, given, costs)  # type: ignore[arg-type]
+
+
+def test_seconds_of_finetuning_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base is trained once for four trials, and the pruned network fine-tuned once for two."""
+    timed = []
+
+    def seconds_per_image(plan: Any, model: str = "whole") -> tuple[float, float]:
+        timed.append(model)
+        return {"whole": (1e-2, 1e-3), "pruned": (4e-3, 5e-4)}[model]
+
+    monkeypatch.setattr(speed, "seconds_per_image", seconds_per_image)
+    monkeypatch.setattr(module, "fitted", lambda plan: plan)
+    monkeypatch.setattr(module, "untrained_network", lambda plan: "pruned")
+    chips = Chips({"section": "hash"}, ["chips of x"], folds=5, train_images=400, val_images=100)
+    summary = _compressed(_Compressed(), _CompressedCosts())
+    assert len(summary.feasible) == 4
+    base, tuned = 3 * (400 * 1e-2 + 100 * 1e-3), 2 * (400 * 4e-3 + 100 * 5e-4)
+    assert summary.estimate(chips) == pytest.approx(base + tuned)
+    assert sorted(set(timed)) == ["pruned", "whole"]
+    assert summary.most_finetuning == 2
+    assert _summary().most_finetuning == 0
+
+
+def test_objectives_that_some_networks_lack_are_said_once() -> None:
+    settings = {"objectives": ["accuracy", "latency_ms", "onnx_mb"]}
+    (line,) = _compressed(_Compressed(), _CompressedCosts(), **settings).unknown_objectives()
+    assert line == (
+        "2 of 4 networks have no latency_ms: predictors describe kernels in float32, and these are quantised. They are "
+        "judged by accuracy and onnx_mb alone. hardware.measure=true measures the latency of each trial"
+    )
+    assert not _compressed(
+        _Compressed(), _CompressedCosts(), objectives=["accuracy", "onnx_mb"]
+    ).unknown_objectives()
+
+
+def test_costs_of_compressed_networks_are_estimated() -> None:
+    """Estimates know of fractions and quantisation, and none gives a quantised network a latency."""
+    costs = _CompressedCosts()
+    summary = _compressed(_Compressed(widths=16), costs)
+    summary.estimate_costs()
+    assert summary.estimated() and len(costs.computed) < 64 == len(summary.networks)
+    for trial in summary.trials:
+        fraction, kind, width = trial.split("-")
+        known = summary.known(summary.identity(trial))
+        factor = (0.25 if float(fraction) else 1.0) * int(width)
+        assert known["onnx_mb"] == pytest.approx(factor * (8 if kind == "none" else 2), rel=0.05)
+        if kind == "none":
+            assert known["latency_ms"] == pytest.approx(factor, rel=0.05)
+        else:
+            assert "latency_ms" not in known
 
 
 @pytest.mark.parametrize(

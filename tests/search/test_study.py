@@ -575,7 +575,7 @@ def test_two_searches_at_once(searching: Searching) -> None:
         (["search.max_trials=0"], "search.max_trials must be a whole number of at least 1, not 0"),
         (["search.rungs=[[0,1]]"], "search.rungs must be a list of"),
         (["search.tuner=pareto", "search.objectives=[accuracy,f1]"], "must hold accuracy and at least one of"),
-        (["search.tuner=pareto", "search.objectives=[accuracy,latency_ms]"], "needs latency_ms of every network"),
+        (["search.tuner=pareto", "search.objectives=[accuracy,latency_ms]"], "weighs latency_ms, which hardware=cpu"),
         (["search.early_stop=average"], "search.early_stop must be none or median, not 'average'"),
         (["+search.speed=3"], "search has no speed"),
     ],

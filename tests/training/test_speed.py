@@ -9,6 +9,7 @@ import torch
 
 from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.config.plan import Plan
+from dxc.data.augment import CropFlip, Drawn
 from dxc.training import speed
 
 
@@ -46,3 +47,34 @@ def test_fewer_images_of_a_slow_network(
     training, validation = speed.seconds_per_image(Plan.of(resolved(cfg)))
     assert training == pytest.approx(image_s) and validation == pytest.approx(image_s)
     assert seen == counts
+
+
+def test_augmentation_is_timed_where_images_are_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An eighth of the step of the network in training, nothing in validation."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
+        overrides = ["data=cifar10", "model=resnet8", "data.batch_size=8"]
+        plans = {
+            kind: Plan.of(resolved(compose("train", overrides=[*overrides, f"data.augment={kind}"])))
+            for kind in ("crop_flip", "none")
+        }
+    now = 0.0
+    forward, apply = torch.nn.Module.__call__, CropFlip.apply
+
+    def watched(module: torch.nn.Module, *given: torch.Tensor) -> torch.Tensor:
+        nonlocal now
+        if type(module).__name__ == "TinyResNet":
+            now += len(given[0]) / 128
+        return forward(module, *given)
+
+    def augmented(augment: CropFlip, images: torch.Tensor, drawn: Drawn) -> torch.Tensor:
+        nonlocal now
+        now += len(images) / 1024
+        return apply(augment, images, drawn)
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", watched)
+    monkeypatch.setattr(CropFlip, "apply", augmented)
+    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: now))
+    assert speed.seconds_per_image(plans["crop_flip"]) == pytest.approx((1 / 128 + 1 / 1024, 1 / 128))
+    assert speed.seconds_per_image(plans["none"]) == pytest.approx((1 / 128, 1 / 128))
