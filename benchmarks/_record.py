@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Sequence
 from datetime import date
@@ -13,14 +14,15 @@ from dxc.files import write_atomically
 from dxc.hardware.spec import device_name
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 
 
-def save(name: str, figures: dict[str, Any]) -> None:
-    """Write the figures of one script. An interrupted write leaves the old file."""
+def save(name: str, figures: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Write the figures of one script into a folder. An interrupted write leaves the old file."""
     record = {"date": date.today().isoformat(), "device": device_name(), "kind": "measured", **figures}
-    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    path = folder / f"{name}.json"
     write_atomically(path, json.dumps(record, indent=2) + "\n")
-    print(f"saved {path.relative_to(ROOT)}")
+    print(f"saved {os.path.relpath(path)}")
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

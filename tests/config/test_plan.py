@@ -197,6 +197,9 @@ def test_the_published_grid_of_compressed_networks() -> None:
     assert {plan.compress.finetune_epochs for plan in plans} == {0, 3, 5}
     assert {plan.compress.quantise for plan in plans} == {"none", "dynamic", "static"}
     assert len({train_identity(plan, "chips") for plan in plans}) == 1  # one network is trained
+    for epochs, more in ((16, ()), (3, ("trainer.max_epochs=3",))):  # the learning rate ends at 0
+        scheduler = Plan.of(_composed("experiment=edge_milestones", *more)).scheduler
+        assert scheduler is not None and scheduler.argument("T_max") == epochs
     assert (plans[0].model.name, plans[0].model.argument("width"), plans[0].data.name) == (
         "mobilenet_v1",
         1.0,
