@@ -13,6 +13,7 @@ import rasterio
 from dxc.errors import ConfigError
 from dxc.geo.chips import BLOCK_CACHE_MB, common_ground, fingerprint, look_at_rasters
 from dxc.geo.formats import GDAL_OPTIONS
+from dxc.geo.mosaic import open_mosaic
 from dxc.geo.rasters import open_raster
 
 
