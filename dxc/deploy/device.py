@@ -364,7 +364,10 @@ class Device:
                 f"{self.where} has no {self.python or 'python3'}: install Python 3.9 or newer there, or name it: "
                 "hardware.python=PATH"
             )
-        killed = " (killed; out of memory?)" if status in (-signal.SIGKILL, 128 + signal.SIGKILL) else ""
+        killed = {
+            signal.SIGKILL: " (killed; out of memory?)",
+            signal.SIGILL: " (illegal instruction: this onnxruntime is built for other processors; try another version)",
+        }.get(-status if status < 0 else status - 128, "")
         raise HardwareError(f"{self.where}: {doing}; status {status}{killed}: {said}")
 
     def _refusal(self, answer: dict[str, Any]) -> RefusedError:
@@ -388,6 +391,8 @@ class Device:
             "run": "is there enough memory?",
             "memory": "stop other programs there",
         }.get(kind, "run the same command again")
+        if kind == "import" and "(armv" in str(answer.get("message")):
+            advice = "there is no onnxruntime for ARM of 32 bits: set the device up with a system of 64 bits (aarch64)"
         return RefusedError(kind, f"{self.where}: {_word(answer.get('message'))}; {advice}")
 
 

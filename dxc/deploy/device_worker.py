@@ -327,7 +327,7 @@ def hold(folder: str, request: dict[str, Any]) -> None:
     """Keep the lock of the device until stdin ends. The file says who has it."""
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, "deployment.lock")
-    said = []
+    said: list[str] = []
 
     def waiting() -> bool:
         holder = read(path) or "another deployment"
@@ -379,7 +379,8 @@ class Runtime:
             import numpy  # noqa: F401
             import onnxruntime
         except ImportError as error:
-            raise Refused("import", str(error)) from error
+            here = "%s, Python %s" % (platform.machine(), platform.python_version())
+            raise Refused("import", "%s (%s)" % (error, here)) from error
         self.version = onnxruntime.__version__
         self._module = onnxruntime
         self._provider = "CUDAExecutionProvider" if self.provider == "cuda" else "CPUExecutionProvider"

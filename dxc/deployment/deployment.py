@@ -190,7 +190,7 @@ def deploy(asked: Deploy) -> Deployment:
         affinity=hardware.affinity,
     )
     log.info("deploying %s to %s", counted(len(runs), "network"), device.where)
-    with device.held(log.info), opened(asked.energy) as meter:
+    with device.held(log.info), opened(asked.energy, hardware.host) as meter:
         probed = device.probe()
         deploying = _Deploying(asked, device, Environment.model_validate(probed["environment"]), meter)
         log.info("%s: %s", device.where, deploying.described)
@@ -390,9 +390,9 @@ def _verdict(deploying: _Deploying, record: DeviceRecord, times: np.ndarray, win
     if not windows.whole:
         why = "the connection was lost while it ran, so it is not known when"
         return Verdict(content={"windows": listed}, reason=why)
-    latency = record.latency(times)[0].get("measured_latency_ms")
-    found = deploying.meter.verdict(windows.found, latency_ms=latency, throttled=record.throttled)
-    return Verdict(found.metrics, {"windows": listed, **found.content}, found.reason)
+    return deploying.meter.verdict(
+        windows.found, latency_ms=float(times.mean()), accuracy=record.accuracy, throttled=record.throttled
+    )
 
 
 def _kept(folder: Path) -> tuple[DeviceRecord, np.ndarray, dict[str, bytes], Verdict] | None:
@@ -461,6 +461,7 @@ def _track(
         MEASURED_ON: deploying.described,
         "dxc.measurement": f"invalid: {invalid}" if invalid else "valid",
         "dxc.runtime": f"{record.environment.runtime} {record.environment.runtime_version}",
+        "dxc.energy_meter": "" if deploying.meter is None else deploying.meter.name,
         "dxc.emulated": str(deploying.emulated).lower(),
         "dxc.proved_by": images.described,
         DEPLOYED: key,

@@ -110,7 +110,8 @@ def proof_images(
     if not found:
         names = ", ".join(each.name for each in module.folds)
         raise DataError(f"run {run_id}: its network is of the fold {fold or '?'}, and there are {names}")
-    return _packed(images, found[0], f"{module.source.noun}, {_part(fold)}")
+    part = "that are set aside for tests" if fold == "given" else f"that validate {fold}"
+    return _packed(images, found[0], f"{module.source.noun}: {counted(len(found[0]), images.unit)} {part}")
 
 
 def _source_section(
@@ -128,10 +129,6 @@ def _source_section(
     return {**section, **{key: value for key, value in places.items() if key in section}}
 
 
-def _part(fold: str) -> str:
-    return "its published test images" if fold == "given" else f"validation images of {fold}"
-
-
 def _packed(images: Images, indices: np.ndarray, described: str) -> ProofImages:
     labels = np.asarray(images.labels)[indices].astype(np.int64)
     if not len(labels):
@@ -144,7 +141,6 @@ def _packed(images: Images, indices: np.ndarray, described: str) -> ProofImages:
                 f"{described}: they have several sizes, and the network takes one; train with data.size=PIXELS"
             )
         pixels, prepared = _smallest(images.images(indices)), True
-    described = f"{counted(len(labels), images.unit)} of {described}"
     size = pixels.nbytes / 1e6
     return ProofImages(
         Payload(_npy(pixels), f"{described} ({size:.1f} MB as {pixels.dtype})"),

@@ -49,16 +49,26 @@ class Meter(Protocol):
 
     name: str
 
-    def verdict(self, windows: Sequence[Window], *, latency_ms: float | None, throttled: bool) -> Verdict:
-        """Judge what was sampled in these windows."""
+    def verdict(
+        self, windows: Sequence[Window], *, latency_ms: float, accuracy: float, throttled: bool
+    ) -> Verdict:
+        """Judge what was sampled in the windows of one network.
+
+        Args:
+            windows: of the network, all of them over.
+            latency_ms: mean over its runs.
+            accuracy: on the device, for the figure of merit.
+            throttled: whether the device slowed down.
+        """
 
 
 @contextlib.contextmanager
-def opened(settings: Mapping[str, Any] | None) -> Iterator[Meter | None]:
+def opened(settings: Mapping[str, Any] | None, host: str | None) -> Iterator[Meter | None]:
     """The meter that the section `energy` describes; None where there is none.
 
     Args:
         settings: the section.
+        host: the device; None for this machine.
     """
     yield None
 

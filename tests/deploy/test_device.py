@@ -318,6 +318,23 @@ def test_what_the_device_lacks_is_said(device: Device, tmp_path: Path) -> None:
         Device(folder=device.folder, affinity=[0, 4001]).probe()
 
 
+def test_a_processor_that_onnxruntime_is_not_made_for(tmp_path: Path) -> None:
+    """A system of 32 bits has none; one that is built for newer processors ends with an illegal instruction."""
+    old = tmp_path / "old"
+    answer = worker.MARK + json.dumps(
+        {"error": "import", "message": "No module named 'onnxruntime' (armv7l, Python 3.11.2)"}
+    )
+    old.write_text(f"#!/bin/sh\necho '{answer.replace(chr(39), '')}'\nexit 1\n")
+    old.chmod(0o755)
+    with pytest.raises(RefusedError, match=r"armv7l.*set the device up with a system of 64 bits"):
+        Device(folder=str(tmp_path / "device"), python=str(old)).probe()
+    old.write_text("#!/bin/sh\nkill -ILL $$\n")
+    with pytest.raises(
+        HardwareError, match="illegal instruction: this onnxruntime is built for other processors"
+    ):
+        Device(folder=str(tmp_path / "device"), python=str(old)).probe()
+
+
 @pytest.mark.parametrize(
     ("said", "advice"),
     [

@@ -46,7 +46,7 @@ def test_a_study_is_proved_on_this_machine(study: Path, capsys: pytest.CaptureFi
         images=240, seed=0, classes=tuple("0123456789"), cache_dir=str(study / "cache")
     ).read()
     pixels, labels = images.pixels[images.held_out], images.labels[images.held_out]
-    assert result.images == [f"{len(labels)} images of synthetic images, its published test images"]
+    assert result.images == [f"synthetic images: {len(labels)} images that are set aside for tests"]
     mean, std = (
         np.array(each, np.float32).reshape(1, 3, 1, 1) for each in ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7))
     )
