@@ -38,6 +38,9 @@ from dxc.deployment.record import DeviceRecord, Environment
 from dxc.deployment.settings import Deploy
 from dxc.errors import AnalysisError, DxcError, ExportError, HardwareError
 from dxc.files import whole_folder, write_atomically
+from dxc.hardware.measure.energy.metering import FILE as ENERGY
+from dxc.hardware.measure.energy.metering import FOLDER as ARTIFACTS
+from dxc.hardware.measure.energy.metering import slug
 from dxc.hardware.onnx_file import load_onnx
 from dxc.metrics import METRICS, is_declared, metric_of
 from dxc.text import counted
@@ -53,8 +56,6 @@ PROTOCOL = 1
 METERED_SECONDS = 60.0
 PLAIN_SECONDS = 1.0
 DEPLOYED, MEASURED_ON = "dxc.deployed", "dxc.measured_on"
-ARTIFACTS = "deployed"
-"""Folder of a run's artifacts; a folder in it for each device."""
 MAX_RECORD_BYTES = 1_000_000
 
 
@@ -357,7 +358,7 @@ def _recorded(
         for file_name, file_content in fetched.items():
             write_atomically(draft / file_name, file_content)
         write_atomically(draft / "record.json", json.dumps(content, indent=1))
-        write_atomically(draft / "energy.json", json.dumps(asdict(verdict), indent=1))
+        write_atomically(draft / ENERGY, json.dumps(asdict(verdict), indent=1))
     device.drop(objects=[network.payload.sha256], results=[key])  # images stay, for the networks to come
     outputs = {file: value for file, value in fetched.items() if file != "times.bin"}
     return record, times, outputs, verdict, "measured"
@@ -391,7 +392,11 @@ def _verdict(deploying: _Deploying, record: DeviceRecord, times: np.ndarray, win
         why = "the connection was lost while it ran, so it is not known when"
         return Verdict(content={"windows": listed}, reason=why)
     return deploying.meter.verdict(
-        windows.found, latency_ms=float(times.mean()), accuracy=record.accuracy, throttled=record.throttled
+        windows.found,
+        mean_ms=float(times.mean()),
+        latency_ms=record.latency(times)[0].get("measured_latency_ms"),
+        accuracy=record.accuracy,
+        throttled=record.throttled,
     )
 
 
@@ -399,7 +404,7 @@ def _kept(folder: Path) -> tuple[DeviceRecord, np.ndarray, dict[str, bytes], Ver
     """A record in cache_dir; None where there is none that is whole."""
     try:
         record = DeviceRecord.of(load_json(folder / "record.json", limit=MAX_RECORD_BYTES), str(folder))
-        verdict = Verdict(**load_json(folder / "energy.json", limit=200_000_000))
+        verdict = Verdict(**load_json(folder / ENERGY, limit=200_000_000))
         files = {name: (folder / name).read_bytes() for name in record.files}
         if any(hashlib.sha256(files[n]).hexdigest() != about.sha256 for n, about in record.files.items()):
             return None
@@ -448,10 +453,10 @@ def _track(
         "record": record.model_dump(),
     }
     with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder) / ARTIFACTS / _slug(deploying.described)
+        home = Path(folder) / ARTIFACTS / slug(deploying.described)
         home.mkdir(parents=True)
         (home / "record.json").write_text(json.dumps(content, indent=1))
-        (home / "energy.json").write_text(json.dumps(asdict(verdict), indent=1))
+        (home / ENERGY).write_text(json.dumps(asdict(verdict), indent=1))
         np.save(home / "times_ms.npy", times.astype(np.float32))
         for name, shape in record.outputs.items():
             answers = np.frombuffer(outputs[f"output-{name}.bin"], "<f4").reshape(shape)
@@ -485,12 +490,6 @@ def _version(text: str) -> tuple[int, int]:
     """(1, 17) of '1.17.3'; larger than any where it cannot be read, so that nothing is refused by mistake."""
     found = re.match(r"(\d+)\.(\d+)", text)
     return (int(found[1]), int(found[2])) if found else (10**6, 0)
-
-
-def _slug(text: str) -> str:
-    """Name of a folder for a device: readable, and different for different devices."""
-    mark = hashlib.blake2b(text.encode(), digest_size=3).hexdigest()
-    return re.sub(r"[^A-Za-z0-9]+", "-", text.partition(";")[0]).strip("-")[:60] + f"-{mark}"
 
 
 def require_all(result: Deployment) -> None:

@@ -5,28 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any
+
+from dxc.hardware.measure.energy import sources
+from dxc.hardware.measure.energy.metering import metered
+from dxc.hardware.measure.energy.protocol import Window
 
 NO_METER = "no meter (energy=none)"
-
-
-@dataclass(frozen=True)
-class Window:
-    """A time in which the device did one thing. Times are time.monotonic() of this machine, in seconds.
-
-    Attributes:
-        kind: idle, or load: a network was run.
-        begin_s: when its beginning was heard of.
-        end_s: when its end was heard of.
-        images: that were inferred.
-        inference_seconds: of the window that were spent inside session.run, by the device's clock.
-    """
-
-    kind: Literal["idle", "load"]
-    begin_s: float
-    end_s: float
-    images: int = 0
-    inference_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +20,7 @@ class Verdict:
 
     Attributes:
         metrics: of dxc.metrics; none of an invalid figure.
-        content: for the record: samples, figures, and the reason where there are none.
+        content: for the record, as dxc.hardware.measure.energy.metering writes it; {} where nothing was metered.
         reason: why there is no energy; '' where there is.
     """
 
@@ -44,33 +29,58 @@ class Verdict:
     reason: str = ""
 
 
-class Meter(Protocol):
-    """A power meter that is listened to."""
+class Meter:
+    """A power meter that is listened to.
 
-    name: str
+    Args:
+        source: of its samples, open.
+    """
+
+    def __init__(self, source: sources.Source) -> None:
+        self._source = source
+        self.name = source.name
 
     def verdict(
-        self, windows: Sequence[Window], *, latency_ms: float, accuracy: float, throttled: bool
+        self,
+        windows: Sequence[Window],
+        *,
+        mean_ms: float,
+        latency_ms: float | None,
+        accuracy: float,
+        throttled: bool,
     ) -> Verdict:
         """Judge what was sampled in the windows of one network.
 
         Args:
             windows: of the network, all of them over.
-            latency_ms: mean over its runs.
+            mean_ms: mean time of its runs: energy over time may not exceed the greatest power.
+            latency_ms: of its runs, as it is reported, for the figure of merit; None where it is invalid.
             accuracy: on the device, for the figure of merit.
             throttled: whether the device slowed down.
         """
+        found = metered(self._source, windows, latency_ms=mean_ms, throttled=throttled)
+        metrics = found.energy.metrics(accuracy=accuracy, latency_ms=latency_ms)
+        return Verdict(metrics, found.content(), found.energy.reason)
 
 
 @contextlib.contextmanager
-def opened(settings: Mapping[str, Any] | None, host: str | None) -> Iterator[Meter | None]:
+def opened(section: Mapping[str, Any] | None, host: str | None) -> Iterator[Meter | None]:
     """The meter that the section `energy` describes; None where there is none.
 
     Args:
-        settings: the section.
+        section: of the configuration.
         host: the device; None for this machine.
+
+    Raises:
+        ConfigError: a value that cannot work, or a meter that cannot reach that device.
+        HardwareError: the meter is silent, or speaks nonsense.
     """
-    yield None
+    source = sources.opened(section, host=host)
+    if source is None:
+        yield None
+        return
+    with source:
+        yield Meter(source)
 
 
 class Windows:

@@ -20,11 +20,12 @@ from dxc.config.compose import resolved
 from dxc.config.names import quote_texts
 from dxc.deploy.device import Device
 from dxc.deployment.deployment import require_all
-from dxc.deployment.meter import Window, Windows
+from dxc.deployment.meter import Windows
 from dxc.deployment.opset import needed_runtime
 from dxc.deployment.record import DeviceRecord
 from dxc.deployment.settings import Deploy
 from dxc.errors import AnalysisError, ConfigError, HardwareError, TrackingError
+from dxc.hardware.measure.energy.protocol import Window
 from dxc.report.deployment import print_deployment
 from dxc.synthetic.images import SyntheticImages
 from dxc.tracking.store import Store
