@@ -366,7 +366,7 @@ class Device:
             )
         killed = {
             signal.SIGKILL: " (killed; out of memory?)",
-            signal.SIGILL: " (illegal instruction: this onnxruntime is built for other processors; try another version)",
+            signal.SIGILL: " (illegal instruction: this onnxruntime is for other processors; try another version)",
         }.get(-status if status < 0 else status - 128, "")
         raise HardwareError(f"{self.where}: {doing}; status {status}{killed}: {said}")
 
