@@ -49,15 +49,12 @@ class Meter(Protocol):
 
     name: str
 
-    def verdict(
-        self, windows: Sequence[Window], *, latency_ms: float, accuracy: float, throttled: bool
-    ) -> Verdict:
+    def verdict(self, windows: Sequence[Window], *, latency_ms: float, throttled: bool) -> Verdict:
         """Judge what was sampled in the windows of one network.
 
         Args:
             windows: of the network, all of them over.
             latency_ms: mean over its runs.
-            accuracy: on the device, for the figure of merit.
             throttled: whether the device slowed down.
         """
 
@@ -71,6 +68,19 @@ def opened(settings: Mapping[str, Any] | None, host: str | None) -> Iterator[Met
         host: the device; None for this machine.
     """
     yield None
+
+
+def merit(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metric fom: accuracy in % / (latency in ms x energy in mJ), where a device gave all three in one run.
+
+    Args:
+        metrics: of that run.
+    """
+    needed = ("device_accuracy", "measured_latency_ms", "energy_mj")
+    if not all(name in metrics for name in needed):
+        return {}
+    accuracy, latency_ms, energy_mj = (metrics[name] for name in needed)
+    return {"fom": 100 * accuracy / (latency_ms * energy_mj)}
 
 
 class Windows:
