@@ -365,8 +365,10 @@ class Device:
                 "hardware.python=PATH"
             )
         killed = {
-            signal.SIGKILL: " (killed; out of memory?)",
-            signal.SIGILL: " (illegal instruction: this onnxruntime is for other processors; try another version)",
+            int(signal.SIGKILL): " (killed; out of memory?)",
+            int(
+                signal.SIGILL
+            ): " (illegal instruction: this onnxruntime is for other processors; try another one)",
         }.get(-status if status < 0 else status - 128, "")
         raise HardwareError(f"{self.where}: {doing}; status {status}{killed}: {said}")
 

@@ -32,7 +32,7 @@ from dxc.config.identity import digest
 from dxc.deploy.device import FOLDER, Device, Payload, RefusedError, UnreachableError
 from dxc.deploy.metadata import Metadata, read_metadata
 from dxc.deployment.images import ProofImages, proof_images, read_config
-from dxc.deployment.meter import NO_METER, Meter, Verdict, Windows, opened
+from dxc.deployment.meter import NO_METER, Meter, Verdict, Windows, merit, opened
 from dxc.deployment.opset import needed_runtime
 from dxc.deployment.record import DeviceRecord, Environment
 from dxc.deployment.settings import Deploy
@@ -242,9 +242,9 @@ def _proof(deploying: _Deploying, reader: Reader, run: StoredRun, place: str) ->
         key = deploying.identity(network.payload, images)
         if run.tags.get(DEPLOYED) == key and not deploying.asked.again:
             log.info("%s %s: measured before, and not again (again=true does)", place, name)
-            verdict = run.tags.get("dxc.measurement", "valid")
-            notes = [] if verdict == "valid" else [f"no latency: {verdict.removeprefix('invalid: ')}"]
-            return Proof(run.run_id, name, trained, _measured(run), "kept", notes)
+            said = run.tags.get("dxc.measurement", "valid")
+            known = [] if said == "valid" else [f"no latency: {said.removeprefix('invalid: ')}"]
+            return Proof(run.run_id, name, trained, _measured(run), "kept", known)
         record, times, outputs, verdict, state = _recorded(deploying, network, images, key, f"{place} {name}")
         metrics, notes = _track(deploying, network, key, record, times, outputs, verdict, images)
         return Proof(run.run_id, name, trained, metrics, state, notes)
@@ -391,13 +391,7 @@ def _verdict(deploying: _Deploying, record: DeviceRecord, times: np.ndarray, win
     if not windows.whole:
         why = "the connection was lost while it ran, so it is not known when"
         return Verdict(content={"windows": listed}, reason=why)
-    return deploying.meter.verdict(
-        windows.found,
-        mean_ms=float(times.mean()),
-        latency_ms=record.latency(times)[0].get("measured_latency_ms"),
-        accuracy=record.accuracy,
-        throttled=record.throttled,
-    )
+    return deploying.meter.verdict(windows.found, latency_ms=float(times.mean()), throttled=record.throttled)
 
 
 def _kept(folder: Path) -> tuple[DeviceRecord, np.ndarray, dict[str, bytes], Verdict] | None:
@@ -432,6 +426,7 @@ def _track(
         **latency,
         **verdict.metrics,
     }
+    metrics |= merit(metrics)
     notes = record.notes()
     if invalid:
         notes.append(f"no latency: {invalid}")

@@ -124,8 +124,7 @@ def _source_section(
             f"run {run_id} was trained on images of the user's own, source.root={said!r:.300} as its configuration "
             "says. A path that comes from a store is not followed: name it, source.root=PATH"
         )
-    places = {"root": root if said is not None or root is not None else None, "cache_dir": cache_dir}
-    places |= {"progress": progress, "jobs": None}
+    places: dict[str, Any] = {"root": root, "cache_dir": cache_dir, "progress": progress, "jobs": None}
     return {**section, **{key: value for key, value in places.items() if key in section}}
 
 

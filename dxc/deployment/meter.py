@@ -10,6 +10,7 @@ from typing import Any
 from dxc.hardware.measure.energy import sources
 from dxc.hardware.measure.energy.metering import metered
 from dxc.hardware.measure.energy.protocol import Window
+from dxc.metrics import figure_of_merit
 
 NO_METER = "no meter (energy=none)"
 
@@ -40,27 +41,16 @@ class Meter:
         self._source = source
         self.name = source.name
 
-    def verdict(
-        self,
-        windows: Sequence[Window],
-        *,
-        mean_ms: float,
-        latency_ms: float | None,
-        accuracy: float,
-        throttled: bool,
-    ) -> Verdict:
+    def verdict(self, windows: Sequence[Window], *, latency_ms: float, throttled: bool) -> Verdict:
         """Judge what was sampled in the windows of one network.
 
         Args:
             windows: of the network, all of them over.
-            mean_ms: mean time of its runs: energy over time may not exceed the greatest power.
-            latency_ms: of its runs, as it is reported, for the figure of merit; None where it is invalid.
-            accuracy: on the device, for the figure of merit.
+            latency_ms: mean over its runs: energy over time may not exceed the greatest power.
             throttled: whether the device slowed down.
         """
-        found = metered(self._source, windows, latency_ms=mean_ms, throttled=throttled)
-        metrics = found.energy.metrics(accuracy=accuracy, latency_ms=latency_ms)
-        return Verdict(metrics, found.content(), found.energy.reason)
+        found = metered(self._source, windows, latency_ms=latency_ms, throttled=throttled)
+        return Verdict(found.energy.metrics(), found.content(), found.energy.reason)
 
 
 @contextlib.contextmanager
@@ -81,6 +71,18 @@ def opened(section: Mapping[str, Any] | None, host: str | None) -> Iterator[Mete
         return
     with source:
         yield Meter(source)
+
+
+def merit(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metric fom: accuracy in % / (latency in ms x energy in mJ), where a device gave all three in one run.
+
+    Args:
+        metrics: of that run.
+    """
+    needed = ("device_accuracy", "measured_latency_ms", "energy_mj")
+    if not all(name in metrics for name in needed):
+        return {}
+    return {"fom": figure_of_merit(*(metrics[name] for name in needed))}
 
 
 class Windows:

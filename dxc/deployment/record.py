@@ -125,7 +125,7 @@ class DeviceRecord(_Data):
         Args:
             times_ms: of every run of the network, in order.
         """
-        spread = spread_of(times_ms)
+        spread = spread_of(times_ms)  # type: ignore[arg-type]  # an array serves too
         if self.throttled:
             flags = " and ".join(str(each.get("throttled", "?")) for each in (self.before, self.after))
             return (

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SHOWN = (
     "device_accuracy", "measured_latency_ms", "measured_latency_p95_ms", "peak_memory_mb", "energy_mj", "net_energy_mj",
-    "max_power_w",
+    "max_power_w", "fom",
 )  # fmt: skip
 """Metrics of the table, where some network has them."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import itertools
 import json
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,8 @@ from dxc.analysis.questions import Questions
 from dxc.config.compose import resolved
 from dxc.config.names import quote_texts
 from dxc.deploy.device import Device
-from dxc.deployment.deployment import require_all
-from dxc.deployment.meter import Windows
+from dxc.deployment.deployment import _chosen, require_all
+from dxc.deployment.meter import Verdict, Windows
 from dxc.deployment.opset import needed_runtime
 from dxc.deployment.record import DeviceRecord
 from dxc.deployment.settings import Deploy
@@ -28,6 +31,7 @@ from dxc.errors import AnalysisError, ConfigError, HardwareError, TrackingError
 from dxc.hardware.measure.energy.protocol import Window
 from dxc.report.deployment import print_deployment
 from dxc.synthetic.images import SyntheticImages
+from dxc.tracking.reader import Reader
 from dxc.tracking.store import Store
 from tests.deployment.studies import CONF, KINDS, artifacts_of, composed, deployed, tracked_runs
 
@@ -313,3 +317,86 @@ def test_windows_are_stamped_as_their_events_arrive() -> None:
     assert windows.whole
     windows({"event": "begin", "kind": "load", "replayed": True}, 20.0)
     assert not windows.whole
+
+
+class FakeMeter:
+    """A meter that knows what an image takes, and keeps what it is asked."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Sequence[Window], float, bool]] = []
+
+    def verdict(self, windows: Sequence[Window], *, latency_ms: float, throttled: bool) -> Verdict:
+        self.asked.append((windows, latency_ms, throttled))
+        return Verdict({"energy_mj": 4.0, "max_power_w": 5.0}, {"samples": [[0.0, 5.0]]}, "")
+
+
+@pytest.mark.usefixtures("steady")
+def test_a_meter_is_given_the_windows_of_each_network(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = FakeMeter()
+
+    @contextlib.contextmanager
+    def opened(settings: object, host: str | None) -> Iterator[FakeMeter]:
+        yield meter
+
+    monkeypatch.setattr("dxc.deployment.deployment.opened", opened)
+    run_id = tracked_runs(study)["none"].info.run_id
+    begin_s = time.monotonic()
+    result = deployed(study, "study=null", f"runs=[{run_id}]", "seconds=0.2", "idle_seconds=0.3")
+    ((windows, latency_ms, throttled),) = meter.asked
+    assert [each.kind for each in windows] == ["idle", "load", "load", "load", "idle"]
+    for before, after in itertools.pairwise(windows):
+        assert begin_s < before.begin_s < before.end_s <= after.begin_s < after.end_s < time.monotonic()
+    for each in windows:
+        length = each.end_s - each.begin_s
+        if each.kind == "idle":
+            assert length >= 0.25 and each.images == 0
+        else:
+            assert length >= 0.15 and each.images % 40 == 0 and each.inference_seconds > 0
+    loads = [each for each in windows if each.kind == "load"]
+    images, inside = (sum(getattr(each, name) for each in loads) for name in ("images", "inference_seconds"))
+    assert latency_ms == pytest.approx(1000 * inside / images, rel=1e-4) and not throttled
+    tracked = tracked_runs(study)["none"]
+    metrics = tracked.data.metrics
+    assert metrics["energy_mj"] == 4.0
+    expected = 100 * metrics["device_accuracy"] / (metrics["measured_latency_ms"] * 4.0)
+    assert metrics["fom"] == result.proofs[0].metrics["fom"]
+    assert metrics["fom"] == pytest.approx(expected)
+    assert tracked.data.tags["dxc.energy_meter"] == "fake"
+    (proved,) = (artifacts_of(tracked) / "deployed").iterdir()
+    assert json.loads((proved / "energy.json").read_text())["content"]["samples"] == [[0.0, 5.0]]
+
+
+def test_the_front_is_the_same_when_a_deployment_goes_on(study: Path) -> None:
+    """Of score and size. What a device gave does not change it, so half a deployment goes on with the other half."""
+    uri = f"sqlite:///{study}/mlflow.db"
+    runs = {each.info.run_id: each.data.metrics for each in tracked_runs(study).values()}
+
+    def better(one: dict[str, float], other: dict[str, float]) -> bool:
+        pairs = [(one["accuracy"], other["accuracy"]), (-one["onnx_mb"], -other["onnx_mb"])]
+        return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+
+    front = {name for name, each in runs.items() if not any(better(other, each) for other in runs.values())}
+
+    def chosen(*overrides: str) -> tuple[set[str], str, list[str]]:
+        asked = Deploy.of(composed("deploy", study, "study=small", *overrides))
+        found, title, notes = _chosen(asked, Reader(uri))
+        return {each.run_id for each in found}, title, notes
+
+    assert chosen() == (
+        front,
+        "small",
+        [f"the front of small in accuracy, onnx_mb: {len(front)} of 3 designs"],
+    )
+    some = next(iter(front))
+    Store(uri, "small", patience_s=0).log_measured(
+        some, {"measured_latency_ms": 9.0}, {"dxc.measured_on": "a board"}, gone=[]
+    )
+    assert chosen("refresh=true")[0] == front
+    assert chosen("designs=all")[0] == set(runs)
+    assert chosen("designs=all", "where=onnx_mb<0.5")[0] == {
+        n for n, each in runs.items() if each["onnx_mb"] < 0.5
+    }
+    with pytest.raises(AnalysisError, match="leaves no finished run"):
+        chosen("designs=all", "where=onnx_mb<0")
