@@ -368,7 +368,7 @@ def test_a_meter_is_given_the_windows_of_each_network(study: Path, monkeypatch: 
 
 
 def test_the_front_is_the_same_when_a_deployment_goes_on(study: Path) -> None:
-    """Of score and size. What a device gave does not change it, so that half a deployment goes on with its other half."""
+    """Of score and size. What a device gave does not change it, so a deployment goes on with its other half."""
     uri = f"sqlite:///{study}/mlflow.db"
     runs = {each.info.run_id: each.data.metrics for each in tracked_runs(study).values()}
 
