@@ -394,8 +394,8 @@ def test_the_front_is_the_same_when_a_deployment_goes_on(study: Path) -> None:
     )
     assert chosen("refresh=true")[0] == front
     assert chosen("designs=all")[0] == set(runs)
-    assert chosen("designs=all", "where=onnx_mb<0.5")[0] == {
+    assert chosen("designs=all", "where='onnx_mb < 0.5'")[0] == {
         n for n, each in runs.items() if each["onnx_mb"] < 0.5
     }
     with pytest.raises(AnalysisError, match="leaves no finished run"):
-        chosen("designs=all", "where=onnx_mb<0")
+        chosen("designs=all", "where='onnx_mb < 0'")
