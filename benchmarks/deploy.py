@@ -7,6 +7,8 @@ take turns. The bare loop has its images ready in memory, and no clock inside. T
     loop      the worker's repeats: the clock around each run, answers kept, events
     worker    the worker's process from its start to its end: imports, images, warm-up, results on disk
     device    all that the device is asked for: copying, run, fetching
+and beside them, which other work on the machine does not disturb:
+    outside   share of the worker's repeats that is not inside session.run: the clock, images, answers, events
 Medians over rounds. Bytes are those of files that go to the device: the test set once, and each of ten networks.
 """
 
@@ -78,7 +80,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (given.images, 3, 32, 32), dtype=np.uint8)
     images, labels = file_of(pixels, "images"), file_of(rng.integers(0, 10, given.images), "labels")
-    rounds: dict[str, list[float]] = {"loop": [], "worker": [], "device": []}
+    rounds: dict[str, list[float]] = {"loop": [], "worker": [], "device": [], "outside": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         file = network(folder, given.width, 0)
@@ -103,6 +105,8 @@ def main() -> None:
             for each, about in record["files"].items():
                 device.fetch(request["key"], each, about)
             rounds["loop"].append(sum(each["seconds"] for each in record["repeats"]) / bare - 1)
+            inside = sum(each["inference_seconds"] for each in record["repeats"])
+            rounds["outside"].append(1 - inside / sum(each["seconds"] for each in record["repeats"]))
             rounds["worker"].append((ended - started) / bare - 1)
             rounds["device"].append((time.perf_counter() - begin) / bare - 1)
             ms = 1000 * bare / (REPEATS * given.images)

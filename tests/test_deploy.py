@@ -39,7 +39,7 @@ def _deploy(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
             "error: hardware=pi is another machine: name it, hardware.host=user@address",
         ),
         (
-            ["study=first", "hardware.host=a;b"],
+            ["study=first", "hardware.host='a;b'"],
             "must read user@address, such as pi@raspberrypi.local, not 'a;b'",
         ),
     ],

@@ -223,8 +223,8 @@ def _chosen(asked: Deploy, reader: Reader) -> tuple[list[StoredRun], str, list[s
         return [reader.run(run_id)[0] for run_id in frame["run_id"]], title, []
     objectives = asked.objectives
     if objectives is None:  # not those that deploying changes: the front has to be the same when it goes on
-        names = default_objectives(frame)
-        objectives = [name for name in names if METRICS[name].origin != "measured"]
+        usual = default_objectives(frame)
+        objectives = [name for name in usual if METRICS[name].origin != "measured"]
     designs, parsed = selected(frame, asked.where, objectives, asked.mix)
     members, _, _ = with_front(designs, parsed)
     first, row = next(iter(parsed.items()))

@@ -369,7 +369,7 @@ def test_a_meter_is_given_the_windows_of_each_network(study: Path, monkeypatch: 
 
 
 def test_the_front_is_the_same_when_a_deployment_goes_on(study: Path) -> None:
-    """Of score and size. What a device gave does not change it, so half a deployment goes on with the other half."""
+    """Of score and size. What a device gave does not change it, so a deployment goes on with its other half."""
     uri = f"sqlite:///{study}/mlflow.db"
     runs = {each.info.run_id: each.data.metrics for each in tracked_runs(study).values()}
 
@@ -395,8 +395,8 @@ def test_the_front_is_the_same_when_a_deployment_goes_on(study: Path) -> None:
     )
     assert chosen("refresh=true")[0] == front
     assert chosen("designs=all")[0] == set(runs)
-    assert chosen("designs=all", "where=onnx_mb<0.5")[0] == {
+    assert chosen("designs=all", "where='onnx_mb < 0.5'")[0] == {
         n for n, each in runs.items() if each["onnx_mb"] < 0.5
     }
     with pytest.raises(AnalysisError, match="leaves no finished run"):
-        chosen("designs=all", "where=onnx_mb<0")
+        chosen("designs=all", "where='onnx_mb < 0'")
