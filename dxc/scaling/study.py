@@ -151,7 +151,8 @@ def scale(settings: Settings) -> Scaled:
     trials = plan(settings, machine)
     if settings.dry_run:
         for trial in trials:
-            log.info("%s: %s%s", trial.point.name, trial.identity, " (kept)" if _kept(trial) else "")
+            trial.kept = _kept(trial)
+            trial.reason = "" if trial.kept else "dry_run=true, not run"
         return _scaled(settings, trials, machine)
     root = Path(settings.cache_dir) / FOLDER
     with signals_raise(), _alone(root, settings), _Record(settings, machine) as record:
@@ -492,12 +493,13 @@ def _lines(
                 if math.isnan(last.added_speedup)
                 else f", {last.added_speedup:.2f} for each device added last"
             )
+            share = last.outcome.communication_share
+            network = "" if math.isnan(share) else f", {share:.0%} of a step is communication"
             lines.append(
                 (
                     title,
                     f"{last.outcome.total} devices gave {last.speedup:.2f} times one device's images/s (efficiency "
-                    f"{last.efficiency:.0%}{added}); bound by {last.outcome.bound_by}, "
-                    f"{last.outcome.communication_share:.0%} of a step is communication",
+                    f"{last.efficiency:.0%}{added}); bound by {last.outcome.bound_by}{network}",
                 )
             )
         measured = [(row.outcome.total, row.speedup) for row in series]
