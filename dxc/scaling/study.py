@@ -178,7 +178,7 @@ def scale(settings: Settings) -> Scaled:
 def plan(settings: Settings, machine: Machine) -> list[Trial]:
     """The configurations of a study, with what each rank will be told."""
     gpu = machine.accelerator == "cuda"
-    devices = settings.devices or [2**k for k in range(12) if 2**k <= (machine.devices or 1)]
+    devices = settings.devices or _doubling(machine.devices or 1)
     batches = settings.batch or [64 if gpu else 8]
     seconds = 60 * (settings.minutes or (5 if gpu else 0.5))
     size = settings.data.get("size", "auto")
@@ -235,6 +235,12 @@ def plan(settings: Settings, machine: Machine) -> list[Trial]:
         identity = _identity(request, machine)
         trials.append(Trial(point, request, identity, root / identity))
     return trials
+
+
+def _doubling(here: int) -> list[int]:
+    """1, 2, 4 ... up to the devices that are here; where there are several, two steps more, which are predicted."""
+    most = 4 * here if here > 1 else 1
+    return sorted({here, *(2**k for k in range(16) if 2**k <= most)})
 
 
 def _identity(request: Request, machine: Machine) -> str:
@@ -311,12 +317,12 @@ def _missing(settings: Settings, machine: Machine, trial: Trial) -> str:
         return ""
     if point.nodes > 1:
         return (
-            f"{point.nodes} nodes asked, 1 here; hydra/launcher=submitit_slurm, or on each node: "
+            f"{point.nodes} nodes needed, 1 here; hydra/launcher=submitit_slurm, or on each node: "
             f"{by_hand(trial.request, trial.folder)}"
         )
     oversubscribed = settings.oversubscribe and machine.accelerator == "cpu"
     if point.devices > machine.devices and not oversubscribed:
-        return f"{counted(point.devices, 'device')} asked, {machine.devices} here"
+        return f"{counted(point.devices, 'device')} needed, {machine.devices} here"
     return ""
 
 
