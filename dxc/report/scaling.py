@@ -75,7 +75,7 @@ def scaling_in_text(frame: pd.DataFrame, published: pd.DataFrame | None = None) 
     columns["scaling"] = list(frame["scaling"])
     columns["batch a device"] = [f"{n}" for n in frame["device_batch"]]
     for name in shown:
-        columns[_heading(name)] = [tables.number(name, value) for value in frame[name]]
+        columns[_heading(name)] = [_number(name, value) for value in frame[name]]
     if "speedup_low" in frame:
         place = _heading("speedup")
         for row, (low, high) in enumerate(zip(frame["speedup_low"], frame["speedup_high"], strict=True)):
@@ -90,12 +90,19 @@ def scaling_in_text(frame: pd.DataFrame, published: pd.DataFrame | None = None) 
         "devices": [f"{n}" for n in published["gpus"]],
         "what": [f"published: {name}" for name in published["machine"]],
         **{
-            _heading(name): [tables.number(name, value) for value in published[name].astype(float)]
+            _heading(name): [_number(name, value) for value in published[name].astype(float)]
             for name in ("images_per_second", "speedup", "scaling_efficiency")
         },
     }
     added = pd.DataFrame(more).reindex(columns=table.columns, fill_value="-")
     return pd.concat([table, added], ignore_index=True)
+
+
+def _number(name: str, value: float) -> str:
+    """As in other tables, but a speed from 100 on in full: the published ones are many times those of a processor."""
+    if name == "images_per_second" and value >= 100:
+        return f"{value:,.0f}"
+    return tables.number(name, value)
 
 
 def _heading(name: str) -> str:

@@ -31,6 +31,7 @@ ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 HELD_OUT = 10
 """Every tenth image of a class validates, where a folder has no `train` and `val`."""
 NAMED = 20  # bad files in one message
+LISTING_BYTES = 10**9  # a list of the 1.3 million files of ImageNet has 50 MB
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training images, as published with torchvision's weights."""
 SIGNAL = 0.5
@@ -257,7 +258,7 @@ class FolderImages:
 
     def __init__(self, about: Mapping[str, Any], rank: Rank) -> None:
         self._about, self._rank = about, rank
-        self._listing = load_json(Path(about["listing"]))
+        self._listing = load_json(Path(about["listing"]), limit=LISTING_BYTES)
 
     def train(self, device_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         return self._batches("train", device_batch)

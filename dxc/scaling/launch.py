@@ -138,10 +138,11 @@ def launch_on_slurm(folder: Path, options: Mapping[str, Any]) -> None:
     leave_own_job()
     watch_queue()
     executor = submitit.AutoExecutor(folder=folder / "slurm", cluster="slurm", slurm_max_num_timeout=0)
-    own = {"nodes": request.nodes, "tasks_per_node": request.devices}
+    own: dict[str, Any] = {"nodes": request.nodes, "tasks_per_node": request.devices}
     if request.accelerator == "cuda":
         own["gpus_per_node"] = request.devices
-    executor.update_parameters(**{**_slurm_options(options), **own})
+    cores = request.threads + request.about.get("workers", 0)
+    executor.update_parameters(**{"cpus_per_task": cores, **_slurm_options(options), **own})
     try:
         job = executor.submit(slurm_task, str(folder))
     except submitit.core.utils.FailedJobError as error:

@@ -151,7 +151,8 @@ def scale(settings: Settings) -> Scaled:
     trials = plan(settings, machine)
     if settings.dry_run:
         for trial in trials:
-            log.info("%s: %s%s", trial.point.name, trial.identity, " (kept)" if _kept(trial) else "")
+            trial.kept = _kept(trial)
+            trial.reason = "" if trial.kept else "dry_run=true, not run"
         return _scaled(settings, trials, machine)
     root = Path(settings.cache_dir) / FOLDER
     with signals_raise(), _alone(root, settings), _Record(settings, machine) as record:
@@ -177,7 +178,7 @@ def scale(settings: Settings) -> Scaled:
 def plan(settings: Settings, machine: Machine) -> list[Trial]:
     """The configurations of a study, with what each rank will be told."""
     gpu = machine.accelerator == "cuda"
-    devices = settings.devices or [2**k for k in range(12) if 2**k <= (machine.devices or 1)]
+    devices = settings.devices or _doubling(machine.devices or 1)
     batches = settings.batch or [64 if gpu else 8]
     seconds = 60 * (settings.minutes or (5 if gpu else 0.5))
     size = settings.data.get("size", "auto")
@@ -234,6 +235,12 @@ def plan(settings: Settings, machine: Machine) -> list[Trial]:
         identity = _identity(request, machine)
         trials.append(Trial(point, request, identity, root / identity))
     return trials
+
+
+def _doubling(here: int) -> list[int]:
+    """1, 2, 4 ... up to the devices that are here; where there are several, two steps more, which are predicted."""
+    most = 4 * here if here > 1 else 1
+    return sorted({here, *(2**k for k in range(16) if 2**k <= most)})
 
 
 def _identity(request: Request, machine: Machine) -> str:
@@ -310,12 +317,12 @@ def _missing(settings: Settings, machine: Machine, trial: Trial) -> str:
         return ""
     if point.nodes > 1:
         return (
-            f"{point.nodes} nodes asked, 1 here; hydra/launcher=submitit_slurm, or on each node: "
+            f"{point.nodes} nodes needed, 1 here; hydra/launcher=submitit_slurm, or on each node: "
             f"{by_hand(trial.request, trial.folder)}"
         )
     oversubscribed = settings.oversubscribe and machine.accelerator == "cpu"
     if point.devices > machine.devices and not oversubscribed:
-        return f"{counted(point.devices, 'device')} asked, {machine.devices} here"
+        return f"{counted(point.devices, 'device')} needed, {machine.devices} here"
     return ""
 
 
@@ -492,12 +499,13 @@ def _lines(
                 if math.isnan(last.added_speedup)
                 else f", {last.added_speedup:.2f} for each device added last"
             )
+            share = last.outcome.communication_share
+            network = "" if math.isnan(share) else f", {share:.0%} of a step is communication"
             lines.append(
                 (
                     title,
                     f"{last.outcome.total} devices gave {last.speedup:.2f} times one device's images/s (efficiency "
-                    f"{last.efficiency:.0%}{added}); bound by {last.outcome.bound_by}, "
-                    f"{last.outcome.communication_share:.0%} of a step is communication",
+                    f"{last.efficiency:.0%}{added}); bound by {last.outcome.bound_by}{network}",
                 )
             )
         measured = [(row.outcome.total, row.speedup) for row in series]

@@ -44,6 +44,8 @@ MEASURED_S = 10.0
 LEAST_BLOCKS, MOST_BLOCKS = 3, 30
 STEPS_A_BLOCK = 2
 SMALL_BYTES = 4
+LOOK, LAST_LOOK = -1, -2
+"""What rank 0 says in place of a number of steps: validate; validate and stop."""
 
 
 class Request(Part):
@@ -259,7 +261,7 @@ class Run:
         return loss.detach()
 
     def _train(self) -> dict[str, Any]:
-        """The timed part. Rank 0 decides how many steps follow, 0 to stop, and all ranks hear it at once.
+        """The timed part. Rank 0 decides how many steps follow, or to validate or stop, and all ranks hear it at once.
 
         A step is begun where at least half of it fits into the time that is left, so that runs of long steps are as
         close to the time as they can be.
@@ -277,7 +279,9 @@ class Run:
             wanted = 1 if math.isnan(step_s) else round(min(LOOK_EVERY_S, left_s) / step_s)
             wanted = 0 if not math.isnan(step_s) and left_s < step_s / 2 else max(1, wanted)
             look = request.target is not None and (not wanted or elapsed_s - looked_s >= request.look_every_s)
-            order = self._from_rank_0(-1 if look and count else wanted)
+            if look and count:
+                wanted = LOOK if wanted else LAST_LOOK
+            order = self._from_rank_0(wanted)
             if order == 0:
                 break
             if order > 0:
@@ -294,7 +298,7 @@ class Run:
             if accuracy is not None and request.target is not None and accuracy >= request.target:
                 reached_s = elapsed_s
                 break
-            if left_s < step_s / 2:
+            if order == LAST_LOOK:
                 break
             accuracy = None
         if loss is None or not math.isfinite(float(loss)):

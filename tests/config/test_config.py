@@ -31,6 +31,7 @@ from dxc.config.names import describe, flatten
 from dxc.errors import ConfigError
 from dxc.models import resnet
 from dxc.models.resnet import ResNet
+from dxc.scaling.settings import Settings as Scaling
 from dxc.search.space import parse_space
 from dxc.synthetic.source import SyntheticSource
 
@@ -60,11 +61,14 @@ def test_every_option_composes_and_builds_by_its_command(override: str) -> None:
     lines = (CONF / f"{override.replace('=', '/')}.yaml").read_text().splitlines()
     (command,) = [line for line in lines[:2] if line.startswith("# python ")]
     script, *overrides = shlex.split(re.split(r"\s+\(", command.removeprefix("# python "))[0])
-    assert script in ("train.py", "search.py")
+    assert script in ("train.py", "search.py", "scale.py")
     overrides = [each for each in overrides if each != "-m"]  # of a sweep its first point
     group = override.split("=")[0]
     assert any(each == override or each.startswith(f"{group}.") for each in overrides)
     config = _compose(*overrides, script=script.removesuffix(".py"))
+    if script == "scale.py":
+        assert build(Scaling.of(config).model.values(), "model")
+        return
     assert config["model"]["in_channels"] == len(config["data"]["channels"])
     Hardware.of(config["hardware"])
 

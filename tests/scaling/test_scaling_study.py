@@ -85,7 +85,7 @@ def test_a_study_is_run_once_and_what_is_not_here_is_predicted(asked: Asked, lau
     assert rows.loc[2, "price"] == pytest.approx(2 * 30 / 3600 * 3)
     assert rows.loc[2, "price_per_point"] == pytest.approx(0.05 / 70)
     assert 1.8 < rows.loc[8, "speedup_low"] <= rows.loc[8, "speedup"] <= rows.loc[8, "speedup_high"] < 8
-    assert rows.loc[8, "remark"] == "8 devices asked, 2 here"
+    assert rows.loc[8, "remark"] == "8 devices needed, 2 here"
     again = scale(settings)
     assert launched == [1, 2]
     assert again.frame["images_per_second"].tolist() == scaled.frame["images_per_second"].tolist()
@@ -93,7 +93,7 @@ def test_a_study_is_run_once_and_what_is_not_here_is_predicted(asked: Asked, lau
     assert names == {f"scaling.{end}" for end in ("md", "tex", "csv", "png", "svg")} | {"index.html"}
     table = (scaled.folder / "scaling.md").read_text()
     assert "predicted" in table and "1.80" in table
-    assert "8 devices asked, 2 here" in (scaled.folder / "index.html").read_text()
+    assert "8 devices needed, 2 here" in (scaled.folder / "index.html").read_text()
 
 
 def test_a_killed_study_goes_on(asked: Asked, launched: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +156,13 @@ def test_several_nodes_without_slurm_say_what_to_type(asked: Asked, launched: li
     command = by_hand(far.request, far.folder)
     assert "torchrun --nnodes=2 --nproc-per-node=1" in command and command in far.reason
     assert (far.folder / "request.json").exists()
+
+
+def test_without_numbers_of_devices_two_steps_more_than_there_are_are_predicted(asked: Asked) -> None:
+    assert [trial.point.devices for trial in plan(asked(), CORES)] == [1, 2, 4, 8]
+    six = plan(asked(), Machine("cpu", "six", 6))
+    assert [trial.point.devices for trial in six] == [1, 2, 4, 6, 8, 16]
+    assert [trial.point.devices for trial in plan(asked(), Machine("cpu", "one", 1))] == [1]
 
 
 def test_strong_scaling_divides_the_batch(asked: Asked, launched: list[int]) -> None:
