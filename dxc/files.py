@@ -76,21 +76,21 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the file cannot be made or renamed.
     """
-    hidden = _draft(path.with_suffix(""))
-    draft = hidden.with_name(f"{hidden.name}{path.suffix}")
+    draft = _draft(path, path.suffix)
     try:
         yield draft
         sync_to_disk(draft)
         draft.replace(path)
         sync_to_disk(path.parent)
     finally:
-        for left in draft.parent.glob(f"{hidden.name}*"):  # with the journals of a database that broke off
-            left.unlink(missing_ok=True)
+        for left in draft.parent.iterdir():
+            if left.name.startswith(draft.name):  # with the journal of a database that broke off
+                left.unlink(missing_ok=True)
 
 
-def _draft(path: Path) -> Path:
-    """A hidden name beside `path` that no other call chooses."""
-    end = f".{secrets.token_hex(8)}"
+def _draft(path: Path, ending: str = "") -> Path:
+    """A hidden name beside `path` that no other call chooses, and that ends like this."""
+    end = f".{secrets.token_hex(8)}{ending}"
     stem = os.fsencode(path.name)[: MAX_NAME_BYTES - len(end) - 1]
     return path.with_name(f".{stem.decode(errors='ignore')}{end}")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dxc.files import sync_to_disk, whole_folder, write_atomically
+from dxc.files import sync_to_disk, whole_file, whole_folder, write_atomically
 
 
 def test_text_and_bytes_replace_what_was_there(tmp_path: Path) -> None:
@@ -110,3 +110,18 @@ def test_only_the_holder_of_the_lock_removes_earlier_drafts(tmp_path: Path) -> N
     with whole_folder(tmp_path / "made", locked=True):
         assert not (tmp_path / ".made.1").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".made2.1", ".other.1", "made"]
+
+
+@pytest.mark.parametrize("name", ["a [1].gpkg", f"{'ö' * 125}.gpkg"])
+def test_a_library_writes_a_file_whole_or_not_at_all(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with whole_file(path) as draft:
+        draft.write_text("new")
+        assert not path.exists() and draft.parent == tmp_path and draft.suffix == ".gpkg"
+    assert path.read_text() == "new"
+    with pytest.raises(ValueError, match="broke off"), whole_file(path) as draft:
+        draft.write_text("half")
+        if len(name) < 100:
+            Path(f"{draft}-journal").write_text("of a database")
+        raise ValueError("broke off")
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]

@@ -14,8 +14,11 @@ from typing import Any
 
 import numpy as np
 import rasterio
+import shapely
 from numpy.typing import NDArray
 from rasterio.crs import CRS
+from rasterio.features import shapes
+from rasterio.transform import from_bounds
 from rasterio.windows import Window
 
 from dxc.geo.breach import LEAST_CUT_M, BreachLine, Dem, target_cells
@@ -89,18 +92,59 @@ def accumulate(elevation: Floats, valid: NDArray[np.bool_]) -> tuple[Floats, Flo
         The depth of the water in m, and the number of cells that drain through each, itself among them, both (h, w) and
         0 where there is no data.
     """
+    if not valid.any():
+        return np.zeros(elevation.shape, np.float32), np.zeros(elevation.shape, np.float32)
+    depth, flow = _routed(elevation, valid)
+    return np.where(valid, depth, 0), np.where(valid, flow.upstream_area(), 0).astype(np.float32)
+
+
+def _routed(elevation: Floats, valid: NDArray[np.bool_]) -> tuple[Floats, Any]:
+    """Depth of the water (h, w) in m, and the flow directions of pyflwdir, whose areas are numbers of cells."""
     import pyflwdir
     from affine import Affine
 
-    if not valid.any():
-        return np.zeros(elevation.shape, np.float32), np.zeros(elevation.shape, np.float32)
     ground = np.where(valid, elevation, _NODATA).astype(np.float32)
     if ground[valid].min() <= _NODATA:  # no elevation on Earth; a file may claim any
         ground[valid] -= ground[valid].min()
     filled, directions = pyflwdir.dem.fill_depressions(ground, nodata=_NODATA, outlets="edge")
     flow = pyflwdir.from_array(directions, ftype="d8", transform=Affine(1, 0, 0, 0, 1, 0), latlon=False)
-    cells = flow.upstream_area()
-    return np.where(valid, filled - ground, 0), np.where(valid, cells, 0).astype(np.float32)
+    return filled - ground, flow
+
+
+def subwatersheds(dem: Dem, *, least_km2: float = 0.25, edge: int = 1000) -> list[shapely.Geometry]:
+    """Divide a DEM into subwatersheds, the blocks over which dxc.evaluation.crossings draws its intervals.
+
+    They are found on a coarse version of the DEM, which is fine enough for that. Where a stream leaves the DEM or joins
+    another, a subwatershed may be smaller; those of less than a tenth of least_km2 are left out.
+
+    Args:
+        dem: the elevation model.
+        least_km2: area from which a stream begins a subwatershed.
+        edge: greatest width and height of the coarse version in cells.
+
+    Returns:
+        Polygons or multipolygons in the DEM's CRS, the largest first.
+
+    Raises:
+        DataError: the DEM cannot be read.
+    """
+    elevation, (left, right, bottom, top) = dem.overview(edge)
+    valid = np.isfinite(elevation)
+    if not valid.any():
+        return []
+    high, wide = elevation.shape
+    metres = dem.crs.linear_units_factor[1]
+    cell_km2 = (right - left) / wide * (top - bottom) / high * metres**2 / 1e6
+    _, flow = _routed(np.where(valid, elevation, 0), valid)
+    labels, _ = flow.subbasins_area(least_km2 / cell_km2, uparea=flow.upstream_area())
+    labels = np.where(valid, labels, 0).astype(np.int32)
+    place = from_bounds(left, bottom, right, top, wide, high)
+    parts: dict[int, list[shapely.Geometry]] = {}
+    for outline, label in shapes(labels, mask=labels > 0, transform=place):
+        parts.setdefault(int(label), []).append(shapely.geometry.shape(outline))
+    whole = [shapely.union_all(each) for each in parts.values()]
+    large = [each for each in whole if each.area * metres**2 / 1e6 >= least_km2 / 10]
+    return sorted(large, key=shapely.area, reverse=True)
 
 
 def flow_at(

@@ -170,9 +170,8 @@ def map_precision_recall(
             # from recall 0 on, as the area counts it: one point alone makes a line too
             steps = [0, *recall], [precision[0], *precision]
             axes.plot(*steps, color=colour, clip_on=False, label=f"{for_figure(name)}, area {area:.3f}")
-            taken = (
-                np.flatnonzero(curve["threshold"].to_numpy() >= threshold) if threshold is not None else []
-            )
+            least = np.inf if threshold is None else threshold
+            taken = np.flatnonzero(curve["threshold"].to_numpy() >= least)
             if len(taken):
                 at = taken[-1]
                 axes.plot(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dxc.geo.breach import Dem, breach_lines
-from dxc.geo.flow import accumulate, cells_lowered, flow_at, flow_change
+from dxc.geo.flow import accumulate, cells_lowered, flow_at, flow_change, subwatersheds
 from dxc.geo.formats import raster_file
 from tests.geo.surveys import LEFT, TOP, write_raster
 
@@ -72,6 +72,19 @@ def test_tiles_give_what_the_whole_gives(tmp_path: Path, monkeypatch: pytest.Mon
     assert tiled.mapped_m2 == whole.mapped_m2
     np.testing.assert_allclose(tiled.area_ha, whole.area_ha)  # the margin reaches the edges
     assert tiled.ponded_m2 == whole.ponded_m2
+
+
+def test_subwatersheds_of_two_valleys(tmp_path: Path) -> None:
+    """Two valleys to the south, with a ridge between them at column 120."""
+    rows, columns = np.indices((EDGE, EDGE))
+    ground = (100 - 0.02 * rows + 0.05 * np.abs(columns % 120 - 60)).astype(np.float32)
+    dem = Dem.look(raster_file("DEM", write_raster(tmp_path / "dem.tif", ground)))
+    west, east = subwatersheds(dem, least_km2=0.015)
+    for each, centre in zip(sorted([west, east], key=lambda s: s.centroid.x), (60, 180), strict=True):
+        assert each.centroid.x - LEFT == pytest.approx(centre, abs=8)
+        assert 0.015e6 <= each.area <= 0.0292e6
+    assert west.intersection(east).area == 0
+    assert subwatersheds(dem, least_km2=1) == []
 
 
 @pytest.mark.slow
