@@ -75,7 +75,7 @@ class FolderSource(ChipSource):
         """The least of the regions, where prepare.py cut all of them."""
         records = [Record.read(region) for region in sorted(self.root.iterdir()) if region.is_dir()]
         given: list[Any] = [None if record is None else record.settings.get("jitter_m") for record in records]
-        known = [float(each) for each in given if is_number(each)]
+        known = [float(each) for each in given if is_number(each) and each >= 0]
         return min(known) if known and len(known) == len(given) else None
 
 
