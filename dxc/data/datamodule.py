@@ -74,8 +74,8 @@ class FolderSource(ChipSource):
     def jitter(self) -> float | None:
         """The least of the regions, where prepare.py cut all of them."""
         records = [Record.read(region) for region in sorted(self.root.iterdir()) if region.is_dir()]
-        given = [None if record is None else record.settings.get("jitter_m") for record in records]
-        known = [float(each) for each in given if is_number(each)]
+        given: list[Any] = [None if record is None else record.settings.get("jitter_m") for record in records]
+        known = [float(each) for each in given if is_number(each) and each >= 0]
         return min(known) if known and len(known) == len(given) else None
 
 
@@ -379,7 +379,11 @@ class ChipDataModule(ImageDataModule):
     def fed(self) -> dict[str, Any]:
         """As the recipe says."""
         recipe = self.recipe
-        fed = {"channels": recipe.channels, "normalise": recipe.normalise, "repair": recipe.repair}
+        fed: dict[str, Any] = {
+            "channels": recipe.channels,
+            "normalise": recipe.normalise,
+            "repair": recipe.repair,
+        }
         if recipe.normalise == "fixed":
             self.prepare_data()  # the constants depend on the type of the photos
             fed |= fixed_constants(recipe.channels, self.cache.photo_type)  # type: ignore[union-attr]  # it is read

@@ -180,6 +180,34 @@ def test_a_map_of_a_run_is_a_run_of_its_study(world: dict[str, Path], tmp_path: 
         _map(world, tmp_path / "other.gpkg", onnx=None, run="0" * 32)
 
 
+def test_a_study_gives_the_design_that_its_analysis_would_choose(
+    world: dict[str, Path], store_file: Path, tmp_path: Path
+) -> None:
+    from dxc.tracking.run import start_run
+
+    uri = f"sqlite:///{store_file}"
+    runs = []
+    for number, accuracy in enumerate((0.9, 0.97, 0.8)):
+        files = tmp_path / f"files-{number}"
+        files.mkdir()
+        write_network(files / "model.onnx", trial=f"{number:012x}")
+        identity = {"dxc.trial": f"{number:012x}", "dxc.design": f"{number:012x}"}
+        tags = {"dxc.kind": "trial", "dxc.state": "finished", **identity}
+        with start_run(
+            uri, study="first", name=f"network {number}", params={"model.width": number}, tags=tags
+        ) as run:
+            run.log({"accuracy": accuracy, "latency_ms": 5.0, "onnx_mb": 1.0})
+            run.log_files(files)
+        runs.append(run.run_id)
+    report = _map(
+        world, tmp_path / "map.gpkg", onnx=None, study="first", pick="accuracy", log=False,
+        tracking={"uri": uri}, cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert report.network.run_id == runs[1]
+    assert "network 1 of study first: the largest accuracy" in report.network.why
+    assert report.crossings == len(CROSSINGS)
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [
