@@ -1,4 +1,4 @@
-"""A predictor package for ONNX Runtime on the machine it runs on.
+"""A predictor package for ONNX Runtime, of this machine or of a device over SSH.
 
 Networks of dxc.models and random kernels are drawn (dxc.hardware.calibrate.networks). Each is timed twice: plainly,
 and with ONNX Runtime's node profiler. The plain time is shared out among the kernels as the profiler found, so
@@ -25,11 +25,11 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ from dxc.bars import Steps
 from dxc.config.hardware import Hardware
 from dxc.errors import FOLDER_NAME, ConfigError, HardwareError, require_whole
 from dxc.files import write_atomically
+from dxc.hardware.calibrate.device import Device
 from dxc.hardware.calibrate.networks import QUANTISED, RANDOM_KERNELS, Spec, draw, families, onnx_model
 from dxc.hardware.measure.ort import node_times, session
 from dxc.hardware.predict.features import TARGET, calibrated_ms, derive, work
@@ -127,12 +128,14 @@ def calibrate(
     overwrite: bool = False,
     progress: bool = True,
     quantised: bool = False,
+    ssh_options: Sequence[str] = (),
 ) -> Path:
     """Measure and fit; returns the package's folder, hardware.packages_dir/NAME.
 
     It stops after `networks` or `max_minutes` of measuring, whichever comes first. Measured networks are kept as
     they come: called again after an interruption, it goes on. Raises HardwareError for a name that is taken and
-    for hardware that is not this machine's processor, and for an interrupted calibration under other conditions.
+    for hardware that cannot be calibrated, and for an interrupted calibration under other conditions. With
+    hardware.host all is measured there, and fitted here.
     """
     packages_dir = Path(hardware.packages_dir)
     folder = _folder(name, packages_dir, overwrite)
@@ -140,27 +143,31 @@ def calibrate(
     require_whole("seed", seed, at_least=0)
     if not isinstance(max_minutes, int | float) or not max_minutes > 0:
         raise ConfigError(f"max_minutes must be a number over 0, not {max_minutes!r}")
-    if hardware.provider != "cpu" or hardware.remote or hardware.host:
+    if hardware.provider != "cpu":
         raise HardwareError(
-            f"hardware={hardware.name} is not this machine's processor, and calibration measures where it runs. On "
-            "the device itself: python calibrate.py hardware=cpu name=NAME; then copy packages/NAME here"
+            f"hardware={hardware.name} computes on {hardware.provider}: a predictor is calibrated of a processor, with "
+            "hardware.provider=cpu"
+        )
+    if hardware.remote and not hardware.host:
+        raise HardwareError(
+            f"hardware={hardware.name} is another machine. Name it, hardware.host=user@address, or go on the device "
+            "itself: python calibrate.py hardware=cpu name=NAME; then copy packages/NAME here"
         )
     if hardware.runtime == "torch":
         raise ConfigError(
             "hardware.runtime=torch: a predictor is calibrated with ONNX Runtime, whose profiler times each kernel; "
             "leave hardware.runtime=onnxruntime"
         )
-    _bind(hardware.affinity)
     if not isinstance(quantised, bool):
         raise ConfigError(f"quantised must be true or false, not {quantised!r}")
-    conditions = {**_conditions(hardware), "seed": seed, "quantised": quantised}
+    measured = _here(hardware) if hardware.host is None else _there(hardware, ssh_options)
+    conditions = {**measured.conditions, "seed": seed, "quantised": quantised}
     draft = packages_dir / f".{name}.calibration"
     records = _begin(draft, conditions)
     if records:
         log.info("going on with %d networks measured before", len(records))
 
     used = sum(record.seconds for record in records)
-    reference = Reference(hardware.threads)
     with (
         (draft / "measured.jsonl").open("a") as file,
         Steps(
@@ -175,7 +182,7 @@ def calibrate(
         for spec in _specs(records, networks, seed, max_seconds=max_minutes * 60, quantised=quantised):
             if used > max_minutes * 60 and len(records) >= 4 * FOLDS:
                 break
-            record = measure_kernels(spec, hardware.threads, reference)
+            record = measured.kernels(spec)
             used += record.seconds
             records.append(record)
             file.write(json.dumps(asdict(record)) + "\n")
@@ -192,6 +199,53 @@ def calibrate(
         left.unlink()
     shutil.rmtree(replaced, ignore_errors=True)
     return folder
+
+
+class _Measured(NamedTuple):
+    """Where networks are measured: under which conditions, and how."""
+
+    conditions: dict[str, Any]
+    kernels: Callable[[Spec], Record]
+
+
+def _here(hardware: Hardware) -> _Measured:
+    """On this machine."""
+    _bind(hardware.affinity)
+    reference = Reference(hardware.threads)
+    return _Measured(_conditions(hardware), lambda spec: measure_kernels(spec, hardware.threads, reference))
+
+
+def _there(hardware: Hardware, ssh_options: Sequence[str]) -> _Measured:
+    """On a device over SSH, which says at once what it is."""
+    reference = onnx_model(REFERENCE).SerializeToString()
+    device = Device(hardware, reference, ssh_options)
+    said = device.time(reference, seconds=REFERENCE_SECONDS, reference_seconds=REFERENCE_SECONDS).environment
+    conditions = {
+        "device": str(said["device"]),
+        "runtime": "onnxruntime",
+        "runtime_version": str(said["onnxruntime"]),
+        "provider": "CPUExecutionProvider",
+        "threads": hardware.threads,
+        "affinity": list(hardware.affinity) if hardware.affinity else None,
+    }
+    return _Measured(conditions, lambda spec: _measure_kernels_there(spec, device))
+
+
+def _measure_kernels_there(spec: Spec, device: Device) -> Record:
+    """Like measure_kernels(), on a device."""
+    started = time.perf_counter()
+    beside: list[float] = []
+    model = onnx_model(spec)
+    content = model.SerializeToString()
+
+    def timed() -> tuple[list[float], list[tuple[str, str, float]]]:
+        found = device.time(content, seconds=SECONDS, reference_seconds=REFERENCE_SECONDS)
+        beside.extend(found.reference_ms)
+        return found.ms, found.nodes
+
+    ms, spread, nodes = _best(timed)
+    kernels = _by_kernel(model, nodes)
+    return Record(spec, ms, spread, float(np.median(beside)), kernels, time.perf_counter() - started)
 
 
 def expected_networks(measured: int, seconds: float, networks: int, max_minutes: float) -> int:
@@ -222,10 +276,24 @@ def measure_kernels(spec: Spec, threads: int, reference: Reference) -> Record:
     content = model.SerializeToString()
     dims = model.graph.input[0].type.tensor_type.shape.dim
     image = np.random.default_rng(0).random([dim.dim_value for dim in dims], dtype=np.float32)
-    best: tuple[float, float, list[Any]] | None = None
     plain = session(content, threads)
+    ms, spread, nodes = _best(lambda: _time_nodes(plain, content, image, threads))
+    beside += reference.times_ms()
+    reference_ms = float(np.median(beside))
+    return Record(spec, ms, spread, reference_ms, _by_kernel(model, nodes), time.perf_counter() - started)
+
+
+def _best(
+    timed: Callable[[], tuple[list[float], list[tuple[str, str, float]]]],
+) -> tuple[float, float, list[tuple[str, str, float]]]:
+    """Median in ms, spread and nodes of the attempt with the least spread; the first that is good ends it.
+
+    Args:
+        timed: plain times in ms, and (name, operator, ms) of each node.
+    """
+    best: tuple[float, float, list[tuple[str, str, float]]] | None = None
     for _ in range(ATTEMPTS):
-        times, nodes = _time_nodes(plain, content, image, threads)
+        times, nodes = timed()
         ms = float(np.median(times))
         spread = float(np.subtract(*np.percentile(times, [75, 25])) / ms)
         if best is None or spread < best[1]:
@@ -234,10 +302,8 @@ def measure_kernels(spec: Spec, threads: int, reference: Reference) -> Record:
         if spread <= MAX_SPREAD and abs(sum(node[2] for node in nodes) / ms - 1) <= MAX_DISAGREEMENT:
             best = ms, spread, nodes
             break
-    ms, spread, nodes = best  # type: ignore[misc]  # ATTEMPTS is not 0
-    beside += reference.times_ms()
-    reference_ms = float(np.median(beside))
-    return Record(spec, ms, spread, reference_ms, _by_kernel(model, nodes), time.perf_counter() - started)
+    assert best is not None  # ATTEMPTS is not 0
+    return best
 
 
 def _time_nodes(

@@ -202,6 +202,32 @@ def measure(
     return record(best, spread, max_spread, batch, attempted)
 
 
+@contextlib.contextmanager
+def on_device(
+    files: Sequence[Path], host: str, *, remote_python: str, ssh_options: Sequence[str] = ()
+) -> Iterator[Ask]:
+    """The worker on a device over SSH, with some files beside each other. All are removed at the end.
+
+    Args:
+        files: all in one folder. The request is about the last one.
+        host: user@address of the device.
+        remote_python: interpreter on the device.
+        ssh_options: further options of ssh.
+
+    Raises:
+        HardwareError: the device cannot be reached; and from the function, the worker refuses the request.
+    """
+    with _there(files, host, ["ssh", *SSH_OPTIONS, *ssh_options], remote_python) as ask:
+
+        def asked(request: dict[str, Any]) -> dict[str, Any]:
+            answer = ask(request)
+            if "error" in answer:
+                raise _refusal(answer, files[-1], host)
+            return answer
+
+        yield asked
+
+
 def _cores(affinity: Sequence[int] | None) -> list[int] | None:
     if affinity is None:
         return None

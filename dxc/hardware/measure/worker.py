@@ -19,6 +19,7 @@ import os
 import platform
 import signal
 import sys
+import tempfile
 import time
 from typing import Any, Callable
 
@@ -74,9 +75,14 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # too little memory, or sizes inside the file that do not fit together
         raise Refused("run", "%s: %s" % (type(error).__name__, error)) from error
 
-    warmup_runs, raw_ms = timed_runs(request, run)
+    more: dict[str, Any] = {}
+    if "reference" in request:
+        warmup_runs, raw_ms, more = by_node(onnxruntime, options, session, feeds, request)
+    else:
+        warmup_runs, raw_ms = timed_runs(request, run)
     peak, source = peak_bytes()
     return {
+        **more,
         "raw_ms": raw_ms,
         "baseline_memory_mb": baseline / 1e6,
         "peak_memory_mb": max(0.0, (peak - baseline) / 1e6),
@@ -118,6 +124,60 @@ def timed_runs(request: dict[str, Any], run: Callable[[], float]) -> tuple[int, 
             break
         raw_ms.append(run())
     return warmup_runs, raw_ms
+
+
+def by_node(
+    onnxruntime: Any, options: Any, session: Any, feeds: dict[str, Any], request: dict[str, Any]
+) -> tuple[int, list[float], dict[str, Any]]:
+    """Time a network and each of its nodes, for dxc.hardware.calibrate: a reference network, plain runs, runs with
+    ONNX Runtime's profiler, plain runs, the reference again. Returns the runs to warm up, the plain times in ms, and
+    nodes (name, operator, median ms, in order of execution) and reference_ms.
+
+    request: reference, a file beside the model; seconds; reference_seconds.
+    """
+    import numpy as np
+
+    warm_up = 2
+
+    def timed(which: Any, given: dict[str, Any], seconds: float) -> list[float]:
+        times = []  # type: list[float]
+        run = timed_cpu(which, given)
+        end = time.perf_counter() + seconds
+        while len(times) < 4 or time.perf_counter() < end:
+            times.append(run())
+        return times
+
+    other = os.path.join(os.path.dirname(request["model"]), request["reference"])
+    try:
+        reference = onnxruntime.InferenceSession(other, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise Refused("model", str(error)) from error
+    known = {each.name: random_input(np, each, 1) for each in reference.get_inputs()}
+    reference.run(None, known)  # its weights have left the caches
+    beside = timed(reference, known, request["reference_seconds"])
+    with tempfile.TemporaryDirectory() as folder:
+        options.enable_profiling = True
+        options.profile_file_prefix = os.path.join(folder, "profile")
+        profiled = onnxruntime.InferenceSession(request["model"], options, providers=["CPUExecutionProvider"])
+        for each in (session, profiled):
+            for _ in range(warm_up):
+                each.run(None, feeds)
+        raw_ms = timed(session, feeds, request["seconds"] / 3)
+        runs = warm_up + len(timed(profiled, feeds, request["seconds"] / 3))
+        raw_ms += timed(session, feeds, request["seconds"] / 3)
+        with open(profiled.end_profiling()) as file:
+            events = json.load(file)
+    reference.run(None, known)
+    beside += timed(reference, known, request["reference_seconds"])
+    of_nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
+    count = len(of_nodes) // runs
+    nodes = []
+    for number, event in enumerate(of_nodes[:count]):
+        name = event["name"][: -len("_kernel_time")]
+        each_ms = [e["dur"] / 1000 for e in of_nodes[number::count]][warm_up:]
+        # the profiler truncates to microseconds: half of one is lost on average
+        nodes.append([name, event["args"]["op_name"], float(np.median(each_ms)) + 0.0005])
+    return warm_up, raw_ms, {"nodes": nodes, "reference_ms": beside}
 
 
 def pin(cores: list[int]) -> None:

@@ -222,7 +222,8 @@ def detect(graph: Graph, rules: Path) -> list[Kernel]:
     seen = {name for kernel in kernels for name in kernel.nodes}
     for name, node in graph.ir.items():
         if name not in seen and node["attr"]["type"] not in _nn_meter().dummy_types:
-            kernels.append(Kernel(node["attr"]["type"], None, graph.macs.get(name, 0), (name,)))
+            op = f"{INT8 * (name in graph.integer)}{node['attr']['type']}"
+            kernels.append(Kernel(op, None, graph.macs.get(name, 0), (name,)))
     return kernels
 
 

@@ -45,6 +45,8 @@ from dxc.hardware.spec import device_name
 from dxc.models.mobilenet import MobileNetV1
 from dxc.models.resnet import ResNet
 from dxc.models.sppnet import LEVELS, SppNet
+from tests.hardware.measure.test_latency import HOST, Server
+from tests.hardware.measure.test_latency import sshd as sshd
 
 RESNET = {
     "family": "resnet", "in_channels": 5, "size": 32, "kernel": 3, "stride": 2, "padding": 1, "pool": "max",
@@ -409,8 +411,8 @@ def test_a_package_says_what_it_describes_and_predicts(quick: None, tmp_path: Pa
     [
         ("../mine", {}, "names a folder"),
         ("cortexA76cpu_tflite21", {}, "is a published package"),
-        ("mine", {"provider": "cuda"}, "On the device itself"),
-        ("mine", {"host": "pi@pi"}, "On the device itself"),
+        ("mine", {"provider": "cuda"}, "a predictor is calibrated of a processor"),
+        ("mine", {"remote": True}, "hardware.host=user@address, or go on the device itself"),
         ("mine", {"affinity": [4096]}, "hardware.affinity"),
     ],
 )
@@ -419,6 +421,39 @@ def test_what_cannot_be_calibrated(name: str, facts: dict, said: str, tmp_path: 
         calibrate.calibrate(name, hardware(tmp_path, **facts), progress=False)
     with pytest.raises(ConfigError, match="networks must be a whole number"):
         calibrate.calibrate("mine", hardware(tmp_path), networks=3, progress=False)
+
+
+@pytest.mark.slow
+def test_a_device_is_calibrated_over_ssh(
+    quick: None, sshd: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real server on 127.0.0.1: the package says what it is of, float32 and int8, and nothing stays there."""
+    monkeypatch.setattr(calibrate, "FOLDS", 2)  # fewer networks are enough
+    monkeypatch.setattr(calibrate, "MIN_ROWS", 4)
+    (tmp_path / "there").mkdir()
+    folder = calibrate.calibrate(
+        "mine",
+        hardware(tmp_path, host=HOST, remote=True, python=sys.executable, threads=1),
+        networks=8, quantised=True, progress=False,
+        ssh_options=["-o", f"SetEnv=TMPDIR={tmp_path}/there", *sshd.options],
+    )  # fmt: skip
+    package = load_package(folder)
+    assert package.about["device"] == device_name()  # which it is
+    assert package.about["runtime_version"] == onnxruntime.__version__
+    assert {"conv-bn-relu", "int8-conv-bn-relu"} <= set(package.regressors)
+    assert set(package.about["held_out"]["networks"]) == {"resnet", "resnet, int8"}
+    onnx.save(onnx_model({**RESNET, QUANTISED: True}), tmp_path / "int8.onnx")
+    prediction = predict(tmp_path / "int8.onnx", package)
+    assert prediction.latency_ms > 0 and not prediction.uncovered_macs_share
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_a_device_that_is_not_there(quick: None, tmp_path: Path) -> None:
+    with pytest.raises(HardwareError, match="hardware.host=nobody@127.0.0.1 cannot be reached by ssh"):
+        calibrate.calibrate(
+            "mine", hardware(tmp_path, host="nobody@127.0.0.1"), progress=False, ssh_options=["-p", "9"]
+        )
+    assert not (tmp_path / ".mine.calibration").exists()
 
 
 @pytest.mark.slow

@@ -67,14 +67,15 @@ class Metering:
             windows = [
                 Window(
                     "load" if each["kind"] == "load" else "idle",
-                    *(_finite(each[key]) for key in ("begin_s", "end_s")),
+                    begin_s=_finite(each["begin_s"]),
+                    end_s=_finite(each["end_s"]),
                     images=int(_finite(each["images"])),
                     inference_seconds=_finite(each["inference_seconds"]),
                 )
                 for each in content["windows"]
             ]
             said = content["energy"]
-            known = {
+            known: dict[str, Any] = {
                 key: _finite(value) for key, value in said.items() if key in _NUMBERS and value is not None
             }
             energy = Energy(valid=said["valid"] is True, reason=str(said["reason"]), **known)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dxc.hardware.measure.energy.protocol import Energy, Sample, Window, judge
+from dxc.hardware.measure.energy.protocol import Energy, Sample, Window, _error_of_mean, judge
 
 Array = NDArray[np.float64]
 Signal = Callable[[Array], Array]
@@ -150,6 +150,20 @@ def test_bars_hold_the_truth_under_noise(rate: float, std: float, hold: int, wid
     assert np.mean(held) >= 0.95
     assert np.mean(bars) < widest * truth
     assert abs(np.mean(errors)) < 4 * np.std(errors) / np.sqrt(len(errors))  # no bias
+
+
+@pytest.mark.parametrize(("rate", "hold"), [(1, 1), (10, 1), (10, 10)])
+@pytest.mark.parametrize("slope", [0.0, 2.0])
+def test_the_error_of_one_window_by_its_samples(rate: int, hold: int, slope: float) -> None:
+    """It holds in 95 % of the cases, neither in many fewer nor in all; where power rises slowly, in more."""
+    held = []
+    for seed in range(400):
+        rng = np.random.default_rng([seed, 11])
+        count = 58 * rate
+        noise = np.repeat(rng.normal(0, 0.3, count // hold + 1), hold)[:count]
+        watts = 5 + slope * np.linspace(-0.5, 0.5, count) + noise
+        held.append(abs(watts.mean() - 5) <= _error_of_mean(watts, 1 / rate))
+    assert 0.92 <= np.mean(held) <= (1 if slope else 0.985)
 
 
 @pytest.mark.parametrize("rate", [1, 10])
