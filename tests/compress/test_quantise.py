@@ -114,6 +114,37 @@ def test_activations_have_the_ranges_of_the_calibration_images(files: dict[str, 
     assert arrays[first.input[2]] == 0
 
 
+def test_weights_leave_room_for_the_sum_of_two_products(tmp_path: Path) -> None:
+    """x86 without VNNI adds two products of uint8 and int8 in 16 bits. What overflows there is cut off silently.
+
+    All weights and activations are as large as they can be. The unoptimised file computes in float32, so it shows what
+    the file means. On a processor with VNNI only the range of the weights tells.
+    """
+    convolution = nn.Conv2d(3, 8, 1, bias=False)
+    nn.init.ones_(convolution.weight)
+    source, target = tmp_path / "ones.onnx", tmp_path / "static.onnx"
+    network = nn.Sequential(convolution, nn.ReLU(), nn.Conv2d(8, 2, 1), nn.Flatten())
+    nn.init.ones_(network[2].weight)
+    export_onnx(network, source, in_channels=3, size=4)
+    given = np.ones((2, 3, 4, 4), np.float32)
+    given[0, :, 0, 0] = 0  # a range of activations from 0 to 1
+    quantise(source, target, "static", given)
+
+    weights = [
+        numpy_helper.to_array(each)
+        for each in onnx.load(target).graph.initializer
+        if each.data_type == onnx.TensorProto.INT8 and len(each.dims) == 4
+    ]
+    assert len(weights) == 2
+    assert {int(np.abs(each.astype(int)).max()) for each in weights} <= {63, 64}
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    meant = onnxruntime.InferenceSession(target, options, providers=["CPUExecutionProvider"])
+    (expected,) = meant.run(None, {"image": given})
+    np.testing.assert_allclose(answers(target, given), expected, atol=0.02 * np.abs(expected).max())
+    np.testing.assert_allclose(answers(source, given), expected, atol=0.02 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_macs_are_those_of_the_network(files: dict[str, dict[str, Path]], name: str, kind: str) -> None:
