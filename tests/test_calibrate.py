@@ -20,7 +20,7 @@ def _calibrate(*arguments: str) -> subprocess.CompletedProcess[str]:
     ("arguments", "says"),
     [
         ([], "no value for name; give it on the command line: name=..."),
-        (["name=x", "hardware=pi"], "hardware=pi is not this machine's processor"),
+        (["name=x", "hardware=pi"], "hardware=pi is another machine. Name it, hardware.host=user@address"),
         (
             ["name=x", "hardware.runtime=torch"],
             "hardware.runtime=torch: a predictor is calibrated with ONNX Runtime",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-COSTS_VERSION = 2  # names the cached files: raise it when export or prediction changes a figure
+COSTS_VERSION = 3  # names the cached files: raise it when export or prediction changes a figure
 WORTH_PROCESSES = 40  # networks; fewer are exported faster than processes start
 Known = dict[str, float]
 """Metrics named as in dxc.metrics.METRICS."""
@@ -174,15 +174,14 @@ def _cost(config: Mapping[str, Any], packages: list[Package]) -> dict[str, Any]:
             exported = export_onnx(
                 model, path, in_channels=in_channels, size=size, metadata=metadata, check=False
             )
-            if plan.compress.quantises:  # predictors describe kernels in float32 only
+            onnx_mb, latency = exported.onnx_mb, {}
+            if plan.compress.quantises:
                 from dxc.compress.quantise import quantise
 
                 images = np.zeros((1, in_channels, size, size), np.float32)
                 onnx_mb = quantise(path, path, plan.compress.quantise, images).onnx_mb
-                latency = {}
-            else:
-                onnx_mb = exported.onnx_mb
-                latency = latency_metrics(predict_all(exported.path, packages))
+            if plan.compress.quantise != "dynamic":  # whose kernels no predictor describes
+                latency = latency_metrics(predict_all(path, packages))
         return {
             "onnx_mb": onnx_mb,
             "params": count_params(model),

@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.config.hardware import Hardware
 from dxc.errors import SearchError
-from dxc.search.costs import NetworkCosts
+from dxc.hardware.predict.packages import SHIPPED, load_package
+from dxc.search.costs import NetworkCosts, _cost
 from dxc.search.space import network_hash
 from dxc.tracking.patience import StoredRun
 from tests.search.searches import Searching, composed, replaced
@@ -50,6 +53,24 @@ def test_trials_share_what_they_have_in_common(searching: Searching) -> None:
         known = costs.of(network_hash(config), config)
         assert (known["params"], known["macs"]) == (run.metrics["params"], run.metrics["macs"])
         assert known["onnx_mb"] == pytest.approx(run.metrics["onnx_mb"], rel=0.01)
+
+
+def test_a_static_network_is_predicted_before_it_is_trained(tmp_path: Path) -> None:
+    """By a package that was calibrated with quantised networks; others say that they cover nothing of it."""
+    shipped = load_package(SHIPPED / "ort_cpu_xeon")
+    names = ("conv-bn-relu", "dwconv-bn-relu", "global-avgpool", "fc")
+    quantised = {f"int8-{name}": shipped.regressors[name] for name in names}
+    both = replace(shipped, regressors={**shipped.regressors, **quantised})
+    overrides = ["model=mobilenet_v1", "data=cifar10", "model.width=0.25", f"cache_dir={tmp_path}"]
+    costs = {}
+    for kind in ("none", "static", "dynamic"):
+        with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
+            config = resolved(compose("train", overrides=[*overrides, f"compress.quantise={kind}"]))
+        costs[kind] = [_cost(config, [package]) for package in (shipped, both)]
+    assert costs["static"][1]["latency_ms"] == pytest.approx(costs["none"][1]["latency_ms"])
+    assert costs["static"][0]["uncovered_macs_share"] == 1 and "latency_ms" not in costs["static"][0]
+    assert not {"latency_ms", "uncovered_macs_share"} & costs["dynamic"][1].keys()
+    assert costs["static"][1]["onnx_mb"] < costs["none"][1]["onnx_mb"]
 
 
 @pytest.mark.slow
