@@ -13,6 +13,7 @@ import pytest
 
 from dxc.errors import ScalingError
 from dxc.scaling.launch import launch_here
+from dxc.scaling.worker import Run
 from tests.scaling.runs import result_of, written
 
 
@@ -113,3 +114,15 @@ def test_ranks_that_find_nobody_say_where_they_looked(tmp_path: Path) -> None:
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "RANK": "1"}
     with pytest.raises(ScalingError, match=r"rank 1 on \S+: found no 2 ranks at 127\.0\.0\.1:1 within 3 s"):
         launch_here(tmp_path, environment=environment)
+
+
+def test_devices_that_are_not_equal_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    run = object.__new__(Run)  # without its processes
+    run.device = torch.device("cpu")
+    monkeypatch.setattr(Run, "_everyones", lambda self, name: ["A100", "V100"])
+    with pytest.raises(
+        ScalingError, match=r"the devices are not equal: rank 0: A100; rank 1: V100\. The slowest"
+    ):
+        run._require_equal_devices()
