@@ -577,14 +577,19 @@ def measure(folder: str, request: dict[str, Any], event: Events) -> None:
     in_memory = needed <= MEMORY_SHARE * room
     event(event="images", count=len(stored), in_memory=in_memory)
     size = len(stored) if in_memory else max(1, int(MEMORY_SHARE / 2 * room / (needed / len(stored))))
-    held = [prepare(stored)] if in_memory else None
 
-    def blocks() -> Iterator[Any]:
-        if held is not None:
-            yield held[0]
+    def feeds(block: Any) -> list[dict[str, Any]]:
+        images = prepare(block)
+        return [{runtime.input: images[i : i + 1]} for i in range(len(images))]
+
+    held = feeds(stored) if in_memory else []
+
+    def blocks() -> Iterator[list[dict[str, Any]]]:
+        if in_memory:
+            yield held
             return
         for start in range(0, len(stored), size):
-            yield prepare(stored[start : start + size])
+            yield feeds(stored[start : start + size])
 
     warm_up(runtime, one)
     clock = time.perf_counter
@@ -599,8 +604,7 @@ def measure(folder: str, request: dict[str, Any], event: Events) -> None:
         word = begun_at + PROGRESS_SECONDS
         while passes == 0 or clock() - begun_at < request["seconds"]:
             for block in blocks():
-                for i in range(len(block)):
-                    feed = {runtime.input: block[i : i + 1]}
+                for feed in block:
                     start = clock()
                     answer = runtime.run(None, feed)
                     end = clock()
