@@ -36,9 +36,9 @@ class CompressionTable:
 
     Attributes:
         title: the studies.
-        frame: one row a design: network, fraction, align, finetune_epochs (missing where nothing was pruned), quantise,
-            n (runs), each of `metrics` as its mean over repeats, and spread.accuracy, over repeats or over the folds of
-            one run.
+        frame: one row a design: network, fraction, align, steps, finetune_epochs (missing where nothing was pruned),
+            quantise, n (runs), each of `metrics` as its mean over repeats, and spread.accuracy, over repeats or over
+            the folds of one run.
         metrics: in their order.
         lines: notes, and where the figures are from.
     """
@@ -107,6 +107,7 @@ def compressed(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
             "network": [_network(run) for run in runs.to_dict("records")],
             "fraction": fraction,
             "align": number("compress.align", 1).where(fraction > 0, 1),
+            "steps": number("compress.steps", 1).where((fraction > 0) & (epochs > 0), 1),
             "finetune_epochs": epochs.where(fraction > 0, np.nan),
             "quantise": pd.Series(kinds, runs.index).astype(str),
             "design": runs["dxc.design"].fillna(runs["run_id"]) if "dxc.design" in runs else runs["run_id"],
@@ -115,7 +116,7 @@ def compressed(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     )
     within = runs["accuracy_std"].astype(float) if "accuracy_std" in runs else np.nan
     frame["spread.accuracy"] = within
-    keys = ["network", "fraction", "align", "finetune_epochs", "quantise", "design"]
+    keys = ["network", "fraction", "align", "steps", "finetune_epochs", "quantise", "design"]
     groups = frame.groupby(keys, dropna=False, sort=False)
     found = groups[[*metrics, "spread.accuracy"]].mean()
     found.insert(0, "n", groups.size())
@@ -127,7 +128,9 @@ def compressed(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     return (
         found.assign(order=order)
         .sort_values(
-            ["network", "order", "fraction", "align", "finetune_epochs"], kind="stable", na_position="first"
+            ["network", "order", "fraction", "align", "steps", "finetune_epochs"],
+            kind="stable",
+            na_position="first",
         )
         .drop(columns="order")
         .reset_index(drop=True)
@@ -136,7 +139,7 @@ def compressed(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
 
 def _network(run: dict[str, object]) -> str:
     """The name of a run without what it says of compression."""
-    keys = ("fraction", "align", "finetune_epochs", "quantise")
+    keys = ("fraction", "align", "steps", "finetune_epochs", "quantise")
     given = {key: run.get(f"compress.{key}") for key in keys}
     compress = {
         key: _plain(value) for key, value in given.items() if not (value is None or value != value)

@@ -40,7 +40,12 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def channel_fraction_pruning(
-    model: nn.Module, fraction: float, *, align: int = 1, image_size: int = IMAGE_SIZE
+    model: nn.Module,
+    fraction: float,
+    *,
+    align: int = 1,
+    image_size: int = IMAGE_SIZE,
+    of: nn.Module | None = None,
 ) -> nn.Module:
     """A copy of a network in which a fraction of the output channels of each convolution is zero.
 
@@ -55,6 +60,8 @@ def channel_fraction_pruning(
         align: the remaining channels are rounded up to a multiple of this, but to no more than there were. Multiples of
             8 or 16 run faster on most processors.
         image_size: edge in pixels of an image that the network takes.
+        of: the network before any pruning, whose channels the fraction is of, where this one is pruned in steps; None:
+            the fraction is of the channels that there are.
 
     Raises:
         ConfigError: an argument cannot work.
@@ -64,10 +71,13 @@ def channel_fraction_pruning(
     require_whole("align", align, at_least=1)
     masked = _copied(model)
     groups = _groups(_graph(masked, image_size), masked)
+    whole = masked if of is None else of
+    at_first = {name: layer.out_channels for name, layer in whole.named_modules() if _is_plain(layer)}
+    left = {group.name: channels_left(at_first[group.name], fraction, align) for group in groups}
     if emptied := [
-        f"{group.name} ({counted(group.channels, 'channel')})"
+        f"{group.name} ({counted(at_first[group.name], 'channel')})"
         for group in groups
-        if channels_left(group.channels, fraction, align) == 0
+        if left[group.name] == 0
     ]:
         raise CompressionError(
             f"fraction={fraction:g} leaves no channel of {', '.join(emptied)}; take a smaller fraction or a wider "
@@ -75,7 +85,7 @@ def channel_fraction_pruning(
         )
     with torch.no_grad():
         for group in groups:
-            going = group.channels - channels_left(group.channels, fraction, align)
+            going = max(0, group.channels - left[group.name])
             group.clear(group.norms().argsort(stable=True)[:going])
     return _as_before(masked, model)
 

@@ -121,9 +121,11 @@ def canonical_compression(compress: dict[str, Any]) -> dict[str, Any]:
     kept = dict(compress)
     unused: set[str] = set()
     if not kept.get("fraction"):
-        unused |= {"fraction", "align", "finetune_epochs", "finetune_lr"}
+        unused |= {"fraction", "align", "steps", "finetune_epochs", "finetune_lr"}
     elif not kept.get("finetune_epochs"):
-        unused |= {"finetune_lr"}
+        unused |= {"steps", "finetune_lr"}
+    if kept.get("steps") == 1:
+        unused |= {"steps"}
     if kept.get("quantise") != "static":
         unused |= {"calibration_images", "calibration_seed"}
     if kept.get("quantise") == "none":

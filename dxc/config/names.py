@@ -49,12 +49,14 @@ def describe(cfg: dict[str, Any]) -> str:
 def compression_names(compress: dict[str, Any]) -> list[str]:
     """What a section `compress` does, in short: ['0.5 pruned e5', 'static']; [] where nothing is compressed.
 
-    e is the number of epochs of fine-tuning.
+    e is the number of epochs of fine-tuning, 3xe5 where it follows each of three steps.
     """
     names = []
     if fraction := compress.get("fraction"):
         aligned = f" to {compress['align']}s" if compress.get("align", 1) != 1 else ""
-        names.append(f"{fraction:g} pruned{aligned} e{compress.get('finetune_epochs')}")
+        epochs, steps = compress.get("finetune_epochs"), compress.get("steps", 1)
+        times = f"{steps}x" if epochs and steps != 1 else ""
+        names.append(f"{fraction:g} pruned{aligned} {times}e{epochs}")
     if (kind := compress.get("quantise", "none")) != "none":
         names.append(str(kind))
     return names

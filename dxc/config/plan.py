@@ -154,6 +154,8 @@ class Compress(Part):
     ]
     """Of the channels of each convolution that go."""
     align: Positive
+    steps: Positive = 1
+    """In how many the fraction is reached, with fine-tuning after each."""
     finetune_epochs: Natural
     finetune_lr: Annotated[
         int | float | None,

@@ -64,17 +64,23 @@ class Bench:
     """Only this many folds, from the first; None: all."""
 
 
+Work = Callable[[Bench, Sequence[TrainedFold], Path], list[TrainedFold]]
+
+
 def network_stages(bench: Bench) -> list[Stage]:
     """The stages of a run up to its networks, in their order."""
-    works = {TRAIN: train, PRUNE: prune, FINETUNE: finetune}
-    return [
-        Stage(name, section, partial(_done, works[name], bench))
-        for name, section in network_sections(canonical(bench.requested.values()), bench.cache.data_hash)
-    ]
+    sections = network_sections(canonical(bench.requested.values()), bench.cache.data_hash)
+    stages = []
+    for number, (name, section) in enumerate(sections, 1):
+        work = partial(prune, fraction=section["fraction"]) if name == PRUNE else WORKS[name]
+        # only the last networks are the design's
+        its = bench if number == len(sections) else replace(bench, after_fold=None)
+        stages.append(Stage(name, section, partial(_done, work, its)))
+    return stages
 
 
 def _done(
-    work: Callable[[Bench, Sequence[TrainedFold], Path], list[TrainedFold]],
+    work: Work,
     bench: Bench,
     artifact: Artifact,
     kept: Path,
@@ -96,29 +102,37 @@ def train(bench: Bench, before: Sequence[TrainedFold], kept: Path) -> list[Train
         kept_networks(bench.plan, kept, since=bench.since),
         device=_device(bench.plan),
         count=bench.count,
-        after_fold=None if bench.plan.compress.prunes else bench.after_fold,
+        after_fold=bench.after_fold,
     )
 
 
-def prune(bench: Bench, before: Sequence[TrainedFold], kept: Path) -> list[TrainedFold]:
-    """Remove channels from each fold's network, and judge what is left."""
+def prune(bench: Bench, before: Sequence[TrainedFold], kept: Path, *, fraction: float) -> list[TrainedFold]:
+    """Remove channels from each fold's network, and judge what is left.
+
+    Args:
+        bench: of the run.
+        before: folds of the stage before.
+        kept: the folder of this stage.
+        fraction: of the channels before any pruning; so many are gone then.
+    """
     from dxc.compress.prune import channel_fraction_pruning, remove_channel
 
-    compress, size = bench.plan.compress, bench.plan.data.image_size
+    align, size = bench.plan.compress.align, bench.plan.data.image_size
+    unpruned = bench.plan.model.build()
     kept_folds = _kept_pruned(bench, kept)
     folds: list[TrainedFold] = []
     for start, fold in zip(before, bench.datamodule.folds, strict=False):
         pruned = kept_folds.read(start.name)
         if pruned is None or pruned.trained_at < start.trained_at:
             masked = channel_fraction_pruning(
-                start.model, compress.fraction, align=compress.align, image_size=size
+                start.model, fraction, align=align, image_size=size, of=unpruned
             )
             smaller = remove_channel(masked, image_size=size)
             pruned = validated_fold(bench.plan, bench.datamodule, fold, start, smaller)
             kept_folds.keep(pruned)
-            log.info("%s: pruned by %g: accuracy %.4f", fold.name, compress.fraction, pruned.accuracy)
+            log.info("%s: pruned by %g: accuracy %.4f", fold.name, fraction, pruned.accuracy)
         folds.append(pruned)
-        if bench.after_fold is not None and not compress.finetune_epochs:
+        if bench.after_fold is not None:
             bench.after_fold([each.score for each in folds])
     return folds
 
@@ -134,6 +148,9 @@ def finetune(bench: Bench, before: Sequence[TrainedFold], kept: Path) -> list[Tr
         starts=before,
         after_fold=bench.after_fold,
     )
+
+
+WORKS: dict[str, Work] = {TRAIN: train, FINETUNE: finetune}
 
 
 def _kept_pruned(bench: Bench, folder: Path) -> KeptFolds:

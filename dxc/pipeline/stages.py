@@ -35,7 +35,7 @@ TRAIN_GROUPS = (
     "seed",
 )
 """What a trained network depends on, beside the chips themselves."""
-PRUNING_KEYS = ("fraction", "align")
+FRACTION_DIGITS = 6  # of a step: 0.3 in three steps begins as 0.1
 FINETUNING_KEYS = ("finetune_epochs", "finetune_lr")
 
 
@@ -93,11 +93,14 @@ def identities(stages: Sequence[Stage]) -> list[str]:
 def tags(stages: Sequence[Stage]) -> dict[str, str]:
     """What a run says of its chain: 'train:ID export:ID cost:ID', and the identity of the uncompressed network."""
     named = list(zip((stage.name for stage in stages), identities(stages), strict=True))
-    return {"dxc.base": dict(named)[TRAIN], "dxc.stages": " ".join(f"{name}:{each}" for name, each in named)}
+    return {"dxc.base": named[0][1], "dxc.stages": " ".join(f"{name}:{each}" for name, each in named)}
 
 
 def network_sections(described: Mapping[str, Any], chips: str) -> list[tuple[str, dict[str, Any]]]:
     """Name and section of the stages that give a network its weights, in their order.
+
+    The fraction of a pruning is of the channels that the network had at first. So networks that are pruned in steps
+    share those that are alike: half in two steps begins as a quarter in one.
 
     Args:
         described: a canonical configuration, of a plan as it was requested (dxc.config.identity.canonical).
@@ -106,15 +109,21 @@ def network_sections(described: Mapping[str, Any], chips: str) -> list[tuple[str
     trained = {group: described[group] for group in TRAIN_GROUPS if group in described}
     sections = [(TRAIN, {**trained, "chips": chips})]
     compress = described.get("compress", {})
-    if compress.get("fraction"):
-        sections.append((PRUNE, _of(compress, PRUNING_KEYS)))
+    if not compress.get("fraction"):
+        return sections
+    steps = compress.get("steps", 1)
+    for step in range(1, steps + 1):
+        fraction = compress["fraction"]
+        if step < steps:
+            fraction = round(fraction * step / steps, FRACTION_DIGITS)
+        sections.append((PRUNE, {"fraction": fraction, "align": compress["align"]}))
         if compress["finetune_epochs"]:
             sections.append((FINETUNE, _of(compress, FINETUNING_KEYS)))
     return sections
 
 
-def network_identities(plan: Plan, chips: str, *, epochs: int | None = None) -> dict[str, str]:
-    """Identity of each stage that gives a network its weights, by name, in their order.
+def network_identities(plan: Plan, chips: str, *, epochs: int | None = None) -> list[tuple[str, str]]:
+    """Name and identity of each stage that gives a network its weights, in their order.
 
     Args:
         plan: as it was requested.
@@ -123,16 +132,14 @@ def network_identities(plan: Plan, chips: str, *, epochs: int | None = None) -> 
     """
     if epochs is not None:
         plan = plan.with_trainer(max_epochs=epochs)
-    found: dict[str, str] = {}
-    parent = ""
-    for name, section in network_sections(canonical(plan.values()), chips):
-        found[name] = parent = identity(name, section, parent)
-    return found
+    sections = network_sections(canonical(plan.values()), chips)
+    stages = [Stage(name, section, lambda artifact, kept: artifact) for name, section in sections]
+    return list(zip((name for name, _ in sections), identities(stages), strict=True))
 
 
 def train_identity(plan: Plan, chips: str, *, epochs: int | None = None) -> str:
     """The identity of a plan's train stage; see network_identities."""
-    return network_identities(plan, chips, epochs=epochs)[TRAIN]
+    return network_identities(plan, chips, epochs=epochs)[0][1]
 
 
 def _of(section: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -37,6 +37,8 @@ def compression_in_text(frame: pd.DataFrame, metrics: Sequence[str]) -> pd.DataF
     columns["pruned"] = [f"{100 * fraction:g}%" for fraction in frame["fraction"]]
     if (frame["align"] > 1).any():
         columns["aligned to"] = [f"{align:.0f}" for align in frame["align"]]
+    if (frame["steps"] > 1).any():
+        columns["steps"] = [f"{steps:.0f}" for steps in frame["steps"]]
     columns["epochs"] = ["-" if epochs != epochs else f"{epochs:.0f}" for epochs in frame["finetune_epochs"]]
     columns["numbers"] = [TITLES.get(kind, kind) for kind in frame["quantise"]]
     for name in metrics:

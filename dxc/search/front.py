@@ -82,7 +82,8 @@ class Account:
         return cost
 
     def _climb(self, trainings: Trainings, rungs: Iterable[Rung]) -> tuple[int, dict[tuple[str, int], int]]:
-        cost, climbed = 0, {}
+        cost = 0
+        climbed: dict[tuple[str, int], int] = {}
         for rung in rungs:
             for name, epochs in trainings:
                 key = name, rung.epochs

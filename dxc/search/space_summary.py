@@ -460,8 +460,8 @@ class SpaceSummary:
     @cached_property
     def most_finetuning(self) -> int:
         """Most epochs of a fold that a network of a feasible trial is fine-tuned for."""
-        epochs = (each for trial in self.feasible for _, each in trainings_of(self.identity(trial).config))
-        return max((each for each in epochs if each is not None), default=0)
+        trials = (trainings_of(self.identity(trial).config) for trial in self.feasible)
+        return max((sum(epochs or 0 for _, epochs in each) for each in trials), default=0)
 
     def unknown_objectives(self) -> list[str]:
         """A line for each objective that some networks have before training and others have not."""

@@ -56,7 +56,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REPEATS = 200  # proposals in a row that are known already, before one is drawn at random
-UNCOMPRESSED = {"compress.fraction": 0, "compress.finetune_epochs": 0, "compress.quantise": "none"}
+UNCOMPRESSED = {
+    "compress.fraction": 0,
+    "compress.steps": 1,
+    "compress.finetune_epochs": 0,
+    "compress.quantise": "none",
+}
 NOT_PREDICTED = "predictors describe kernels in float32, and these networks are quantised"
 DOING = {TRAIN: "training", PRUNE: "pruning", FINETUNE: "fine-tuning"}
 MEDIAN_OF = 5  # trials that median stopping wants to have seen
@@ -653,7 +658,7 @@ class Study:
         rung = job.rung or self.ladder[-1]
         plan = self.summary.catalogue.identity(self._point(job.entry)).plan
         identities = network_identities(plan, self.chips.hash_of(plan), epochs=rung.epochs)
-        stages = [(DOING[name], kept_folder(plan.cache_dir, each)) for name, each in identities.items()]
+        stages = [(DOING[name], kept_folder(plan.cache_dir, each)) for name, each in identities]
         return Training(job.entry.trial, plan.name, stages, rung.folds, part=job.rung is not None)
 
     def _report(self, job: Job) -> None:

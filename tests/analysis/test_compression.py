@@ -17,7 +17,7 @@ METRICS = ["accuracy", "accuracy_drop", "onnx_mb", "measured_latency_ms"]
 def _run(
     fraction: float, epochs: int, kind: str, accuracy: float, mb: float, *, seed: int = 0, width: int = 4
 ) -> dict:
-    compress = {"fraction": fraction, "align": 1, "finetune_epochs": epochs, "quantise": kind}
+    compress = {"fraction": fraction, "align": 1, "steps": 1, "finetune_epochs": epochs, "quantise": kind}
     model = {"_target_": "dxc.models.resnet.ResNet", "width": width}
     name = describe({"model": model, "data": {"channels": [1] * 5, "batch_size": 8}, "compress": compress})
     design = f"{fraction}{kind}{width}" + (f"e{epochs}" if fraction else "")

@@ -103,6 +103,19 @@ def test_channels_that_an_addition_joins_are_judged_together() -> None:
     assert {n for n in range(8) if not masked.layer1[0].conv1.weight[n].any()} == set(alone.tolist())
 
 
+@pytest.mark.parametrize("align", [1, 4])
+def test_in_steps_as_many_channels_go_as_at_once(align: int) -> None:
+    whole = trained(lambda: ResNet(3, width=8), 0)
+    model = whole
+    for fraction in (0.3, 0.45, 0.6):
+        masked = channel_fraction_pruning(model, fraction, align=align, of=whole)
+        model = remove_channel(masked)
+        at_once = remove_channel(channel_fraction_pruning(whole, fraction, align=align))
+        assert [each.shape for each in model.parameters()] == [each.shape for each in at_once.parameters()]
+    # what is gone does not come back
+    assert len(channel_fraction_pruning(model, 0.3, of=whole).conv1.weight) == model.conv1.out_channels
+
+
 def test_image_channels_and_outputs_stay() -> None:
     smaller = remove_channel(channel_fraction_pruning(trained(NETWORKS["sppnet"], 0), 0.9))
     assert (smaller.convolutions[0].in_channels, smaller.convolutions[0].out_channels) == (5, 6)

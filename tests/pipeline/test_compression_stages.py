@@ -21,6 +21,7 @@ from dxc.deploy.export import count_params
 from dxc.deploy.metadata import read_metadata
 from dxc.errors import CompressionError, ConfigError
 from dxc.models.resnet import ResNet
+from dxc.pipeline import networks
 from dxc.pipeline.kept import kept_folder
 from dxc.pipeline.result import Result
 from dxc.pipeline.run import run
@@ -46,25 +47,23 @@ def _plan(root: Path, *further: str) -> Plan:
 def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often networks are trained, fine-tuned, pruned and quantised."""
     done: Counter[str] = Counter()
-    train_fold, pruning = crossval.train_fold, prune.channel_fraction_pruning
-    quantising, remove_channel = quantise.quantise, prune.remove_channel
+    train_fold, validated_fold, quantising = crossval.train_fold, networks.validated_fold, quantise.quantise
 
     def trained(*args: Any, **kwargs: Any) -> Any:
         done["finetuned" if kwargs.get("start") else "trained"] += 1
         return train_fold(*args, **kwargs)
 
-    def removed(*args: Any, **kwargs: Any) -> Any:
+    def pruned(*args: Any, **kwargs: Any) -> Any:
         done["pruned"] += 1
-        return remove_channel(*args, **kwargs)
+        return validated_fold(*args, **kwargs)
 
     def quantised(*args: Any, **kwargs: Any) -> Any:
         done["quantised"] += 1
         return quantising(*args, **kwargs)
 
     monkeypatch.setattr(crossval, "train_fold", trained)
-    monkeypatch.setattr(prune, "remove_channel", removed)
+    monkeypatch.setattr(networks, "validated_fold", pruned)
     monkeypatch.setattr(quantise, "quantise", quantised)
-    assert pruning is prune.channel_fraction_pruning
     return done
 
 
@@ -244,6 +243,7 @@ def test_a_network_that_cannot_be_traced_is_refused_before_anything_is_trained(
         nn.Identity, "forward", lambda layer, image: image.flip(1)
     )  # after the first convolution
     plan = _plan(make_chips(per_class=2), "compress.fraction=0.5")
+    torch.manual_seed(0)  # where the weakest channels lie symmetrically, nothing changes
     with pytest.raises(CompressionError, match="ResNet gives other answers .* cannot be traced"):
         run(plan, tmp_path / "out", record=Record(tmp_path / "record", run_id="1"))
     assert not (tmp_path / "cache" / "stages").exists()
@@ -254,8 +254,45 @@ def test_the_stages_of_a_network_depend_on_no_study_and_no_run(make_chips: ChipM
     root = make_chips(per_class=2)
     plans = [_plan(root, "compress.fraction=0.5", f"study={study}") for study in ("one", "other")]
     one, other = (network_identities(plan, "chips") for plan in plans)
-    assert one == other and [*one] == ["train", "prune", "finetune"]
-    assert one["train"] == train_identity(_plan(root), "chips")
+    assert one == other and [name for name, _ in one] == ["train", "prune", "finetune"]
+    assert one[0][1] == train_identity(_plan(root), "chips")
+
+
+def test_identities_of_pruning_in_steps(make_chips: ChipMaker) -> None:
+    """Half in two steps begins as a quarter in one; steps mean nothing where nothing is trained between them."""
+    root = make_chips(per_class=2)
+
+    def found(*overrides: str) -> list[tuple[str, str]]:
+        return network_identities(_plan(root, *overrides), "chips")
+
+    steps, quarter = found("compress.fraction=0.5", "compress.steps=2"), found("compress.fraction=0.25")
+    assert [name for name, _ in steps] == ["train", "prune", "finetune", "prune", "finetune"]
+    assert steps[:3] == quarter
+    tenths = found("compress.fraction=0.3", "compress.steps=3")
+    assert tenths[:3] == found("compress.fraction=0.1") and tenths[:5] == found(
+        "compress.fraction=0.2", "compress.steps=2"
+    )
+    untrained = ["compress.fraction=0.5", "compress.finetune_epochs=0"]
+    assert _plan(root, *untrained, "compress.steps=3").trial == _plan(root, *untrained).trial
+    assert found(*untrained, "compress.steps=3") == found(*untrained)
+    assert _plan(root, "compress.steps=3").trial == _plan(root).trial
+    with pytest.raises(ConfigError, match="compress.steps must be a whole number of at least 1, not 0"):
+        _plan(root, "compress.steps=0")
+
+
+def test_pruned_in_steps(make_chips: ChipMaker, tmp_path: Path, work: Counter[str]) -> None:
+    """As many channels go as at once, each step is fine-tuned, and the first serves another design."""
+    root = make_chips(per_class=8)
+    overrides = ["compress.fraction=0.5", "trainer.max_epochs=1"]
+    result, tags, _ = _run(_plan(root, *overrides, "compress.steps=2"), tmp_path / "0")
+    assert work == {"trained": 2, "pruned": 4, "finetuned": 4}
+    names = [each.split(":")[0] for each in tags["dxc.stages"].split()]
+    assert names == ["train", "prune", "finetune", "prune", "finetune", "export", "cost"]
+    at_once = prune.remove_channel(prune.channel_fraction_pruning(ResNet(5, width=8), 0.5))
+    assert result.metrics["params"] == count_params(at_once)
+    assert result.name.endswith("0.5 pruned 2xe1")
+    _run(_plan(root, "compress.fraction=0.25", "trainer.max_epochs=1"), tmp_path / "1")
+    assert work == {"trained": 2, "pruned": 4, "finetuned": 4}
 
 
 def test_a_detector_is_compressed_too(make_chips: ChipMaker, tmp_path: Path) -> None:

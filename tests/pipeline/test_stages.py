@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -102,8 +103,11 @@ def _chain(plan: Plan, chips: str = "chips") -> list[Stage]:
     from types import SimpleNamespace
 
     from dxc.pipeline.chain import chain
+    from dxc.pipeline.networks import Bench
 
-    return chain(SimpleNamespace(requested=plan, cache=SimpleNamespace(data_hash=chips)))  # type: ignore[arg-type]
+    unused: Any = None
+    cache: Any = SimpleNamespace(data_hash=chips)
+    return chain(Bench(plan, plan, unused, cache, unused, Path()))
 
 
 def test_other_chips_are_another_network() -> None:

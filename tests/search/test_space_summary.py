@@ -320,6 +320,9 @@ def test_seconds_of_finetuning_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(set(timed)) == ["pruned", "whole"]
     assert summary.most_finetuning == 2
     assert _summary().most_finetuning == 0
+    config = summary.identity(summary.feasible[-1]).config
+    steps = {**config, "compress": {**config["compress"], "steps": 3}}
+    assert [epochs for _, epochs in module.trainings_of(steps)] == [None, 2, 2, 2]
 
 
 def test_objectives_that_some_networks_lack_are_said_once() -> None:
