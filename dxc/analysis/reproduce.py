@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import shlex
@@ -91,9 +92,12 @@ def _overrides(config: Mapping[str, Any]) -> list[str]:
         if not default:
             continue  # each option would be composed only to lose
         options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-        differing = {
-            option: _differences(config, [*chosen, f"{group}={option}"], group) for option in options
-        }
+        differing = {}
+        for option in options:
+            with contextlib.suppress(
+                ConfigError
+            ):  # an option that goes with others only, such as those of scale.py
+                differing[option] = _differences(config, [*chosen, f"{group}={option}"], group)
         best = min(differing, key=lambda option: len(differing[option]))
         if len(differing[best]) < len(default):
             chosen.append(f"{group}={best}")

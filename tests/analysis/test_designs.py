@@ -181,7 +181,14 @@ COMPARABLE_BY = {
     "fold_score": CHIPS,
     "fit_seconds": {"device", "dxc.engine", "dxc.data"},
     "images_per_second": {"device", "dxc.engine"},
-}
+    **{
+        name: {"dxc.measured_on", "batch", "size"}
+        for name in (
+            "speedup", "scaling_efficiency", "added_speedup", "communication_share", "loader_share",
+            "seconds_to_accuracy", "accuracy_speedup", "device_hours", "price", "price_per_point",
+        )
+    },
+}  # fmt: skip
 
 
 FACTS = UNDECLARED | {fact: words for each in METRICS.values() for fact, words in each.comparable_by.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -18,6 +19,7 @@ from dxc.config.overrides import quoted_value
 from dxc.config.plan import Plan
 from dxc.errors import AnalysisError
 from dxc.pipeline.chain import chain
+from dxc.pipeline.networks import Bench
 from dxc.pipeline.stages import identities
 
 
@@ -163,10 +165,10 @@ def test_a_compressed_design_is_rebuilt_from_base_to_end(overrides: list[str]) -
     """The printed command gives the same identity at every stage of the chain."""
     config = _config(*overrides)
     _, _, *rebuilt = shlex.split(command(config, trial=trial_hash(config)))
-    chains = [
-        chain(SimpleNamespace(requested=Plan.of(each), cache=SimpleNamespace(data_hash="chips")))  # type: ignore[arg-type]
-        for each in (config, _config(*rebuilt))
-    ]
+    plans = [Plan.of(each) for each in (config, _config(*rebuilt))]
+    cache: Any = SimpleNamespace(data_hash="chips")  # all that identities need of the chips
+    unused: Any = None
+    chains = [chain(Bench(plan, plan, unused, cache, unused, Path())) for plan in plans]
     assert identities(chains[0]) == identities(chains[1])
     assert len(chains[0]) > 3
     if "compress=l1" in overrides:
