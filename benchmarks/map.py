@@ -20,12 +20,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
+import json
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,17 @@ from dxc.synthetic.source import REGIONS, RegionFiles, region_files
 from dxc.training.crossval import train_fold
 
 NEAR = "corridor"
+METER = """
+import json, resource, subprocess, sys, time
+started = time.perf_counter()
+code = subprocess.run(sys.argv[1:]).returncode
+seconds, used = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+scale = 1 if sys.platform == "darwin" else 1024
+print(json.dumps([seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * scale / 1e6]))
+sys.exit(code)
+"""
+"""Runs a command from a small process. Linux counts the memory of the process that starts another for that one too, and
+this one has trained a network."""
 TOLD = (
     "seconds_per_km2", "cpu_seconds_per_km2", "km2_per_hour", "peak_memory_mb", "map_recall", "map_precision",
     "false_alarms_per_km2",
@@ -118,13 +128,10 @@ def mapped(onnx: Path, files: RegionFiles, out: Path, threads: int, *more: str) 
         f"out={out}", f"threads={threads}", "overwrite=true", "progress=false",
         f"hydra.run.dir={out.parent}/run", *more,
     ]  # fmt: skip
-    started = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    output = child.stdout.read() if child.stdout else ""
-    _, status, usage = os.wait4(child.pid, 0)
-    seconds = time.perf_counter() - started
-    if status != 0:
-        raise SystemExit(f"map.py failed:\n{output}")
+    done = subprocess.run([sys.executable, "-c", METER, *command], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"map.py failed:\n{done.stdout}{done.stderr}")
+    seconds, cpu_seconds, peak_memory_mb = json.loads(done.stdout.splitlines()[-1])
     area = gpd.read_file(out, layer="area")["km2"].item()
     points = gpd.read_file(out, layer="crossings")
     truth = gpd.read_file(files.crossings)
@@ -133,10 +140,9 @@ def mapped(onnx: Path, files: RegionFiles, out: Path, threads: int, *more: str) 
         np.column_stack([truth.geometry.x, truth.geometry.y]),
         km2=area,
     )
-    scale = 1 if sys.platform == "darwin" else 1024
     return {
-        "km2": area, "seconds_per_km2": seconds / area, "cpu_seconds_per_km2": (usage.ru_utime + usage.ru_stime) / area,
-        "km2_per_hour": 3600 * area / seconds, "peak_memory_mb": usage.ru_maxrss * scale / 1e6,
+        "km2": area, "seconds_per_km2": seconds / area, "cpu_seconds_per_km2": cpu_seconds / area,
+        "km2_per_hour": 3600 * area / seconds, "peak_memory_mb": peak_memory_mb,
         **judged.metrics(), "crossings": judged.crossings, "points": judged.points,
     }  # fmt: skip
 

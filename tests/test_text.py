@@ -99,7 +99,7 @@ def test_errors_reach_the_terminal_as_text(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == "\nerror: no study '\\x1b[2J\\u202e\\x9b'; there are:\n  a\\rb\n"
 
 
-@pytest.mark.parametrize("name", ["train", "search", "prepare", "calibrate", "analysis/analyze"])
+@pytest.mark.parametrize("name", ["train", "search", "prepare", "calibrate", "map", "analysis/analyze"])
 def test_log_lines_reach_the_terminal_as_text(name: str) -> None:
     """The formatters that Hydra sets up from conf/, for its own messages too where a search writes through them."""
     folder, _, script = name.rpartition("/")
