@@ -195,8 +195,11 @@ class Reader(Patient):
         try:
             found = self._patiently(lambda: self._client.get_run(run_id))
         except TrackingError as error:
+            if getattr(error.__cause__, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
+                raise
             raise TrackingError(
-                f"{error}\nanalyze.py lists the runs of a study, and tracking.uri=ADDRESS names another store"
+                f"run {run_id}: no such run in the MLflow store {masked(self.uri)}. analyze.py shows the runs of a "
+                "study, and tracking.uri=ADDRESS names another store"
             ) from error
         run = next(iter(sound_runs([found])), None)
         if run is None or found.info.lifecycle_stage == "deleted":
