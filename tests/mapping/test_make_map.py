@@ -53,11 +53,13 @@ def test_every_crossing_has_one_point_where_it_lies(world: dict[str, Path], tmp_
     assert away.max() < 3
     assert (points[:, 2] > 0.9).all()
     assert report.judged is not None
-    assert (report.judged.recall, report.judged.precision) == (1, 1)
-    area = gpd.read_file(tmp_path / "map.gpkg", layer="area")
+    main = report.judged.score.main
+    assert (main.hits, main.recall.value, main.precision.value) == (5, 1, 1)
+    area = gpd.read_file(tmp_path / "map.gpkg", layer="mapped_area")
     assert area.crs.to_epsg() == 26915
     hole = 30 * 40
-    assert area["km2"].item() == pytest.approx((330 * 260 - hole) / 1e6, rel=0.03)
+    assert area["km2"].item() == pytest.approx((330 * 260 - hole) / 1e6, rel=1e-3)
+    assert area.geometry.area.item() / 1e6 == area["km2"].item()
 
 
 def test_a_map_does_not_depend_on_its_tiles(world: dict[str, Path], tmp_path: Path) -> None:
@@ -172,10 +174,10 @@ def test_a_map_of_a_run_is_a_run_of_its_study(world: dict[str, Path], tmp_path: 
     assert mapped.data.tags["dxc.network_run"] == run.run_id
     assert mapped.data.params["crossings"] == str(report.crossings)
     assert {each.path for each in client.list_artifacts(mapped.info.run_id)} == {
-        "map.gpkg", "map_probability.tif", "map.json"
+        "map.gpkg", "map_probability.tif", "map.json", "evaluation"
     }  # fmt: skip
     kept = json.loads(Path(client.download_artifacts(mapped.info.run_id, "map.json")).read_text())
-    assert kept["map_recall"] == report.judged.recall  # type: ignore[union-attr]
+    assert kept["map_recall"] == mapped.data.metrics["map_recall"] == report.judged.score.main.recall.value == 1  # type: ignore[union-attr]
     with pytest.raises(DxcError, match="no such run in the MLflow store"):
         _map(world, tmp_path / "other.gpkg", onnx=None, run="0" * 32)
 
