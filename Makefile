@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | test-slurm | test-browser | test-device | lint | docs | bench | gpu | ui | clean
+# make setup | demo | demo-map | test | test-slow | test-slurm | test-browser | test-device | lint | docs | bench | gpu | ui | clean
 # Every target does the set-up it misses.
 
 VENV := .venv
@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 PORT ?= 5000
 ARGS ?=
 
-.PHONY: setup demo test test-slow test-slurm test-browser test-device lint docs bench gpu ui clean
+.PHONY: setup demo demo-map test test-slow test-slurm test-browser test-device lint docs bench gpu ui clean
 .DEFAULT_GOAL := setup
 
 # The first of these that is Python 3.11 to 3.13; or name one: make setup PYTHON=/path/to/python3.12
@@ -49,6 +49,17 @@ demo: setup
 	@echo "next:  make ui                                 compare the trials in the browser"
 	@echo "       $(PY) search.py --help        what can be searched"
 	@echo "       $(PY) train.py --help         what can be trained"
+
+# A network, then the map of a synthetic watershed that it was not trained on. It ends with a picture and a page.
+DEMO_MAP := outputs/demo_map
+demo-map: setup
+	$(PY) train.py experiment=demo_map
+	@test -d $(DEMO_MAP)/watershed || $(PY) -m dxc.synthetic $(DEMO_MAP)/watershed --seed 11
+	$(PY) map.py study=demo_map pick=accuracy dem=$(DEMO_MAP)/watershed/dem.tif photo=$(DEMO_MAP)/watershed/photo.tif \
+	  roads=$(DEMO_MAP)/watershed/roads.gpkg truth=$(DEMO_MAP)/watershed/crossings.gpkg \
+	  breached=$(DEMO_MAP)/dem_breached.tif out=$(DEMO_MAP)/crossings.gpkg overwrite=true
+	@echo "picture: $(DEMO_MAP)/crossings_evaluation/map.png"
+	@echo "next:    open $(DEMO_MAP)/crossings_evaluation/index.html, and $(DEMO_MAP)/crossings.gpkg in QGIS"
 
 # Two at a time: each starts processes of its own, so more would need more memory than a small machine has.
 test: setup

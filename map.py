@@ -16,10 +16,9 @@ def main(cfg: DictConfig) -> None:
         from dxc.config.checked import checked
         from dxc.mapping.run import make_map
         from dxc.mapping.settings import MapSettings
-        from dxc.report.terminal import new_console, print_text
+        from dxc.report.map_page import print_map
 
-        report = make_map(checked(MapSettings, resolved(cfg)))
-        print_text(new_console(), report.describe())
+        print_map(make_map(checked(MapSettings, resolved(cfg))))
 
 
 if __name__ == "__main__":

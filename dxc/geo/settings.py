@@ -74,16 +74,17 @@ def _columns(names: Any) -> Any:
 
 
 Text = Annotated[str | None, BeforeValidator(_text)]
+Rasters = Annotated[list[Path] | None, BeforeValidator(_rasters)]
+"""Of one place: a file, a folder of tiles, a pattern or a list of these (dxc.geo.mosaic)."""
 Metres = Annotated[int | float, _number(0, 1e9, "0 metres or more")]
 
 
 class CutSettings(Part):
     """What the chips of one region are cut from, and how. conf/prepare.yaml explains each key."""
 
-    dem: Annotated[list[Path] | None, BeforeValidator(_rasters)] = None
-    photo: Annotated[list[Path] | None, BeforeValidator(_rasters)] = None
-    """Rasters of one place, each a file, a folder of tiles, a pattern or a list of these (dxc.geo.mosaic). Without one
-    of them, chips hold the other alone."""
+    dem: Rasters = None
+    photo: Rasters = None
+    """Without one of them, chips hold the other alone."""
     crossings: Annotated[Path, BeforeValidator(_path)]
     out: Annotated[Path, BeforeValidator(lambda value: _out(_path(value)))]
     region: Annotated[str, BeforeValidator(_region)]

@@ -7,6 +7,8 @@ ground     the rasters, read window by window on one grid
 screen     a dense pass of the same network that says where to look closer
 finding    the probability of each window of a tile
 merging    one point a crossing
+certainty  what its probability means
+judging    the map against true crossings
 raster     the probabilities as a raster
 run        from top to bottom: settings -> files and a tracked run
 """

@@ -28,6 +28,7 @@ class Found(NamedTuple):
         p: float32 (n,), their probabilities.
         seen: number of lattice cells of the mapped ground: all that have data, so far as they were read. Roads or a
             screen may have ruled some out.
+        holes: bool (rows, columns), lattice cells of the ground that have no data.
         windows: number of windows that the network answered.
     """
 
@@ -36,6 +37,7 @@ class Found(NamedTuple):
     y: np.ndarray
     p: np.ndarray
     seen: int
+    holes: np.ndarray
     windows: int
 
     def write(self, path: Path) -> None:
@@ -102,9 +104,10 @@ class Finder:
         inside, wanted = self.wanted(tile)
         seen = int(inside.sum())
         probability = np.full(wanted.shape, UNSEEN)
+        holes = np.zeros(wanted.shape, bool)
         nothing = np.zeros(0)
         if not wanted.any():
-            return Found(probability, nothing, nothing, nothing.astype(np.float32), seen, 0)
+            return Found(probability, nothing, nothing, nothing.astype(np.float32), seen, holes, 0)
         stride, size = self._grid.stride, self._grid.size
         # only what the wanted windows show is read
         rows, columns = np.flatnonzero(wanted.any(axis=1)), np.flatnonzero(wanted.any(axis=0))
@@ -124,7 +127,8 @@ class Finder:
         half = size // 2
         centre = valid[north + half :: stride, west + half :: stride][: part.rows, : part.columns]
         wanted = wanted & centre
-        seen -= int((inside[here] & ~centre).sum())
+        holes[here] = inside[here] & ~centre
+        seen -= int(holes.sum())
         if self._screen is not None and wanted.any():
             x, y = self._grid.centres(part)
             wanted &= self._screen.passes(bands, left - west, top + north, x, y)
@@ -140,7 +144,7 @@ class Finder:
                 top - at[:, 0] * stride - boxes[:, 1] * size,
             )
         kept = answers >= KEPT
-        return Found(probability, xs[kept], ys[kept], answers[kept], seen, len(at))
+        return Found(probability, xs[kept], ys[kept], answers[kept], seen, holes, len(at))
 
     def _answers(self, bands: dict[str, np.ndarray], at: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Probabilities (n,) of the windows at rows and columns (n, 2) of a rectangle; a detector's boxes (n, 4)."""

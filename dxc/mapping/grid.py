@@ -75,6 +75,24 @@ class Grid(NamedTuple):
                 )  # fmt: skip
                 number += 1
 
+    def outlines(self, tile: Tile, cells: np.ndarray) -> list[shapely.Geometry]:
+        """Polygons of some cells of a tile, which are squares of a stride around the centres of its windows.
+
+        Args:
+            tile: the tile.
+            cells: bool (rows, columns).
+        """
+        from rasterio.features import shapes
+        from rasterio.transform import from_origin
+
+        x, y = self.centres(tile)
+        if not cells.any():
+            return []
+        half = self.stride / 2
+        place = from_origin(x[0] - half, y[0] + half, self.stride, self.stride)
+        found = shapes(cells.astype(np.uint8), mask=cells, transform=place)
+        return [shapely.geometry.shape(outline) for outline, _ in found]
+
     def corner(self, tile: Tile) -> tuple[int, int]:
         """x and y of the upper left corner of a tile's first window."""
         return tile.column * self.stride, -tile.row * self.stride

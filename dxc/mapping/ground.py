@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -13,7 +12,7 @@ import rasterio
 from dxc.errors import ConfigError
 from dxc.geo.chips import BLOCK_CACHE_MB, common_ground, fingerprint, look_at_rasters
 from dxc.geo.formats import GDAL_OPTIONS
-from dxc.geo.mosaic import open_mosaic
+from dxc.geo.mosaic import Sources, open_mosaic
 from dxc.geo.rasters import open_raster
 
 
@@ -21,8 +20,8 @@ class Ground:
     """Elevation model and photo of one place. A context: the rasters are open inside of it.
 
     Args:
-        dem: elevation model, or None.
-        photo: aerial photo, or None.
+        dem: elevation model, or None: a file, a folder of tiles, a pattern or a list of these.
+        photo: aerial photo, likewise.
         needed: bands that the network is fed with, dem and those of photos.
         photo_bands: names of the photo's bands; see conf/map.yaml.
         dem_units: of the elevations; None asks the file.
@@ -36,8 +35,8 @@ class Ground:
 
     def __init__(
         self,
-        dem: Path | None,
-        photo: Path | None,
+        dem: Sources | None,
+        photo: Sources | None,
         *,
         needed: Sequence[str],
         photo_bands: Sequence[str],
@@ -46,11 +45,6 @@ class Ground:
         vrt_anywhere: bool = False,
     ) -> None:
         of_photo = [band for band in needed if band != "dem"]
-        given = [
-            (what, path)
-            for what, path, wanted in (("DEM", dem, "dem" in needed), ("photo", photo, bool(of_photo)))
-            if path is not None and wanted
-        ]
         lacking = [] if dem is not None or "dem" not in needed else ["dem (give dem=FILE)"]
         if photo is None and of_photo:
             lacking.append(f"{', '.join(of_photo)} (give photo=FILE)")
@@ -61,7 +55,15 @@ class Ground:
                 f"the network is fed with {', '.join(needed)}, and the rasters do not give {' and '.join(lacking)}. "
                 "Give them, or map with a network of other channels."
             )
-        files = [(what, open_mosaic(what, path, vrt_anywhere=vrt_anywhere).file) for what, path in given]
+        mosaics = {
+            what: open_mosaic(what, sources, vrt_anywhere=vrt_anywhere)
+            for what, sources in (("DEM", dem), ("photo", photo))
+            if sources is not None
+        }
+        self.dem = mosaics["DEM"].file if "DEM" in mosaics else None
+        """The elevation model, whether the network is fed with it or not."""
+        wanted = {"DEM": "dem" in needed, "photo": bool(of_photo)}
+        files = [(what, mosaic.file) for what, mosaic in mosaics.items() if wanted[what]]
         self.inputs = [fingerprint(path) for _, file in files for path in file.files]
         """What the rasters are known by, to see a change."""
         self.rasters = look_at_rasters(files, crs=crs, photo_bands=photo_bands, dem_units=dem_units)

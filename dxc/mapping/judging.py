@@ -1,72 +1,177 @@
-"""Mapped points against true ones: one to one, within a distance."""
+"""A map against true crossings: what it found, how sure that is, and whether water gets through."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+import shapely
 
-WITHIN_M = 15.0
+from dxc.errors import DataError
+from dxc.evaluation.calibration import reliability
+from dxc.evaluation.crossings import (
+    BLOCKS_FOR_INTERVAL,
+    Blocks,
+    Interval,
+    MapScore,
+    evaluate_map,
+    match_points,
+)
+from dxc.geo.breach import Breaches, Dem
+from dxc.geo.flow import LEAST_HA, WITHIN_M, FlowChange, flow_change, subwatersheds
+from dxc.geo.rasters import project_xy
+from dxc.mapping.merging import Merged
+from dxc.text import counted
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rasterio.crs import CRS
+
+SQUARE_M = 500.0
+"""Edge of the blocks where there is no elevation model: as large as the least subwatershed."""
 
 
-class Judged(NamedTuple):
-    """How many points are right.
+@dataclass(frozen=True)
+class Judged:
+    """The evaluation of a map.
 
     Attributes:
-        found: number of true crossings that have a point of their own within WITHIN_M.
-        points: number of mapped points.
-        crossings: number of true crossings.
-        km2: mapped ground.
+        score: recall, precision and false alarms.
+        truth: (n, 2) true crossings, metres.
+        points: those of the map, and less certain ones for the curve over thresholds.
+        blocks: what intervals are drawn over, in words.
+        flow: on the elevation model, at the true crossings; None without one.
+        notes: what could not be evaluated, and why.
     """
 
-    found: int
-    points: int
-    crossings: int
-    km2: float
-
-    @property
-    def recall(self) -> float:
-        return self.found / self.crossings if self.crossings else float("nan")
-
-    @property
-    def precision(self) -> float:
-        return self.found / self.points if self.points else float("nan")
-
-    @property
-    def false_alarms_per_km2(self) -> float:
-        return (self.points - self.found) / self.km2 if self.km2 else float("nan")
+    score: MapScore
+    truth: np.ndarray
+    points: Merged
+    blocks: str
+    flow: FlowChange | None
+    notes: tuple[str, ...] = ()
 
     def metrics(self) -> dict[str, float]:
         """By the names of dxc.metrics."""
-        return {
-            "map_recall": self.recall,
-            "map_precision": self.precision,
-            "false_alarms_per_km2": self.false_alarms_per_km2,
-        }
+        return self.score.metrics() | (self.flow.metrics() if self.flow is not None else {})
 
-    def describe(self) -> str:
-        """One line for people."""
-        return (
-            f"{self.found} of {self.crossings} crossings found within {WITHIN_M:g} m (recall {self.recall:.2f}), "
-            f"precision {self.precision:.2f}, {self.false_alarms_per_km2:.1f} false alarms a km2"
-        )
+    def places(self) -> pd.DataFrame:
+        """Columns x, y and kind (hit, missed, false alarm) of the points at the map's threshold."""
+        return self.score.points(self.truth, self.points.xy)
+
+    def reliability(self) -> pd.DataFrame:
+        """What share of the map's points are crossings, by their probability; see dxc.evaluation.calibration."""
+        inside = self.score.truth_inside
+        match = match_points(self.truth[inside], self.points.xy, within_m=self.score.within_m)
+        return reliability(self.points.p, match >= 0)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Labels and texts for people."""
+        score, main = self.score, self.score.main
+        found = [
+            (
+                "found",
+                f"{main.hits} of {counted(score.truth, 'true crossing')} have a point within {score.within_m:g} m: "
+                f"recall {_value(main.recall)}",
+            ),
+            (
+                "right",
+                f"{main.hits} of {counted(score.predicted, 'point')} are true crossings: precision "
+                f"{_value(main.precision)}",
+            ),
+        ]
+        alarms = f"{_value(main.false_alarms_per_km2)} a km2 of {score.km2:.2f} km2"
+        if main.false_alarms_per_road_km is not None:
+            alarms += f", {_value(main.false_alarms_per_road_km)} a km of road"
+        found.append(("false alarms", alarms))
+        if np.isfinite(main.recall.low):
+            found.append(("in brackets", f"95 % bootstrap intervals over {self.blocks}"))
+        else:
+            found.append(
+                (
+                    "intervals",
+                    f"none: {self.blocks} are too few, a bootstrap needs {BLOCKS_FOR_INTERVAL}. Map a larger area.",
+                )
+            )
+        if self.flow is not None:
+            found += _of_flow(self.flow)
+        return found + [("note", note) for note in self.notes]
 
 
-def judge(points: np.ndarray, truth: np.ndarray, *, km2: float, within_m: float = WITHIN_M) -> Judged:
-    """Match points to true crossings so that as many as possible have a partner, and partners lie close.
+def _value(interval: Interval) -> str:
+    """'0.93 (0.88 to 0.97)'."""
+    if not np.isfinite(interval.value):
+        return "unknown"
+    spread = f" ({interval.low:.2f} to {interval.high:.2f})" if np.isfinite(interval.low) else ""
+    return f"{interval.value:.2f}{spread}"
+
+
+def _of_flow(flow: FlowChange) -> list[tuple[str, str]]:
+    known = np.isfinite(flow.after.area_ha)
+    if not known.any():
+        return [("flow", "unknown: no true crossing lies on the elevation model")]
+    before, after = (int(each.passes()[known].sum()) for each in (flow.before, flow.after))
+    return [
+        (
+            "flow",
+            f"the runoff of {LEAST_HA:g} ha or more passes within {WITHIN_M:g} m of {before} of "
+            f"{counted(int(known.sum()), 'true crossing')} on the elevation model as it is, and of {after} with the "
+            "breach lines cut in",
+        ),
+        (
+            "ponds",
+            f"{flow.before.ponded_m2 / 1e6:.3f} km2 before, {flow.after.ponded_m2 / 1e6:.3f} km2 after; "
+            f"{counted(flow.cells_changed, 'cell')} lowered",
+        ),
+    ]
+
+
+def judge(
+    points: Merged,
+    truth: np.ndarray,
+    *,
+    threshold: float,
+    area: shapely.Geometry,
+    crs: CRS,
+    roads: Sequence[shapely.Geometry] | None = None,
+    dem: Dem | None = None,
+    breaches: Breaches | None = None,
+) -> Judged:
+    """Compare a map with true crossings.
 
     Args:
-        points: mapped, (n, 2), metres.
-        truth: (m, 2), metres.
-        km2: mapped ground.
-        within_m: farthest match.
-    """
-    from scipy.optimize import linear_sum_assignment
-    from scipy.spatial.distance import cdist
+        points: of the map, and less certain ones.
+        truth: (n, 2) true crossings, metres.
+        threshold: probability from which a point belongs to the map.
+        area: the mapped ground. True crossings away from roads count where only the roads were looked at.
+        crs: of all these.
+        roads: lines; None where none are known.
+        dem: elevation model, for subwatersheds and flow.
+        breaches: lines of the map's points.
 
-    if not len(points) or not len(truth):
-        return Judged(0, len(points), len(truth), km2)
-    distance = cdist(truth, points)
-    far = 1e3 * max(1.0, within_m)
-    rows, columns = linear_sum_assignment(np.where(distance <= within_m, distance, far))
-    return Judged(int((distance[rows, columns] <= within_m).sum()), len(points), len(truth), km2)
+    Raises:
+        AnalysisError: no true crossing lies in the area.
+    """
+    notes = []
+    polygons: list[shapely.Geometry] = []
+    flow = None
+    if dem is not None:
+        try:
+            polygons = [_moved(each, dem.crs, crs) for each in subwatersheds(dem)]
+            flow = flow_change(dem, truth, breaches.lines if breaches is not None else (), crs)
+        except DataError as error:
+            notes.append(f"flow was not routed: {error}")
+    if polygons:
+        blocks = Blocks.of_polygons(polygons, truth, points.xy, area=area, roads=roads)
+        name = counted(len(blocks.km2), "subwatershed")
+    else:
+        blocks = Blocks.of_grid(SQUARE_M, truth, points.xy, area=area, roads=roads)
+        name = f"{counted(len(blocks.km2), 'square')} of {SQUARE_M:g} m"
+    score = evaluate_map(truth, points.xy, points.p, blocks, threshold=threshold)
+    return Judged(score, truth, points, name, flow, tuple(notes))
+
+
+def _moved(shape: shapely.Geometry, source: CRS, target: CRS) -> shapely.Geometry:
+    return shapely.transform(shape, lambda xy: np.column_stack(project_xy(source, target, *xy.T)))

@@ -14,9 +14,21 @@ class Merged(NamedTuple):
     y: np.ndarray
     p: np.ndarray
 
+    @property
+    def xy(self) -> np.ndarray:
+        """Places (n, 2)."""
+        return np.column_stack([self.x, self.y])
+
 
 def merge(
-    x: np.ndarray, y: np.ndarray, p: np.ndarray, *, apart_m: float, spread_m: float, least: float
+    x: np.ndarray,
+    y: np.ndarray,
+    p: np.ndarray,
+    *,
+    apart_m: float,
+    spread_m: float,
+    least: float,
+    weakest: float | None = None,
 ) -> Merged:
     """Non-maximum suppression in metres.
 
@@ -32,10 +44,13 @@ def merge(
         apart_m: no two points lie closer.
         spread_m: how far from a crossing windows see it.
         least: least probability of a point.
+        weakest: probability from which there are more points, for an evaluation at other thresholds. They are where
+            the points of `least` leave room, and change none of these. None: no more points.
     """
     from scipy.spatial import cKDTree
 
-    if not (p >= least).any():
+    floor = least if weakest is None else min(least, weakest)
+    if not (p >= floor).any():
         return Merged(np.zeros(0), np.zeros(0), np.zeros(0, np.float32))
     order = np.lexsort((x, y))  # so that sums round alike, whatever tiles the windows came from
     x, y, p = x[order], y[order], p[order]
@@ -45,8 +60,8 @@ def merge(
     score = np.array([p[each].sum() for each in near])
     free = np.ones(len(p), bool)
     found: list[tuple[float, float, float]] = []
-    for i in np.lexsort((x, -y, -score)):
-        if not free[i] or p[i] < least:
+    for i in np.lexsort((x, -y, -score, p < least)):
+        if not free[i] or p[i] < floor:
             continue
         members = np.array([j for j in near[i] if free[j]])
         centre = np.average(xy[members], axis=0, weights=p[members])

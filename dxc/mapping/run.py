@@ -8,8 +8,9 @@ import math
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,25 +23,31 @@ from dxc.data.cache import usable_cores
 from dxc.deploy.metadata import ANY, Metadata
 from dxc.deploy.predictor import Predictor
 from dxc.errors import ConfigError, DataError
-from dxc.files import sync_to_disk, write_atomically
+from dxc.evaluation.calibration import Calibration
+from dxc.files import write_atomically
+from dxc.geo.breach import REACH_M, Breaches, Dem, breach_lines, breached
 from dxc.geo.chips import disk_trouble, fingerprint
-from dxc.geo.rasters import Points, read_lines
+from dxc.geo.crossing_layers import line_frame, point_frame, write_layers
+from dxc.geo.rasters import Points, project_xy, read_lines
 from dxc.geo.record import digest_of
+from dxc.hardware.spec import device_name
+from dxc.mapping.certainty import calibration_of
 from dxc.mapping.finding import Finder, Found
 from dxc.mapping.grid import Grid, Tile, stride_for
 from dxc.mapping.ground import Ground
 from dxc.mapping.judging import Judged, judge
-from dxc.mapping.merging import merge
+from dxc.mapping.merging import Merged, merge
 from dxc.mapping.network import MapNetwork, network_of
 from dxc.mapping.raster import write_probabilities
 from dxc.mapping.screen import Screen, fitted_threshold
 from dxc.mapping.settings import MapSettings
-from dxc.metrics import METRICS
+from dxc.report.map_page import write_evaluation
 from dxc.text import counted, duration
 from dxc.tracking.run import start_run
 
 if TYPE_CHECKING:
     import geopandas as gpd
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +55,7 @@ TYPICAL_WINDOW = 100
 """Edge in metres of the windows of a network that takes any size."""
 WHERE_NO_RESULT_DEPENDS = {
     "out", "progress", "log", "threads", "batch", "overwrite", "truth", "truth_layer", "tracking", "cache_dir", "run",
-    "study", "pick", "onnx", "threshold", "merge_m",
+    "study", "pick", "onnx", "threshold", "merge_m", "breached", "codes", "calibrate",
 }  # fmt: skip
 """Settings on which the probabilities of windows do not depend; an interrupted map goes on with others of these."""
 
@@ -71,29 +78,49 @@ class MapReport:
     """Mapped by this call."""
     judged: Judged | None
     screen_logit: float | None
+    probabilities: str
+    """What they mean."""
+    lines: str
+    """How many breach lines there are."""
+    breached: Path | None = None
+    evaluation: Path | None = None
+    """The page of the evaluation."""
 
     @property
     def seconds_per_km2(self) -> float:
         """NaN where this call mapped nothing."""
         return self.seconds / self.fresh_km2 if self.fresh_km2 else math.nan
 
-    def describe(self) -> str:
-        """Several lines for people."""
+    def said(self) -> list[tuple[str, str]]:
+        """Labels and texts for people; what is known of the evaluation is in judged."""
         pace = f", {self.seconds_per_km2:.1f} s a km2" if self.fresh_km2 else ""
         screened = (
             "" if self.screen_logit is None else f", threshold of the dense pass {self.screen_logit:.2f}"
         )
-        lines = [
-            f"{counted(self.crossings, 'crossing')} in {self.km2:.2f} km2: {self.windows:,} windows in "
-            f"{duration(self.seconds)}{pace}",
-            f"network: {self.network.why}",
-            f"mode:    {self.mode}, a window every {self.stride_m} m{screened}",
-            f"points:  {self.out}",
-            f"raster:  {self.raster} (probability = value / 255)",
+        found = [
+            (
+                "map",
+                f"{counted(self.crossings, 'crossing')} in {self.km2:.2f} km2: {self.windows:,} windows in "
+                f"{duration(self.seconds)}{pace}",
+            ),
+            ("network", self.network.why),
+            ("mode", f"{self.mode}, a window every {self.stride_m} m{screened}"),
+            ("probabilities", self.probabilities),
+            ("breach lines", self.lines),
+            ("points", f"{self.out}"),
+            ("raster", f"{self.raster} (probability = value / 255)"),
         ]
-        if self.judged is not None:
-            lines.insert(1, f"truth:   {self.judged.describe()}")
-        return "\n".join(lines)
+        if self.breached is not None:
+            found.append(("breached", f"{self.breached}"))
+        return found
+
+    def table(self) -> pd.DataFrame | None:
+        """The score by distance, see MapScore.table; None without true crossings."""
+        return None if self.judged is None else self.judged.score.table()
+
+    def answers(self) -> list[tuple[str, str]]:
+        """What the comparison with true crossings gave."""
+        return [] if self.judged is None else self.judged.lines()
 
 
 def make_map(settings: MapSettings) -> MapReport:
@@ -111,18 +138,16 @@ def make_map(settings: MapSettings) -> MapReport:
         ExportError: the network cannot be run.
         TrackingError: the store, study or run cannot be used.
     """
-    out = settings.out
-    raster = out.with_name(f"{out.stem}_probability.tif")
-    for path in (out, raster):
+    for path in settings.results:
         if (path.exists() or path.is_symlink()) and not settings.overwrite:
             raise ConfigError(
-                f"out={out}: {path} exists already. Give another out=, or replace it with overwrite=true."
+                f"out={settings.out}: {path} exists already. Give another out=, or replace it with overwrite=true."
             )
     with tempfile.TemporaryDirectory() as folder:
-        return _make_map(settings, network_of(settings, Path(folder)), raster)
+        return _make_map(settings, network_of(settings, Path(folder)))
 
 
-def _make_map(settings: MapSettings, network: MapNetwork, raster: Path) -> MapReport:
+def _make_map(settings: MapSettings, network: MapNetwork) -> MapReport:
     started = time.perf_counter()
     threads = settings.threads or usable_cores()
     predictor = Predictor(network.path, settings.provider, threads)
@@ -132,6 +157,7 @@ def _make_map(settings: MapSettings, network: MapNetwork, raster: Path) -> MapRe
     stride = stride_for(settings.stride_m, jitter, size)
     mode = settings.mode if settings.mode != "auto" else "corridor" if settings.roads else "chips"
     ground = _ground(settings, said, settings.dem, settings.photo)
+    dem, no_lines = _dem(settings, ground)
     roads = None
     if settings.roads is not None:
         roads = read_lines(settings.roads, ground.crs, ground.area, settings.roads_layer, "roads")
@@ -141,7 +167,7 @@ def _make_map(settings: MapSettings, network: MapNetwork, raster: Path) -> MapRe
     screen = _screen(settings, network, said, size, threads) if mode == "dense" else None
     out, grid = settings.out, Grid.over(ground.area, stride=stride, size=size)
     job = {
-        "version": 1, "network": network.identity, "stride_m": stride, "mode": mode,
+        "version": 2, "network": network.identity, "stride_m": stride, "mode": mode,
         "screen": screen.threshold if screen else None,
         **settings.model_dump(mode="json", exclude=WHERE_NO_RESULT_DEPENDS),
     }  # fmt: skip
@@ -157,25 +183,47 @@ def _make_map(settings: MapSettings, network: MapNetwork, raster: Path) -> MapRe
         folder.mkdir(parents=True, exist_ok=True)
         tiles = list(grid.tiles(settings.tile_m))
         fresh = _compute(folder, finder, tiles, grid, settings.progress)
-    points, seen, windows = _points(folder, tiles, settings, jitter, predictor)
+    calibration, meaning = calibration_of(settings, network)
+    candidates, area, windows = _points(folder, tiles, settings, jitter, predictor, calibration, ground, grid)
+    certain = candidates.p >= settings.threshold
+    points = Merged(*(each[certain] for each in candidates))
     seconds = time.perf_counter() - started
-    km2 = seen * stride**2 / 1e6
-    frame = _frame(points, ground, roads, network, grid, settings)
+    breaches, lines = _breaches(dem, no_lines, points, ground)
+    frame = _frame(points, ground, roads, network, dem)
+    km2 = area.area / 1e6
     judged = None
     if truth is not None:
-        judged = judge(np.column_stack([points.x, points.y]), truth, km2=km2)
+        judged = judge(
+            candidates, truth, threshold=settings.threshold, area=area, crs=ground.crs, roads=roads, dem=dem,
+            breaches=breaches,
+        )  # fmt: skip
     with disk_trouble(out):
         try:
-            write_probabilities(raster, grid, ground.crs, _kept(folder, tiles))
-            write_crossings(out, frame, _area(ground, finder_lines, settings.corridor_m, km2))
+            write_probabilities(settings.raster, grid, ground.crs, _kept(folder, tiles, calibration))
         except RasterioError as error:
-            raise DataError(f"{raster}: cannot be written ({error}). Is the disk full?") from error
+            raise DataError(f"{settings.raster}: cannot be written ({error}). Is the disk full?") from error
+        corridor = None if finder_lines is None else settings.corridor_m
+        write_layers(
+            out,
+            frame,
+            line_frame(breaches, frame),
+            _area(ground, area, finder_lines, corridor, km2),
+            settings.codes,
+        )
+        if settings.breached is not None and dem is not None:
+            lowered = breached(dem, breaches.lines, settings.breached)
+            lines += f"; {counted(lowered, 'cell')} of the elevation model lowered"
     report = MapReport(
-        out, raster, network, mode, stride, len(frame), km2, windows, seconds, fresh * stride**2 / 1e6, judged,
-        screen.threshold if screen else None,
+        out, settings.raster, network, mode, stride, len(frame), km2, windows, seconds, fresh * stride**2 / 1e6,
+        judged, screen.threshold if screen else None, meaning, lines, settings.breached,
     )  # fmt: skip
+    if judged is not None:
+        with disk_trouble(settings.evaluation):
+            report = replace(
+                report, evaluation=_evaluation(settings, report, judged, ground, roads, dem, breaches)
+            )
     if settings.log and network.study is not None:
-        _track(settings, report, said)
+        _track(settings, report, ground, threads)
     shutil.rmtree(folder, ignore_errors=True)
     return report
 
@@ -200,12 +248,29 @@ def _window_size(said: Metadata) -> int:
     return int(height)
 
 
-def _ground(settings: MapSettings, said: Metadata, dem: Path | None, photo: Path | None) -> Ground:
+def _ground(
+    settings: MapSettings, said: Metadata, dem: list[Path] | None, photo: list[Path] | None
+) -> Ground:
     return Ground(
         dem, photo,
         needed=said.bands, photo_bands=settings.photo_bands, dem_units=settings.dem_units, crs=settings.crs,
         vrt_anywhere=settings.vrt_anywhere,
     )  # fmt: skip
+
+
+def _dem(settings: MapSettings, ground: Ground) -> tuple[Dem | None, str]:
+    """The elevation model on its own grid, for breach lines, or why there is none."""
+    if ground.dem is None:
+        return None, "none: they need an elevation model, dem=..."
+    try:
+        dem = Dem.look(ground.dem, settings.dem_units)
+        if 2 * max(dem.cell_m) >= REACH_M:
+            raise DataError(f"cells of {max(dem.cell_m):g} m are too coarse; give a finer elevation model.")
+    except DataError as error:
+        if settings.breached is not None:
+            raise
+        return None, f"none: {error}"
+    return dem, ""
 
 
 def _truth(path: Path, layer: str | None, ground: Ground) -> np.ndarray:
@@ -282,88 +347,136 @@ def _found(folder: Path, tile: Tile) -> Found:
     return found
 
 
-def _kept(folder: Path, tiles: Sequence[Tile]) -> Iterator[tuple[Tile, np.ndarray]]:
+def _kept(folder: Path, tiles: Sequence[Tile], calibration: Calibration) -> Iterator[tuple[Tile, np.ndarray]]:
     for tile in tiles:
-        yield tile, _found(folder, tile).probability
+        yield tile, calibration(_found(folder, tile).probability)
 
 
 def _points(
-    folder: Path, tiles: Sequence[Tile], settings: MapSettings, jitter: float | None, predictor: Predictor
-) -> tuple[Any, int, int]:
-    """Merged points of all tiles, the number of cells with data, and of windows."""
+    folder: Path,
+    tiles: Sequence[Tile],
+    settings: MapSettings,
+    jitter: float | None,
+    predictor: Predictor,
+    calibration: Calibration,
+    ground: Ground,
+    grid: Grid,
+) -> tuple[Merged, shapely.Geometry, int]:
+    """Merged points of all tiles, likeliest first; the ground with data; the number of windows.
+
+    With true crossings there are points below the threshold too.
+    """
     kept: list[tuple[np.ndarray, ...]] = [(np.zeros(0), np.zeros(0), np.zeros(0, np.float32))]
-    seen = windows = 0
+    holes: list[shapely.Geometry] = []
+    windows = 0
     for tile in tiles:
         found = _found(folder, tile)
         kept.append((found.x, found.y, found.p))
-        seen, windows = seen + found.seen, windows + found.windows
+        holes += grid.outlines(tile, found.holes)
+        windows += found.windows
     x, y, p = (np.concatenate(each) for each in zip(*kept, strict=True))
     boxed = "box" in predictor.metadata.outputs
     # the boxes of a detector point at the crossing from every window; the scores of a classifier are of windows near it
     spread = settings.merge_m / 2 if boxed or not jitter else min(settings.merge_m, 2 * jitter)
-    merged = merge(x, y, p, apart_m=settings.merge_m, spread_m=spread, least=settings.threshold)
-    return merged, seen, windows
+    enough = p[
+        calibration(p) >= settings.threshold
+    ]  # windows are merged by what the network says: it has no ties
+    merged = merge(
+        x, y, p, apart_m=settings.merge_m, spread_m=spread, least=enough.min() if len(enough) else np.inf,
+        weakest=None if settings.truth is None else 0.0,
+    )  # fmt: skip
+    calibrated = Merged(merged.x, merged.y, calibration(merged.p))
+    area = shapely.difference(ground.area, shapely.union_all(holes)) if holes else ground.area
+    return calibrated, area, windows
 
 
 # ------------------------------------------------------------------------------------------- results
 
 
+def _breaches(dem: Dem | None, no_lines: str, points: Merged, ground: Ground) -> tuple[Breaches, str]:
+    """A line for each point, and how many there are."""
+    if dem is None:
+        return Breaches(ground.crs, (), {}), no_lines
+    found = breach_lines(dem, points.xy, ground.crs)
+    said = f"{len(found.lines)} of {counted(len(points.x), 'point')}"
+    reasons = Counter(found.without.values())
+    return found, said + "".join(f"; {count} {reason}" for reason, count in reasons.items())
+
+
 def _frame(
-    points: Any,
-    ground: Ground,
-    roads: np.ndarray | None,
-    network: MapNetwork,
-    grid: Grid,
-    settings: MapSettings,
+    points: Merged, ground: Ground, roads: np.ndarray | None, network: MapNetwork, dem: Dem | None
 ) -> gpd.GeoDataFrame:
     """One row a crossing, likeliest first."""
-    import geopandas as gpd
-
-    geometry = shapely.points(points.x, points.y)
     count = len(points.x)
     away = np.full(count, np.nan)
     if roads is not None and count:
-        tree = shapely.STRtree(roads)
-        away = shapely.distance(geometry, roads[tree.nearest(geometry)])
-    km = [f"E{math.floor(x / 1000)} N{math.floor(y / 1000)}" for x, y in zip(points.x, points.y, strict=True)]
-    columns = {
-        "probability": points.p.astype(float), "rank": np.arange(1, count + 1), "road_m": away, "tile": km,
-        "model": [network.identity] * count,
-    }  # fmt: skip
-    return gpd.GeoDataFrame(columns, geometry=list(geometry), crs=ground.crs.to_wkt())
+        places = shapely.points(points.xy)
+        away = shapely.distance(places, roads[shapely.STRtree(roads).nearest(places)])
+    z = np.full(count, np.nan) if dem is None else dem.elevation_at(points.xy, ground.crs)
+    km = [f"E{math.floor(x / 1000)} N{math.floor(y / 1000)}" for x, y in points.xy]
+    return point_frame(
+        np.column_stack([points.xy, z]),
+        ground.crs.to_wkt(),
+        points.p,
+        road_m=away,
+        tile=km,
+        model=network.identity,
+    )
 
 
-def _area(ground: Ground, roads: np.ndarray | None, corridor_m: float, km2: float) -> gpd.GeoDataFrame:
-    """The mapped ground: that of the rasters, of it the corridor along roads where only that was looked at."""
+def _area(
+    ground: Ground, area: shapely.Geometry, roads: np.ndarray | None, corridor_m: float | None, km2: float
+) -> gpd.GeoDataFrame:
+    """The mapped ground, of it the corridor along roads where only that was looked at."""
     import geopandas as gpd
 
-    area = ground.area
-    if roads is not None:
+    if roads is not None and corridor_m is not None:
         area = shapely.intersection(area, shapely.union_all(shapely.buffer(roads, corridor_m)))
-    return gpd.GeoDataFrame({"km2": [km2]}, geometry=[area], crs=ground.crs.to_wkt())
+    parts = [part for part in shapely.get_parts(area) if part.geom_type in ("Polygon", "MultiPolygon")]
+    return gpd.GeoDataFrame({"km2": [km2]}, geometry=[shapely.union_all(parts)], crs=ground.crs.to_wkt())
 
 
-def write_crossings(path: Path, points: gpd.GeoDataFrame, area: gpd.GeoDataFrame) -> None:
-    """Write the layers crossings and area into a new GeoPackage, whole or not at all.
+def _evaluation(
+    settings: MapSettings,
+    report: MapReport,
+    judged: Judged,
+    ground: Ground,
+    roads: np.ndarray | None,
+    dem: Dem | None,
+    breaches: Breaches,
+) -> Path:
+    """Write the page of the evaluation and its figures, in the CRS of the elevation model where there is one."""
+    if dem is None:
+        west, south, east, north = ground.area.bounds
+        elevation, extent, own = np.full((2, 2), np.nan), (west, east, south, north), ground.crs
+    else:
+        (elevation, extent), own = dem.overview(), dem.crs
 
-    Args:
-        path: of the .gpkg.
-        points: one row a crossing.
-        area: the mapped ground.
-    """
-    draft = path.with_name(f".{path.stem}.draft.gpkg")
-    draft.unlink(missing_ok=True)
-    try:
-        points.to_file(draft, layer="crossings", driver="GPKG")
-        area.to_file(draft, layer="area", driver="GPKG")
-        sync_to_disk(draft)
-        draft.replace(path)
-    finally:
-        for left in path.parent.glob(f"{draft.name}*"):  # the draft, and what SQLite writes beside it
-            left.unlink(missing_ok=True)
+    def moved(xy: np.ndarray) -> np.ndarray:
+        return np.column_stack(project_xy(ground.crs, own, *xy.T))
+
+    places = judged.places()
+    if len(places):
+        places[["x", "y"]] = moved(places[["x", "y"]].to_numpy(float))
+    return write_evaluation(
+        settings.evaluation,
+        title=f"Crossings of {settings.out.stem}",
+        answers=judged.lines(),
+        said=report.said(),
+        table=judged.score.table(),
+        curve=judged.score.curve,
+        threshold=settings.threshold,
+        truth=judged.score.truth,
+        reliability=judged.reliability(),
+        elevation=elevation,
+        extent=extent,
+        places=places,
+        roads=[] if roads is None else [moved(shapely.get_coordinates(road)) for road in roads],
+        lines=[line.xyz[:, :2] for line in breaches.lines],
+    )
 
 
-def _track(settings: MapSettings, report: MapReport, said: Metadata) -> None:
+def _track(settings: MapSettings, report: MapReport, ground: Ground, threads: int) -> None:
     """A run of kind map in the study of the network."""
     metrics = {"seconds_per_km2": report.seconds_per_km2}
     numbers: dict[str, Any] = {
@@ -373,12 +486,20 @@ def _track(settings: MapSettings, report: MapReport, said: Metadata) -> None:
     }
     if report.judged is not None:
         metrics |= report.judged.metrics()
-    known = {name: value for name, value in metrics.items() if name in METRICS}
-    numbers |= {name: value for name, value in metrics.items() if name not in METRICS}
+    metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
     params = settings.model_dump(
         mode="json", exclude={"tracking", "progress", "log", "overwrite", "cache_dir"}
     )
-    tags = {"dxc.kind": "map", "dxc.mapped_by": report.network.identity}
+    given = [path for paths in (settings.dem, settings.photo) for path in paths or ()]
+    names = ", ".join(path.name for path in given[:4]) + (", ..." if len(given) > 4 else "")
+    truth = [] if settings.truth is None else [fingerprint(settings.truth)]
+    tags = {
+        "dxc.kind": "map",
+        "dxc.mapped_by": report.network.identity,
+        "dxc.mapped": f"{names} ({digest_of({}, [*ground.inputs, *truth])})",
+        "dxc.map_mode": report.mode,
+        "dxc.measured_on": _machine(settings.provider, threads),
+    }
     if report.network.run_id is not None:
         tags["dxc.network_run"] = report.network.run_id
     assert report.network.study is not None  # the caller looks
@@ -386,16 +507,26 @@ def _track(settings: MapSettings, report: MapReport, said: Metadata) -> None:
         files = Path(name)
         shutil.copy(report.out, files)
         shutil.copy(report.raster, files)
+        if report.evaluation is not None:
+            shutil.copytree(report.evaluation.parent, files / "evaluation")
         write_atomically(
             files / "map.json", json.dumps({**params, **metrics, **numbers}, indent=1, default=str)
         )
         with start_run(
             settings.tracking.uri,
             study=report.network.study,
-            name=f"map of {(settings.dem or settings.photo or report.out).stem}",
+            name=f"map of {given[0].stem}",
             params={**params, **numbers, "mode": report.mode, "stride_m": report.stride_m},
             tags=tags,
             artifacts=settings.tracking.artifacts,
         ) as run:
-            run.log(known)
+            run.log(metrics)
             run.log_files(files)
+
+
+def _machine(provider: str, threads: int) -> str:
+    """'Intel Xeon, 4 cores; onnxruntime 1.31.1, cpu, 4 threads'."""
+    from onnxruntime import __version__
+
+    device = device_name("cuda" if provider == "cuda" else "cpu")
+    return f"{device}; onnxruntime {__version__}, {provider}, {counted(threads, 'thread')}"

@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from dxc.config.checked import Flag, Limit, Part, Positive, Text, must_be
-from dxc.errors import is_number
+from dxc.errors import ConfigError, is_number
 from dxc.geo.bands import PHOTO_BANDS
+from dxc.geo.crossing_layers import checked_codes
+from dxc.geo.settings import Rasters
 
 Mode = Literal["auto", "chips", "dense", "corridor"]
 
@@ -43,8 +45,8 @@ class Store(Part):
 class Fit(Part):
     """A region that the network was trained on; the threshold of the dense pass is fitted there."""
 
-    dem: File = None
-    photo: File = None
+    dem: Rasters = None
+    photo: Rasters = None
     crossings: File = None
 
     @property
@@ -59,11 +61,13 @@ class MapSettings(Part):
     study: Name = None
     pick: Text = "knee"
     onnx: File = None
-    dem: File = None
-    photo: File = None
+    dem: Rasters = None
+    photo: Rasters = None
     roads: File = None
     truth: File = None
     out: Annotated[Path, BeforeValidator(_path)]
+    breached: File = None
+    codes: dict[str, Any] = Field(default={})
 
     mode: Mode = "auto"
     corridor_m: Limit = 15
@@ -76,6 +80,7 @@ class MapSettings(Part):
     fit: Fit = Fit()
     threshold: Share = 0.5
     merge_m: Limit = 30
+    calibrate: Literal["auto", "none"] = "auto"
 
     roads_layer: Name = None
     truth_layer: Name = None
@@ -116,4 +121,33 @@ class MapSettings(Part):
             raise ValueError("mode=corridor needs the roads: give roads=roads.gpkg, or mode=chips.")
         if self.out.suffix.lower() != ".gpkg":
             raise ValueError(f"out={self.out} must be a GeoPackage: out={self.out.stem or 'crossings'}.gpkg.")
+        if self.breached is not None:
+            if self.dem is None:
+                raise ValueError(
+                    f"breached={self.breached} is cut out of an elevation model: give dem=... too."
+                )
+            if self.breached.suffix.lower() not in (".tif", ".tiff"):
+                raise ValueError(
+                    f"breached={self.breached} is a GeoTIFF: breached={self.breached.stem or 'breached'}.tif."
+                )
+        try:
+            checked_codes(self.codes)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
         return self
+
+    @property
+    def raster(self) -> Path:
+        """Where the probabilities go."""
+        return self.out.with_name(f"{self.out.stem}_probability.tif")
+
+    @property
+    def evaluation(self) -> Path:
+        """The folder of the evaluation."""
+        return self.out.with_name(f"{self.out.stem}_evaluation")
+
+    @property
+    def results(self) -> list[Path]:
+        """What a call writes."""
+        more = [self.evaluation] if self.truth is not None else []
+        return [self.out, self.raster, *more, *([self.breached] if self.breached is not None else [])]

@@ -204,7 +204,7 @@ def write_scaling(
     if not published.empty:
         sources = "".join(f"<p>{for_html(each)}</p>" for each in sorted(set(published["source"])))
         sections.append(("Sources of published figures", Markup(sources)))
-    page = template("scaling.html.j2").render(title=title, style=style(), lines=lines, sections=sections)
+    page = template("answer.html.j2").render(title=title, style=style(), lines=lines, sections=sections)
     write_atomically(folder / PAGE, page)
     return [*paths, folder / PAGE]
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
+import shapely
 
 from dxc.config.checked import checked
 from dxc.deploy.predictor import Predictor
@@ -19,7 +21,18 @@ from dxc.mapping.finding import Finder
 from dxc.mapping.run import MapReport, make_map
 from dxc.mapping.settings import MapSettings
 from dxc.models.resnet import ResNet
-from tests.mapping.world import CROSSINGS, NORTH, SIZE, WEST, write_network, write_world
+from tests.mapping.world import (
+    CROSSINGS,
+    HEIGHT,
+    NORTH,
+    SIZE,
+    WEST,
+    WIDTH,
+    elevations,
+    write_dem,
+    write_network,
+    write_world,
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +66,13 @@ def test_every_crossing_has_one_point_where_it_lies(world: dict[str, Path], tmp_
     assert away.max() < 3
     assert (points[:, 2] > 0.9).all()
     assert report.judged is not None
-    assert (report.judged.recall, report.judged.precision) == (1, 1)
-    area = gpd.read_file(tmp_path / "map.gpkg", layer="area")
+    main = report.judged.score.main
+    assert (main.hits, main.recall.value, main.precision.value) == (5, 1, 1)
+    area = gpd.read_file(tmp_path / "map.gpkg", layer="mapped_area")
     assert area.crs.to_epsg() == 26915
     hole = 30 * 40
-    assert area["km2"].item() == pytest.approx((330 * 260 - hole) / 1e6, rel=0.03)
+    assert area["km2"].item() == pytest.approx((330 * 260 - hole) / 1e6, rel=1e-3)
+    assert area.geometry.area.item() / 1e6 == area["km2"].item()
 
 
 def test_a_map_does_not_depend_on_its_tiles(world: dict[str, Path], tmp_path: Path) -> None:
@@ -98,6 +113,46 @@ def test_raster_holds_what_the_network_says_of_the_chip_around_each_pixel(
             assert pixels[row, column] == np.rint(expected * 255)
         hole = [pixels.mask[file.index(WEST + c + 0.5, NORTH - r - 0.5)] for c, r in ((170, 215), (30, 30))]
         assert hole == [True, False]
+
+
+def test_water_gets_through_at_every_point(world: dict[str, Path], tmp_path: Path) -> None:
+    """With an elevation model of two tiles, which the network itself is not fed with."""
+    out, cut = tmp_path / "map.gpkg", tmp_path / "breached.tif"
+    codes = {"FCode": 46006, "Desc": "culvert", "FClass": None}
+    dem = write_dem(tmp_path)
+    report = _map(
+        world, out, stride_m=8, dem=dem, truth=world["truth"], roads=world["roads"], mode="chips", breached=cut,
+        codes=codes,
+    )  # fmt: skip
+    ground = elevations()
+    points, lines = (gpd.read_file(out, layer=name) for name in ("crossings", "breach_lines"))
+    assert len(points) == len(lines) == len(CROSSINGS)
+    assert lines["rank"].tolist() == points["rank"].tolist()
+    assert set(points["FCode"]) == set(lines["FCode"]) == {46006} and set(points["Desc"]) == {"culvert"}
+    for point in points.geometry:
+        assert point.z == pytest.approx(ground[int(NORTH - point.y), int(point.x - WEST)])
+    ends = shapely.get_coordinates(lines.geometry, include_z=True).reshape(-1, 2, 3)
+    assert (np.abs(np.diff(ends[..., 1])) > 6).all()  # north to south, through the wall
+    assert (ends[:, 0, 2] > ends[:, 1, 2]).all() and (ends[..., 2] < 99).all()
+    with rasterio.open(cut) as file:
+        assert file.shape == (HEIGHT, WIDTH) and file.crs.to_epsg() == 26915
+        lowered = ground - file.read(1)
+    assert (lowered >= 0).all()
+    changed = int((lowered > 0).sum())
+    assert 5 * 7 <= changed < 300  # seven cells of each wall at least
+    assert f"5 of 5 points; {changed} cells of the elevation model lowered" == report.lines
+    assert report.judged is not None and report.judged.flow is not None
+    assert report.judged.metrics()["cells_changed"] == changed
+    flow = report.judged.flow
+    assert flow.after.ponded_m2 < flow.before.ponded_m2
+    assert "give run=RUN_ID" in report.probabilities
+    assert report.evaluation == tmp_path / "map_evaluation" / "index.html"
+    page = report.evaluation.read_text()
+    assert page.count("data:image/png") == 3 and "5 of 5 true crossings have a point within 15 m" in page
+    assert {path.name for path in report.evaluation.parent.iterdir()} == {
+        "index.html", "curve.csv", "points.csv", "scores.csv", "scores.md", "scores.tex",
+        *(f"{stem}.{kind}" for stem in ("map", "precision_recall", "reliability") for kind in ("png", "svg")),
+    }  # fmt: skip
 
 
 def test_corridor_looks_only_near_roads_of_another_crs(world: dict[str, Path], tmp_path: Path) -> None:
@@ -162,6 +217,9 @@ def test_a_map_of_a_run_is_a_run_of_its_study(world: dict[str, Path], tmp_path: 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "model.onnx").write_bytes(world["onnx"].read_bytes())
+    pd.DataFrame(
+        {"probability": np.repeat([0.01, 0.999], 600), "label": np.repeat([0, 1, 0], [600, 360, 240])}
+    ).to_parquet(tmp_path / "files" / "predictions.parquet")
     with start_run(uri, study="first", name="one", params={}, tags={"dxc.kind": "trial"}) as run:
         run.log_files(tmp_path / "files")
     report = _map(world, tmp_path / "map.gpkg", onnx=None, run=run.run_id, truth=world["truth"])
@@ -171,12 +229,30 @@ def test_a_map_of_a_run_is_a_run_of_its_study(world: dict[str, Path], tmp_path: 
     assert mapped.info.status == "FINISHED"
     assert mapped.data.tags["dxc.network_run"] == run.run_id
     assert mapped.data.params["crossings"] == str(report.crossings)
+    assert mapped.data.tags["dxc.mapped"].startswith("photo.tif (")
+    assert (
+        mapped.data.tags["dxc.map_mode"] == "chips" and "onnxruntime" in mapped.data.tags["dxc.measured_on"]
+    )
+    assert {
+        "map_recall",
+        "map_precision/5m",
+        "false_alarms_per_km2",
+        "seconds_per_km2",
+    } <= mapped.data.metrics.keys()
+    assert (
+        _points(tmp_path / "map.gpkg")[:, 2] < 0.6
+    ).all()  # as of the chips that were held out, six of ten
+    assert _points(tmp_path / "map.gpkg")[:, 2].min() > 0.5
+    with rasterio.open(tmp_path / "map_probability.tif") as file:
+        assert 0.5 < file.read(1).max() / 255 <= 0.6
     assert {each.path for each in client.list_artifacts(mapped.info.run_id)} == {
-        "map.gpkg", "map_probability.tif", "map.json"
+        "map.gpkg", "map_probability.tif", "map.json", "evaluation"
     }  # fmt: skip
     kept = json.loads(Path(client.download_artifacts(mapped.info.run_id, "map.json")).read_text())
-    assert kept["map_recall"] == report.judged.recall  # type: ignore[union-attr]
-    with pytest.raises(DxcError, match="no such run in the MLflow store"):
+    assert (
+        kept["map_recall"] == mapped.data.metrics["map_recall"] == report.judged.score.main.recall.value == 1
+    )  # type: ignore[union-attr]
+    with pytest.raises(DxcError, match="analyze.py lists the runs of a study"):
         _map(world, tmp_path / "other.gpkg", onnx=None, run="0" * 32)
 
 
@@ -215,6 +291,10 @@ def test_a_study_gives_the_design_that_its_analysis_would_choose(
         ({"run": "a"}, "Give one of run=RUN_ID, study=NAME .* run and onnx are given"),
         ({"photo": None}, "neither dem nor photo is given"),
         ({"mode": "corridor"}, "mode=corridor needs the roads"),
+        ({"breached": "b.tif"}, "breached=b.tif is cut out of an elevation model: give dem"),
+        ({"breached": "b.img", "dem": "dem.tif"}, "is a GeoTIFF: breached=b.tif"),
+        ({"codes": {"Fclass": 1}}, r"codes has no Fclass; did you mean FClass\?"),
+        ({"calibrate": "often"}, "calibrate must be auto or none"),
         ({"threshhold": 0.5}, "has no threshhold; it has"),
         ({"threshold": 1.5}, "threshold must be a number between 0 and 1"),
         ({"stride_m": 50}, "give stride_m=12 or less"),

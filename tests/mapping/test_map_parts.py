@@ -7,18 +7,25 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import pandas as pd
 import pytest
 import shapely
+from rasterio.crs import CRS
 
+from dxc.config.checked import checked
 from dxc.deploy.export import export_onnx
 from dxc.deploy.metadata import read_metadata
 from dxc.errors import ConfigError, DataError
+from dxc.mapping.certainty import calibration_of
 from dxc.mapping.grid import Grid, stride_for
-from dxc.mapping.judging import judge
-from dxc.mapping.merging import merge
+from dxc.mapping.judging import Judged, judge
+from dxc.mapping.merging import Merged, merge
+from dxc.mapping.network import MapNetwork
 from dxc.mapping.screen import MARGIN_M, Screen, dense_network, fitted_threshold
+from dxc.mapping.settings import MapSettings
 from dxc.models.resnet import ResNet
 from dxc.models.sppnet import SppNet
+from dxc.tracking.run import start_run
 from tests.mapping.world import SIZE, SeesSpots, write_network
 
 
@@ -75,18 +82,93 @@ def test_nothing_certain_gives_no_point() -> None:
     assert len(merge(np.zeros(2), np.zeros(2), np.full(2, 0.4), apart_m=30, spread_m=5, least=0.5).x) == 0
 
 
-def test_points_are_matched_one_to_one() -> None:
-    truth = np.array([[0, 0], [20, 0], [200, 0.0]])
-    points = np.array([[10, 0], [11, 1], [100, 0.0]])
-    judged = judge(points, truth, km2=2)
-    assert (judged.found, judged.points, judged.crossings) == (2, 3, 3)
-    assert judged.recall == judged.precision == pytest.approx(2 / 3)
-    assert judged.false_alarms_per_km2 == 0.5
+def test_less_certain_points_change_none_of_the_map() -> None:
+    x, y = np.array([0, 10, 40, 45, 90.0]), np.zeros(5)
+    p = np.array([0.9, 0.3, 0.3, 0.3, 0.2])
+    alone = merge(x, y, p, apart_m=30, spread_m=12, least=0.5)
+    more = merge(x, y, p, apart_m=30, spread_m=12, least=0.5, weakest=0.25)
+    # 0.3 + 0.3 at 40 and 45 become one point; the window at 10 belongs to the first; 0.2 is too little
+    np.testing.assert_allclose(np.column_stack(alone), [[2.5, 0, 0.9]], atol=1e-6)
+    np.testing.assert_allclose(np.column_stack(more), [[2.5, 0, 0.9], [42.5, 0, 0.3]], atol=1e-6)
 
 
-def test_two_points_at_one_crossing_are_one_hit_and_one_false_alarm() -> None:
-    judged = judge(np.array([[1, 0], [2, 0.0]]), np.zeros((1, 2)), km2=1)
-    assert (judged.recall, judged.precision) == (1, 0.5)
+def test_outlines_are_squares_around_the_centres_of_windows() -> None:
+    grid = Grid.over(shapely.box(1003, 2007, 1050, 2031), stride=10, size=20)
+    (tile,) = grid.tiles(1000)
+    cells = np.zeros((tile.rows, tile.columns), bool)
+    assert grid.outlines(tile, cells) == []
+    cells[1, 2:] = True  # centres at x = 1030.5 and 1040.5, y = 2019.5
+    (outline,) = grid.outlines(tile, cells)
+    assert outline.bounds == (1025.5, 2014.5, 1045.5, 2024.5)
+
+
+def _judged(points: np.ndarray, truth: np.ndarray, p: list[float], edge: float = 400.0) -> Judged:
+    area = shapely.box(-100, -100, edge, 100)
+    road = shapely.LineString([(-100, 0), (edge, 0)])
+    found = Merged(*points.T, np.array(p))
+    return judge(found, truth, threshold=0.5, area=area, crs=CRS.from_epsg(26915), roads=[road])
+
+
+def test_a_map_is_judged_by_its_points_from_the_threshold_on() -> None:
+    points = np.array([[10, 0], [11, 1], [100, 0], [201, 0]])
+    judged = _judged(points, np.array([[0, 0], [20, 0], [200, 0.0]]), [0.9, 0.8, 0.7, 0.4])
+    metrics = judged.metrics()
+    assert metrics["map_recall"] == metrics["map_precision"] == pytest.approx(2 / 3)
+    assert metrics["false_alarms_per_km2"] == pytest.approx(1 / 0.1)
+    assert metrics["false_alarms_per_road_km"] == pytest.approx(1 / 0.5)
+    assert judged.score.curve["recall"].iloc[-1] == 1  # the point of 0.4 finds the third crossing
+    assert sorted(judged.places()["kind"]) == ["false alarm", "hit", "hit", "missed"]
+    curve = judged.reliability()
+    assert curve["share"].tolist() == [1, 0, 1, 1] and curve["probability"].tolist() == [0.4, 0.7, 0.8, 0.9]
+    said = dict(judged.lines())
+    assert said["found"] == "2 of 3 true crossings have a point within 15 m: recall 0.67"
+    assert said["right"] == "2 of 3 points are true crossings: precision 0.67"
+    assert said["false alarms"] == "10.00 a km2 of 0.10 km2, 2.00 a km of road"
+    assert "2 squares of 500 m are too few" not in said["intervals"]  # there is one
+    assert said["intervals"].startswith("none: 1 square of 500 m are too few")
+    assert judged.flow is None and "flow" not in said
+
+
+def test_intervals_are_drawn_over_squares_where_there_is_no_elevation_model() -> None:
+    truth = np.column_stack([np.arange(10) * 500.0, np.zeros(10)])
+    points = truth[:8]
+    judged = _judged(points, truth, [0.9] * 8, edge=4900.0)
+    recall = judged.score.main.recall
+    assert recall.value == 0.8 and recall.low < 0.75 and recall.high == 1
+    assert dict(judged.lines())["in brackets"] == "95 % bootstrap intervals over 10 squares of 500 m"
+
+
+# ---------------------------------------------------------------------------------------- probabilities
+
+
+def _network(run_id: str | None) -> MapNetwork:
+    return MapNetwork(Path("model.onnx"), "ab", run_id, "first", "run")
+
+
+def test_probabilities_are_those_of_chips_that_were_held_out(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    settings = checked(MapSettings, {"run": "a", "dem": "dem.tif", "out": "a.gpkg", "tracking": {"uri": uri}})
+    (tmp_path / "files").mkdir()
+    p = np.repeat([0.01, 0.999], 600)
+    label = np.repeat([0, 1, 0], [600, 360, 240])  # of those that seem sure, six of ten are crossings
+    pd.DataFrame({"probability": p, "label": label}).to_parquet(tmp_path / "files" / "predictions.parquet")
+    with start_run(uri, study="first", name="one", params={}, tags={"dxc.kind": "trial"}) as run:
+        run.log_files(tmp_path / "files")
+    with start_run(uri, study="first", name="bare", params={}, tags={"dxc.kind": "trial"}) as bare:
+        pass
+    found, words = calibration_of(settings, _network(run.run_id))
+    np.testing.assert_allclose(found([0.01, 0.999, 1.0]), [0, 0.6, 0.6], atol=1e-9)
+    assert words.startswith("calibrated (isotonic) on 1,200 out-of-fold predictions of run")
+    assert (
+        "error on these 0.204 before, 0.000 after" in words
+        and "where 30% of windows show a crossing" in words
+    )
+    found, words = calibration_of(settings, _network(bare.run_id))
+    assert found.method == "none" and f"run {bare.run_id} has no predictions.parquet" in words
+    found, words = calibration_of(settings, _network(None))
+    assert found.method == "none" and "give run=RUN_ID" in words
+    off = settings.model_copy(update={"calibrate": "none"})
+    assert calibration_of(off, _network(run.run_id))[0].method == "none"
 
 
 # ------------------------------------------------------------------------------------------- dense pass

@@ -44,6 +44,30 @@ def write_network(path: Path, model: nn.Module | None = None, **said: Any) -> Pa
     return path
 
 
+def elevations() -> np.ndarray:
+    """Ground that falls to the south, a gully under each crossing, and a wall across it: metres, (HEIGHT, WIDTH)."""
+    rows, columns = np.indices((HEIGHT, WIDTH))
+    ground = 100 - 0.02 * rows
+    gullies = np.min([np.abs(columns - column) for column, _ in CROSSINGS], axis=0)
+    ground = ground - np.clip(1.5 - 0.3 * gullies, 0, None)
+    for column, row in CROSSINGS:
+        wall = (np.abs(rows - row) <= 3) & (np.abs(columns - column) <= 20)
+        ground = np.where(wall, 102 - 0.02 * row, ground)
+    return ground.astype(np.float32)
+
+
+def write_dem(folder: Path) -> list[Path]:
+    """Two tiles, west and east, of elevations()."""
+    paths = []
+    for name, start, end in (("west", 0, 128), ("east", 128, WIDTH)):
+        place = from_origin(WEST + start, NORTH, 1, 1)
+        profile = {"driver": "GTiff", "count": 1, "height": HEIGHT, "width": end - start, "dtype": "float32"}
+        paths.append(folder / f"dem_{name}.tif")
+        with rasterio.open(paths[-1], "w", crs=CRS, transform=place, nodata=-9999, **profile) as file:
+            file.write(elevations()[:, start:end], 1)
+    return paths
+
+
 def write_world(folder: Path, *, hole: bool = True) -> dict[str, Path]:
     """photo.tif with a bright spot at each crossing, truth.gpkg, and roads.gpkg in another CRS.
 
