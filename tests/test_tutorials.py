@@ -191,7 +191,8 @@ READERS: dict[str, Callable[[Path], None]] = {
 """What the reader of a page has before the first command."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in READERS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READERS)
 def test_every_command_of_a_tutorial_runs_and_prints_what_the_page_quotes(name: str, tmp_path: Path) -> None:
     journey = Journey(tmp_path)
     READERS[name](tmp_path)
