@@ -60,6 +60,8 @@ PUBLISHED_EPOCHS = 5
 LEAST_BASE = 0.77
 MOST_DROP = 0.005
 """Largest loss of accuracy that static int8 may have."""
+LEARNT = 0.15
+"""Of ten classes. A narrow network below this has learnt nothing."""
 LEAST_SAVING = 5.0
 """How many times less the sweep is to take than its designs alone."""
 KINDS = ("none", "dynamic", "static")
@@ -445,6 +447,8 @@ def bars(found: dict[str, Any]) -> list[dict[str, Any]]:
             name = f"front at the {size:,} parameters of the published {100 * fraction:g} %"
             add(name, accuracy, 100 * max(small), "%")
     for row in found.get("narrow", {}).get("designs", []):
+        if row["accuracy"] < LEARNT:
+            continue  # it is no baseline
         longest = max(d["epochs"] for d in designs) if designs else 0
         if pruned := of(designs, row["fraction"], longest, "none"):
             name = f"{100 * row['fraction']:g} % pruned against a narrow network ({row['params']:,.0f} parameters)"

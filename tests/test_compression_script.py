@@ -86,9 +86,15 @@ def test_bars_that_are_met_and_missed(script: ModuleType) -> None:
                 design(0.5, 0, "static", 0.2, accuracy_drop=0.1),  # not trained on: no bar
                 design(0.5, 5, "none", 0.64),
                 design(0.5, 5, "static", 0.633, accuracy_drop=0.007),
+                design(0.9, 5, "none", 0.41),
             ]
         },
-        "narrow": {"designs": [{"fraction": 0.5, "accuracy": 0.65, "params": 51_000}]},
+        "narrow": {
+            "designs": [
+                {"fraction": 0.5, "accuracy": 0.65, "params": 51_000},
+                {"fraction": 0.9, "accuracy": 0.1, "params": 5_502},  # learnt nothing: no bar
+            ]
+        },
         "overhead": {"designs": 45, "kind": "predicted", "times_less": 5.5},
     }
     lines = script.bars(found)
@@ -99,7 +105,8 @@ def test_bars_that_are_met_and_missed(script: ModuleType) -> None:
     assert met["front at the 92,899 parameters of the published 84 %"] == (75.64, 76.9, True)
     assert met["50 % pruned against a narrow network (51,000 parameters)"] == (65, 64, False)
     assert met["45 designs in one sweep against each alone (predicted)"] == (5, 5.5, True)
-    assert not [name for name in met if "37,9" in name]  # no design of ours is so small
+    assert not [name for name in met if "38,9" in name]  # no design of ours is so small
+    assert sum("narrow" in name for name in met) == 1
     text = script.report({"images": "some images", "width": 0.25, "bars": lines})
     assert "| accuracy before pruning | 77.00 | 76.90 | % | missed |" in text and "some images" in text
 
