@@ -41,8 +41,8 @@ from dxc.config.plan import Plan
 from dxc.data.datamodule import ImageDataModule
 from dxc.deploy.export import export_onnx
 from dxc.deploy.metadata import Metadata
+from dxc.evaluation.crossings import Blocks, evaluate_map
 from dxc.hardware.spec import device_name
-from dxc.mapping.judging import judge
 from dxc.synthetic.source import REGIONS, RegionFiles, region_files
 from dxc.training.crossval import train_fold
 
@@ -132,18 +132,19 @@ def mapped(onnx: Path, files: RegionFiles, out: Path, threads: int, *more: str) 
     if done.returncode != 0:
         raise SystemExit(f"map.py failed:\n{done.stdout}{done.stderr}")
     seconds, cpu_seconds, peak_memory_mb = json.loads(done.stdout.splitlines()[-1])
-    area = gpd.read_file(out, layer="area")["km2"].item()
+    area = gpd.read_file(out, layer="mapped_area")["km2"].item()
     points = gpd.read_file(out, layer="crossings")
     truth = gpd.read_file(files.crossings)
-    judged = judge(
-        np.column_stack([points.geometry.x, points.geometry.y]),
-        np.column_stack([truth.geometry.x, truth.geometry.y]),
-        km2=area,
+    with rasterio.open(files.dem) as file:
+        whole = shapely.box(*file.bounds)  # crossings away from the roads count too
+    found, true = (np.column_stack([each.geometry.x, each.geometry.y]) for each in (points, truth))
+    score = evaluate_map(
+        true, found, points["probability"], Blocks.of_grid(500, true, found, area=whole), threshold=0, draws=1
     )
     return {
         "km2": area, "seconds_per_km2": seconds / area, "cpu_seconds_per_km2": cpu_seconds / area,
         "km2_per_hour": 3600 * area / seconds, "peak_memory_mb": peak_memory_mb,
-        **judged.metrics(), "crossings": judged.crossings, "points": judged.points,
+        "map_precision": float("nan"), **score.metrics(), "crossings": score.truth, "points": score.predicted,
     }  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def score_in_text(table: pd.DataFrame) -> pd.DataFrame:
             form = metric_of(metric).table_format
             ends = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
             columns[label_of(metric, metric_of(metric)).replace(" (fraction)", "")] = [
-                f"{value:{form}}" + (f" ({low:.2f} to {high:.2f})" if low == low else "")
+                f"{value:{form}}" + (f" ({low:{form}} to {high:{form}})" if low == low else "")
                 if value == value
                 else "-"
                 for value, low, high in ends

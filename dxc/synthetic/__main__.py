@@ -12,8 +12,8 @@ from dxc.synthetic.source import REGIONS, make_region
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dxc.synthetic",
-        description="Writes dem.tif, photo.tif, crossings.gpkg, roads.gpkg and streams.gpkg of a watershed that is made. "
-        "Another seed gives another watershed.",
+        description="Writes dem.tif, photo.tif, crossings.gpkg, roads.gpkg and streams.gpkg of a watershed that is "
+        "made. Another seed gives another watershed.",
     )
     parser.add_argument("folder", type=Path, help="a new folder")
     kinds = {spec.name: spec for spec in REGIONS}
@@ -25,9 +25,7 @@ def main() -> None:
     given = parser.parse_args()
     with exit_cleanly():
         given.folder.parent.mkdir(parents=True, exist_ok=True)
-        files = make_region(
-            kinds[given.region], given.folder, crossings=given.crossings, seed=given.seed
-        )
+        files = make_region(kinds[given.region], given.folder, crossings=given.crossings, seed=given.seed)
         print(f"dem={files.dem} photo={files.photo} roads={files.roads} crossings={files.crossings}")
 
 

@@ -26,8 +26,8 @@ TABLE = pd.DataFrame(
 def test_figures_have_their_intervals_and_what_is_unknown_is_missing() -> None:
     text = score_in_text(TABLE)
     assert list(text) == ["within (m)", "found", "map recall", "map precision", "false alarms (1/km2)"]
-    assert text["map recall"].tolist() == ["0.2500", "0.7500 (0.50 to 0.90)"]
-    assert text["map precision"].tolist() == ["-", "0.6000"]
+    assert text["map recall"].tolist() == ["0.25", "0.75 (0.5 to 0.9)"]
+    assert text["map precision"].tolist() == ["-", "0.6"]
     assert text["found"].tolist() == ["1", "3"]
 
 
@@ -60,5 +60,5 @@ def test_a_name_is_text_on_the_page_and_in_the_terminal(
 
     print_map(Result())
     said = capsys.readouterr().out
-    assert "map: 3 crossings [bold]" in said and "found: 1 of 4" in said and "0.7500 (0.50 to 0.90)" in said
+    assert "map: 3 crossings [bold]" in said and "found: 1 of 4" in said and "0.75 (0.5 to 0.9)" in said
     assert "report: " in said and "index.html" in said
