@@ -39,7 +39,11 @@ class Meter:
 
     def __init__(self, source: sources.Source) -> None:
         self._source = source
-        self.name = source.name
+
+    @property
+    def name(self) -> str:
+        """Of the meter, with the word "simulated" where it is none."""
+        return self._source.name
 
     def verdict(self, windows: Sequence[Window], *, latency_ms: float, throttled: bool) -> Verdict:
         """Judge what was sampled in the windows of one network.

@@ -174,4 +174,5 @@ def judge(
 
 
 def _moved(shape: shapely.Geometry, source: CRS, target: CRS) -> shapely.Geometry:
-    return shapely.transform(shape, lambda xy: np.column_stack(project_xy(source, target, *xy.T)))
+    moved = shapely.transform(shape, lambda xy: np.column_stack(project_xy(source, target, *xy.T)))
+    return shapely.make_valid(moved)

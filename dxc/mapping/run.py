@@ -140,8 +140,9 @@ def make_map(settings: MapSettings) -> MapReport:
     """
     for path in settings.results:
         if (path.exists() or path.is_symlink()) and not settings.overwrite:
+            key = "breached" if path == settings.breached else "out"
             raise ConfigError(
-                f"out={settings.out}: {path} exists already. Give another out=, or replace it with overwrite=true."
+                f"{key}: {path} exists already. Give another {key}=, or replace it with overwrite=true."
             )
     with tempfile.TemporaryDirectory() as folder:
         return _make_map(settings, network_of(settings, Path(folder)))

@@ -130,6 +130,17 @@ class MapSettings(Part):
                 raise ValueError(
                     f"breached={self.breached} is a GeoTIFF: breached={self.breached.stem or 'breached'}.tif."
                 )
+        given = [
+            self.roads,
+            self.truth,
+            self.onnx,
+            self.fit.crossings,
+            *(self.dem or ()),
+            *(self.photo or ()),
+        ]
+        inputs = {path.resolve() for path in given if path is not None}
+        if taken := [path for path in self.results if path.resolve() in inputs]:
+            raise ValueError(f"{taken[0]} is an input, which a map does not replace: give it another name.")
         try:
             checked_codes(self.codes)
         except ConfigError as error:

@@ -291,6 +291,8 @@ def test_a_study_gives_the_design_that_its_analysis_would_choose(
         ({"run": "a"}, "Give one of run=RUN_ID, study=NAME .* run and onnx are given"),
         ({"photo": None}, "neither dem nor photo is given"),
         ({"mode": "corridor"}, "mode=corridor needs the roads"),
+        ({"truth": "map.gpkg", "out": "map.gpkg"}, "map.gpkg is an input, which a map does not replace"),
+        ({"dem": "a.tif", "breached": "a.tif", "overwrite": True}, "a.tif is an input"),
         ({"breached": "b.tif"}, "breached=b.tif is cut out of an elevation model: give dem"),
         ({"breached": "b.img", "dem": "dem.tif"}, "is a GeoTIFF: breached=b.tif"),
         ({"codes": {"Fclass": 1}}, r"codes has no Fclass; did you mean FClass\?"),

@@ -396,3 +396,29 @@ def test_parallel_builds_of_one_thing_agree(tmp_path: Path) -> None:
     assert len(roots) == 1
     assert len(list(roots.pop().glob("*/*DEM/*/*.tif"))) == 8
     assert not list(tmp_path.glob(".synthetic-*"))
+
+
+def test_a_command_makes_a_watershed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dxc.synthetic.__main__ import main
+
+    arguments = [
+        "dxc.synthetic",
+        str(tmp_path / "new" / "one"),
+        "--region",
+        "IL",
+        "--crossings",
+        "3",
+        "--seed",
+        "5",
+    ]
+    monkeypatch.setattr("sys.argv", arguments)
+    main()
+    made = region_files(tmp_path / "new" / "one")
+    assert len(geopandas.read_file(made.crossings)) == 3
+    with rasterio.open(made.dem) as file:
+        assert file.crs.to_epsg() == 26916
+    assert f"dem={made.dem} photo={made.photo}" in capsys.readouterr().out
+    with pytest.raises(SystemExit):  # it is not replaced
+        main()

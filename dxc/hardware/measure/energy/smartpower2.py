@@ -31,6 +31,8 @@ SILENT_SECONDS = 3.0
 """After this the connection is taken to be lost. A sample comes every second."""
 RECONNECT_SECONDS = 0.5
 PERIOD_SECONDS = 1.0
+SIMULATED = "simulated"
+"""A line with this word is of dxc.hardware.measure.energy.simulated. The name of the meter carries it from then on."""
 MAX_VOLT, MAX_AMPERE = 20.0, 6.0
 """It gives 4 to 15 V, and at most 5 A."""
 
@@ -159,6 +161,8 @@ class SmartPower2(Listening):
         for line in lines:
             if (each := reading(line)) is not None:
                 found.append(each)
+            elif SIMULATED in line:  # only ever marks the meter: no line can make a simulated one real
+                self.name = f"{SIMULATED} {type(self).name}"
             elif line.strip():
                 self._refused_lines += 1
                 if not self._samples:
