@@ -259,5 +259,7 @@ def _knobs(runs: pd.DataFrame) -> pd.DataFrame:
         if (numbers.notna() | knobs[column].isna()).all():
             knobs[column] = numbers
     # a knob that only some designs have tells two of them apart only by its values
-    given = {c: knobs[c].dropna() if c.startswith("compress.") else knobs[c] for c in knobs}
+    # further keys of compression are missing wherever nothing is compressed, which fraction and quantise say already
+    further = {c for c in compression if c not in ("compress.fraction", "compress.quantise")}
+    given = {c: knobs[c].dropna() if c in further else knobs[c] for c in knobs}
     return knobs[[c for c in knobs if len(given[c].unique()) > 1]]

@@ -99,6 +99,13 @@ def test_the_default_objectives_are_known_of_quantised_runs_too() -> None:
     assert default_objectives(runs) == ["accuracy", "onnx_mb"]
 
 
+def test_pruned_beside_unpruned_is_a_knob() -> None:
+    """Runs that compress nothing have no parameters of it; further keys of the only pruned kind say nothing."""
+    fraction = {"compress.fraction": [None, "0.5", "0.5", None], "compress.align": [None, "8", "8", None]}
+    found = designs_of(RUNS.assign(**fraction), parse_objectives(["accuracy"], RUNS))
+    assert "compress.fraction" in found.knobs and "compress.align" not in found.knobs
+
+
 def test_knobs_of_compression() -> None:
     """0 and none are values of designs that are not compressed; the knobs of what is not done are missing."""
     runs = RUNS.assign(
