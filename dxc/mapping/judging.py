@@ -92,7 +92,7 @@ class Judged:
             found.append(
                 (
                     "intervals",
-                    f"none: {self.blocks} are too few, a bootstrap needs {BLOCKS_FOR_INTERVAL}. Map a larger area.",
+                    f"none: only {self.blocks}; a bootstrap needs {BLOCKS_FOR_INTERVAL} or more. Map a larger area.",
                 )
             )
         if self.flow is not None:
