@@ -195,8 +195,8 @@ def _make_map(settings: MapSettings, network: MapNetwork) -> MapReport:
     judged = None
     if truth is not None:
         judged = judge(
-            candidates, truth, threshold=settings.threshold, area=area, crs=ground.crs, dem=dem,
-            roads=None if roads is None else list(roads), breaches=breaches,
+            candidates, truth, threshold=settings.threshold, area=area, crs=ground.crs,
+            roads=None if roads is None else list(roads), dem=dem, breaches=breaches,
         )  # fmt: skip
     with disk_trouble(out):
         try:
