@@ -108,9 +108,10 @@ MEASURED = {
     "dxc.measured_on": "the machine they were measured on",  # device, runtime, provider, threads
     "hardware.affinity": "the cores they were measured on",
 }
+ENERGY_METER = "dxc.energy_meter"
 METERED = {
     **MEASURED,
-    "dxc.energy_meter": "the meter of energy",
+    ENERGY_METER: "the meter of energy",
 }  # one in the supply sees more than a processor's own
 MEASURED_IN_BATCHES = {**MEASURED, "hardware.batches": "the batch sizes that were measured"}
 SCHEDULED = {"dxc.scheduled_on": "the device they were scheduled on"}  # with torch, CUDA and precision

@@ -34,7 +34,7 @@ from dxc.evaluation.bootstrap import (
     probability_non_dominated,
 )
 from dxc.hardware.measure.energy.metering import Metering, artifact_of
-from dxc.metrics import METRICS, ORIGIN_TAGS, Metric, named_origins
+from dxc.metrics import ENERGY_METER, METRICS, ORIGIN_TAGS, Metric, named_origins
 from dxc.pareto import dominators, hypervolume, non_dominated, ranks, reference_point
 from dxc.text import counted
 from dxc.tracking.places import OutsideError
@@ -269,6 +269,11 @@ def machines_of(runs: pd.DataFrame, objectives: Mapping[str, Metric]) -> dict[st
         columns = [name for name in own if name in runs]
         valued = runs[runs[columns].notna().any(axis=1)] if columns else runs
         said = valued[tag].astype("object").fillna("").map(str) if tag in valued else [""] * len(valued)
+        if ENERGY_METER in valued and any(ENERGY_METER in each.comparable_by for each in own.values()):
+            meters = valued[ENERGY_METER].astype("object").fillna("").map(str)
+            said = [
+                f"{on}; energy of {meter}" if meter else on for on, meter in zip(said, meters, strict=True)
+            ]
         found |= named_origins([{tag: each} for each in said], own)
     return found
 

@@ -74,11 +74,12 @@ def compression_table(asked: Questions) -> tuple[CompressionTable, Path]:
     for name in metrics:
         require_comparable(runs, {name: METRICS[name]}, asked.mix)
     rows = {name: METRICS[name] for name in metrics}
-    lines = [*(f"note:      {note}" for note in notes), *origin_lines(rows, machines_of(runs, rows))]
+    origins = origin_lines(rows, machines_of(runs, rows))
+    lines = [*(f"note:      {note}" for note in notes), *origins]
     table = CompressionTable(title, compressed(runs, metrics), metrics, lines)
     folder = Path(asked.out) / re.sub(r"[^\w.+-]|^\.+", "_", title)
     try:
-        write_compression(table.frame, metrics, folder)
+        write_compression(table.frame, metrics, folder, note="; ".join(origins))
     except OSError as error:
         raise AnalysisError(f"out={asked.out}: the table cannot be written: {error}") from error
     return table, folder

@@ -97,13 +97,14 @@ def compression_figure(frame: pd.DataFrame, against: str) -> Figure:
     return figure
 
 
-def write_compression(frame: pd.DataFrame, metrics: Sequence[str], folder: Path) -> None:
+def write_compression(frame: pd.DataFrame, metrics: Sequence[str], folder: Path, *, note: str = "") -> None:
     """Write compression.md, .tex and .csv, and a figure for each cost (PNG, SVG); the previous ones are removed.
 
     Args:
         frame: see the head of this module.
         metrics: the columns that are shown.
         folder: is made if it does not exist.
+        note: below the table: what the figures are of.
 
     Raises:
         OSError: a file cannot be written.
@@ -111,7 +112,7 @@ def write_compression(frame: pd.DataFrame, metrics: Sequence[str], folder: Path)
     for stem in (STEM, *(f"{STEM}_{name}" for name in AGAINST)):
         for old in folder.glob(f"{stem}.*"):
             old.unlink()
-    tables.write(compression_in_text(frame, metrics), folder, STEM)
+    tables.write(compression_in_text(frame, metrics), folder, STEM, note=note)
     for name in AGAINST:
         if name in metrics and "accuracy" in metrics:
             figures.save(compression_figure(frame, name), folder, f"{STEM}_{name}")
