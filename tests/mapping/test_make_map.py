@@ -252,7 +252,7 @@ def test_a_map_of_a_run_is_a_run_of_its_study(world: dict[str, Path], tmp_path: 
     assert (
         kept["map_recall"] == mapped.data.metrics["map_recall"] == report.judged.score.main.recall.value == 1
     )  # type: ignore[union-attr]
-    with pytest.raises(DxcError, match="analyze.py lists the runs of a study"):
+    with pytest.raises(DxcError, match="no such run in the MLflow store"):
         _map(world, tmp_path / "other.gpkg", onnx=None, run="0" * 32)
 
 
