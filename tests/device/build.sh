@@ -24,38 +24,38 @@ TMPDIR=$folder/tmp perl "$folder/tools/usr/bin/mmdebstrap" --quiet --mode=root -
     --skip=check/qemu --aptopt='APT::Sandbox::User "root"' \
     --include=python3-minimal,python3,openssh-server,openssh-sftp-server,libstdc++6,dash,coreutils,base-passwd \
     --include=base-files,bash,grep,sed,procps \
-    bookworm "$folder/root" "$mirror"
-root=$folder/root
+    bookworm "$folder/system" "$mirror"
+system=$folder/system
 
 platform=(--only-binary=:all: --python-version 3.11 --implementation cp)
 for tag in manylinux_2_28 manylinux_2_27 manylinux2014; do platform+=(--platform "${tag}_aarch64"); done
 "$python" -m pip download -q --no-deps "${platform[@]}" -d "$folder/wheels" "onnxruntime==$ort" "numpy==$numpy"
-"$python" -m pip install -q --no-deps --no-index --no-compile --target "$root/usr/lib/python3/dist-packages" \
+"$python" -m pip install -q --no-deps --no-index --no-compile --target "$system/usr/lib/python3/dist-packages" \
     "${platform[@]}" "$folder"/wheels/*.whl
 
 # What maintainer scripts would have done: they cannot run here.
-cat >"$root/etc/passwd" <<'END'
-root:x:0:0:root:/root:/bin/bash
+cat >"$system/etc/passwd" <<'END'
+root:x:0:0:root:/home/pi:/bin/bash
 sshd:x:100:65534::/run/sshd:/usr/sbin/nologin
 nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin
 END
-printf 'root:x:0:\nnogroup:x:65534:\n' >"$root/etc/group"
-printf 'passwd: files\ngroup: files\nhosts: files dns\n' >"$root/etc/nsswitch.conf"
-ln -sf python3.11 "$root/usr/bin/python3"
-[ -e "$root/bin/sh" ] || ln -sf dash "$root/usr/bin/sh"
-mkdir -p "$root/run/sshd" "$root/root/.ssh" "$root/etc/ssh" "$root/small" "$root/usr/local/bin"
-chmod 700 "$root/root/.ssh"
-cp "$root/usr/share/openssh/sshd_config" "$root/etc/ssh/sshd_config"
+printf 'root:x:0:\nnogroup:x:65534:\n' >"$system/etc/group"
+printf 'passwd: files\ngroup: files\nhosts: files dns\n' >"$system/etc/nsswitch.conf"
+ln -sf python3.11 "$system/usr/bin/python3"
+[ -e "$system/bin/sh" ] || ln -sf dash "$system/usr/bin/sh"
+mkdir -p "$system/run/sshd" "$system/home/pi/.ssh" "$system/etc/ssh" "$system/small" "$system/usr/local/bin"
+chmod 700 "$system/home/pi/.ssh"
+cp "$system/usr/share/openssh/sshd_config" "$system/etc/ssh/sshd_config"
 for kind in rsa ed25519; do
-    rm -f "$root/etc/ssh/ssh_host_${kind}_key"*
-    ssh-keygen -q -t "$kind" -N '' -f "$root/etc/ssh/ssh_host_${kind}_key"
+    rm -f "$system/etc/ssh/ssh_host_${kind}_key"*
+    ssh-keygen -q -t "$kind" -N '' -f "$system/etc/ssh/ssh_host_${kind}_key"
 done
-printf '#!/bin/sh\nexec python3 -S "$@"\n' >"$root/usr/local/bin/python-without-packages"
-chmod 755 "$root/usr/local/bin/python-without-packages"
+printf '#!/bin/sh\nexec python3 -S "$@"\n' >"$system/usr/local/bin/python-without-packages"
+chmod 755 "$system/usr/local/bin/python-without-packages"
 
 # onnxruntime ends on the processor files of an x86 machine, so it is shown those of a Raspberry Pi.
-mkdir -p "$root/sys/devices/system/cpu"/cpu{0,1,2,3}
-for name in online possible present; do echo 0-3 >"$root/sys/devices/system/cpu/$name"; done
+mkdir -p "$system/sys/devices/system/cpu"/cpu{0,1,2,3}
+for name in online possible present; do echo 0-3 >"$system/sys/devices/system/cpu/$name"; done
 for cpu in 0 1 2 3; do
     cat <<END
 processor	: $cpu

@@ -6,7 +6,7 @@ set -euo pipefail
 folder=$(realpath "${1:?folder}")
 port=${2:?port}
 key=$(realpath "${3:?public key}")
-install -m 600 "$key" "$folder/root/root/.ssh/authorized_keys"
+install -m 600 "$key" "$folder/system/home/pi/.ssh/authorized_keys"
 gate=$(mktemp -u)
 mkfifo "$gate"
 unshare --user --mount -- bash -c '
@@ -16,13 +16,13 @@ unshare --user --mount -- bash -c '
     mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
     printf "%s" ":qemu-aarch64:M::$aarch64:$mask:$1/tools/usr/bin/qemu-aarch64-static:OCF" \
         >/proc/sys/fs/binfmt_misc/register
-    mount --rbind /proc "$1/root/proc"
-    mount --rbind /dev "$1/root/dev"
-    mount --bind "$1/cpuinfo" "$1/root/proc/cpuinfo"
-    mkdir -p "$1/root/small"
-    mount -t tmpfs -o size=3m tmpfs "$1/root/small"
-    exec chroot "$1/root" /usr/bin/env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-        HOME=/root LANG=C.UTF-8 TERM=dumb QEMU_CPU=cortex-a53 \
+    mount --rbind /proc "$1/system/proc"
+    mount --rbind /dev "$1/system/dev"
+    mount --bind "$1/cpuinfo" "$1/system/proc/cpuinfo"
+    mkdir -p "$1/system/small"
+    mount -t tmpfs -o size=3m tmpfs "$1/system/small"
+    exec chroot "$1/system" /usr/bin/env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+        HOME=/home/pi LANG=C.UTF-8 TERM=dumb QEMU_CPU=cortex-a53 \
         /usr/sbin/sshd -D -e -p "$3" -o ListenAddress=127.0.0.1 -o UsePAM=no -o PasswordAuthentication=no \
         -o StrictModes=no -o "SetEnv=QEMU_CPU=cortex-a53"
 ' serve "$folder" "$gate" "$port" &
