@@ -412,7 +412,9 @@ FORK = multiprocessing.get_context("fork")
 
 def has_cuda() -> bool:
     """Whether torch finds a GPU. Another process asks, because one that has asked cannot be forked any more."""
-    asks = FORK.Process(target=lambda: sys.exit(not __import__("torch").cuda.is_available()))
+    import torch
+
+    asks = FORK.Process(target=lambda: sys.exit(not torch.cuda.is_available()))
     asks.start()
     asks.join()
     return asks.exitcode == 0
