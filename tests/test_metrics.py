@@ -225,7 +225,7 @@ def test_it_is_on_the_page(designs: Shown) -> None:
 def test_its_machine_is_named(designs: Shown) -> None:
     _, objectives, _ = designs
     analysis: Any = SimpleNamespace(objectives=objectives, machines=machines_of(RUNS, objectives))
-    assert machines_in_words(analysis) == ["measured:  energy on Pi 5"]
+    assert machines_in_words(analysis) == ["measured:  energy on Pi 5; energy of SmartPower2"]
 
 
 def test_it_is_compared_by_what_its_row_says(energy: None) -> None:
