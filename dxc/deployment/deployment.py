@@ -37,7 +37,7 @@ from dxc.deployment.opset import needed_runtime
 from dxc.deployment.record import DeviceRecord, Environment
 from dxc.deployment.settings import Deploy
 from dxc.errors import AnalysisError, DxcError, ExportError, HardwareError
-from dxc.files import whole_folder, write_atomically
+from dxc.files import folder_name, whole_folder, write_atomically
 from dxc.hardware.measure.energy.metering import FILE as ENERGY
 from dxc.hardware.measure.energy.metering import FOLDER as ARTIFACTS
 from dxc.hardware.measure.energy.metering import slug
@@ -199,7 +199,7 @@ def deploy(asked: Deploy) -> Deployment:
             notes.append(f"no energy: {NO_METER}")
         proofs = [_proof(deploying, reader, run, f"{n}/{len(runs)}") for n, run in enumerate(runs, 1)]
     images = list(dict.fromkeys(each.described for each in deploying.images.values()))
-    out = Path(asked.out) / re.sub(r"[^\w.+-]|^\.+", "_", title)
+    out = Path(asked.out) / folder_name(title)
     return Deployment(title, deploying.described, proofs, images, notes, device.sent_bytes, out)
 
 
