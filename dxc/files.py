@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MAX_NAME_BYTES = 255  # what file systems allow a name
+
+
+def folder_name(title: str) -> str:
+    """Name of the folder for the report on a title: one part of a path, which is not hidden.
+
+    >>> folder_name("first+second"), folder_name("../a b")
+    ('first+second', '__a_b')
+    """
+    return re.sub(r"[^\w.+-]|^\.+", "_", title)
 
 
 def write_atomically(path: Path, content: bytes | str, *, sync: bool = True) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -33,6 +32,7 @@ from dxc.evaluation.bootstrap import (
     compare,
     probability_non_dominated,
 )
+from dxc.files import folder_name
 from dxc.hardware.measure.energy.metering import Metering, artifact_of
 from dxc.metrics import ENERGY_METER, METRICS, ORIGIN_TAGS, Metric, named_origins
 from dxc.pareto import dominators, hypervolume, non_dominated, ranks, reference_point
@@ -160,7 +160,7 @@ def analyze(asked: Questions) -> tuple[Analysis, Path]:
         network = chosen_file(reader, run_id, export=rule.export, rebuild=commands[0])
         on_device = deployed(shown)
         power = _power(reader, run_id, runs) if len(on_device) else None
-    folder = Path(asked.out) / re.sub(r"[^\w.+-]|^\.+", "_", title)
+    folder = Path(asked.out) / folder_name(title)
     try:
         front_profile = (
             None if published is not None else _profiled(asked, frame, objectives, folder / "profiles")

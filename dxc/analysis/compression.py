@@ -5,7 +5,6 @@ The course's tables 1 and 2: networks pruned by 5 to 90 %, fine-tuned for 0, 3 a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from dxc.analysis.designs import require_comparable
 from dxc.analysis.questions import Questions
 from dxc.config.names import compression_names
 from dxc.errors import AnalysisError
+from dxc.files import folder_name
 from dxc.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def compression_table(asked: Questions) -> tuple[CompressionTable, Path]:
     origins = origin_lines(rows, machines_of(runs, rows))
     lines = [*(f"note:      {note}" for note in notes), *origins]
     table = CompressionTable(title, compressed(runs, metrics), metrics, lines)
-    folder = Path(asked.out) / re.sub(r"[^\w.+-]|^\.+", "_", title)
+    folder = Path(asked.out) / folder_name(title)
     try:
         write_compression(table.frame, metrics, folder, note="; ".join(origins))
     except OSError as error:

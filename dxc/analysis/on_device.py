@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from dxc.analysis.condition import meets
 from dxc.analysis.deployed import deployed
 from dxc.analysis.questions import Questions
 from dxc.errors import AnalysisError
+from dxc.files import folder_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +59,7 @@ def deployment_table(asked: Questions) -> tuple[DeploymentTable, Path]:
             f"python deploy.py study={asked.study[0]} hardware=... does it"
         )
     lines = [*(f"note:      {note}" for note in notes), *_metered(frame), *prizes(frame, asked.choose.where)]
-    folder = Path(asked.out) / re.sub(r"[^\w.+-]|^\.+", "_", title)
+    folder = Path(asked.out) / folder_name(title)
     try:
         write_deployment(frame, folder)
     except OSError as error:

@@ -1,7 +1,8 @@
 """Runs exported networks over a test set on a device: `python3 worker.py VERB FOLDER REQUEST`, with REQUEST as JSON.
 
 It needs only Python 3.9, numpy and onnxruntime, because dxc.deploy.device copies this one file to a device and runs it
-there. It answers with lines of JSON that begin with MARK.
+there. Where it does what dxc/hardware/measure/worker.py does, it repeats it: each of the two travels alone.
+It answers with lines of JSON that begin with MARK.
 
     probe     what the device is: versions, processor, memory, free space
     listing   which objects it has, whole or cut

@@ -37,10 +37,9 @@ from dxc.deployment.opset import needed_runtime
 from dxc.deployment.record import DeviceRecord, Environment
 from dxc.deployment.settings import Deploy
 from dxc.errors import AnalysisError, DxcError, ExportError, HardwareError
-from dxc.files import whole_folder, write_atomically
+from dxc.files import folder_name, whole_folder, write_atomically
 from dxc.hardware.measure.energy.metering import FILE as ENERGY
-from dxc.hardware.measure.energy.metering import FOLDER as ARTIFACTS
-from dxc.hardware.measure.energy.metering import slug
+from dxc.hardware.measure.energy.metering import artifact_of
 from dxc.hardware.onnx_file import load_onnx
 from dxc.metrics import METRICS, is_declared, metric_of
 from dxc.text import counted
@@ -119,10 +118,6 @@ class _Network:
     needs_runtime: tuple[int, int]
     config: Mapping[str, Any]
 
-    @property
-    def name(self) -> str:
-        return self.run.tags.get("mlflow.runName", self.run.run_id)
-
 
 @dataclass
 class _Deploying:
@@ -199,7 +194,7 @@ def deploy(asked: Deploy) -> Deployment:
             notes.append(f"no energy: {NO_METER}")
         proofs = [_proof(deploying, reader, run, f"{n}/{len(runs)}") for n, run in enumerate(runs, 1)]
     images = list(dict.fromkeys(each.described for each in deploying.images.values()))
-    out = Path(asked.out) / re.sub(r"[^\w.+-]|^\.+", "_", title)
+    out = Path(asked.out) / folder_name(title)
     return Deployment(title, deploying.described, proofs, images, notes, device.sent_bytes, out)
 
 
@@ -320,10 +315,8 @@ def _recorded(
             f"{deploying.device.where} has {deploying.environment.runtime} {has}, and this network needs "
             f"{'.'.join(map(str, needed))} or newer (its operator set); update it there"
         )
-    device, attempt = (
-        deploying.device,
-        secrets.token_hex(8) if deploying.asked.again or deploying.meter else "",
-    )
+    device = deploying.device
+    attempt = secrets.token_hex(8) if deploying.asked.again or deploying.meter else ""
     files: list[Payload] = [images.images, images.labels, network.payload]
     request = {
         "key": key,
@@ -448,10 +441,11 @@ def _track(
         "record": record.model_dump(),
     }
     with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder) / ARTIFACTS / slug(deploying.described)
+        energy = Path(folder) / artifact_of(deploying.described)
+        home = energy.parent
         home.mkdir(parents=True)
         (home / "record.json").write_text(json.dumps(content, indent=1))
-        (home / ENERGY).write_text(json.dumps(asdict(verdict), indent=1))
+        energy.write_text(json.dumps(asdict(verdict), indent=1))
         np.save(home / "times_ms.npy", times.astype(np.float32))
         for name, shape in record.outputs.items():
             answers = np.frombuffer(outputs[f"output-{name}.bin"], "<f4").reshape(shape)

@@ -83,10 +83,12 @@ def merit(metrics: Mapping[str, float]) -> dict[str, float]:
     Args:
         metrics: of that run.
     """
-    needed = ("device_accuracy", "measured_latency_ms", "energy_mj")
-    if not all(name in metrics for name in needed):
+    accuracy, latency_ms, energy_mj = map(
+        metrics.get, ("device_accuracy", "measured_latency_ms", "energy_mj")
+    )
+    if accuracy is None or not latency_ms or not energy_mj:
         return {}
-    return {"fom": figure_of_merit(*(metrics[name] for name in needed))}
+    return {"fom": figure_of_merit(accuracy, latency_ms, energy_mj)}
 
 
 class Windows:

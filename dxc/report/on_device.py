@@ -1,4 +1,4 @@
-"""The table and figures of designs on a device. They take the frame of dxc.analysis.on_device.deployed()."""
+"""The table and figures of designs on a device. They take the frame of dxc.analysis.deployed.deployed()."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from dxc.hardware.measure.energy.metering import Metering
+from dxc.hardware.measure.energy.protocol import EDGE_SECONDS
 from dxc.report.figures import BLUE, GREY, STYLE, TWO_COLUMNS_IN, VERMILLION
 from dxc.text import for_figure
 
@@ -42,7 +43,11 @@ def power(metering: Metering, *, title: str = "") -> Figure:
                 label=None if each.kind in named else each.kind,
             )  # fmt: skip
             named.add(each.kind)
-            inside = [s.watt for s in metering.samples if each.begin_s + 1 <= s.time_s <= each.end_s - 1]
+            inside = [
+                s.watt
+                for s in metering.samples
+                if each.begin_s + EDGE_SECONDS <= s.time_s <= each.end_s - EDGE_SECONDS
+            ]
             if inside:
                 mean = sum(inside) / len(inside)
                 axes.hlines(mean, each.begin_s - begin, each.end_s - begin, color=BLUE, linewidth=1.2)

@@ -20,8 +20,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dxc.metrics import figure_of_merit
-
 EDGE_SECONDS = 1.0
 """Samples this near to an edge of a window do not count: a meter averages, and clocks differ by some of it."""
 BLOCK_SECONDS = 5.0
@@ -118,20 +116,12 @@ class Energy:
     repeats_mj: tuple[float, ...] = ()
     counts: tuple[int, ...] = ()
 
-    def metrics(self, *, accuracy: float | None = None, latency_ms: float | None = None) -> dict[str, float]:
-        """Metrics of dxc.metrics. An invalid figure gives none: it can be in no mean and on no front.
-
-        Args:
-            accuracy: on the device, in the same run; with latency_ms it gives the figure of merit.
-            latency_ms: of the same run.
-        """
+    def metrics(self) -> dict[str, float]:
+        """Metrics of dxc.metrics. An invalid figure gives none: it can be in no mean and on no front."""
         if not self.valid:
             return {}
         names = ("energy_mj", "net_energy_mj", "max_power_w")
-        found = {name: value for name in names if (value := getattr(self, name)) is not None}
-        if accuracy is not None and latency_ms and self.energy_mj:
-            found["fom"] = figure_of_merit(accuracy, latency_ms, self.energy_mj)
-        return found
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def record(self) -> dict[str, Any]:
         """Everything, in plain containers, for a file beside the run."""

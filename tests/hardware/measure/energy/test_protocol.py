@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from dxc.deployment.meter import merit
 from dxc.hardware.measure.energy.protocol import Energy, Sample, Window, _error_of_mean, judge
 
 Array = NDArray[np.float64]
@@ -113,10 +114,13 @@ def test_a_constant_power_by_hand(rate: float) -> None:
 def test_the_figure_of_merit_is_of_one_run() -> None:
     """80 % / (58.8 ms x 300 mJ); an invalid energy gives none."""
     found = judge(_constant(), _windows(), latency_ms=58.8)
-    metrics = found.metrics(accuracy=0.8, latency_ms=58.8)
+    accuracy, latency = {"device_accuracy": 0.8}, {"measured_latency_ms": 58.8}
+    metrics = merit(accuracy | latency | found.metrics())
     assert metrics["fom"] == pytest.approx(80 / (58.8 * 300))
-    assert "fom" not in found.metrics(accuracy=0.8) | found.metrics(latency_ms=58.8)
-    assert replace(found, valid=False).metrics(accuracy=0.8, latency_ms=58.8) == {}
+    assert "fom" not in merit(accuracy | found.metrics()) | merit(latency | found.metrics())
+    assert replace(found, valid=False).metrics() == {}
+    assert merit(accuracy | latency | replace(found, valid=False).metrics()) == {}
+    assert merit(accuracy | {"measured_latency_ms": 0.0} | found.metrics()) == {}
 
 
 @pytest.mark.parametrize("rate", [1, 10])
