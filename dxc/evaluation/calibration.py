@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dxc.errors import AnalysisError, is_number
+from dxc.evaluation.few_chips import wilson_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -172,13 +173,11 @@ def reliability(probability: ArrayLike, label: ArrayLike, *, bins: int = BINS) -
     for each in np.unique(place):
         here = place == each
         n, share = int(here.sum()), float(positive[here].mean())
-        z = 1.959964
-        centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-        half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+        low, high = wilson_interval(int(positive[here].sum()), n)
         rows.append(
             {
                 "low": each / bins, "high": (each + 1) / bins, "probability": float(p[here].mean()), "share": share,
-                "share_low": centre - half, "share_high": centre + half, "count": n,
+                "share_low": low, "share_high": high, "count": n,
             }
         )  # fmt: skip
     columns = ["low", "high", "probability", "share", "share_low", "share_high", "count"]

@@ -98,6 +98,16 @@ class Dem:
         """Coordinates (n, 2) of columns and rows (n, 2)."""
         return np.column_stack(self.transform @ (cells[:, 0], cells[:, 1]))
 
+    def own(self, xy: Floats, crs: CRS | None = None) -> Floats:
+        """Places in the DEM's CRS, (n, 2); not finite where they have none.
+
+        Args:
+            xy: (n, 2).
+            crs: of the places; None: that of the DEM.
+        """
+        given = np.asarray(xy, float).reshape(-1, 2)
+        return given if crs is None else np.column_stack(project_xy(horizontal(crs), self.crs, *given.T))
+
     def elevation_at(self, xy: Floats, crs: CRS | None = None) -> Floats:
         """Elevations (n,) in metres of the cells under some places; NaN where there is none.
 
@@ -108,8 +118,7 @@ class Dem:
         Raises:
             DataError: the DEM cannot be read.
         """
-        given = np.asarray(xy, float).reshape(-1, 2)
-        own = given if crs is None else np.column_stack(project_xy(horizontal(crs), self.crs, *given.T))
+        own = self.own(xy, crs)
         found = np.full(len(own), np.nan)
         placed = np.isfinite(own).all(axis=1)
         cells = np.full((len(own), 2), -1.0)
@@ -272,8 +281,7 @@ def breach_lines(
             f"a breach line of {reach_m:g} m to each side needs cells of less than {reach_m / 2:g} m; those of "
             f"{dem.raster.path} have {max(dem.cell_m):g} m. Give a finer DEM, or a longer reach."
         )
-    given = np.asarray(xy, float).reshape(-1, 2)
-    own = given if crs is None else np.column_stack(project_xy(horizontal(crs), dem.crs, *given.T))
+    own = dem.own(xy, crs)
     lines: list[BreachLine] = []
     without: dict[int, str] = {}
     with rasterio.Env(**GDAL_OPTIONS), dem.open() as source:

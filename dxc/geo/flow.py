@@ -23,7 +23,6 @@ from rasterio.windows import Window
 
 from dxc.geo.breach import LEAST_CUT_M, BreachLine, Dem, target_cells
 from dxc.geo.formats import GDAL_OPTIONS
-from dxc.geo.rasters import horizontal, project_xy
 
 Floats = NDArray[np.floating[Any]]
 
@@ -167,8 +166,7 @@ def flow_at(
     Raises:
         DataError: the DEM cannot be read.
     """
-    given = np.asarray(xy, float).reshape(-1, 2)
-    own = given if crs is None else np.column_stack(project_xy(horizontal(crs), dem.crs, *given.T))
+    own = dem.own(xy, crs)
     cells = np.full((len(own), 2), -1.0)
     placed = np.isfinite(own).all(axis=1)
     cells[placed] = dem.to_cells(own[placed])
