@@ -207,14 +207,13 @@ def grid(setting: Setting) -> dict[str, Any]:
 
 def network(width: float, fraction: float = 0.0, align: int = 1) -> nn.Module:
     """An untrained MobileNet-v1, pruned."""
-    from dxc.compress.prune import channel_fraction_pruning, remove_channel
+    from dxc.compress.prune import pruned
     from dxc.models.mobilenet import MobileNetV1
 
     whole = MobileNetV1(CHANNELS, CLASSES, width=width, stride=1).eval()
     if not fraction:
         return whole
-    masked = channel_fraction_pruning(whole, fraction, align=align, image_size=SIZE)
-    return remove_channel(masked, image_size=SIZE)
+    return pruned(whole, fraction, align=align, image_size=SIZE)
 
 
 def params(width: float, fraction: float = 0.0) -> int:

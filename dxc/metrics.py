@@ -111,8 +111,8 @@ MEASURED = {
 ENERGY_METER = "dxc.energy_meter"
 METERED = {
     **MEASURED,
-    ENERGY_METER: "the meter of energy",
-}  # one in the supply sees more than a processor's own
+    ENERGY_METER: "the meter of energy",  # one in the supply sees more than a processor's own
+}
 MEASURED_IN_BATCHES = {**MEASURED, "hardware.batches": "the batch sizes that were measured"}
 SCHEDULED = {"dxc.scheduled_on": "the device they were scheduled on"}  # with torch, CUDA and precision
 MAPPED = {"dxc.mapped": "the rasters that were mapped", "dxc.map_mode": "the way in which they were mapped"}

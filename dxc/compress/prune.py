@@ -117,6 +117,19 @@ def remove_channel(model: nn.Module, *, image_size: int = IMAGE_SIZE) -> nn.Modu
     return _as_before(smaller, model)
 
 
+def pruned(
+    model: nn.Module,
+    fraction: float,
+    *,
+    align: int = 1,
+    image_size: int = IMAGE_SIZE,
+    of: nn.Module | None = None,
+) -> nn.Module:
+    """A smaller copy of a network: channel_fraction_pruning(), then remove_channel(), which say what is raised."""
+    masked = channel_fraction_pruning(model, fraction, align=align, image_size=image_size, of=of)
+    return remove_channel(masked, image_size=image_size)
+
+
 def channels_left(channels: int, fraction: float, align: int = 1) -> int:
     """How many channels of a convolution remain.
 

@@ -169,6 +169,10 @@ Amount = Annotated[
     int | float, must_be(lambda value: is_number(value) and value >= 0, "a number of at least 0")
 ]
 Limit = Annotated[int | float, must_be(lambda value: is_number(value) and value > 0, "a number over 0")]
+LimitOrNull = Annotated[
+    int | float | None,
+    must_be(lambda value: value is None or (is_number(value) and value > 0), "a number over 0, or null"),
+]
 Names = Annotated[list[str], must_be(is_list_of_texts, "a list of names")]
 Precision = Annotated[
     str | int,

@@ -16,6 +16,7 @@ from dxc.config.build import build, check_names
 from dxc.config.checked import (
     Flag,
     FolderName,
+    LimitOrNull,
     Names,
     Natural,
     Part,
@@ -157,10 +158,7 @@ class Compress(Part):
     steps: Positive = 1
     """In how many the fraction is reached, with fine-tuning after each."""
     finetune_epochs: Natural
-    finetune_lr: Annotated[
-        int | float | None,
-        must_be(lambda value: value is None or (is_number(value) and value > 0), "a number over 0, or null"),
-    ]
+    finetune_lr: LimitOrNull
     """The learning rate that fine-tuning begins with; None: that of training."""
     quantise: Literal["none", "dynamic", "static"]
     calibration_images: Positive

@@ -80,11 +80,9 @@ def _check_compression(plan: Plan, model: nn.Module) -> None:
             f"trainer.devices={devices}: pruning and fine-tuning work on one device; leave out trainer.devices or "
             "compress.fraction"
         )
-    from dxc.compress.prune import channel_fraction_pruning, remove_channel
+    from dxc.compress.prune import pruned
 
-    size = plan.data.image_size
-    masked = channel_fraction_pruning(model, compress.fraction, align=compress.align, image_size=size)
-    remove_channel(masked, image_size=size)  # whether the same answers are left is known of the trace alone
+    pruned(model, compress.fraction, align=compress.align, image_size=plan.data.image_size)
 
 
 def check(plan: Plan) -> None:

@@ -115,7 +115,7 @@ def prune(bench: Bench, before: Sequence[TrainedFold], kept: Path, *, fraction: 
         kept: the folder of this stage.
         fraction: of the channels before any pruning; so many are gone then.
     """
-    from dxc.compress.prune import channel_fraction_pruning, remove_channel
+    from dxc.compress import prune as pruning
 
     align, size = bench.plan.compress.align, bench.plan.data.image_size
     unpruned = bench.plan.model.build()
@@ -124,10 +124,7 @@ def prune(bench: Bench, before: Sequence[TrainedFold], kept: Path, *, fraction: 
     for start, fold in zip(before, bench.datamodule.folds, strict=False):
         pruned = kept_folds.read(start.name)
         if pruned is None or pruned.trained_at < start.trained_at:
-            masked = channel_fraction_pruning(
-                start.model, fraction, align=align, image_size=size, of=unpruned
-            )
-            smaller = remove_channel(masked, image_size=size)
+            smaller = pruning.pruned(start.model, fraction, align=align, image_size=size, of=unpruned)
             pruned = validated_fold(bench.plan, bench.datamodule, fold, start, smaller)
             kept_folds.keep(pruned)
             log.info("%s: pruned by %g: accuracy %.4f", fold.name, fraction, pruned.accuracy)

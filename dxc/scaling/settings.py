@@ -13,16 +13,16 @@ from dxc.config.checked import (
     Flag,
     FolderName,
     Limit,
+    LimitOrNull,
     Names,
     Natural,
     Part,
     Positive,
     Text,
     checked,
-    must_be,
 )
 from dxc.config.plan import Model, Optimizer
-from dxc.errors import ConfigError, is_number, is_whole
+from dxc.errors import ConfigError, is_whole
 from dxc.scaling.results import Scaling
 
 SUBMITIT = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
@@ -72,10 +72,6 @@ def _target(value: Any) -> Any:
 
 Counts = Annotated[list[int], BeforeValidator(_counts)]
 CountsOrNull = Annotated[list[int] | None, BeforeValidator(_counts)]
-LimitOrNull = Annotated[
-    int | float | None,
-    must_be(lambda value: value is None or (is_number(value) and value > 0), "a number over 0, or null"),
-]
 
 
 class Tracking(Part):
@@ -199,6 +195,10 @@ class Point:
     @property
     def device_batch(self) -> int:
         return self.batch if self.scaling == "weak" else self.batch // self.total
+
+    @property
+    def total_batch(self) -> int:
+        return self.total * self.device_batch
 
     @property
     def name(self) -> str:

@@ -39,6 +39,10 @@ log = logging.getLogger(__name__)
 FOLDER = "scaling"
 KIND = "scaling"
 """dxc.kind of a run: no design, so that no analysis takes it for one."""
+OF_RUN = (
+    "images_per_second", "accuracy", "seconds_to_accuracy", "communication_share", "loader_share", "device_hours",
+)  # fmt: skip
+"""Metrics that a run has by itself, named as in Outcome."""
 OF_STUDY = ("speedup", "scaling_efficiency", "added_speedup", "accuracy_speedup", "price", "price_per_point")
 """Metrics of a run that depend on the others of its study."""
 
@@ -196,7 +200,7 @@ def plan(settings: Settings, machine: Machine) -> list[Trial]:
     network = {**settings.model.values(), "in_channels": about["channels"], "num_classes": about["classes"]}
     optimizer = settings.optimizer.values()
     grid = settings.grid(devices, batches)
-    needed = max((point.total * point.device_batch for point in grid), default=0)
+    needed = max((point.total_batch for point in grid), default=0)
     if about["kind"] != "made" and needed > about["images"]:
         raise ConfigError(
             f"a step of {needed} images is more than the {about['images']} that there are to train; choose a "
@@ -204,7 +208,6 @@ def plan(settings: Settings, machine: Machine) -> list[Trial]:
         )
     trials = []
     for point in grid:
-        total_batch = point.total * point.device_batch
         request = checked(
             Request,
             {
@@ -219,7 +222,7 @@ def plan(settings: Settings, machine: Machine) -> list[Trial]:
                 "channels_last": settings.channels_last,
                 "model": network,
                 "optimizer": optimizer,
-                "learning_rate": optimizer["lr"] * total_batch / settings.lr_batch,
+                "learning_rate": optimizer["lr"] * point.total_batch / settings.lr_batch,
                 "rise_steps": settings.lr_steps,
                 "about": about,
                 "seed": settings.seed,
@@ -422,7 +425,7 @@ def _row(trial: Trial, gain: Gain | None, fitted: model.Fit | None) -> dict[str,
         "nodes": point.nodes,
         "devices": point.total,
         "device_batch": point.device_batch,
-        "total_batch": point.total * point.device_batch,
+        "total_batch": point.total_batch,
         "identity": trial.identity,
         "remark": trial.reason,
     }
@@ -636,14 +639,7 @@ class _Record:
         tags |= {"device": name, "dxc.measured_on": name, "dxc.study": self._settings.study}
         run = self._store.create(point.name, tags, params=params, parent=self._parent)
         if (outcome := trial.outcome) is not None:
-            metrics = {
-                "images_per_second": outcome.images_per_second,
-                "accuracy": outcome.accuracy,
-                "seconds_to_accuracy": outcome.seconds_to_accuracy,
-                "communication_share": outcome.communication_share,
-                "loader_share": outcome.loader_share,
-                "device_hours": outcome.device_hours,
-            }
+            metrics = {name: getattr(outcome, name) for name in OF_RUN}
             self._store.log(run, {name: value for name, value in metrics.items() if math.isfinite(value)})
             self._store.tag(run, {"dxc.state": "finished", "dxc.bound_by": outcome.bound_by})
             self._store.status(run, "FINISHED")

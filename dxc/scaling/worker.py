@@ -131,8 +131,8 @@ class Run:
         last = request.channels_last and not _crashes(module, request.accelerator)
         if last:
             module = module.to(memory_format=torch.channels_last)
-        self.gradient_bytes = sum(4 * each.numel() for each in module.parameters() if each.requires_grad)
         self.params = sum(each.numel() for each in module.parameters() if each.requires_grad)
+        self.gradient_bytes = 4 * self.params
         optimizer = build(request.optimizer, "optimizer")(module.parameters())
         self.model, self.optimizer = self.fabric.setup(module, optimizer)
         rank = Rank(self.fabric.global_rank, request.total, self.device, request.seed, last)
@@ -152,14 +152,12 @@ class Run:
         self.optimizer.state.clear()
         del initial
         trained = self._train()
-        accuracy = trained.pop("accuracy", None)
-        if accuracy is None:
-            accuracy = self._accuracy()
+        if trained["accuracy"] is None:
+            trained["accuracy"] = self._accuracy()
         measured = self._communication(trained["step_s"])
         return {
             **trained,
             **measured,
-            "accuracy": accuracy,
             "gradient_bytes": self.gradient_bytes,
             "params": self.params,
             "first_step_s": first_step_s,
@@ -316,7 +314,7 @@ class Run:
             "step_s": everyones[0] / count,
             "loader_s": waited_s / count,
             "seconds_to_accuracy": reached_s if math.isfinite(reached_s) else None,
-            **({"accuracy": accuracy} if accuracy is not None else {}),
+            "accuracy": accuracy,
         }
 
     def _barrier(self) -> None:

@@ -203,10 +203,9 @@ def untrained_network(plan: Plan) -> Any:
     model.check_input_size(size)
     if not compress.prunes:
         return model
-    from dxc.compress.prune import channel_fraction_pruning, remove_channel
+    from dxc.compress.prune import pruned
 
-    masked = channel_fraction_pruning(model, compress.fraction, align=compress.align, image_size=size)
-    return remove_channel(masked, image_size=size)
+    return pruned(model, compress.fraction, align=compress.align, image_size=size)
 
 
 def _as_if_trained(model: Any) -> None:

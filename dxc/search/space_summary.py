@@ -181,9 +181,8 @@ class SpaceSummary:
         features = levels([_knobs(self.networks[name]) for name in hashes])
         quantised = [_quantises(self.networks[name]) for name in hashes]
         places: list[int] = []
-        for kind in sorted(
-            set(quantised)
-        ):  # apart: a cost that quantised networks lack is learnt from the rest
+        # apart: a cost that quantised networks lack is learnt from the rest
+        for kind in sorted(set(quantised)):
             rows = [place for place, each in enumerate(quantised) if each == kind]
             there = [row for row, place in enumerate(rows) if hashes[place] not in missing]
             places += [rows[row] for row in spread_out(features[rows], COMPUTED, there[:COMPUTED])]
