@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from dxc.files import write_atomically
 from dxc.metrics import label_of, metric_of
 from dxc.report import figures, tables
 from dxc.report.maps import Extent, Floats, crossing_map, map_precision_recall, reliability_diagram
-from dxc.report.templates import style, template
+from dxc.report.templates import picture, style, template
 from dxc.report.terminal import Column, new_console, print_table, print_text
 
 if TYPE_CHECKING:
@@ -170,5 +169,4 @@ def write_evaluation(
 
 def _image(figure: Figure, folder: Path, stem: str, alternative: str) -> Markup:
     figures.save(figure, folder, stem)
-    picture = base64.b64encode((folder / f"{stem}.png").read_bytes()).decode()
-    return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(alternative, picture)
+    return picture((folder / f"{stem}.png").read_bytes(), alternative)

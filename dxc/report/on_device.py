@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import os
 from collections.abc import Sequence
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING
 from dxc.metrics import METRICS, label_of
 from dxc.pareto import non_dominated
 from dxc.report import figures, tables
+from dxc.report.templates import picture
 from dxc.report.terminal import Column, new_console, print_table, print_text
-from dxc.text import counted, for_html
+from dxc.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,8 +115,7 @@ def _image(figure: Figure, text: str) -> str:
     with matplotlib.rc_context(figures.STYLE):
         figure.savefig(drawn, format="png", dpi=150)
     figure.clear()
-    content = base64.b64encode(drawn.getvalue()).decode()
-    return f'<p><img alt="{for_html(text)}" src="data:image/png;base64,{content}"></p>'
+    return f"<p>{picture(drawn.getvalue(), text)}</p>"
 
 
 def print_deployment(frame: pd.DataFrame, folder: Path, *, title: str, lines: Sequence[str]) -> None:

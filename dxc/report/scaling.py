@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import os
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from markupsafe import Markup
 from dxc.files import write_atomically
 from dxc.metrics import label_of, metric_of
 from dxc.report import figures, tables
-from dxc.report.templates import style, template
+from dxc.report.templates import picture, style, template
 from dxc.report.terminal import Column, new_console, print_table, print_text
 from dxc.text import for_figure, for_html
 
@@ -197,8 +196,7 @@ def write_scaling(
     sections = []
     if drawn:
         paths += figures.save(speedup_figure(drawn, notes.get("machine", "")), folder, STEM)
-        picture = base64.b64encode((folder / f"{STEM}.png").read_bytes()).decode()
-        image = Markup(f'<img alt="Speed-up against devices" src="data:image/png;base64,{picture}">')
+        image = picture((folder / f"{STEM}.png").read_bytes(), "Speed-up against devices")
         sections.append(("Speed-up", image))
     sections.append(("Runs", Markup(f'<div class="scroll">{tables.html(table, note)}</div>')))
     if not published.empty:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 from pathlib import Path
 
@@ -32,3 +33,14 @@ def template(name: str) -> Template:
 def style() -> Markup:
     """The style sheet of all pages."""
     return Markup((FOLDER / "page.css").read_text())
+
+
+def picture(png: bytes, alternative: str) -> Markup:
+    """An element of a page that holds a picture.
+
+    Args:
+        png: content of the file.
+        alternative: what it shows, for those who do not see it.
+    """
+    element = Markup('<img alt="{}" src="data:image/png;base64,{}">')
+    return element.format(visible(alternative), base64.b64encode(png).decode())
