@@ -12,7 +12,7 @@ from rasterio.crs import CRS
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
-from dxc.files import sync_to_disk
+from dxc.files import whole_file
 from dxc.mapping.grid import Grid, Tile
 
 SCALE = 1 / 255
@@ -40,23 +40,19 @@ def write_probabilities(path: Path, grid: Grid, crs: CRS, tiles: Iterable[tuple[
         "transform": from_origin(west, north, grid.stride, grid.stride), "tiled": True, "blockxsize": 256,
         "blockysize": 256, "compress": "deflate",
     }  # fmt: skip
-    flat, draft = (path.with_name(f".{path.name}.{end}.tif") for end in ("flat", "cog"))
-    try:
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_CACHEMAX=64):
-            with rasterio.open(flat, "w", **profile) as file:
-                file.scales, file.offsets = (SCALE,), (0.0,)
-                file.set_band_description(1, "probability of a crossing")
-                for tile, probability in tiles:
-                    window = Window(tile.column - grid.column, tile.row - grid.row, tile.columns, tile.rows)
-                    known = np.isfinite(probability)
-                    values = np.rint(np.where(known, probability, 0) * 255).astype(np.uint8)
-                    file.write(values, 1, window=window)
-                    file.write_mask(known, window=window)
-            rasterio.shutil.copy(
-                flat, draft, driver="COG", compress="deflate", overview_resampling="average", blocksize=256
-            )
-        sync_to_disk(draft)
-        draft.replace(path)
-    finally:
-        for each in (flat, draft):
-            each.unlink(missing_ok=True)
+    with whole_file(path) as draft, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_CACHEMAX=64):
+        flat = draft.with_name(
+            f"{draft.name}.flat.tif"
+        )  # whole_file removes it, as all that begins like the draft
+        with rasterio.open(flat, "w", **profile) as file:
+            file.scales, file.offsets = (SCALE,), (0.0,)
+            file.set_band_description(1, "probability of a crossing")
+            for tile, probability in tiles:
+                window = Window(tile.column - grid.column, tile.row - grid.row, tile.columns, tile.rows)
+                known = np.isfinite(probability)
+                values = np.rint(np.where(known, probability, 0) * 255).astype(np.uint8)
+                file.write(values, 1, window=window)
+                file.write_mask(known, window=window)
+        rasterio.shutil.copy(
+            flat, draft, driver="COG", compress="deflate", overview_resampling="average", blocksize=256
+        )
