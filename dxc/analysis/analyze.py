@@ -158,8 +158,8 @@ def analyze(asked: Questions) -> tuple[Analysis, Path]:
         commands = _commands(frame, choice, reader)
         run_id = frame.loc[choice.design, "run_id"]
         network = chosen_file(reader, run_id, export=rule.export, rebuild=commands[0])
-        on_device = deployed(shown)
-        power = _power(reader, run_id, runs) if len(on_device) else None
+        if len(found_there := deployed(shown)):
+            on_device, power = found_there, _power(reader, run_id, runs)
     folder = Path(asked.out) / folder_name(title)
     try:
         front_profile = (
@@ -185,7 +185,7 @@ def analyze(asked: Questions) -> tuple[Analysis, Path]:
         machines_of(shown, objectives),
         network,
         whole=published is not None,
-        deployed=on_device if on_device is not None and len(on_device) else None,
+        deployed=on_device,
         power=power,
     )
     print("analyze: drawing figures and writing tables", file=sys.stderr, flush=True)
@@ -506,11 +506,11 @@ def compared(
 
 def _place(frame: pd.DataFrame, text: str) -> int:
     of_runs = frame["runs"].map(lambda runs: any(run_id.startswith(text) for run_id in runs))
-    meets = frame["trial"].str.startswith(text) | of_runs
-    if meets.sum() != 1:
+    named = frame["trial"].str.startswith(text) | of_runs
+    if named.sum() != 1:
         some = ", ".join(frame["trial"][:8])
         raise AnalysisError(
-            f"compare: {text} names {int(meets.sum())} designs; trials are {some}, ... "
+            f"compare: {text} names {int(named.sum())} designs; trials are {some}, ... "
             "(all are in front.csv and dominated.csv)"
         )
-    return int(np.flatnonzero(meets)[0])
+    return int(np.flatnonzero(named)[0])
