@@ -1,6 +1,7 @@
 """Tests a calibrated package on networks that calibration never saw, and times the costing of a network.
 
     python calibrate.py name=mine && python benchmarks/predictor.py --packages packages --package mine
+    python benchmarks/predictor.py --packages packages --package both --quantised    in int8, after quantised=true
 
 Networks are drawn from the three spaces, without those in the package's own table, and exported. Each is predicted, and
 measured twice in fresh processes with all others in between. The second measurement shows how much of the error is
@@ -20,12 +21,13 @@ from typing import Any
 
 import _record
 import numpy as np
+import onnx
 import pandas as pd
 from scipy.stats import spearmanr
 
 from dxc.deploy.export import export_onnx
 from dxc.hardware.calibrate.calibrate import errors
-from dxc.hardware.calibrate.networks import Spec, draw, module
+from dxc.hardware.calibrate.networks import QUANTISED, Spec, draw, module, onnx_model
 from dxc.hardware.measure.latency import measure
 from dxc.hardware.predict.kernels import read_graph
 from dxc.hardware.predict.packages import SHIPPED, load_package
@@ -39,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--package", default="ort_cpu_xeon")
+    parser.add_argument("--quantised", action="store_true", help="the networks in static int8")
     parser.add_argument("--packages", type=Path, default=SHIPPED, help="folder that the package is in")
     options = parser.parse_args()
     package = load_package(options.packages / options.package)
@@ -51,7 +54,7 @@ def main() -> None:
                 "spec": json.dumps(spec),
                 "path": exported(spec, Path(place) / f"{number}.onnx"),
             }
-            for number, spec in enumerate(unseen(seen))
+            for number, spec in enumerate(unseen(seen, options.quantised))
         ]
         for row in rows:
             prediction = predict(row["path"], package)
@@ -70,17 +73,18 @@ def main() -> None:
             },
             "calibration_minutes": package.about["minutes_measuring"] + package.about["minutes_fitting"],
             **accuracy(table),
-            **cost_seconds(package, Path(place)),
+            **({} if options.quantised else cost_seconds(package, Path(place))),
         }
     print(json.dumps(figures, indent=1))
     if options.save:
-        _record.save("predictor", figures)
+        name = "predictor_int8" if options.quantised else "predictor"
+        _record.save(name, figures)
         table.drop(columns="path").to_csv(
-            _record.ROOT / "benchmarks" / "results" / "predictor_networks.csv", index=False
+            _record.ROOT / "benchmarks" / "results" / f"{name}_networks.csv", index=False
         )
 
 
-def unseen(seen: set[str]) -> Iterator[Spec]:
+def unseen(seen: set[str], quantised: bool) -> Iterator[Spec]:
     """Networks of the spaces that are not in the package's table. Five of six ResNets are published ones."""
     rng = np.random.default_rng(SEED)
     for family, count in NETWORKS.items():
@@ -90,15 +94,20 @@ def unseen(seen: set[str]) -> Iterator[Spec]:
                 twins = [{**spec, "pool_kernel": k, "pool_stride": s} for k, s in product((2, 3), (1, 2))]
             else:
                 twins = [spec]
+            if quantised:
+                twins = [{**twin, QUANTISED: True} for twin in twins]
             keys = {json.dumps(twin) for twin in twins}
             if not keys & seen:
                 seen |= keys
                 count -= 1
-                yield spec
+                yield {**spec, QUANTISED: True} if quantised else spec
 
 
 def exported(spec: Spec, path: Path) -> Path:
-    """The network as dxc exports it."""
+    """The network as dxc exports it, or quantises it."""
+    if spec.get(QUANTISED):
+        onnx.save(onnx_model(spec), path)
+        return path
     return export_onnx(
         module(spec), path, in_channels=spec["in_channels"], size=spec["size"], check=False
     ).path
