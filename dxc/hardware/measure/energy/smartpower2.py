@@ -50,6 +50,11 @@ class Reading(NamedTuple):
     watthour: float
 
 
+def is_simulated(name: str) -> bool:
+    """Whether the name of a meter is that of a simulated one."""
+    return name.startswith(SIMULATED)
+
+
 def reading(line: str) -> Reading | None:
     """The reading in one line; None for a line of another kind, and for one that contradicts itself: half a line that
     debugging has cut, for example."""
