@@ -100,8 +100,8 @@ def test_the_table_by_hand(store_file: Path, capsys: pytest.CaptureFixture[str])
     assert noted == [
         "note:      energy was measured and is invalid for 1 of 3 designs (dense)",
         f"note:      energy of dense is invalid (SmartPower 2): {DRIFTED}",
-        "note:      for a valid energy: let the device come to a steady temperature first, and stop what else runs on it; "
-        "then measure again: python deploy.py again=true",
+        "note:      for a valid energy: let the device come to a steady temperature first, and stop what else runs on "
+        "it; then measure again: python deploy.py again=true",
     ]
     assert [line.split(" where")[0] for line in won] == [
         "fom:       5 %: the largest measured figure of merit",
@@ -126,8 +126,8 @@ def test_without_a_meter_no_energy_is_made_up(store_file: Path) -> None:
     assert deployment_figure(table.frame, "energy_mj") is None
     assert not (folder / "deployment_energy_mj.png").exists()
     assert table.lines[0] == (
-        "note:      energy is missing for 3 of 3 designs (5 %, dense, 25 %), because nothing was metered. Deploy with a "
-        "meter: python deploy.py energy=..."
+        "note:      energy is missing for 3 of 3 designs (5 %, dense, 25 %), because nothing was metered. Deploy with "
+        "a meter: python deploy.py energy=..."
     )
     assert "fom:       none: choose.by=fom: no design has fom; deploy them with a meter" in table.lines[1]
     assert table.lines[2].startswith("latency:   25 %: the smallest measured latency")
@@ -136,14 +136,14 @@ def test_without_a_meter_no_energy_is_made_up(store_file: Path) -> None:
 def test_no_meter_is_told_from_an_invalid_figure(store_file: Path) -> None:
     """Each has its designs, their number and its own advice; a prize is not missed for want of a meter."""
     energy = {"dense": "not metered", "5 %": f"invalid: {DRIFTED}", "25 %": f"invalid: {DIFFER}"}
-    table, folder = deployment_table(_asked(_store(store_file, energy=energy), "table=deployment"))
+    table, _ = deployment_table(_asked(_store(store_file, energy=energy), "table=deployment"))
     shown = deployment_in_text(table.frame).set_index("design")
     assert dict(shown["measured energy (mJ)"]) == {"dense": "-", "5 %": "invalid", "25 %": "invalid"}
     assert table.frame[["energy_mj", "fom"]].isna().all(axis=None)
     lines = [line.removeprefix("note:      ") for line in table.lines]
     assert lines[:4] == [
-        "energy is missing for 1 of 3 designs (dense), because nothing was metered. Deploy with a meter: python deploy.py "
-        "energy=...",
+        "energy is missing for 1 of 3 designs (dense), because nothing was metered. Deploy with a meter: python "
+        "deploy.py energy=...",
         "energy was measured and is invalid for 2 of 3 designs (5 %, 25 %)",
         f"energy of 5 % is invalid (SmartPower 2): {DRIFTED}",
         f"energy of 25 % is invalid (SmartPower 2): {DIFFER}",
