@@ -25,13 +25,14 @@ import numpy as np
 
 from dxc.analysis.analyze import selected, with_front
 from dxc.analysis.condition import meets
+from dxc.analysis.deployed import PROVED
 from dxc.analysis.designs import default_objectives
 from dxc.analysis.network_file import NETWORK
 from dxc.analysis.runs import forget, read_runs
 from dxc.config.identity import digest
 from dxc.deploy.device import FOLDER, Device, Payload, RefusedError, UnreachableError
 from dxc.deploy.metadata import Metadata, read_metadata
-from dxc.deployment.images import ProofImages, proof_images, read_config
+from dxc.deployment.images import ProofImages, proof_images, random_images, read_config
 from dxc.deployment.meter import NO_METER, Meter, Verdict, Windows, merit, opened
 from dxc.deployment.opset import needed_runtime
 from dxc.deployment.record import DeviceRecord, Environment
@@ -66,7 +67,7 @@ PROTOCOL = 1
 """Raise it when the meaning of a record changes. What was measured before is then measured again."""
 METERED_SECONDS = 60.0
 PLAIN_SECONDS = 1.0
-DEPLOYED, MEASURED_ON = "dxc.deployed", "dxc.measured_on"
+MEASURED_ON = "dxc.measured_on"
 MAX_RECORD_BYTES = 1_000_000
 
 
@@ -173,7 +174,7 @@ class _Deploying:
             {
                 "protocol": [PROTOCOL, self.protocol],
                 "network": network.sha256,
-                "images": [images.images.sha256, images.labels.sha256, images.prepared],
+                "images": [images.images.sha256, images.labels and images.labels.sha256, images.prepared],
                 "device": [self.described, about.machine, about.numpy, about.host],
                 "meter": None if self.meter is None else self.meter.name,
             }
@@ -262,7 +263,7 @@ def _proof(deploying: _Deploying, reader: Reader, run: StoredRun, place: str) ->
         network = _network(reader, run)
         images = _images(deploying, network)
         key = deploying.identity(network.payload, images)
-        if run.tags.get(DEPLOYED) == key and not deploying.asked.again:
+        if run.tags.get(PROVED) == key and not deploying.asked.again:
             log.info("%s %s: measured before, and not again (again=true does)", place, name)
             verdicts = {tag: run.tags[tag] for tag in VERDICTS if tag in run.tags}
             return Proof(run.run_id, name, trained, _measured(run), "kept", _refused(verdicts), verdicts)
@@ -318,7 +319,11 @@ def _images(deploying: _Deploying, network: _Network) -> ProofImages:
     run, asked = network.run, deploying.asked
     fold, data_hash = run.tags.get("dxc.exported_fold", ""), run.tags.get("dxc.data", "")
     shared = digest([network.config, fold, data_hash, list(network.metadata.channels)])
-    if shared not in deploying.images:
+    if asked.images == "random":
+        shared = digest([list(network.metadata.channels), network.metadata.size])
+        if shared not in deploying.images:
+            deploying.images[shared] = random_images(network.metadata, run_id=run.run_id)
+    elif shared not in deploying.images:
         deploying.images[shared] = proof_images(
             network.config,
             run_id=run.run_id,
@@ -352,12 +357,12 @@ def _recorded(
         )
     device = deploying.device
     attempt = secrets.token_hex(8) if deploying.asked.again or deploying.meter else ""
-    files: list[Payload] = [images.images, images.labels, network.payload]
+    files = [each for each in (images.images, images.labels, network.payload) if each is not None]
     request = {
         "key": key,
         "network": network.payload.sha256,
         "images": images.images.sha256,
-        "labels": images.labels.sha256,
+        "labels": images.labels and images.labels.sha256,
         "prepared": images.prepared,
         **deploying.protocol,
     }
@@ -452,14 +457,17 @@ def _track(
         Metrics, notes on them, and verdicts; see Proof.
     """
     latency, invalid = record.latency(times)
+    accuracy = record.accuracy
     metrics = {
-        "device_accuracy": record.accuracy,
+        **({} if accuracy is None else {"device_accuracy": accuracy}),
         "peak_memory_mb": record.peak_memory_bytes / 1e6,
         **latency,
         **verdict.metrics,
     }
     metrics |= merit(metrics)
     notes = record.notes()
+    if accuracy is None:
+        notes.append("no accuracy: random images have no labels (images=test gives it)")
     verdicts = {
         LATENCY_VERDICT: f"{INVALID}{invalid}" if invalid else VALID,
         ENERGY_VERDICT: verdict.said,
@@ -497,7 +505,7 @@ def _track(
         ENERGY_METER: "" if deploying.meter is None else deploying.meter.name,
         "dxc.emulated": str(deploying.emulated).lower(),
         "dxc.proved_by": images.described,
-        DEPLOYED: key,
+        PROVED: key,
     }
     gone = [name for name in _of_a_device(run) if name not in metrics]
     store.log_measured(run.run_id, metrics, tags, gone=gone)

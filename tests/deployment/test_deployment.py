@@ -22,7 +22,7 @@ from dxc.analysis.questions import Questions
 from dxc.config.compose import resolved
 from dxc.config.names import quote_texts
 from dxc.deploy.device import Device
-from dxc.deployment.deployment import _chosen, require_all
+from dxc.deployment.deployment import Deployment, Proof, _chosen, _refused, require_all
 from dxc.deployment.meter import Verdict, Windows
 from dxc.deployment.opset import needed_runtime
 from dxc.deployment.record import DeviceRecord
@@ -122,6 +122,23 @@ def test_what_was_measured_is_not_measured_again(study: Path, monkeypatch: pytes
     assert len(keys) == 4
     deployed(study, *one, "repeats=4")  # another protocol
     assert len(keys) == 5 and len(set(keys)) == 4
+
+    # another number of threads is another measurement, with a record of its own
+    parallel = deployed(study, *one, "hardware.threads=2")
+    assert len(keys) == 6 and len(set(keys)) == 5 and parallel.proofs[0].state == "measured"
+    assert parallel.device == first.device.replace("1 thread", "2 threads") != first.device
+    tracked = tracked_runs(study)["none"]
+    assert tracked.data.tags["dxc.measured_on"] == parallel.device
+    assert tracked.data.metrics["measured_latency_ms"] == parallel.proofs[0].metrics["measured_latency_ms"]
+    (one_thread, two_threads) = sorted(
+        (json.loads(path.read_text()) for path in artifacts_of(tracked).glob("deployed/*/record.json")),
+        key=lambda each: int(each["record"]["environment"]["threads"]),
+    )
+    assert one_thread["device"] == first.device and two_threads["device"] == parallel.device
+    back = deployed(study, *one, "repeats=4")  # what was measured with one thread is still there
+    assert len(keys) == 6 and back.proofs[0].state == "kept"
+    assert tracked_runs(study)["none"].data.tags["dxc.measured_on"] == first.device
+    assert back.proofs[0].metrics == one_thread["metrics"] != two_threads["metrics"]
 
 
 @pytest.mark.usefixtures("steady")
@@ -271,6 +288,7 @@ def _record(**changes: Any) -> dict[str, Any]:
     "changes",
     [
         {"correct": 11},
+        {"correct": "many"},
         {"correct": float("nan")},
         {"peak_memory_bytes": -1},
         {"key": "../../../etc"},
@@ -323,28 +341,30 @@ def test_windows_are_stamped_as_their_events_arrive() -> None:
 class FakeMeter:
     """A meter that knows what an image takes, and keeps what it is asked."""
 
-    name = "fake"
-
-    def __init__(self) -> None:
+    def __init__(self, name: str = "fake", energy_mj: float = 4.0) -> None:
+        self.name, self.energy_mj = name, energy_mj
         self.asked: list[tuple[Sequence[Window], float, bool]] = []
 
     def verdict(self, windows: Sequence[Window], *, latency_ms: float, throttled: bool) -> Verdict:
         self.asked.append((windows, latency_ms, throttled))
-        return Verdict({"energy_mj": 4.0, "max_power_w": 5.0}, {"samples": [[0.0, 5.0]]}, "")
+        return Verdict({"energy_mj": self.energy_mj, "max_power_w": 5.0}, {"samples": [[0.0, 5.0]]}, "")
 
 
 @pytest.mark.usefixtures("steady")
-def test_a_meter_is_given_the_windows_of_each_network(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    meter = FakeMeter()
+def test_a_meter_is_given_the_windows_of_each_network(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meters: list[FakeMeter | None] = [meter := FakeMeter()]
 
     @contextlib.contextmanager
-    def opened(settings: object, host: str | None) -> Iterator[FakeMeter]:
-        yield meter
+    def opened(settings: object, host: str | None) -> Iterator[FakeMeter | None]:
+        yield meters[0]
 
     monkeypatch.setattr("dxc.deployment.deployment.opened", opened)
     run_id = tracked_runs(study)["none"].info.run_id
     begin_s = time.monotonic()
-    result = deployed(study, "study=null", f"runs=[{run_id}]", "seconds=0.2", "idle_seconds=0.3")
+    asked = ("study=null", f"runs=[{run_id}]", "seconds=0.2", "idle_seconds=0.3")
+    result = deployed(study, *asked)
     ((windows, latency_ms, throttled),) = meter.asked
     assert [each.kind for each in windows] == ["idle", "load", "load", "load", "idle"]
     for before, after in itertools.pairwise(windows):
@@ -367,6 +387,72 @@ def test_a_meter_is_given_the_windows_of_each_network(study: Path, monkeypatch: 
     assert tracked.data.tags["dxc.energy_meter"] == "fake"
     (proved,) = (artifacts_of(tracked) / "deployed").iterdir()
     assert json.loads((proved / "energy.json").read_text())["content"]["samples"] == [[0.0, 5.0]]
+    print_deployment(result)
+    shown = capsys.readouterr().out
+    assert "metered by: fake" in shown and "simulated" not in shown and "emulated" not in shown
+
+    # another meter is another measurement, and so is none: nothing of the first stays
+    meters[0] = FakeMeter("simulated SmartPower 2", 8.0)
+    other = deployed(study, *asked)
+    assert other.proofs[0].state == "measured"
+    tracked = tracked_runs(study)["none"]
+    assert (tracked.data.metrics["energy_mj"], tracked.data.tags["dxc.energy_meter"]) == (
+        8.0,
+        "simulated SmartPower 2",
+    )
+    print_deployment(other)
+    shown = capsys.readouterr().out
+    assert "metered by: simulated SmartPower 2" in shown
+    assert "simulated: energy and power are of a simulated meter" in shown
+    meters[0] = None
+    assert deployed(study, *asked).proofs[0].state == "measured"
+    tracked = tracked_runs(study)["none"]
+    assert all(math.isnan(tracked.data.metrics[name]) for name in ("energy_mj", "max_power_w", "fom"))
+    assert (tracked.data.tags["dxc.energy_meter"], tracked.data.tags["dxc.energy"]) == ("", "not metered")
+
+
+def test_what_is_printed_of_invalid_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are named as such, with the reason; an emulated device says that it is none."""
+    verdicts = {"dxc.measurement": "valid", "dxc.energy": "invalid: the repeats differ by 9.0% of their mean"}
+    metrics = {"device_accuracy": 0.75, "measured_latency_ms": 2.0}
+    proofs = [
+        Proof("a" * 32, "bad", 0.5, metrics, "measured", _refused(verdicts), verdicts),
+        Proof("b" * 32, "broken", None, {}, "failed", ["it is no network"]),
+    ]
+    result = Deployment(
+        title="small", device="emulated, Pi; onnxruntime 1.31.1, cpu, 1 thread", emulated=True, meter="SmartPower 2",
+        proofs=proofs, images=[], notes=[], sent_bytes=0, folder=tmp_path,
+    )  # fmt: skip
+    print_deployment(result)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    (row,) = [line for line in lines if line.startswith("bad ")]
+    assert row == "bad 0.5 0.7500 2 invalid invalid invalid invalid measured"  # energy, net, power, merit
+    assert "emulated: emulated, Pi: its times say nothing of a real device" in lines
+    assert "note: bad: energy is invalid: the repeats differ by 9.0% of their mean" in lines
+    (advice,) = [line for line in lines if line.startswith("note: bad: for a valid energy: ")]
+    assert "stop what else runs on the device" in advice and "again=true" in advice
+    with (tmp_path / "deployed.csv").open() as file:
+        (bad, _) = csv.DictReader(file)
+    assert (bad["energy_mj"], bad["meter"]) == ("", "SmartPower 2")
+
+
+@pytest.mark.usefixtures("steady")
+def test_without_labels_there_is_no_accuracy(study: Path) -> None:
+    """Random images give latency and memory; an accuracy that an earlier deployment gave does not stay beside them."""
+    run_id = tracked_runs(study)["none"].info.run_id
+    one = ("study=null", f"runs=[{run_id}]")
+    Store(f"sqlite:///{study}/mlflow.db", "small", patience_s=0).log_measured(
+        run_id, {"device_accuracy": 0.9}, {"dxc.measured_on": "a board"}, gone=[]
+    )
+    result = deployed(study, *one, "images=random")
+    (proof,) = result.proofs
+    assert proof.state == "measured" and {"measured_latency_ms", "peak_memory_mb"} <= proof.metrics.keys()
+    assert "device_accuracy" not in proof.metrics
+    assert "no accuracy: random images have no labels (images=test gives it)" in proof.notes
+    assert result.images == ["100 random images without labels"]
+    assert math.isnan(tracked_runs(study)["none"].data.metrics["device_accuracy"])
+    # they are no images of the run: those of the test set are measured for themselves
+    assert deployed(study, *one).proofs[0].metrics["device_accuracy"] <= 1
 
 
 def test_the_front_is_the_same_when_a_deployment_goes_on(study: Path) -> None:
