@@ -77,7 +77,8 @@ def _origin(result: Deployment) -> list[str]:
     """What the figures are of, and which of them are of no real device or meter."""
     lines = []
     if result.emulated:
-        lines.append(f"emulated: {result.device.partition(';')[0]}: its times say nothing of a real device")
+        name = result.device.partition(";")[0].removeprefix("emulated, ")
+        lines.append(f"emulated: {name} is no real device, and its times say nothing of one")
     if result.meter:
         lines.append(f"metered by: {result.meter}")
     if is_simulated(result.meter):

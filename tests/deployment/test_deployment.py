@@ -427,7 +427,7 @@ def test_what_is_printed_of_invalid_figures(tmp_path: Path, capsys: pytest.Captu
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     (row,) = [line for line in lines if line.startswith("bad ")]
     assert row == "bad 0.5 0.7500 2 invalid invalid invalid invalid measured"  # energy, net, power, merit
-    assert "emulated: emulated, Pi: its times say nothing of a real device" in lines
+    assert "emulated: Pi is no real device, and its times say nothing of one" in lines
     assert "note: bad: energy is invalid: the repeats differ by 9.0% of their mean" in lines
     (advice,) = [line for line in lines if line.startswith("note: bad: for a valid energy: ")]
     assert "stop what else runs on the device" in advice and "again=true" in advice
