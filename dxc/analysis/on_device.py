@@ -12,7 +12,7 @@ from dxc.analysis.choice import PRIZES, choose, prize_metrics
 from dxc.analysis.condition import meets
 from dxc.analysis.deployed import deployed
 from dxc.analysis.questions import Questions
-from dxc.errors import AnalysisError
+from dxc.errors import AnalysisError, first_line
 from dxc.files import folder_name
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def prizes(frame: pd.DataFrame, where: str | None) -> list[str]:
         try:
             choice = choose(frame, {}, by=by, where=where)
         except AnalysisError as error:
-            lines.append(heading + "none: " + str(error).splitlines()[0])
+            lines.append(heading + "none: " + first_line(error))
             continue
         if comparable(meeting, prize_metrics(by, meeting)[0]):
             lines.append(f"{heading}{frame.loc[choice.design, 'name']}: {choice.rule}")

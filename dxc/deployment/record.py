@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dxc.errors import HardwareError
+from dxc.errors import HardwareError, first_line
 from dxc.hardware.measure.latency import MAX_SPREAD, spread_of
 from dxc.text import counted
 
@@ -106,7 +106,7 @@ class DeviceRecord(_Data):
             if record.correct is not None and record.correct > record.images:
                 raise ValueError("it has more right answers than images")
         except (ValidationError, ValueError, KeyError) as error:
-            first = str(error).splitlines()[0]
+            first = first_line(error)
             raise HardwareError(f"{where}: its result cannot be used: {first}") from error
         return record
 
