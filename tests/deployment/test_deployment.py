@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from hydra import compose, initialize_config_dir
 
 from dxc.analysis.analyze import analyze
-from dxc.analysis.questions import Questions
-from dxc.config.compose import resolved
+from dxc.analysis.compression import compression_table
+from dxc.analysis.on_device import deployment_table
 from dxc.config.names import quote_texts
 from dxc.deploy.device import Device
 from dxc.deployment.deployment import Deployment, Proof, _chosen, _refused, require_all
@@ -33,7 +32,7 @@ from dxc.report.deployment import print_deployment
 from dxc.synthetic.images import SyntheticImages
 from dxc.tracking.reader import Reader
 from dxc.tracking.store import Store
-from tests.deployment.studies import CONF, KINDS, artifacts_of, composed, deployed, tracked_runs
+from tests.deployment.studies import KINDS, artifacts_of, composed, deployed, questions, tracked_runs
 
 
 @pytest.fixture
@@ -78,9 +77,19 @@ def test_a_study_is_proved_on_this_machine(study: Path, capsys: pytest.CaptureFi
         record = json.loads((proved / "record.json").read_text())
         assert record["verdicts"] == {"latency": "valid", "energy": "not metered"}
         assert record["record"]["correct"] <= len(labels) and tags["dxc.energy"] == "not metered"
+    # no figure is made up for want of a meter
+    asked = questions(study, "table=deployment")
+    table, _ = deployment_table(asked)
+    assert len(table.frame) == 3 and table.frame[
+        ["energy_mj", "net_energy_mj", "max_power_w", "fom"]
+    ].isna().all(None)
+    assert "because nothing was metered" in table.lines[0]
+    compression, _ = compression_table(asked)
+    assert "device_accuracy" in compression.metrics and "energy_mj" not in compression.metrics
+    assert not [line for line in compression.lines if "energy" in line]
     print_deployment(result)
     shown = capsys.readouterr().out
-    assert "note: no energy: no meter (energy=none)" in shown
+    assert "note: no energy: no meter (energy=none)" in shown and "metered by" not in shown
     with (study / "reports" / "small" / "deployed.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["run"] for row in rows] == [each.run_id for each in result.proofs]
@@ -163,16 +172,8 @@ def test_values_of_two_devices_never_mix(study: Path) -> None:
     assert tracked_runs(study)["static"].data.tags["dxc.emulated"] == "true"
 
     def analysis(*overrides: str) -> Any:
-        places = [f"tracking.uri={uri}", f"cache_dir={study}/cache", f"out={study}/reports", "log=false"]
-        with initialize_config_dir(f"{CONF}/analysis", version_base="1.3"):
-            requested = [
-                "study=small",
-                "bootstrap.draws=10",
-                "objectives=[device_accuracy,measured_latency_ms]",
-            ]
-            return analyze(
-                Questions.of(resolved(compose("analyze", overrides=[*places, *requested, *overrides])))
-            )[0]
+        objectives = "objectives=[device_accuracy,measured_latency_ms]"
+        return analyze(questions(study, objectives, *overrides))[0]
 
     with pytest.raises(AnalysisError, match="the machine they were measured on"):
         analysis()
