@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import pandas as pd
 import pytest
 
-from dxc.analysis.analyze import analyze
+from dxc.analysis.analyze import selected
+from dxc.analysis.analyze import tracked_runs as read
 from dxc.analysis.compression import compression_table
 from dxc.analysis.on_device import deployment_table
-from dxc.config.names import quote_texts
 from dxc.deploy.device import Device
 from dxc.deployment.deployment import Deployment, Proof, _chosen, _refused, require_all
 from dxc.deployment.meter import Verdict, Windows
@@ -32,18 +33,26 @@ from dxc.report.deployment import print_deployment
 from dxc.synthetic.images import SyntheticImages
 from dxc.tracking.reader import Reader
 from dxc.tracking.store import Store
-from tests.deployment.studies import KINDS, artifacts_of, composed, deployed, questions, tracked_runs
+from tests.deployment.studies import (
+    KINDS,
+    artifacts_of,
+    composed,
+    deployed,
+    questions,
+    steady_latencies,
+    tracked_runs,
+)
 
 
 @pytest.fixture
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latencies count, whatever else this machine does."""
-    monkeypatch.setattr("dxc.deployment.record.MAX_SPREAD", math.inf)
+    steady_latencies(monkeypatch)
 
 
-@pytest.mark.usefixtures("steady")
-def test_a_study_is_proved_on_this_machine(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = deployed(study)
+def test_a_study_is_proved_on_this_machine(
+    proved: tuple[Path, Deployment], capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, result = proved
     assert [each.state for each in result.proofs] == ["measured"] * 3
     require_all(result)
     images = SyntheticImages(
@@ -69,12 +78,12 @@ def test_a_study_is_proved_on_this_machine(study: Path, capsys: pytest.CaptureFi
         assert tags["dxc.measured_on"] == result.device
         assert f"; onnxruntime {onnxruntime.__version__}, cpu, 1 thread" in result.device
         assert tags["dxc.emulated"] == "false" and tags["dxc.measurement"] == "valid"
-        (proved,) = (artifacts / "deployed").iterdir()
-        np.testing.assert_array_equal(np.load(proved / "scores.npy"), expected), kind
-        times = np.load(proved / "times_ms.npy")
+        (home,) = (artifacts / "deployed").iterdir()
+        np.testing.assert_array_equal(np.load(home / "scores.npy"), expected), kind
+        times = np.load(home / "times_ms.npy")
         assert len(times) == 3 * len(labels)
         assert metrics["measured_latency_ms"] == pytest.approx(np.median(times))
-        record = json.loads((proved / "record.json").read_text())
+        record = json.loads((home / "record.json").read_text())
         assert record["verdicts"] == {"latency": "valid", "energy": "not metered"}
         assert record["record"]["correct"] <= len(labels) and tags["dxc.energy"] == "not metered"
     # no figure is made up for want of a meter
@@ -102,7 +111,10 @@ def test_a_study_is_proved_on_this_machine(study: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.usefixtures("steady")
-def test_what_was_measured_is_not_measured_again(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_measured_is_not_measured_again(
+    proved: tuple[Path, Deployment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, first = proved
     keys: list[str] = []
     measure = Device.run
 
@@ -114,27 +126,22 @@ def test_what_was_measured_is_not_measured_again(study: Path, monkeypatch: pytes
     runs = tracked_runs(study)
     ids = [runs[kind].info.run_id for kind in KINDS]
     one = ("study=null", f"runs=[{ids[0]}]")
-    first = deployed(study, *one)
-    assert len(keys) == 1
-    kept = deployed(study)
-    assert [each.state for each in kept.proofs].count("kept") == 1 and len(keys) == 3
-    again = {each.run_id: each for each in kept.proofs}[ids[0]]
-    assert again.metrics == first.proofs[0].metrics
-
+    key = runs["dynamic"].data.tags["dxc.deployed"]
     # killed before it was tracked: the record in cache_dir serves
     Store(f"sqlite:///{study}/mlflow.db", "small", patience_s=0).tag(ids[1], {"dxc.deployed": ""})
-    recovered = {each.run_id: each for each in deployed(study).proofs}[ids[1]]
-    assert recovered.state == "kept" and len(keys) == 3
-    assert tracked_runs(study)["dynamic"].data.tags["dxc.deployed"] in keys
+    kept = deployed(study)
+    assert [each.state for each in kept.proofs] == ["kept"] * 3 and not keys
+    assert [each.metrics for each in kept.proofs] == [each.metrics for each in first.proofs]
+    assert tracked_runs(study)["dynamic"].data.tags["dxc.deployed"] == key
 
     deployed(study, *one, "again=true")
-    assert len(keys) == 4
+    assert keys == [runs["none"].data.tags["dxc.deployed"]]
     deployed(study, *one, "repeats=4")  # another protocol
-    assert len(keys) == 5 and len(set(keys)) == 4
+    assert len(keys) == len(set(keys)) == 2
 
     # another number of threads is another measurement, with a record of its own
     parallel = deployed(study, *one, "hardware.threads=2")
-    assert len(keys) == 6 and len(set(keys)) == 5 and parallel.proofs[0].state == "measured"
+    assert len(keys) == len(set(keys)) == 3 and parallel.proofs[0].state == "measured"
     assert parallel.device == first.device.replace("1 thread", "2 threads") != first.device
     tracked = tracked_runs(study)["none"]
     assert tracked.data.tags["dxc.measured_on"] == parallel.device
@@ -145,55 +152,57 @@ def test_what_was_measured_is_not_measured_again(study: Path, monkeypatch: pytes
     )
     assert one_thread["device"] == first.device and two_threads["device"] == parallel.device
     back = deployed(study, *one, "repeats=4")  # what was measured with one thread is still there
-    assert len(keys) == 6 and back.proofs[0].state == "kept"
+    assert len(keys) == 3 and back.proofs[0].state == "kept"
     assert tracked_runs(study)["none"].data.tags["dxc.measured_on"] == first.device
     assert back.proofs[0].metrics == one_thread["metrics"] != two_threads["metrics"]
 
 
 @pytest.mark.usefixtures("steady")
-def test_values_of_two_devices_never_mix(study: Path) -> None:
+def test_values_of_two_devices_never_mix(proved: tuple[Path, Deployment]) -> None:
     """A run holds the values of one device. What another gave goes, and an analysis of both refuses."""
+    study, first = proved
     ids = {kind: each.info.run_id for kind, each in tracked_runs(study).items()}
     uri = f"sqlite:///{study}/mlflow.db"
     elsewhere = {"measured_latency_ms": 9.0, "efficiency_ms": 8.0, "optimum_batch": 4.0}
     Store(uri, "small", patience_s=0).log_measured(
         ids["none"],
         elsewhere,
-        {"dxc.measured_on": "another board; onnxruntime 1.17.0, cpu, 4 threads"},
+        {"dxc.measured_on": "another board; onnxruntime 1.17.0, cpu, 4 threads", "dxc.deployed": "f" * 12},
         gone=[],
     )
     here = deployed(study, "study=null", f"runs=[{ids['none']},{ids['static']}]")
     metrics = tracked_runs(study)["none"].data.metrics
     assert math.isnan(metrics["efficiency_ms"]) and math.isnan(metrics["optimum_batch"])
     assert metrics["measured_latency_ms"] == here.proofs[0].metrics["measured_latency_ms"]
+    assert here.device == first.device
 
     emulated = deployed(study, "study=null", f"runs=[{ids['static']}]", "hardware.emulated=true")
     assert emulated.device == f"emulated, {here.device}" and emulated.proofs[0].state == "measured"
     assert tracked_runs(study)["static"].data.tags["dxc.emulated"] == "true"
 
-    def analysis(*overrides: str) -> Any:
-        objectives = "objectives=[device_accuracy,measured_latency_ms]"
-        return analyze(questions(study, objectives, *overrides))[0]
+    def designs(where: str | None) -> pd.DataFrame:
+        found, _, _, _ = read(questions(study))  # the cache of runs has seen that finished ones changed
+        return selected(found, where, ["device_accuracy", "measured_latency_ms"], [])[0].frame
 
     with pytest.raises(AnalysisError, match="the machine they were measured on"):
-        analysis()
-    found = analysis(
-        *quote_texts(["where=dxc.emulated == 'false'"], ("where",))
-    )  # the cache of runs has seen that finished ones changed
-    assert list(found.designs["device_accuracy"]) == [here.proofs[0].metrics["device_accuracy"]]
+        designs(None)
+    found = designs("dxc.emulated == 'false'").set_index("run_id")["device_accuracy"]
+    expected = {each.run_id: each.metrics["device_accuracy"] for each in first.proofs}
+    del expected[ids["static"]]
+    assert dict(found) == expected
 
 
 def test_one_bad_network_does_not_stop_the_others(study: Path) -> None:
     runs = tracked_runs(study)
     artifacts = artifacts_of(runs["dynamic"])
     (artifacts / "model.onnx").write_bytes(b"no network")
-    result = deployed(study)
-    by_id = {each.run_id: each for each in result.proofs}
-    failed = by_id[runs["dynamic"].info.run_id]
+    ids = [runs[kind].info.run_id for kind in ("dynamic", "static")]
+    result = deployed(study, "study=null", f"runs=[{','.join(ids)}]")
+    failed, sound = result.proofs
     assert failed.state == "failed" and failed.metrics == {}
-    assert [each.state for each in result.proofs].count("measured") == 2
+    assert sound.state == "measured"
     assert "device_accuracy" not in tracked_runs(study)["dynamic"].data.metrics
-    with pytest.raises(HardwareError, match="1 of 3 networks could not be proved"):
+    with pytest.raises(HardwareError, match="1 of 2 networks could not be proved"):
         require_all(result)
 
 
@@ -229,12 +238,12 @@ def test_the_runtime_that_a_file_needs() -> None:
 
 
 def test_other_images_than_those_of_the_run_are_refused(study: Path) -> None:
-    Store(f"sqlite:///{study}/mlflow.db", "small", patience_s=0).tag(
-        tracked_runs(study)["none"].info.run_id, {"dxc.data": "0" * 16}
-    )
-    result = deployed(study)
+    run_id = tracked_runs(study)["none"].info.run_id
+    Store(f"sqlite:///{study}/mlflow.db", "small", patience_s=0).tag(run_id, {"dxc.data": "0" * 16})
+    result = deployed(study, "study=null", f"runs=[{run_id}]")
     (failed,) = result.failed
     assert "was trained on other images than synthetic images" in failed.notes[0]
+    assert "images=random still gives latency, memory and energy" in failed.notes[0]
 
 
 def test_a_path_that_comes_from_a_store_is_not_followed(study: Path) -> None:
@@ -438,13 +447,12 @@ def test_what_is_printed_of_invalid_figures(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.usefixtures("steady")
-def test_without_labels_there_is_no_accuracy(study: Path) -> None:
+def test_without_labels_there_is_no_accuracy(proved: tuple[Path, Deployment]) -> None:
     """Random images give latency and memory; an accuracy that an earlier deployment gave does not stay beside them."""
+    study, first = proved
     run_id = tracked_runs(study)["none"].info.run_id
     one = ("study=null", f"runs=[{run_id}]")
-    Store(f"sqlite:///{study}/mlflow.db", "small", patience_s=0).log_measured(
-        run_id, {"device_accuracy": 0.9}, {"dxc.measured_on": "a board"}, gone=[]
-    )
+    assert "device_accuracy" in tracked_runs(study)["none"].data.metrics
     result = deployed(study, *one, "images=random")
     (proof,) = result.proofs
     assert proof.state == "measured" and {"measured_latency_ms", "peak_memory_mb"} <= proof.metrics.keys()
@@ -452,8 +460,12 @@ def test_without_labels_there_is_no_accuracy(study: Path) -> None:
     assert "no accuracy: random images have no labels (images=test gives it)" in proof.notes
     assert result.images == ["100 random images without labels"]
     assert math.isnan(tracked_runs(study)["none"].data.metrics["device_accuracy"])
-    # they are no images of the run: those of the test set are measured for themselves
-    assert deployed(study, *one).proofs[0].metrics["device_accuracy"] <= 1
+    table, _ = deployment_table(questions(study, "table=deployment"))
+    accuracies = table.frame.set_index("run_id")["device_accuracy"]
+    assert len(accuracies) == 3 and math.isnan(accuracies[run_id])
+    # what the test set gave is another measurement, which is still there
+    expected = {each.run_id: each.metrics["device_accuracy"] for each in first.proofs}
+    assert deployed(study, *one).proofs[0].metrics["device_accuracy"] == expected[run_id]
 
 
 def test_the_front_is_the_same_when_a_deployment_goes_on(study: Path) -> None:
