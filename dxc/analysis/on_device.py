@@ -77,7 +77,6 @@ def prizes(frame: pd.DataFrame, where: str | None) -> list[str]:
     """
     from dxc.report.on_device import comparable
 
-    meeting = frame[meets(frame, where)] if where else frame
     lines = []
     for by in PRIZES:
         heading = f"{by}:".ljust(11)
@@ -86,6 +85,7 @@ def prizes(frame: pd.DataFrame, where: str | None) -> list[str]:
         except AnalysisError as error:
             lines.append(heading + "none: " + first_line(error))
             continue
+        meeting = frame[meets(frame, where)] if where else frame
         if comparable(meeting, prize_metrics(by, meeting)[0]):
             lines.append(f"{heading}{frame.loc[choice.design, 'name']}: {choice.rule}")
         else:

@@ -224,6 +224,26 @@ def test_repeats_of_one_thing_only() -> None:
     assert "device" in deployment_in_text(frame)
 
 
+def test_other_threads_are_another_measurement() -> None:
+    """One design with four threads and with one: two rows, and neither is the faster one."""
+    one = PI.replace("4 threads", "1 thread")
+    runs = pd.DataFrame(
+        {
+            "run_id": list("ab"), "name": "net", "dxc.design": "x", "dxc.data": "y", "dxc.measured_on": [PI, one],
+            "dxc.energy_meter": "", "device_accuracy": 0.8, "measured_latency_ms": [10.0, 30.0],
+        }
+    )  # fmt: skip
+    frame = deployed(runs)
+    assert sorted(frame["measured_latency_ms"]) == [10, 30] and list(frame["n"]) == [1, 1]
+    (line,) = [each for each in prizes(frame, None) if each.startswith("latency:")]
+    assert line.startswith(
+        "latency:   none, because these figures are of several devices, runtimes or meters"
+    )
+    assert deployment_figure(frame, "measured_latency_ms") is None
+    (line,) = [each for each in prizes(frame, "measured_latency_ms < 20") if each.startswith("latency:")]
+    assert line.startswith("latency:   net: the smallest measured latency")
+
+
 def test_the_front_of_the_device_and_its_power_are_on_the_page(store_file: Path) -> None:
     store = _store(store_file)
     objectives = "objectives=[device_accuracy,measured_latency_ms,energy_mj]"
