@@ -436,7 +436,7 @@ def test_what_is_printed_of_invalid_figures(tmp_path: Path, capsys: pytest.Captu
     print_deployment(result)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     (row,) = [line for line in lines if line.startswith("bad ")]
-    assert row == "bad 0.5 0.7500 2 invalid invalid invalid invalid measured"  # energy, net, power, merit
+    assert row == "bad 0.5000 0.7500 2 invalid invalid invalid invalid measured"  # energy, net, power, merit
     assert "emulated: Pi is no real device, and its times say nothing of one" in lines
     assert "note: bad: energy is invalid: the repeats differ by 9.0% of their mean" in lines
     (advice,) = [line for line in lines if line.startswith("note: bad: for a valid energy: ")]
