@@ -373,7 +373,7 @@ def test_a_meter_is_given_the_windows_of_each_network(
     monkeypatch.setattr("dxc.deployment.deployment.opened", opened)
     run_id = tracked_runs(study)["none"].info.run_id
     begin_s = time.monotonic()
-    asked = ("study=null", f"runs=[{run_id}]", "seconds=0.2", "idle_seconds=0.3")
+    asked = ("study=null", f"runs=[{run_id}]", "seconds=0.1", "idle_seconds=0.15")
     result = deployed(study, *asked)
     ((windows, latency_ms, throttled),) = meter.asked
     assert [each.kind for each in windows] == ["idle", "load", "load", "load", "idle"]
@@ -382,9 +382,9 @@ def test_a_meter_is_given_the_windows_of_each_network(
     for each in windows:
         length = each.end_s - each.begin_s
         if each.kind == "idle":
-            assert length >= 0.25 and each.images == 0
+            assert length >= 0.1 and each.images == 0
         else:
-            assert length >= 0.15 and each.images % 40 == 0 and each.inference_seconds > 0
+            assert length >= 0.05 and each.images % 40 == 0 and each.inference_seconds > 0
     loads = [each for each in windows if each.kind == "load"]
     images, inside = (sum(getattr(each, name) for each in loads) for name in ("images", "inference_seconds"))
     assert latency_ms == pytest.approx(1000 * inside / images, rel=1e-4) and not throttled
