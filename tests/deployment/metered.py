@@ -8,7 +8,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.stats import t
 
 from dxc.analysis.compression import compression_table
 from dxc.analysis.on_device import deployment_table
@@ -58,11 +60,13 @@ def deployed_with(serving: SimulatedMeter, study: Path, *overrides: str) -> Depl
     )  # fmt: skip
 
 
-def _true_mj(record: dict[str, Any]) -> tuple[float, float]:
-    """Gross and net energy of an image by the device's own clock, where its power is known."""
-    image_ms = [1000 * each["seconds"] / each["images"] for each in record["repeats"]]
-    mean_ms = sum(image_ms) / len(image_ms)
-    return LOAD_W * mean_ms, (LOAD_W - IDLE_W) * mean_ms
+def _true_mj(record: dict[str, Any]) -> tuple[float, float, float]:
+    """Gross and net energy of an image by the device's own clock, where its power is known, and half of the 95 %
+    interval of the gross one that its repeats give: on a busy machine they take different times."""
+    image_ms = np.array([1000 * each["seconds"] / each["images"] for each in record["repeats"]])
+    count, mean_ms = len(image_ms), float(image_ms.mean())
+    spread = float(t.ppf(0.975, count - 1) * image_ms.std(ddof=1) / math.sqrt(count))
+    return LOAD_W * mean_ms, (LOAD_W - IDLE_W) * mean_ms, LOAD_W * spread
 
 
 def check_energy(study: Path) -> None:
@@ -75,11 +79,12 @@ def check_energy(study: Path) -> None:
         energy, record = metering.energy, json.loads((proved / "record.json").read_text())["record"]
         assert (metering.meter, energy.valid, energy.reason) == (METER, True, "")
         assert metrics["energy_mj"] == energy.energy_mj and metrics["net_energy_mj"] == energy.net_energy_mj
-        gross, net = _true_mj(record)
+        gross, net, spread = _true_mj(record)
         late = LATE_S / SECONDS * gross
         assert abs(energy.energy_mj - gross) <= energy.energy_error_mj + late, kind
         assert abs(energy.net_energy_mj - net) <= energy.net_energy_error_mj + late, kind
-        assert energy.energy_error_mj < 0.5 * gross, kind  # and the bar says something
+        # and the bar says something
+        assert energy.energy_error_mj < 1.1 * spread + 0.2 * gross, kind
         assert metrics["max_power_w"] == pytest.approx(LOAD_W, abs=0.15)
         expected = 100 * metrics["device_accuracy"] / (metrics["measured_latency_ms"] * metrics["energy_mj"])
         assert metrics["fom"] == pytest.approx(expected)
