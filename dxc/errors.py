@@ -92,6 +92,20 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def first_line(error: BaseException, *, named: bool = False) -> str:
+    """The first line of what an error says; the name of its class where it says nothing.
+
+    Args:
+        error: of a library, say, which explains itself over many lines.
+        named: whether the name of its class comes first.
+    """
+    name = type(error).__name__
+    said = next(iter(str(error).strip().splitlines()), "").strip()
+    if not said:
+        return name
+    return f"{name}: {said}" if named else said
+
+
 class BadChip(NamedTuple):
     """One chip (or one file of it) that cannot be used, and why."""
 

@@ -53,6 +53,7 @@ class Metric:
         same_in_repeats: True where repeats of a design have the same value, so that they say nothing of its spread.
         may_be_negative: whether values below 0 make sense.
         comparable_by: tags and params of runs that must be equal for two values to be compared, each in words.
+        verdicts: tags of runs that say whether it was measured and counts: VALID, NOT_METERED, or INVALID and why.
         in_view: whether MLflow's saved view of a new study has a column for it.
     """
 
@@ -70,6 +71,7 @@ class Metric:
     same_in_repeats: bool = False
     may_be_negative: bool = False
     comparable_by: Mapping[str, str] = field(default_factory=dict, hash=False)
+    verdicts: tuple[str, ...] = ()
     in_view: bool = False
 
     @property
@@ -109,6 +111,11 @@ MEASURED = {
     "hardware.affinity": "the cores they were measured on",
 }
 ENERGY_METER = "dxc.energy_meter"
+LATENCY_VERDICT, ENERGY_VERDICT = "dxc.measurement", "dxc.energy"
+VALID, NOT_METERED, INVALID = "valid", "not metered", "invalid: "
+"""What tags of Metric.verdicts hold; the last with the reason after it."""
+VERDICTS = {LATENCY_VERDICT: "latency", ENERGY_VERDICT: "energy"}
+"""The tags, and what each is of."""
 METERED = {
     **MEASURED,
     ENERGY_METER: "the meter of energy",  # one in the supply sees more than a processor's own
@@ -338,6 +345,7 @@ METRICS: dict[str, Metric] = {
         origin="measured",
         may_be_limited=True,
         comparable_by=MEASURED,
+        verdicts=(LATENCY_VERDICT,),
         in_view=True,
     ),
     "measured_latency_p95_ms": Metric(
@@ -347,6 +355,7 @@ METRICS: dict[str, Metric] = {
         title="latency, 95 %",
         origin="measured",
         comparable_by=MEASURED,
+        verdicts=(LATENCY_VERDICT,),
     ),
     "device_accuracy": Metric(
         unit="fraction",
@@ -422,6 +431,7 @@ METRICS: dict[str, Metric] = {
         title="energy",
         origin="measured",
         comparable_by=METERED,
+        verdicts=(ENERGY_VERDICT,),
     ),
     "net_energy_mj": Metric(
         unit="mJ",
@@ -431,6 +441,7 @@ METRICS: dict[str, Metric] = {
         origin="measured",
         may_be_negative=True,  # where it is small beside the error of the meter
         comparable_by=METERED,
+        verdicts=(ENERGY_VERDICT,),
     ),
     "max_power_w": Metric(
         unit="W",
@@ -440,6 +451,7 @@ METRICS: dict[str, Metric] = {
         table_format=",.2f",
         origin="measured",
         comparable_by=METERED,
+        verdicts=(ENERGY_VERDICT,),
     ),
     "fom": Metric(
         unit="%/(ms mJ)",
@@ -448,6 +460,7 @@ METRICS: dict[str, Metric] = {
         title="figure of merit",
         origin="measured",
         comparable_by={**JUDGED, **METERED},
+        verdicts=(LATENCY_VERDICT, ENERGY_VERDICT),
     ),
     "params": Metric(
         unit="count",
@@ -644,6 +657,15 @@ def undeclared(name: str, *, maximise: bool) -> Metric:
         maximise: True where more is better.
     """
     return Metric(unit="", maximise=maximise, meaning=name, format=".4g", comparable_by=UNDECLARED)
+
+
+def why_invalid(said: object) -> str:
+    """Why a figure that was measured does not count; '' where it counts, or was not measured.
+
+    Args:
+        said: what a run's tag of Metric.verdicts holds; anything else where there is none.
+    """
+    return said.removeprefix(INVALID) if isinstance(said, str) and said.startswith(INVALID) else ""
 
 
 def is_of_one_fold(name: str) -> bool:

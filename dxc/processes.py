@@ -2,12 +2,14 @@
 
 end_with_parent       called by a process of ours, such as a pool's worker
 ending_with_parent    a command line for any program: `python processes.py PARENT PROGRAM ...` becomes that program
+kill_group            ends a process, and what it started, at once
 
 This file is run by itself too: it imports the standard library only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -20,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 EVERY_S = 0.5  # how often a parent is looked for that cannot be waited for
@@ -53,6 +56,16 @@ def ending_with_parent(command: Sequence[str]) -> list[str]:
     if program is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
     return [sys.executable, "-I", "-S", __file__, str(os.getpid()), program, *command[1:]]
+
+
+def kill_group(process: subprocess.Popen[Any]) -> None:
+    """Kill a process with all that it started, and still runs. Whoever started it waits for it then.
+
+    Args:
+        process: that began a group of its own (start_new_session=True).
+    """
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def main(parent: int, command: list[str]) -> int:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from dxc.config.compose import PROJECT_ROOT
-from dxc.processes import ending_with_parent
+from dxc.processes import ending_with_parent, kill_group
 
 SOON_S = 5.0
 
@@ -173,3 +173,23 @@ subprocess.run([sys.executable, "-c", program])
 """
     with _started(SAY_READY + watched, "unused") as process:
         assert _left(process) == []
+
+
+def test_a_group_ends_with_what_it_started() -> None:
+    """Also what a process left behind that has ended itself; there is no error where nothing is left."""
+    script = (
+        "import subprocess, sys; "
+        "print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], stdout=2).pid)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    said, _ = process.communicate()
+    left = psutil.Process(int(said))
+    assert runs(left)
+    kill_group(process)
+    deadline = time.monotonic() + SOON_S
+    while runs(left) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not runs(left)
+    kill_group(process)

@@ -12,7 +12,8 @@ import numpy as np
 
 from dxc.analysis.condition import meets
 from dxc.errors import AnalysisError
-from dxc.metrics import METRICS, Metric, metric_of, title_of
+from dxc.hardware.measure.energy.protocol import advice
+from dxc.metrics import ENERGY_VERDICT, METRICS, VERDICTS, Metric, metric_of, title_of, why_invalid
 from dxc.pareto import knee_distances, non_dominated, normalised_losses
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _prize(designs: pd.DataFrame, by: str, where: str | None) -> Choice:
     if not columns:
         raise AnalysisError(
             f"choose.by={by}: no design{f' that meets {where}' if where else ''} has {' or '.join(PRIZES[by])}; "
-            + ("measure them" if by == "latency" else "deploy them with a meter: python deploy.py energy=...")
+            f"{_what_to_do(designs, by)}"
         )
     metric = columns[0]
     known = designs[designs[metric].notna()]
@@ -142,6 +143,25 @@ def _prize(designs: pd.DataFrame, by: str, where: str | None) -> Choice:
     rule = f"the {'largest' if METRICS[metric].maximise else 'smallest'} {title_of(metric)}"
     rule += f" where {where}" if where else ""
     return Choice(ranked[0], ranked[1] if len(ranked) > 1 else None, rule)
+
+
+def _what_to_do(designs: pd.DataFrame, by: str) -> str:
+    """How designs get the metric of a prize that none of them has. Where it was measured in vain, that is mended first.
+
+    Args:
+        designs: with the tags of Metric.verdicts, where they are known.
+        by: one of PRIZES.
+    """
+    said = []
+    for tag in (tag for tag in METRICS[PRIZES[by][0]].verdicts if tag in designs):
+        reasons = [why for each in designs[tag] if (why := why_invalid(each))]
+        if reasons:
+            advised = f"; {advice(reasons)}" if tag == ENERGY_VERDICT else ""
+            what = f"the {VERDICTS[tag]} of {len(reasons)} of {len(designs)} was measured and is invalid"
+            said.append(f"{what}: {reasons[0]:.500}{advised}")
+    if said:
+        return "; ".join(said)
+    return "measure them" if by == "latency" else "deploy them with a meter: python deploy.py energy=..."
 
 
 def _weights(weights: Mapping[str, float] | None, objectives: Mapping[str, Metric]) -> np.ndarray:

@@ -14,10 +14,11 @@ from dxc.analysis.analyze import machines_of, tracked_runs
 from dxc.analysis.condition import meets
 from dxc.analysis.designs import require_comparable
 from dxc.analysis.questions import Questions
+from dxc.analysis.verdicts import is_invalid, of_repeats
 from dxc.config.names import compression_names
 from dxc.errors import AnalysisError
 from dxc.files import folder_name
-from dxc.metrics import METRICS
+from dxc.metrics import METRICS, VERDICTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,8 +38,8 @@ class CompressionTable:
     Attributes:
         title: the studies.
         frame: one row a design: network, fraction, align, steps, finetune_epochs (missing where nothing was pruned),
-            quantise, n (runs), each of `metrics` as its mean over repeats, and spread.accuracy, over repeats or over
-            the folds of one run.
+            quantise, n (runs), each of `metrics` as its mean over the repeats whose value counts, spread.accuracy, over
+            repeats or over the folds of one run, and the tags VERDICTS that runs have.
         metrics: in their order.
         lines: notes, and where the figures are from.
     """
@@ -101,6 +102,7 @@ def compressed(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
         return pd.to_numeric(runs[key], errors="coerce").fillna(missing)
 
     fraction, epochs = number("compress.fraction", 0), number("compress.finetune_epochs", 0)
+    verdicts = [tag for tag in VERDICTS if tag in runs]
     # runs of other designs do not say what means nothing in theirs; params are categorical
     kinds = runs["compress.quantise"].astype(object).fillna("none") if "compress.quantise" in runs else "none"
     frame = pd.DataFrame(
@@ -112,7 +114,8 @@ def compressed(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
             "finetune_epochs": epochs.where(fraction > 0, np.nan),
             "quantise": pd.Series(kinds, runs.index).astype(str),
             "design": runs["dxc.design"].fillna(runs["run_id"]) if "dxc.design" in runs else runs["run_id"],
-            **{name: runs[name].astype(float) for name in metrics},
+            **{name: runs[name].astype(float).mask(is_invalid(runs, name)) for name in metrics},
+            **{tag: runs[tag].astype(object) for tag in verdicts},
         }
     )
     within = runs["accuracy_std"].astype(float) if "accuracy_std" in runs else np.nan
@@ -121,6 +124,8 @@ def compressed(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     groups = frame.groupby(keys, dropna=False, sort=False)
     found = groups[[*metrics, "spread.accuracy"]].mean()
     found.insert(0, "n", groups.size())
+    if verdicts:
+        found = found.join(groups[verdicts].agg(of_repeats))
     if "accuracy" in metrics:
         repeated = found["n"] > 1
         found["spread.accuracy"] = found["spread.accuracy"].where(~repeated, groups["accuracy"].std(ddof=1))

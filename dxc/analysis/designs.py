@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dxc.analysis.verdicts import is_invalid
 from dxc.config.identity import canonical_compression, is_identity
 from dxc.errors import AnalysisError
 from dxc.metrics import METRICS, Metric, is_of_one_fold, metric_of, spread_of, undeclared
@@ -167,14 +168,19 @@ def designs_of(runs: pd.DataFrame, objectives: Mapping[str, Metric]) -> Designs:
 
     names = list(objectives)
     missing = runs[names].isna().to_numpy()
+    invalid = missing & np.column_stack([is_invalid(runs, name) for name in names])
     endless = runs[names].abs().to_numpy(dtype=float, na_value=np.nan) > LARGEST
     reasons = [
         "; ".join(
             f"{what} {', '.join(name for name, holds in zip(names, row, strict=True) if holds)}"
-            for what, row in (("no", absent), ("not finite:", infinite))
+            for what, row in (
+                ("no", absent & ~refused),
+                ("an invalid", refused),
+                ("not finite:", infinite),
+            )
             if row.any()
         )
-        for absent, infinite in zip(missing, endless, strict=True)
+        for absent, refused, infinite in zip(missing, invalid, endless, strict=True)
     ]
     unusable = (missing | endless).any(axis=1)
     aside = runs[["run_id", "name"]].assign(reason=reasons)[unusable].reset_index(drop=True)

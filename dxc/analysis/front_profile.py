@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 from dxc.analysis.questions import FrontProfiler
 from dxc.bars import each
 from dxc.config.hardware import Hardware
-from dxc.errors import DxcError, require_one_of
+from dxc.errors import DxcError, first_line, require_one_of
 from dxc.files import write_atomically
 from dxc.hardware.spec import absent, device_name
 from dxc.text import counted
@@ -94,8 +94,7 @@ def profile_front(
             raise
         except Exception as error:  # a file that is no network, or one that a library cannot run
             log.debug("%s cannot be profiled", member["name"], exc_info=True)
-            reason = (str(error).strip().splitlines() or [""])[0]
-            notes.append(f"not profiled: {member['name']}: {type(error).__name__}: {reason}")
+            notes.append(f"not profiled: {member['name']}: {first_line(error, named=True)}")
             continue
         parts.append(_summary(table, member, about))
         notes += [note for note in about["notes"] if note not in notes]

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dxc.analysis.analyze import tracked_runs
-from dxc.analysis.choice import PRIZES, choose
+from dxc.analysis.choice import PRIZES, choose, prize_metrics
 from dxc.analysis.condition import meets
 from dxc.analysis.deployed import deployed
 from dxc.analysis.questions import Questions
-from dxc.errors import AnalysisError
+from dxc.errors import AnalysisError, first_line
 from dxc.files import folder_name
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def deployment_table(asked: Questions) -> tuple[DeploymentTable, Path]:
         TrackingError: the store or the study does not exist.
         AnalysisError: no run was deployed.
     """
-    from dxc.report.on_device import write_deployment
+    from dxc.report.on_device import missing, write_deployment
 
     runs, _, title, notes = tracked_runs(asked)
     if asked.where:
@@ -58,7 +58,7 @@ def deployment_table(asked: Questions) -> tuple[DeploymentTable, Path]:
             f"no run of {title}{f' with {asked.where}' if asked.where else ''} was run on a device; "
             f"python deploy.py study={asked.study[0]} hardware=... does it"
         )
-    lines = [*(f"note:      {note}" for note in notes), *_metered(frame), *prizes(frame, asked.choose.where)]
+    lines = [f"note:      {note}" for note in (*notes, *missing(frame))] + prizes(frame, asked.choose.where)
     folder = Path(asked.out) / folder_name(title)
     try:
         write_deployment(frame, folder)
@@ -67,36 +67,29 @@ def deployment_table(asked: Questions) -> tuple[DeploymentTable, Path]:
     return DeploymentTable(title, frame, lines), folder
 
 
-def _metered(frame: pd.DataFrame) -> list[str]:
-    """How many designs lack an energy."""
-    lacking = int(frame["energy_mj"].isna().sum())
-    if not lacking:
-        return []
-    return [
-        f"note:      energy is missing for {lacking} of {len(frame)} designs: they ran without a meter, or what it "
-        "showed is invalid (energy.json of the run says why)"
-    ]
-
-
 def prizes(frame: pd.DataFrame, where: str | None) -> list[str]:
-    """A line for each prize: the design that has it, or why there is none. Designs on several devices, or with several
-    meters, compete on none.
+    """A line for each prize: the design that has it, or why there is none. Designs on several devices, with several
+    numbers of threads, or with several meters, compete for none.
 
     Args:
         frame: of deployed().
         where: a condition; None for all designs.
     """
-    places = frame[["device", "runtime", "meter"]]
-    if len(places[frame["fom"].notna()].drop_duplicates()) > 1 or len(places["device"].unique()) > 1:
-        return [
-            "prizes:    none, because these figures are of several devices or meters; where= chooses some"
-        ]
+    from dxc.report.on_device import comparable
+
     lines = []
     for by in PRIZES:
+        heading = f"{by}:".ljust(11)
         try:
             choice = choose(frame, {}, by=by, where=where)
         except AnalysisError as error:
-            lines.append(f"{by}:".ljust(11) + "none: " + str(error).splitlines()[0])
+            lines.append(heading + "none: " + first_line(error))
             continue
-        lines.append(f"{by}:".ljust(11) + f"{frame.loc[choice.design, 'name']}: {choice.rule}")
+        meeting = frame[meets(frame, where)] if where else frame
+        if comparable(meeting, prize_metrics(by, meeting)[0]):
+            lines.append(f"{heading}{frame.loc[choice.design, 'name']}: {choice.rule}")
+        else:
+            lines.append(
+                f"{heading}none, because these figures are of several devices, runtimes or meters; where= chooses some"
+            )
     return lines

@@ -19,7 +19,7 @@ from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.config.identity import canonical, trial_hash
 from dxc.config.names import flatten
 from dxc.config.overrides import quoted_value, store_override
-from dxc.errors import AnalysisError, ConfigError
+from dxc.errors import AnalysisError, ConfigError, first_line
 from dxc.hardware.predict.packages import PUBLISHED, SHIPPED
 from dxc.untrusted import load_yaml
 
@@ -59,9 +59,8 @@ def command(config: Mapping[str, Any], *, trial: str | None = None, store: str |
         AttributeError,
         TypeError,
     ) as error:  # a knob that was removed, a section without content, something that is no configuration
-        reason = (str(error).strip().splitlines() or [""])[0]
         raise AnalysisError(
-            f"today's conf/ cannot describe this configuration: {type(error).__name__}: {reason}; {COMMIT}"
+            f"today's conf/ cannot describe this configuration: {first_line(error, named=True)}; {COMMIT}"
         ) from error
     overrides += [] if store is None else store_override(store)
     text = shlex.join(["python", "train.py", *overrides])
@@ -78,8 +77,7 @@ def command_of(path: Path, trial: str | None, store: str | None = None) -> str:
     try:
         config = load_yaml(path)
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise AnalysisError(f"{path.name} cannot be read: {reason}") from error
+        raise AnalysisError(f"{path.name} cannot be read: {first_line(error)}") from error
     if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
         raise AnalysisError(f"{path.name} is not a configuration: it has no sections model: and data:")
     return command({str(key): value for key, value in config.items()}, trial=trial, store=store)

@@ -27,7 +27,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from dxc.errors import CompressionError, ConfigError, is_number, require_whole
+from dxc.errors import CompressionError, ConfigError, first_line, is_number, require_whole
 from dxc.text import counted
 
 IMAGE_SIZE = 64
@@ -414,7 +414,7 @@ def _explained(model: nn.Module) -> Iterator[None]:
     except CompressionError:
         raise
     except Exception as error:  # both may raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise CompressionError(
             f"{type(model).__name__} cannot be pruned: its groups of channels cannot be traced: {reason}"
         ) from error

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dxc.deploy.metadata import KEY, Metadata, read_metadata
-from dxc.errors import CompressionError, DxcError, require_one_of, require_whole
+from dxc.errors import CompressionError, DxcError, first_line, require_one_of, require_whole
 from dxc.files import write_atomically
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def _explained(source: Path) -> Iterator[None]:
     except DxcError:
         raise
     except Exception as error:  # it raises errors of many classes
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise CompressionError(f"{source}: ONNX Runtime cannot quantise it: {reason}") from error
     finally:
         logging.disable(disabled)

@@ -444,8 +444,8 @@ def run(folder: str, request: dict[str, Any]) -> None:
     """Run one network over all images: a new run, one that goes on already, or the result of one that is over.
 
     request: key (name of the result), attempt (results of another are measured again), network, images and labels
-    (objects), prepared (whether images are fed as they are), runtime, threads, provider, affinity, repeats, seconds,
-    idle_seconds.
+    (objects; labels may be null), prepared (whether images are fed as they are), runtime, threads, provider, affinity,
+    repeats, seconds, idle_seconds.
     """
     os.makedirs(os.path.join(folder, "results"), exist_ok=True)
     path = os.path.join(folder, "run.lock")
@@ -557,10 +557,10 @@ def measure(folder: str, request: dict[str, Any], event: Events) -> None:
     runtime = Runtime(request)
     import numpy as np
 
-    network, images, labels = (
-        checked_object(folder, request[name]) for name in ("network", "images", "labels")
-    )
-    truth = np.load(labels, allow_pickle=False)
+    network, images = (checked_object(folder, request[name]) for name in ("network", "images"))
+    truth = None
+    if request["labels"] is not None:
+        truth = np.load(checked_object(folder, request["labels"]), allow_pickle=False)
     stored = np.load(images, mmap_mode="r", allow_pickle=False)
     baseline = resident_bytes()
     reset = reset_peak()
@@ -622,7 +622,7 @@ def measure(folder: str, request: dict[str, Any], event: Events) -> None:
         took = clock() - begun_at
         event(event="end", kind="load", repeat=number + 1, images=counted, inference_seconds=inside)
         outputs = [np.concatenate([each[place] for each in answers]) for place in range(len(runtime.outputs))]
-        correct = int((classes(runtime.outputs, outputs) == truth).sum())
+        correct = None if truth is None else int((classes(runtime.outputs, outputs) == truth).sum())
         if not first:
             first = outputs
         latest = np.frombuffer(times[-counted:], np.float32)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dxc.deploy.metadata import ANY, Metadata
-from dxc.errors import ExportError
+from dxc.errors import ExportError, first_line
 from dxc.models.registry import output_names
 
 OPSET = 17
@@ -99,7 +99,7 @@ def export_any_size(
     except ExportError:
         raise
     except Exception as error:  # torch's exporter, ONNX Runtime and the network may raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ExportError(
             f"{type(model).__name__} cannot be exported for images of any size: {reason}. Export a file for each size "
             "that is needed: export_onnx(..., size=(height, width))"

@@ -40,7 +40,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dxc.data.bands import stack_channels
 from dxc.deploy.metadata import ANY, read_metadata
-from dxc.errors import ConfigError, DataError, ExportError, require_one_of, require_whole
+from dxc.errors import ConfigError, DataError, ExportError, first_line, require_one_of, require_whole
 from dxc.geo.rasterfiles import MAX_SIZE
 from dxc.models.registry import MIN_SIZE
 
@@ -318,7 +318,7 @@ def _session(content: bytes, path: Path, provider: str, threads: int) -> Any:
     try:
         session = onnxruntime.InferenceSession(content, options, providers=[provider])
     except Exception as error:  # ONNX Runtime has an error class for each kind of fault
-        raise ExportError(f"{path}: ONNX Runtime cannot run it: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"{path}: ONNX Runtime cannot run it: {first_line(error)}") from error
     if session.get_providers()[0] != provider:  # ONNX Runtime falls back to the CPU
         raise ConfigError(f"provider: {provider} could not be started; provider=cpu works everywhere")
     return session

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dxc.errors import ExportError
+from dxc.errors import ExportError, first_line
 from dxc.models.registry import DEFAULT_OUTPUTS
 from dxc.models.sppnet import Detection
 
@@ -38,7 +38,7 @@ class OnnxRuntimeModule(nn.Module):
                 str(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime has an error class for each kind of fault
-            raise ExportError(f"{path}: ONNX Runtime cannot run it: {str(error).splitlines()[0]}") from error
+            raise ExportError(f"{path}: ONNX Runtime cannot run it: {first_line(error)}") from error
         self.output_names = tuple(each.name for each in self._session.get_outputs())
 
     def forward(self, image: Tensor) -> Any:

@@ -25,13 +25,14 @@ import numpy as np
 
 from dxc.analysis.analyze import selected, with_front
 from dxc.analysis.condition import meets
+from dxc.analysis.deployed import PROVED
 from dxc.analysis.designs import default_objectives
 from dxc.analysis.network_file import NETWORK
 from dxc.analysis.runs import forget, read_runs
 from dxc.config.identity import digest
 from dxc.deploy.device import FOLDER, Device, Payload, RefusedError, UnreachableError
 from dxc.deploy.metadata import Metadata, read_metadata
-from dxc.deployment.images import ProofImages, proof_images, read_config
+from dxc.deployment.images import ProofImages, proof_images, random_images, read_config
 from dxc.deployment.meter import NO_METER, Meter, Verdict, Windows, merit, opened
 from dxc.deployment.opset import needed_runtime
 from dxc.deployment.record import DeviceRecord, Environment
@@ -40,8 +41,20 @@ from dxc.errors import AnalysisError, DxcError, ExportError, HardwareError
 from dxc.files import folder_name, whole_folder, write_atomically
 from dxc.hardware.measure.energy.metering import FILE as ENERGY
 from dxc.hardware.measure.energy.metering import artifact_of
+from dxc.hardware.measure.energy.protocol import advice
 from dxc.hardware.onnx_file import load_onnx
-from dxc.metrics import METRICS, is_declared, metric_of
+from dxc.metrics import (
+    ENERGY_METER,
+    ENERGY_VERDICT,
+    INVALID,
+    LATENCY_VERDICT,
+    METRICS,
+    VALID,
+    VERDICTS,
+    is_declared,
+    metric_of,
+    why_invalid,
+)
 from dxc.text import counted
 from dxc.tracking.patience import StoredRun
 from dxc.tracking.reader import Reader, study_names
@@ -54,7 +67,7 @@ PROTOCOL = 1
 """Raise it when the meaning of a record changes. What was measured before is then measured again."""
 METERED_SECONDS = 60.0
 PLAIN_SECONDS = 1.0
-DEPLOYED, MEASURED_ON = "dxc.deployed", "dxc.measured_on"
+MEASURED_ON = "dxc.measured_on"
 MAX_RECORD_BYTES = 1_000_000
 
 
@@ -69,6 +82,7 @@ class Proof:
         metrics: what the device gave.
         state: measured, kept (measured before, and not again), or failed.
         notes: why a figure is missing, and what to know of the others.
+        verdicts: {tag: what it says}; see dxc.metrics.Metric.verdicts.
     """
 
     run_id: str
@@ -77,6 +91,7 @@ class Proof:
     metrics: Mapping[str, float]
     state: str
     notes: Sequence[str] = ()
+    verdicts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,8 @@ class Deployment:
     Attributes:
         title: of the study or the runs.
         device: as the tag dxc.measured_on says it.
+        emulated: whether that is no real device.
+        meter: its name, with the word "simulated" where it is none; '' without one.
         proofs: one a network, in the order of the runs.
         images: what the networks were judged by, one line for each set.
         notes: on all of them.
@@ -95,6 +112,8 @@ class Deployment:
 
     title: str
     device: str
+    emulated: bool
+    meter: str
     proofs: Sequence[Proof]
     images: Sequence[str]
     notes: Sequence[str]
@@ -155,7 +174,7 @@ class _Deploying:
             {
                 "protocol": [PROTOCOL, self.protocol],
                 "network": network.sha256,
-                "images": [images.images.sha256, images.labels.sha256, images.prepared],
+                "images": [images.images.sha256, images.labels and images.labels.sha256, images.prepared],
                 "device": [self.described, about.machine, about.numpy, about.host],
                 "meter": None if self.meter is None else self.meter.name,
             }
@@ -194,8 +213,17 @@ def deploy(asked: Deploy) -> Deployment:
             notes.append(f"no energy: {NO_METER}")
         proofs = [_proof(deploying, reader, run, f"{n}/{len(runs)}") for n, run in enumerate(runs, 1)]
     images = list(dict.fromkeys(each.described for each in deploying.images.values()))
-    out = Path(asked.out) / folder_name(title)
-    return Deployment(title, deploying.described, proofs, images, notes, device.sent_bytes, out)
+    return Deployment(
+        title=title,
+        device=deploying.described,
+        emulated=deploying.emulated,
+        meter="" if meter is None else meter.name,
+        proofs=proofs,
+        images=images,
+        notes=notes,
+        sent_bytes=device.sent_bytes,
+        folder=Path(asked.out) / folder_name(title),
+    )
 
 
 def _chosen(asked: Deploy, reader: Reader) -> tuple[list[StoredRun], str, list[str]]:
@@ -235,19 +263,27 @@ def _proof(deploying: _Deploying, reader: Reader, run: StoredRun, place: str) ->
         network = _network(reader, run)
         images = _images(deploying, network)
         key = deploying.identity(network.payload, images)
-        if run.tags.get(DEPLOYED) == key and not deploying.asked.again:
+        if run.tags.get(PROVED) == key and not deploying.asked.again:
             log.info("%s %s: measured before, and not again (again=true does)", place, name)
-            said = run.tags.get("dxc.measurement", "valid")
-            known = [] if said == "valid" else [f"no latency: {said.removeprefix('invalid: ')}"]
-            return Proof(run.run_id, name, trained, _measured(run), "kept", known)
+            verdicts = {tag: run.tags[tag] for tag in VERDICTS if tag in run.tags}
+            return Proof(run.run_id, name, trained, _measured(run), "kept", _refused(verdicts), verdicts)
         record, times, outputs, verdict, state = _recorded(deploying, network, images, key, f"{place} {name}")
-        metrics, notes = _track(deploying, network, key, record, times, outputs, verdict, images)
-        return Proof(run.run_id, name, trained, metrics, state, notes)
+        metrics, notes, verdicts = _track(deploying, network, key, record, times, outputs, verdict, images)
+        return Proof(run.run_id, name, trained, metrics, state, [*notes, *_refused(verdicts)], verdicts)
     except UnreachableError:
         raise  # the others would fail too
     except DxcError as error:
         log.warning("%s %s: %s", place, name, error)
         return Proof(run.run_id, name, trained, {}, "failed", [str(error)])
+
+
+def _refused(verdicts: Mapping[str, str]) -> list[str]:
+    """A note for each figure that was measured and does not count."""
+    reasons = {tag: why for tag, said in verdicts.items() if (why := why_invalid(said))}
+    notes = [f"{VERDICTS[tag]} is invalid: {why}" for tag, why in reasons.items()]
+    if ENERGY_VERDICT in reasons:
+        notes.append(f"for a valid energy: {advice([reasons[ENERGY_VERDICT]])}")
+    return notes
 
 
 def _measured(run: StoredRun) -> dict[str, float]:
@@ -283,7 +319,11 @@ def _images(deploying: _Deploying, network: _Network) -> ProofImages:
     run, asked = network.run, deploying.asked
     fold, data_hash = run.tags.get("dxc.exported_fold", ""), run.tags.get("dxc.data", "")
     shared = digest([network.config, fold, data_hash, list(network.metadata.channels)])
-    if shared not in deploying.images:
+    if asked.images == "random":
+        shared = digest([list(network.metadata.channels), network.metadata.size])
+        if shared not in deploying.images:
+            deploying.images[shared] = random_images(network.metadata, run_id=run.run_id)
+    elif shared not in deploying.images:
         deploying.images[shared] = proof_images(
             network.config,
             run_id=run.run_id,
@@ -317,12 +357,12 @@ def _recorded(
         )
     device = deploying.device
     attempt = secrets.token_hex(8) if deploying.asked.again or deploying.meter else ""
-    files: list[Payload] = [images.images, images.labels, network.payload]
+    files = [each for each in (images.images, images.labels, network.payload) if each is not None]
     request = {
         "key": key,
         "network": network.payload.sha256,
         "images": images.images.sha256,
-        "labels": images.labels.sha256,
+        "labels": images.labels and images.labels.sha256,
         "prepared": images.prepared,
         **deploying.protocol,
     }
@@ -379,7 +419,7 @@ def _told(windows: Windows, name: str, repeats: int) -> Any:
 
 def _verdict(deploying: _Deploying, record: DeviceRecord, times: np.ndarray, windows: Windows) -> Verdict:
     if deploying.meter is None:
-        return Verdict(reason=NO_METER)
+        return Verdict(reason=NO_METER, metered=False)
     listed = [asdict(each) for each in windows.found]
     if not windows.whole:
         why = "the connection was lost while it ran, so it is not known when"
@@ -410,21 +450,28 @@ def _track(
     outputs: Mapping[str, bytes],
     verdict: Verdict,
     images: ProofImages,
-) -> tuple[dict[str, float], list[str]]:
-    """Write a record into its run: files first, then values and the name of the device in one call."""
+) -> tuple[dict[str, float], list[str], dict[str, str]]:
+    """Write a record into its run: files first, then values and the name of the device in one call.
+
+    Returns:
+        Metrics, notes on them, and verdicts; see Proof.
+    """
     latency, invalid = record.latency(times)
+    accuracy = record.accuracy
     metrics = {
-        "device_accuracy": record.accuracy,
+        **({} if accuracy is None else {"device_accuracy": accuracy}),
         "peak_memory_mb": record.peak_memory_bytes / 1e6,
         **latency,
         **verdict.metrics,
     }
     metrics |= merit(metrics)
     notes = record.notes()
-    if invalid:
-        notes.append(f"no latency: {invalid}")
-    if verdict.reason and deploying.meter is not None:
-        notes.append(f"no energy: {verdict.reason}")
+    if accuracy is None:
+        notes.append("no accuracy: random images have no labels (images=test gives it)")
+    verdicts = {
+        LATENCY_VERDICT: f"{INVALID}{invalid}" if invalid else VALID,
+        ENERGY_VERDICT: verdict.said,
+    }
     run, asked = network.run, deploying.asked
     if network.study not in deploying.stores:
         deploying.stores[network.study] = Store(
@@ -437,7 +484,7 @@ def _track(
         "images": images.described,
         "metrics": metrics,
         "notes": notes,
-        "energy": verdict.reason or "valid",
+        "verdicts": {VERDICTS[tag]: said for tag, said in verdicts.items()},
         "record": record.model_dump(),
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -453,17 +500,17 @@ def _track(
         store.log_files(run.run_id, Path(folder))
     tags = {
         MEASURED_ON: deploying.described,
-        "dxc.measurement": f"invalid: {invalid}" if invalid else "valid",
+        **verdicts,
         "dxc.runtime": f"{record.environment.runtime} {record.environment.runtime_version}",
-        "dxc.energy_meter": "" if deploying.meter is None else deploying.meter.name,
+        ENERGY_METER: "" if deploying.meter is None else deploying.meter.name,
         "dxc.emulated": str(deploying.emulated).lower(),
         "dxc.proved_by": images.described,
-        DEPLOYED: key,
+        PROVED: key,
     }
     gone = [name for name in _of_a_device(run) if name not in metrics]
     store.log_measured(run.run_id, metrics, tags, gone=gone)
     forget(asked.tracking.uri, network.study, cache_dir=Path(asked.cache_dir))
-    return metrics, notes
+    return metrics, notes, verdicts
 
 
 def _of_a_device(run: StoredRun) -> list[str]:

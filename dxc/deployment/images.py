@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,32 +16,61 @@ from dxc.config.checked import checked
 from dxc.config.plan import Data, Source
 from dxc.data.images import Images, LabelledImages
 from dxc.deploy.device import Payload
-from dxc.deploy.metadata import Metadata
+from dxc.deploy.metadata import ANY, Metadata
 from dxc.errors import DataError, ExportError
 from dxc.text import counted
 from dxc.untrusted import load_yaml
 
 log = logging.getLogger(__name__)
 
+MOST_RANDOM, MAX_RANDOM_BYTES = 100, 8_000_000
+WITHOUT_LABELS = "Without labels, images=random still gives latency, memory and energy, and no accuracy"
+
 
 @dataclass(frozen=True)
 class ProofImages:
-    """Images with labels, as files for a device.
+    """Images, with labels unless they are random, as files for a device.
 
     Attributes:
         images: .npy (n, C, H, W): uint8 that the device rescales as the network's file says, or floats that are fed as
             they are (prepared).
-        labels: .npy int64 (n,).
+        labels: .npy int64 (n,); None: there are none.
         prepared: see images.
         count: number of images.
         described: what they are, in words.
     """
 
     images: Payload
-    labels: Payload
+    labels: Payload | None
     prepared: bool
     count: int
     described: str
+
+
+def random_images(metadata: Metadata, *, run_id: str) -> ProofImages:
+    """Random images without labels, as the network is fed: for its latency and energy, which hardly depend on what an
+    image shows. They are the same for all networks of one size.
+
+    Args:
+        metadata: of the network's file.
+        run_id: for messages.
+
+    Raises:
+        ExportError: the network takes images of any size.
+    """
+    if metadata.size == ANY:
+        raise ExportError(
+            f"run {run_id}: its network takes images of any size, so images=random has none; export it for one size "
+            "(data.size=PIXELS), or name its own images (images=test)"
+        )
+    shape = (len(metadata.channels), *metadata.size)
+    count = max(1, min(MOST_RANDOM, MAX_RANDOM_BYTES // (2 * math.prod(shape))))
+    pixels = np.random.default_rng(0).standard_normal((count, *shape), dtype=np.float32).astype(np.float16)
+    described = f"{counted(count, 'random image')} without labels"
+    size = pixels.nbytes / 1e6
+    return ProofImages(
+        Payload(_npy(pixels), f"{described} ({size:.1f} MB as {pixels.dtype})"), None, True, count, described
+    )
 
 
 def read_config(path: Path, run_id: str) -> dict[str, Any]:
@@ -98,13 +128,16 @@ def proof_images(
         takes, has = ", ".join(metadata.channels), ", ".join(data.channels)
         raise ExportError(f"run {run_id}: its network takes {takes}, and its images have {has}")
     module = data.build(source=checked(Source, source, "source").build())
-    module.prepare_data()
+    try:
+        module.prepare_data()
+    except DataError as error:
+        raise DataError(f"{error}\n{WITHOUT_LABELS}") from error
     images: Images = module.cache
     if images.data_hash != data_hash:
         raise DataError(
             f"run {run_id} was trained on other images than {module.source.noun}: their content is "
             f"{images.data_hash}, that of the run {data_hash or 'not known'} (tag dxc.data). Name the images that it "
-            "was trained on: source.root=PATH"
+            f"was trained on: source.root=PATH. {WITHOUT_LABELS}"
         )
     found = [each.val for each in module.folds if each.name == fold]
     if not found:
@@ -131,7 +164,9 @@ def _source_section(
 def _packed(images: Images, indices: np.ndarray, described: str) -> ProofImages:
     labels = np.asarray(images.labels)[indices].astype(np.int64)
     if not len(labels):
-        raise DataError(f"{described}: there are no images with labels, and accuracy needs labels")
+        raise DataError(
+            f"{described}: there are no images with labels, and accuracy needs labels. {WITHOUT_LABELS}"
+        )
     if isinstance(images, LabelledImages):
         pixels, prepared = np.ascontiguousarray(images.pixels[indices]), False
     else:

@@ -10,7 +10,7 @@ from typing import Any
 from dxc.hardware.measure.energy import sources
 from dxc.hardware.measure.energy.metering import metered
 from dxc.hardware.measure.energy.protocol import Window
-from dxc.metrics import figure_of_merit
+from dxc.metrics import INVALID, NOT_METERED, VALID, figure_of_merit
 
 NO_METER = "no meter (energy=none)"
 
@@ -23,11 +23,20 @@ class Verdict:
         metrics: of dxc.metrics; none of an invalid figure.
         content: for the record, as dxc.hardware.measure.energy.metering writes it; {} where nothing was metered.
         reason: why there is no energy; '' where there is.
+        metered: whether a meter was there at all.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     content: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
+    metered: bool = True
+
+    @property
+    def said(self) -> str:
+        """As the tag ENERGY_VERDICT holds it."""
+        if not self.metered:
+            return NOT_METERED
+        return f"{INVALID}{self.reason}" if self.reason else VALID
 
 
 class Meter:

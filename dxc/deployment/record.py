@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dxc.errors import HardwareError
+from dxc.errors import HardwareError, first_line
 from dxc.hardware.measure.latency import MAX_SPREAD, spread_of
 from dxc.text import counted
 
@@ -61,7 +61,7 @@ class Repeat(_Data):
     passes: _Count
     seconds: _Amount
     inference_seconds: _Amount
-    correct: _Count
+    correct: _Count | None
     median_ms: _Amount
     same_answers: bool
 
@@ -79,7 +79,8 @@ class DeviceRecord(_Data):
     key: Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
     attempt: _Name
     images: Annotated[int, Field(ge=1)]
-    correct: _Count
+    correct: _Count | None
+    """None: the images have no labels."""
     not_finite: _Count
     repeats: Annotated[list[Repeat], Field(min_length=1)]
     outputs: dict[Annotated[str, Field(pattern="^[a-z_]{1,32}$")], list[_Count]]
@@ -102,10 +103,10 @@ class DeviceRecord(_Data):
             timed = sum(each.images for each in record.repeats)
             if record.files["times.bin"].bytes != 4 * timed:
                 raise ValueError("it has another number of times than of runs")
-            if record.correct > record.images:
+            if record.correct is not None and record.correct > record.images:
                 raise ValueError("it has more right answers than images")
         except (ValidationError, ValueError, KeyError) as error:
-            first = str(error).splitlines()[0]
+            first = first_line(error)
             raise HardwareError(f"{where}: its result cannot be used: {first}") from error
         return record
 
@@ -115,9 +116,9 @@ class DeviceRecord(_Data):
         return any(str(state.get("throttled", "0x0")) != "0x0" for state in (self.before, self.after))
 
     @property
-    def accuracy(self) -> float:
-        """Fraction of the images that were classified rightly."""
-        return self.correct / self.images
+    def accuracy(self) -> float | None:
+        """Fraction of the images that were classified rightly; None where they have no labels."""
+        return None if self.correct is None else self.correct / self.images
 
     def latency(self, times_ms: np.ndarray) -> tuple[dict[str, float], str]:
         """Metrics of the latency, and '' or why there are none.

@@ -44,6 +44,8 @@ class Deploy(Part):
     hardware: Hardware
     energy: dict[str, Any] | None = None
     """The meter; None: there is none."""
+    images: Literal["test", "random"]
+    """random: without labels, for latency, memory and energy alone."""
     again: Flag
     repeats: Annotated[int, Positive]
     seconds: Amount | None

@@ -21,6 +21,7 @@ from dxc.config.hardware import Hardware
 from dxc.errors import DxcError
 from dxc.hardware.onnx_file import fixed_batch, load_onnx, onnx_mb
 from dxc.hardware.spec import absent, device_name, runtime_of
+from dxc.metrics import INVALID, LATENCY_VERDICT, VALID
 from dxc.text import counted, visible
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def _measure(onnx: Path, hardware: Hardware, out: Path, costs: Costs) -> None:
     if batch != 1:
         costs.notes.append(describe_batch(first))
     costs.tags["dxc.measured_on"] = ("emulated, " if hardware.emulated else "") + describe_conditions(first)
-    costs.tags["dxc.measurement"] = "valid" if first.valid else f"invalid: {first.reason}"
+    costs.tags[LATENCY_VERDICT] = VALID if first.valid else f"{INVALID}{first.reason}"
 
 
 def measure_on(onnx: Path, hardware: Hardware, batch: int = 1) -> Measurement:

@@ -19,7 +19,7 @@ import numpy as np
 from dxc.data.bands import stack_channels
 from dxc.deploy.metadata import Metadata
 from dxc.deploy.predictor import PROVIDERS
-from dxc.errors import ConfigError, DataError, ExportError
+from dxc.errors import ConfigError, DataError, ExportError, first_line
 
 if TYPE_CHECKING:
     import onnx
@@ -71,9 +71,7 @@ class Screen:
                 model.SerializeToString(), options, providers=[PROVIDERS[provider]]
             )
         except Exception as error:  # ONNX Runtime has an error class for each kind of fault
-            raise ExportError(
-                f"{path}: ONNX Runtime cannot run it densely: {str(error).splitlines()[0]}"
-            ) from error
+            raise ExportError(f"{path}: ONNX Runtime cannot run it densely: {first_line(error)}") from error
         self._metadata, self._size = metadata, size
         self.threshold = -math.inf
 

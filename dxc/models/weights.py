@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dxc.errors import ConfigError
+from dxc.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     import onnx
@@ -69,7 +69,7 @@ def _of_checkpoint(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise ConfigError(f"base={path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch raises errors of many classes for a file that is none
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(
             f"base={path} is no checkpoint that can be read without running code of it: {reason:.200}. Save the "
             "weights alone: torch.save(model.state_dict(), FILE)"
@@ -107,7 +107,7 @@ def _graph_of(path: Path) -> onnx.GraphProto:
     except OSError as error:
         raise ConfigError(f"base={path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # protobuf's and numpy's
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(f"base={path} cannot be read as an ONNX file: {reason:.200}") from error
     if any("Quantize" in node.op_type or "Integer" in node.op_type for node in graph.node):
         raise ConfigError(

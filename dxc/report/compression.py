@@ -43,9 +43,7 @@ def compression_in_text(frame: pd.DataFrame, metrics: Sequence[str]) -> pd.DataF
     columns["numbers"] = [TITLES.get(kind, kind) for kind in frame["quantise"]]
     for name in metrics:
         spreads = frame["spread.accuracy"] if name == "accuracy" else [float("nan")] * len(frame)
-        columns[label_of(name, metric_of(name))] = [
-            tables.number(name, value, spread) for value, spread in zip(frame[name], spreads, strict=True)
-        ]
+        columns[label_of(name, metric_of(name))] = tables.measured(name, frame, spreads)
     if (frame["n"] > 1).any():
         columns["runs"] = [str(n) for n in frame["n"]]
     return pd.DataFrame(columns)

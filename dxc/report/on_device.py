@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dxc.metrics import METRICS, label_of
+from dxc.hardware.measure.energy.protocol import advice
+from dxc.metrics import ENERGY_METER, ENERGY_VERDICT, METRICS, NOT_METERED, VERDICTS, label_of, why_invalid
 from dxc.pareto import non_dominated
 from dxc.report import figures, tables
 from dxc.report.templates import picture
 from dxc.report.terminal import Column, new_console, print_table, print_text
-from dxc.text import counted
+from dxc.text import counted, for_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,13 +29,14 @@ WORDS = ("design", "device", "runtime", "meter")
 def deployment_in_text(frame: pd.DataFrame) -> pd.DataFrame:
     """The table as text: design, accuracy, latency, energy, power, memory, figure of merit, runtime.
 
-    Device and meter are columns where they differ; the runtime, which figures depend on as much, always is.
+    A figure that was measured and does not count is "invalid". Device and meter are columns where they differ; the
+    runtime, which figures depend on as much, always is.
     """
     import pandas as pd
 
     columns: dict[str, list[str]] = {"design": list(frame["name"])}
     for name in (column for column in frame if column in METRICS):
-        columns[label_of(name, METRICS[name])] = [tables.number(name, value) for value in frame[name]]
+        columns[label_of(name, METRICS[name])] = tables.measured(name, frame)
     columns["runtime"] = list(frame["runtime"])
     for name in ("device", "meter"):
         if len(set(frame[name])) > 1:
@@ -44,15 +46,74 @@ def deployment_in_text(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def missing(frame: pd.DataFrame) -> list[str]:
+    """Which figures are missing, of which designs, and why: nothing was metered, or what was measured is invalid.
+
+    Args:
+        frame: see the head of this module.
+    """
+    notes = []
+    for tag, what in VERDICTS.items():
+        metric = next(name for name, each in METRICS.items() if each.verdicts == (tag,))
+        without = frame[frame[metric].isna()]
+        reasons = without[tag].map(why_invalid)
+        refused = without[reasons != ""]
+        unmetered = without[without[tag] == NOT_METERED]
+        unknown = without.drop(index=refused.index.union(unmetered.index))
+        if len(unmetered):
+            notes.append(
+                f"{what} is missing for {_share(unmetered, frame)}, because nothing was metered. "
+                "Deploy with a meter: python deploy.py energy=..."
+            )
+        if len(refused):
+            notes.append(f"{what} was measured and is invalid for {_share(refused, frame)}")
+            notes += [
+                f"{what} of {row['name']} is invalid{_by_meter(row, tag)}: {reasons[place]:.1000}"
+                for place, row in refused.iterrows()
+            ]
+            if tag == ENERGY_VERDICT:
+                notes.append(f"for a valid energy: {advice(reasons[refused.index])}")
+        if len(unknown):
+            notes.append(f"{what} is missing for {_share(unknown, frame)}, and their runs do not say why")
+        for _, row in frame[frame[metric].notna() & (frame[f"{tag}.invalid"] > 0)].iterrows():
+            notes.append(
+                f"{what} of {row[f'{tag}.invalid']} of {row['n']} runs of {row['name']} is invalid, and not in its mean"
+            )
+    return notes
+
+
+def _share(some: pd.DataFrame, frame: pd.DataFrame) -> str:
+    """'2 of 3 designs (a, b)'."""
+    return f"{len(some)} of {counted(len(frame), 'design')} ({', '.join(some['name'])})"
+
+
+def _by_meter(row: pd.Series, tag: str) -> str:
+    return f" ({row['meter']})" if tag == ENERGY_VERDICT and row["meter"] else ""
+
+
+def comparable(frame: pd.DataFrame, name: str) -> bool:
+    """Whether the values of a metric are of one device and runtime, threads included, and of one meter where it is
+    metered: else none of them is better than another.
+
+    Args:
+        frame: see the head of this module.
+        name: of the metric.
+    """
+    metered = ENERGY_METER in METRICS[name].comparable_by
+    places = frame.loc[frame[name].notna(), ["device", "runtime", *(["meter"] if metered else [])]]
+    return len(places.drop_duplicates()) <= 1
+
+
 def deployment_figure(frame: pd.DataFrame, against: str) -> Figure | None:
-    """Accuracy on the device against a cost, with the front of these two; None where no design has both.
+    """Accuracy on the device against a cost, with the front of these two; None where no design has both, and where they
+    are of several devices or meters, which have no front.
 
     Args:
         frame: see the head of this module.
         against: a column with a cost.
     """
     known = frame[frame[against].notna() & frame["device_accuracy"].notna()]
-    if known.empty:
+    if known.empty or not comparable(known, against):
         return None
     objectives = {name: METRICS[name] for name in ("device_accuracy", against)}
     values = known[list(objectives)].to_numpy(dtype=float)
@@ -82,7 +143,8 @@ def write_deployment(frame: pd.DataFrame, folder: Path) -> None:
     for stem in (STEM, *(f"{STEM}_{name}" for name in AGAINST)):
         for old in folder.glob(f"{stem}.*"):
             old.unlink()
-    tables.write(deployment_in_text(frame), folder, STEM, note=_of(frame))
+    note = ". ".join(filter(None, (_of(frame), *missing(frame))))
+    tables.write(deployment_in_text(frame), folder, STEM, note=note)
     for name in AGAINST:
         if (figure := deployment_figure(frame, name)) is not None:
             figures.save(figure, folder, f"{STEM}_{name}")
@@ -96,6 +158,7 @@ def page_sections(frame: pd.DataFrame, power: Figure | None = None) -> list[tupl
         power: of dxc.report.power, of the chosen design.
     """
     parts = [tables.html(deployment_in_text(frame), _of(frame))]
+    parts += [f"<p>{for_html(note)}</p>" for note in missing(frame)]
     for name in AGAINST:
         if (figure := deployment_figure(frame, name)) is not None:
             parts.append(_image(figure, f"accuracy on the device against {label_of(name, METRICS[name])}"))

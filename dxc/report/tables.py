@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dxc.files import write_atomically
-from dxc.metrics import Metric, is_declared, label_of, metric_of
+from dxc.metrics import METRICS, Metric, is_declared, label_of, metric_of, why_invalid
 from dxc.report.figures import OPERATORS
 from dxc.text import NUMBER, for_csv, for_html, for_latex, for_markdown, visible
 
@@ -21,6 +21,23 @@ def number(name: str, value: float, spread: float = float("nan")) -> str:
         return "-"
     form = metric_of(name).table_format if is_declared(name) else ".4g"
     return format(value, form) + (f" ± {spread:{form}}" if spread == spread else "")
+
+
+def measured(name: str, rows: pd.DataFrame, spreads: Iterable[float] | None = None) -> list[str]:
+    """The cells of a metric: 'invalid' where it was measured and does not count, '-' where it is missing.
+
+    Args:
+        name: of the metric.
+        rows: one row a design, with the metric, and with the tags of Metric.verdicts where they are known.
+        spreads: of its values; None: none is known.
+    """
+    tags = [tag for tag in (METRICS[name].verdicts if name in METRICS else ()) if tag in rows]
+    refused = [any(map(why_invalid, said)) for said in rows[tags].itertuples(index=False)]
+    known = [float("nan")] * len(rows) if spreads is None else spreads
+    return [
+        "invalid" if invalid else number(name, value, spread)
+        for invalid, value, spread in zip(refused, rows[name], known, strict=True)
+    ]
 
 
 def ranges(designs: pd.DataFrame, objectives: Mapping[str, Metric]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from typing import Any
 from dxc.config.checked import Flag, Natural, Part, Text, checked
 from dxc.config.compose import PROJECT_ROOT
 from dxc.errors import DxcError, ScalingError
-from dxc.processes import ending_with_parent
+from dxc.processes import ending_with_parent, kill_group
 from dxc.scaling.worker import REQUEST, RESULT, Request, run_rank
 from dxc.untrusted import load_json
 
@@ -234,8 +234,7 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """End what still runs, with the processes that it started."""
     for each in processes:
         if each.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(each.pid, signal.SIGKILL)
+            kill_group(each)
     for each in processes:
         each.wait()
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dxc.config.build import build
 from dxc.config.checked import Amount, Flag, Limit, Natural, Part, Positive, Text, checked
-from dxc.errors import DxcError, ScalingError
+from dxc.errors import DxcError, ScalingError, first_line
 from dxc.files import write_atomically
 from dxc.untrusted import load_json
 
@@ -422,14 +422,10 @@ def _unreachable(request: Request, error: BaseException) -> str:
     address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     return (
         f"found no {request.total} ranks at {address} "
-        f"within {request.timeout_s:g} s: {_first_line(error)}\n"
+        f"within {request.timeout_s:g} s: {first_line(error)}\n"
         "See whether the nodes reach each other at this address, that no firewall is between them, and which interface "
         "they use (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME); timeout_seconds= waits longer"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def run_rank(folder: Path) -> None:
@@ -452,7 +448,7 @@ def run_rank(folder: Path) -> None:
             "host": socket.gethostname(),
             "message": str(error)
             if isinstance(error, DxcError)
-            else f"{type(error).__name__}: {_first_line(error)}",
+            else f"{type(error).__name__}: {first_line(error)}",
             "clear": isinstance(error, DxcError),
             "follows": network,
         }

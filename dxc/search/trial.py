@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from dxc.config.compose import resolved
 from dxc.config.identity import trial_hash
 from dxc.config.plan import Plan
-from dxc.errors import Stopped, TrackingError
+from dxc.errors import Stopped, TrackingError, first_line
 from dxc.masking import masked
 from dxc.search.ledger import ARTIFACTS, host, rungs_from, rungs_to, upload
 from dxc.search.slots import Slot, free_slot, gpus_here, lacked_memory
@@ -234,5 +234,4 @@ def _compute(plan: Plan, record: Record, job: Mapping[str, Any], gpu: int | None
 
 def _reason(error: Exception) -> str:
     """The error in one line."""
-    lines = str(error).strip().splitlines()
-    return masked(f"{type(error).__name__}: {lines[0] if lines else ''}")
+    return masked(first_line(error, named=True))

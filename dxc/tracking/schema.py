@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from dxc.errors import TrackingError
+from dxc.errors import TrackingError, first_line
 from dxc.masking import masked
 
 
@@ -70,8 +70,7 @@ def version_message(uri: str, version: str) -> str | None:
 
 
 def store_message(uri: str, error: Exception) -> str:
-    lines = masked(str(error), uri).strip().splitlines()  # drivers repeat the address
-    reason = lines[0] if lines else type(error).__name__
+    reason = masked(first_line(error), uri)  # drivers repeat the address
     if outdated := re.search(r"out-of-date database schema \(found version (\w+)", reason):
         return version_message(uri, outdated[1]) or reason
     return (

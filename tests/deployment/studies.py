@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
+from dxc.analysis.questions import Questions
 from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.config.plan import Plan
 from dxc.deployment.deployment import Deployment, deploy
@@ -40,6 +43,19 @@ def deployed(folder: Path, *overrides: str) -> Deployment:
     """Deploy all of the study, each image once a repeat."""
     requested = ["study=small", "designs=all", "seconds=0", f"out={folder}/reports", *overrides]
     return deploy(Deploy.of(composed("deploy", folder, *requested)))
+
+
+def questions(study: Path, *overrides: str) -> Questions:
+    """What `analyze.py study=small OVERRIDES` is asked."""
+    places = [f"tracking.uri=sqlite:///{study}/mlflow.db", f"cache_dir={study}/cache", f"out={study}/reports"]
+    with initialize_config_dir(f"{CONF}/analysis", version_base="1.3"):
+        requested = ["study=small", "log=false", "bootstrap.draws=10", *places, *overrides]
+        return Questions.of(resolved(compose("analyze", overrides=requested)))
+
+
+def steady_latencies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latencies count, whatever else this machine does."""
+    monkeypatch.setattr("dxc.deployment.record.MAX_SPREAD", math.inf)
 
 
 def tracked_runs(folder: Path) -> dict[str, Any]:

@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
 
-from dxc.analysis.analyze import analyze
-from dxc.analysis.questions import Questions
-from dxc.config.compose import resolved
-from dxc.config.names import quote_texts
+from dxc.analysis.analyze import selected
+from dxc.analysis.analyze import tracked_runs as read
+from dxc.analysis.compression import compression_table
+from dxc.analysis.on_device import deployment_table
 from dxc.deploy.device import Device
-from dxc.deployment.deployment import _chosen, require_all
+from dxc.deployment.deployment import Deployment, Proof, _chosen, _refused, require_all
 from dxc.deployment.meter import Verdict, Windows
 from dxc.deployment.opset import needed_runtime
 from dxc.deployment.record import DeviceRecord
@@ -33,18 +33,26 @@ from dxc.report.deployment import print_deployment
 from dxc.synthetic.images import SyntheticImages
 from dxc.tracking.reader import Reader
 from dxc.tracking.store import Store
-from tests.deployment.studies import CONF, KINDS, artifacts_of, composed, deployed, tracked_runs
+from tests.deployment.studies import (
+    KINDS,
+    artifacts_of,
+    composed,
+    deployed,
+    questions,
+    steady_latencies,
+    tracked_runs,
+)
 
 
 @pytest.fixture
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latencies count, whatever else this machine does."""
-    monkeypatch.setattr("dxc.deployment.record.MAX_SPREAD", math.inf)
+    steady_latencies(monkeypatch)
 
 
-@pytest.mark.usefixtures("steady")
-def test_a_study_is_proved_on_this_machine(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = deployed(study)
+def test_a_study_is_proved_on_this_machine(
+    proved: tuple[Path, Deployment], capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, result = proved
     assert [each.state for each in result.proofs] == ["measured"] * 3
     require_all(result)
     images = SyntheticImages(
@@ -70,16 +78,27 @@ def test_a_study_is_proved_on_this_machine(study: Path, capsys: pytest.CaptureFi
         assert tags["dxc.measured_on"] == result.device
         assert f"; onnxruntime {onnxruntime.__version__}, cpu, 1 thread" in result.device
         assert tags["dxc.emulated"] == "false" and tags["dxc.measurement"] == "valid"
-        (proved,) = (artifacts / "deployed").iterdir()
-        np.testing.assert_array_equal(np.load(proved / "scores.npy"), expected), kind
-        times = np.load(proved / "times_ms.npy")
+        (home,) = (artifacts / "deployed").iterdir()
+        np.testing.assert_array_equal(np.load(home / "scores.npy"), expected), kind
+        times = np.load(home / "times_ms.npy")
         assert len(times) == 3 * len(labels)
         assert metrics["measured_latency_ms"] == pytest.approx(np.median(times))
-        record = json.loads((proved / "record.json").read_text())
-        assert record["energy"] == "no meter (energy=none)" and record["record"]["correct"] <= len(labels)
+        record = json.loads((home / "record.json").read_text())
+        assert record["verdicts"] == {"latency": "valid", "energy": "not metered"}
+        assert record["record"]["correct"] <= len(labels) and tags["dxc.energy"] == "not metered"
+    # no figure is made up for want of a meter
+    asked = questions(study, "table=deployment")
+    table, _ = deployment_table(asked)
+    assert len(table.frame) == 3 and table.frame[
+        ["energy_mj", "net_energy_mj", "max_power_w", "fom"]
+    ].isna().all(None)
+    assert "because nothing was metered" in table.lines[0]
+    compression, _ = compression_table(asked)
+    assert "device_accuracy" in compression.metrics and "energy_mj" not in compression.metrics
+    assert not [line for line in compression.lines if "energy" in line]
     print_deployment(result)
     shown = capsys.readouterr().out
-    assert "note: no energy: no meter (energy=none)" in shown
+    assert "note: no energy: no meter (energy=none)" in shown and "metered by" not in shown
     with (study / "reports" / "small" / "deployed.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["run"] for row in rows] == [each.run_id for each in result.proofs]
@@ -92,7 +111,10 @@ def test_a_study_is_proved_on_this_machine(study: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.usefixtures("steady")
-def test_what_was_measured_is_not_measured_again(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_measured_is_not_measured_again(
+    proved: tuple[Path, Deployment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, first = proved
     keys: list[str] = []
     measure = Device.run
 
@@ -104,77 +126,83 @@ def test_what_was_measured_is_not_measured_again(study: Path, monkeypatch: pytes
     runs = tracked_runs(study)
     ids = [runs[kind].info.run_id for kind in KINDS]
     one = ("study=null", f"runs=[{ids[0]}]")
-    first = deployed(study, *one)
-    assert len(keys) == 1
-    kept = deployed(study)
-    assert [each.state for each in kept.proofs].count("kept") == 1 and len(keys) == 3
-    again = {each.run_id: each for each in kept.proofs}[ids[0]]
-    assert again.metrics == first.proofs[0].metrics
-
+    key = runs["dynamic"].data.tags["dxc.deployed"]
     # killed before it was tracked: the record in cache_dir serves
     Store(f"sqlite:///{study}/mlflow.db", "small", patience_s=0).tag(ids[1], {"dxc.deployed": ""})
-    recovered = {each.run_id: each for each in deployed(study).proofs}[ids[1]]
-    assert recovered.state == "kept" and len(keys) == 3
-    assert tracked_runs(study)["dynamic"].data.tags["dxc.deployed"] in keys
+    kept = deployed(study)
+    assert [each.state for each in kept.proofs] == ["kept"] * 3 and not keys
+    assert [each.metrics for each in kept.proofs] == [each.metrics for each in first.proofs]
+    assert tracked_runs(study)["dynamic"].data.tags["dxc.deployed"] == key
 
     deployed(study, *one, "again=true")
-    assert len(keys) == 4
+    assert keys == [runs["none"].data.tags["dxc.deployed"]]
     deployed(study, *one, "repeats=4")  # another protocol
-    assert len(keys) == 5 and len(set(keys)) == 4
+    assert len(keys) == len(set(keys)) == 2
+
+    # another number of threads is another measurement, with a record of its own
+    parallel = deployed(study, *one, "hardware.threads=2")
+    assert len(keys) == len(set(keys)) == 3 and parallel.proofs[0].state == "measured"
+    assert parallel.device == first.device.replace("1 thread", "2 threads") != first.device
+    tracked = tracked_runs(study)["none"]
+    assert tracked.data.tags["dxc.measured_on"] == parallel.device
+    assert tracked.data.metrics["measured_latency_ms"] == parallel.proofs[0].metrics["measured_latency_ms"]
+    (one_thread, two_threads) = sorted(
+        (json.loads(path.read_text()) for path in artifacts_of(tracked).glob("deployed/*/record.json")),
+        key=lambda each: int(each["record"]["environment"]["threads"]),
+    )
+    assert one_thread["device"] == first.device and two_threads["device"] == parallel.device
+    back = deployed(study, *one, "repeats=4")  # what was measured with one thread is still there
+    assert len(keys) == 3 and back.proofs[0].state == "kept"
+    assert tracked_runs(study)["none"].data.tags["dxc.measured_on"] == first.device
+    assert back.proofs[0].metrics == one_thread["metrics"] != two_threads["metrics"]
 
 
 @pytest.mark.usefixtures("steady")
-def test_values_of_two_devices_never_mix(study: Path) -> None:
+def test_values_of_two_devices_never_mix(proved: tuple[Path, Deployment]) -> None:
     """A run holds the values of one device. What another gave goes, and an analysis of both refuses."""
+    study, first = proved
     ids = {kind: each.info.run_id for kind, each in tracked_runs(study).items()}
     uri = f"sqlite:///{study}/mlflow.db"
     elsewhere = {"measured_latency_ms": 9.0, "efficiency_ms": 8.0, "optimum_batch": 4.0}
     Store(uri, "small", patience_s=0).log_measured(
         ids["none"],
         elsewhere,
-        {"dxc.measured_on": "another board; onnxruntime 1.17.0, cpu, 4 threads"},
+        {"dxc.measured_on": "another board; onnxruntime 1.17.0, cpu, 4 threads", "dxc.deployed": "f" * 12},
         gone=[],
     )
     here = deployed(study, "study=null", f"runs=[{ids['none']},{ids['static']}]")
     metrics = tracked_runs(study)["none"].data.metrics
     assert math.isnan(metrics["efficiency_ms"]) and math.isnan(metrics["optimum_batch"])
     assert metrics["measured_latency_ms"] == here.proofs[0].metrics["measured_latency_ms"]
+    assert here.device == first.device
 
     emulated = deployed(study, "study=null", f"runs=[{ids['static']}]", "hardware.emulated=true")
     assert emulated.device == f"emulated, {here.device}" and emulated.proofs[0].state == "measured"
     assert tracked_runs(study)["static"].data.tags["dxc.emulated"] == "true"
 
-    def analysis(*overrides: str) -> Any:
-        places = [f"tracking.uri={uri}", f"cache_dir={study}/cache", f"out={study}/reports", "log=false"]
-        with initialize_config_dir(f"{CONF}/analysis", version_base="1.3"):
-            requested = [
-                "study=small",
-                "bootstrap.draws=10",
-                "objectives=[device_accuracy,measured_latency_ms]",
-            ]
-            return analyze(
-                Questions.of(resolved(compose("analyze", overrides=[*places, *requested, *overrides])))
-            )[0]
+    def designs(where: str | None) -> pd.DataFrame:
+        found, _, _, _ = read(questions(study))  # the cache of runs has seen that finished ones changed
+        return selected(found, where, ["device_accuracy", "measured_latency_ms"], [])[0].frame
 
     with pytest.raises(AnalysisError, match="the machine they were measured on"):
-        analysis()
-    found = analysis(
-        *quote_texts(["where=dxc.emulated == 'false'"], ("where",))
-    )  # the cache of runs has seen that finished ones changed
-    assert list(found.designs["device_accuracy"]) == [here.proofs[0].metrics["device_accuracy"]]
+        designs(None)
+    found = designs("dxc.emulated == 'false'").set_index("run_id")["device_accuracy"]
+    expected = {each.run_id: each.metrics["device_accuracy"] for each in first.proofs}
+    del expected[ids["static"]]
+    assert dict(found) == expected
 
 
 def test_one_bad_network_does_not_stop_the_others(study: Path) -> None:
     runs = tracked_runs(study)
     artifacts = artifacts_of(runs["dynamic"])
     (artifacts / "model.onnx").write_bytes(b"no network")
-    result = deployed(study)
-    by_id = {each.run_id: each for each in result.proofs}
-    failed = by_id[runs["dynamic"].info.run_id]
+    ids = [runs[kind].info.run_id for kind in ("dynamic", "static")]
+    result = deployed(study, "study=null", f"runs=[{','.join(ids)}]")
+    failed, sound = result.proofs
     assert failed.state == "failed" and failed.metrics == {}
-    assert [each.state for each in result.proofs].count("measured") == 2
+    assert sound.state == "measured"
     assert "device_accuracy" not in tracked_runs(study)["dynamic"].data.metrics
-    with pytest.raises(HardwareError, match="1 of 3 networks could not be proved"):
+    with pytest.raises(HardwareError, match="1 of 2 networks could not be proved"):
         require_all(result)
 
 
@@ -210,12 +238,12 @@ def test_the_runtime_that_a_file_needs() -> None:
 
 
 def test_other_images_than_those_of_the_run_are_refused(study: Path) -> None:
-    Store(f"sqlite:///{study}/mlflow.db", "small", patience_s=0).tag(
-        tracked_runs(study)["none"].info.run_id, {"dxc.data": "0" * 16}
-    )
-    result = deployed(study)
+    run_id = tracked_runs(study)["none"].info.run_id
+    Store(f"sqlite:///{study}/mlflow.db", "small", patience_s=0).tag(run_id, {"dxc.data": "0" * 16})
+    result = deployed(study, "study=null", f"runs=[{run_id}]")
     (failed,) = result.failed
     assert "was trained on other images than synthetic images" in failed.notes[0]
+    assert "images=random still gives latency, memory and energy" in failed.notes[0]
 
 
 def test_a_path_that_comes_from_a_store_is_not_followed(study: Path) -> None:
@@ -270,6 +298,7 @@ def _record(**changes: Any) -> dict[str, Any]:
     "changes",
     [
         {"correct": 11},
+        {"correct": "many"},
         {"correct": float("nan")},
         {"peak_memory_bytes": -1},
         {"key": "../../../etc"},
@@ -322,28 +351,30 @@ def test_windows_are_stamped_as_their_events_arrive() -> None:
 class FakeMeter:
     """A meter that knows what an image takes, and keeps what it is asked."""
 
-    name = "fake"
-
-    def __init__(self) -> None:
+    def __init__(self, name: str = "fake", energy_mj: float = 4.0) -> None:
+        self.name, self.energy_mj = name, energy_mj
         self.asked: list[tuple[Sequence[Window], float, bool]] = []
 
     def verdict(self, windows: Sequence[Window], *, latency_ms: float, throttled: bool) -> Verdict:
         self.asked.append((windows, latency_ms, throttled))
-        return Verdict({"energy_mj": 4.0, "max_power_w": 5.0}, {"samples": [[0.0, 5.0]]}, "")
+        return Verdict({"energy_mj": self.energy_mj, "max_power_w": 5.0}, {"samples": [[0.0, 5.0]]}, "")
 
 
 @pytest.mark.usefixtures("steady")
-def test_a_meter_is_given_the_windows_of_each_network(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    meter = FakeMeter()
+def test_a_meter_is_given_the_windows_of_each_network(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meters: list[FakeMeter | None] = [meter := FakeMeter()]
 
     @contextlib.contextmanager
-    def opened(settings: object, host: str | None) -> Iterator[FakeMeter]:
-        yield meter
+    def opened(settings: object, host: str | None) -> Iterator[FakeMeter | None]:
+        yield meters[0]
 
     monkeypatch.setattr("dxc.deployment.deployment.opened", opened)
     run_id = tracked_runs(study)["none"].info.run_id
     begin_s = time.monotonic()
-    result = deployed(study, "study=null", f"runs=[{run_id}]", "seconds=0.2", "idle_seconds=0.3")
+    asked = ("study=null", f"runs=[{run_id}]", "seconds=0.1", "idle_seconds=0.15")
+    result = deployed(study, *asked)
     ((windows, latency_ms, throttled),) = meter.asked
     assert [each.kind for each in windows] == ["idle", "load", "load", "load", "idle"]
     for before, after in itertools.pairwise(windows):
@@ -351,9 +382,9 @@ def test_a_meter_is_given_the_windows_of_each_network(study: Path, monkeypatch: 
     for each in windows:
         length = each.end_s - each.begin_s
         if each.kind == "idle":
-            assert length >= 0.25 and each.images == 0
+            assert length >= 0.1 and each.images == 0
         else:
-            assert length >= 0.15 and each.images % 40 == 0 and each.inference_seconds > 0
+            assert length >= 0.05 and each.images % 40 == 0 and each.inference_seconds > 0
     loads = [each for each in windows if each.kind == "load"]
     images, inside = (sum(getattr(each, name) for each in loads) for name in ("images", "inference_seconds"))
     assert latency_ms == pytest.approx(1000 * inside / images, rel=1e-4) and not throttled
@@ -366,6 +397,75 @@ def test_a_meter_is_given_the_windows_of_each_network(study: Path, monkeypatch: 
     assert tracked.data.tags["dxc.energy_meter"] == "fake"
     (proved,) = (artifacts_of(tracked) / "deployed").iterdir()
     assert json.loads((proved / "energy.json").read_text())["content"]["samples"] == [[0.0, 5.0]]
+    print_deployment(result)
+    shown = capsys.readouterr().out
+    assert "metered by: fake" in shown and "simulated" not in shown and "emulated" not in shown
+
+    # another meter is another measurement, and so is none: nothing of the first stays
+    meters[0] = FakeMeter("simulated SmartPower 2", 8.0)
+    other = deployed(study, *asked)
+    assert other.proofs[0].state == "measured"
+    tracked = tracked_runs(study)["none"]
+    assert (tracked.data.metrics["energy_mj"], tracked.data.tags["dxc.energy_meter"]) == (
+        8.0,
+        "simulated SmartPower 2",
+    )
+    print_deployment(other)
+    shown = capsys.readouterr().out
+    assert "metered by: simulated SmartPower 2" in shown
+    assert "simulated: energy and power are of a simulated meter" in shown
+    meters[0] = None
+    assert deployed(study, *asked).proofs[0].state == "measured"
+    tracked = tracked_runs(study)["none"]
+    assert all(math.isnan(tracked.data.metrics[name]) for name in ("energy_mj", "max_power_w", "fom"))
+    assert (tracked.data.tags["dxc.energy_meter"], tracked.data.tags["dxc.energy"]) == ("", "not metered")
+
+
+def test_what_is_printed_of_invalid_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are named as such, with the reason; an emulated device says that it is none."""
+    verdicts = {"dxc.measurement": "valid", "dxc.energy": "invalid: the repeats differ by 9.0% of their mean"}
+    metrics = {"device_accuracy": 0.75, "measured_latency_ms": 2.0}
+    proofs = [
+        Proof("a" * 32, "bad", 0.5, metrics, "measured", _refused(verdicts), verdicts),
+        Proof("b" * 32, "broken", None, {}, "failed", ["it is no network"]),
+    ]
+    result = Deployment(
+        title="small", device="emulated, Pi; onnxruntime 1.31.1, cpu, 1 thread", emulated=True, meter="SmartPower 2",
+        proofs=proofs, images=[], notes=[], sent_bytes=0, folder=tmp_path,
+    )  # fmt: skip
+    print_deployment(result)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    (row,) = [line for line in lines if line.startswith("bad ")]
+    assert row == "bad 0.5000 0.7500 2 invalid invalid invalid invalid measured"  # energy, net, power, merit
+    assert "emulated: Pi is no real device, and its times say nothing of one" in lines
+    assert "note: bad: energy is invalid: the repeats differ by 9.0% of their mean" in lines
+    (advice,) = [line for line in lines if line.startswith("note: bad: for a valid energy: ")]
+    assert "stop what else runs on the device" in advice and "again=true" in advice
+    with (tmp_path / "deployed.csv").open() as file:
+        (bad, _) = csv.DictReader(file)
+    assert (bad["energy_mj"], bad["meter"]) == ("", "SmartPower 2")
+
+
+@pytest.mark.usefixtures("steady")
+def test_without_labels_there_is_no_accuracy(proved: tuple[Path, Deployment]) -> None:
+    """Random images give latency and memory; an accuracy that an earlier deployment gave does not stay beside them."""
+    study, first = proved
+    run_id = tracked_runs(study)["none"].info.run_id
+    one = ("study=null", f"runs=[{run_id}]")
+    assert "device_accuracy" in tracked_runs(study)["none"].data.metrics
+    result = deployed(study, *one, "images=random")
+    (proof,) = result.proofs
+    assert proof.state == "measured" and {"measured_latency_ms", "peak_memory_mb"} <= proof.metrics.keys()
+    assert "device_accuracy" not in proof.metrics
+    assert "no accuracy: random images have no labels (images=test gives it)" in proof.notes
+    assert result.images == ["100 random images without labels"]
+    assert math.isnan(tracked_runs(study)["none"].data.metrics["device_accuracy"])
+    table, _ = deployment_table(questions(study, "table=deployment"))
+    accuracies = table.frame.set_index("run_id")["device_accuracy"]
+    assert len(accuracies) == 3 and math.isnan(accuracies[run_id])
+    # what the test set gave is another measurement, which is still there
+    expected = {each.run_id: each.metrics["device_accuracy"] for each in first.proofs}
+    assert deployed(study, *one).proofs[0].metrics["device_accuracy"] == expected[run_id]
 
 
 def test_the_front_is_the_same_when_a_deployment_goes_on(study: Path) -> None:

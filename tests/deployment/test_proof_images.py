@@ -10,7 +10,7 @@ import pytest
 
 from dxc.config.plan import Plan
 from dxc.deploy.metadata import Metadata
-from dxc.deployment.images import ProofImages, _smallest, proof_images
+from dxc.deployment.images import ProofImages, _smallest, proof_images, random_images
 from dxc.errors import DataError, ExportError
 from tests.conftest import ChipMaker
 from tests.deployment.studies import composed
@@ -56,3 +56,18 @@ def test_numbers_travel_in_16_bits_where_nothing_is_lost() -> None:
     assert _smallest(exact).dtype == np.float16
     for value in (0.1, 1e6):
         assert _smallest(np.array([0.5, value], np.float32)).dtype == np.float32
+
+
+def test_random_images_are_of_the_size_of_the_network() -> None:
+    """They are the same each time, so that they travel once, and few where a network takes large ones."""
+    small, large = (
+        random_images(Metadata(channels=CHANNELS, size=(size, size)), run_id="0" * 32) for size in (20, 900)
+    )
+    images = np.load(io.BytesIO(small.images.content))
+    assert images.shape == (100, 5, 20, 20) and images.dtype == np.float16 and abs(images.mean()) < 0.01
+    assert small.labels is None and small.prepared
+    again = random_images(Metadata(channels=CHANNELS, size=(20, 20)), run_id="1" * 32)
+    assert again.images.sha256 == small.images.sha256
+    assert large.count == 1 and len(large.images.content) < 9_000_000
+    with pytest.raises(ExportError, match="takes images of any size, so images=random has none"):
+        random_images(Metadata(channels=CHANNELS), run_id="0" * 32)

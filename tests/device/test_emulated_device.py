@@ -26,6 +26,7 @@ from dxc.deploy import device as device_module
 from dxc.deploy.device import Device, Payload, RefusedError, UnreachableError
 from dxc.report.deployment import print_deployment
 from dxc.synthetic.images import SyntheticImages
+from tests.deployment import metered
 from tests.deployment.conftest import study, trained_study  # noqa: F401  # fixtures
 from tests.deployment.studies import artifacts_of, deployed, tracked_runs
 
@@ -124,10 +125,12 @@ class Wire:
 
 @dataclass(frozen=True)
 class Emulated:
-    """The machine: the port of its sshd, and the folder with the keys."""
+    """The machine: the port of its sshd, the folder with the keys, and its files."""
 
     port: int
     folder: Path
+    system: Path
+    """Its root, as this machine sees it."""
 
     def options(self, port: int | None = None) -> list[str]:
         return [
@@ -160,7 +163,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulated]:
         serving = subprocess.Popen(
             [HERE / "serve.sh", home, str(port), folder / "user.pub"], stdout=log, stderr=log
         )
-    machine = Emulated(port, folder)
+    machine = Emulated(port, folder, home / "system")
     for _ in range(600):
         if _listens(port) or serving.poll() is not None:
             break
@@ -249,6 +252,35 @@ def test_three_networks_from_end_to_end(
         assert tracked.data.tags["dxc.measured_on"] == result.device
     print_deployment(result)
     assert "emulated, Raspberry Pi" in capsys.readouterr().out
+
+
+def test_the_tables_under_a_simulated_meter(
+    study: Path,  # noqa: F811
+    ssh: Wire,
+    emulated: Emulated,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The brief's tables 1 to 3 by deploying and analyzing: all figures are there, and are called emulated and
+    simulated. Their energy holds the true one."""
+    metered.allow_short_windows(monkeypatch)
+    events = emulated.system / "home" / "pi" / ".cache" / "dxc" / "events.jsonl"
+    with metered.meter(events) as serving:
+        result = metered.deployed_with(
+            serving, study, "hardware=pi", f"hardware.host={HOST}", "hardware.threads=1"
+        )
+    assert [each.state for each in result.proofs] == ["measured"] * 3
+    assert (
+        result.emulated and result.meter == metered.METER
+    )  # the device says so itself, hardware.emulated or not
+    for tracked in tracked_runs(study).values():
+        assert tracked.data.tags["dxc.emulated"] == "true"
+    metered.check_energy(study)
+    metered.check_tables(study, "emulated, Raspberry Pi 3 Model B Plus (emulated)")
+    print_deployment(result)
+    shown = capsys.readouterr().out
+    assert "emulated: Raspberry Pi 3 Model B Plus (emulated)" in shown
+    assert "simulated: energy and power are of a simulated meter" in shown
 
 
 def test_a_disk_that_is_full(emulated: Emulated) -> None:

@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dxc.errors import first_line
 from dxc.hardware.measure import worker
 from dxc.hardware.measure.worker import MARK, Refused
 
@@ -75,7 +76,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
             with torch.inference_mode():
                 exact = outputs_of(module.cuda()(*(each.cuda() for each in inputs)))
         except Exception as error:
-            raise Refused("run", described(error)) from error
+            raise Refused("run", first_line(error, named=True)) from error
         compared([each.cpu().numpy() for each in exact], expected, "float32")
         del exact
         torch.backends.cudnn.allow_tf32 = True
@@ -88,13 +89,13 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
             else:
                 module(*inputs)
         except Exception as error:  # too little memory, or an operator that cannot take what it gets
-            raise Refused("run", described(error)) from error
+            raise Refused("run", first_line(error, named=True)) from error
         if cuda and request["cuda_graph"]:
             try:
                 graph, outputs = capture(module, inputs)
                 graph.replay()
             except Exception as error:
-                raise Refused("capture", described(error)) from error
+                raise Refused("capture", first_line(error, named=True)) from error
             execute = graph.replay
         else:
             outputs = outputs_of(module(*inputs))
@@ -147,11 +148,6 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
             "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         },
     }
-
-
-def described(error: Exception) -> str:
-    """Class and first line of an error; torch's go on with advice for debugging and the trace of C++."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def compared(outputs: list[Any], expected: list[Any], precision: str) -> float:

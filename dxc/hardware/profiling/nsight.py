@@ -7,22 +7,20 @@ happened. (docs.nvidia.com/nsight-systems/UserGuide: "SQLite schema reference")
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dxc.errors import HardwareError
 from dxc.hardware.profiling.cupti import RANGE  # our NVTX ranges are called 'batch 8' too
 from dxc.hardware.profiling.tables import COLUMNS, gpu_rows
-from dxc.processes import ending_with_parent
+from dxc.processes import ending_with_parent, kill_group
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,8 +126,7 @@ def _nsys(command: list[str], made: Path, timeout_seconds: float) -> None:
         raise HardwareError(f"nsys {command[1]} was not done within {timeout_seconds:g} s") from error
     finally:
         if not ended:
-            with suppress(ProcessLookupError):
-                os.killpg(running.pid, signal.SIGKILL)
+            kill_group(running)
             running.communicate()
     # the recording, tens of MB, stays there if nsys could not make a report from it
     made.with_suffix(".qdstrm").unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dxc.errors import HardwareError
+from dxc.errors import HardwareError, first_line
 from dxc.files import write_atomically
 from dxc.hardware.schedule.dag import Schedule
 from dxc.hardware.schedule.program import Program
@@ -187,7 +187,7 @@ def compare_schedules(
             except (HardwareError, RuntimeError) as error:  # torch's, such as too little memory
                 if place == 0:
                     raise HardwareError(f"{onnx}: schedules cannot be measured: {error}") from error
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                reason = first_line(error)
                 found.notes.append(f"batch {left_out} left out: {reason}")
                 break
             finally:

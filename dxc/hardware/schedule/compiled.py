@@ -9,8 +9,6 @@ import argparse
 import contextlib
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dxc.processes import ending_with_parent
+from dxc.processes import ending_with_parent, kill_group
 
 MODES = {"compiled": "max-autotune-no-cudagraphs", "compiled_graph": "max-autotune"}
 """Modes of torch.compile by name of the row."""
@@ -84,8 +82,7 @@ def _run(command: list[str], seconds: float) -> tuple[list[dict], str]:
         except subprocess.TimeoutExpired:
             reason = f"it took over {seconds:.0f} s"
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # its compilers too
+            kill_group(process)  # its compilers too
             process.wait()
         out.seek(0)
         err.seek(0)

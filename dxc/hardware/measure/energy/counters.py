@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from dxc.errors import HardwareError
+from dxc.errors import HardwareError, is_whole
 from dxc.hardware.measure.energy.sources import Polled
 
 
@@ -151,7 +151,7 @@ class Nvml(Polled):
 
     def __init__(self, gpu: int = 0, rate_hz: float = 10.0) -> None:
         super().__init__(rate_hz)
-        if not isinstance(gpu, int) or isinstance(gpu, bool) or gpu < 0:
+        if not is_whole(gpu, 0):
             raise ValueError(f"energy.gpu must be a whole number of at least 0, not {gpu!r}")
         self.gpu = gpu
         self._nvml: Any = None

@@ -19,7 +19,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dxc.errors import HardwareError
+from dxc.errors import HardwareError, is_number
 from dxc.hardware.measure.energy.protocol import EDGE_SECONDS, Sample, Window
 from dxc.hardware.measure.energy.sources import Source
 from dxc.text import visible
@@ -65,7 +65,7 @@ class MeterFile(Source):
         wait_s: float = 10.0,
     ) -> None:
         for key, value in (("search_s", search_s), ("wait_s", wait_s)):
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+            if not is_number(value) or not 0 <= value < math.inf:
                 raise ValueError(f"energy.{key} must be a number of at least 0, not {value!r}")
         self.file, self.time, self.watt = Path(file), time, watt
         self.search_s, self.wait_s = float(search_s), float(wait_s)

@@ -13,7 +13,7 @@ All times are in seconds of one clock: time.monotonic() of the machine that list
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -210,6 +210,38 @@ def judge(
         repeats_mj=tuple(float(each) for each in repeats),
         counts=counts,
     )
+
+
+REMEDIES = (
+    ("repeats under load", "repeat the load at least three times (repeats=3)"),
+    ("no idle time", "leave the device alone before and after (idle_seconds=60)"),
+    ("s long; at least", "use longer windows (seconds=60 idle_seconds=60)"),
+    ("gave no sample", "see that the meter is on and connected until the end"),
+    ("samples; at least", "give the meter a steady connection, and keep this machine quiet"),
+    ("has no sample for", "give the meter a steady connection, and keep this machine quiet"),
+    ("inside session.run", "stop what else runs on the device"),
+    (
+        "idle power drifted",
+        "let the device come to a steady temperature first, and stop what else runs on it",
+    ),
+    ("repeats differ", "stop what else runs on the device, and use longer windows (seconds=120)"),
+    ("throttled", "cool the device, or give it a stronger supply"),
+    ("no power under load", "supply the device, and nothing else, through the meter"),
+    ("energy over latency", "stop what else runs on the device"),
+    ("connection was lost", "see that the device can be reached all the time"),
+)
+"""What a reason says, and what to do about it. Each fault that judge() finds is here."""
+
+
+def advice(reasons: Iterable[str]) -> str:
+    """What to do about invalid figures, in one sentence.
+
+    Args:
+        reasons: of each Energy, as it was recorded.
+    """
+    whole = "; ".join(reasons)
+    remedies = dict.fromkeys(remedy for said, remedy in REMEDIES if said in whole)
+    return "; ".join([*remedies, "then measure again: python deploy.py again=true"])
 
 
 def _sorted(samples: Sequence[Sample]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from dxc.errors import ConfigError, exit_cleanly, is_number, signals_raise
+from dxc.errors import ConfigError, exit_cleanly, is_number, is_whole, signals_raise
 
 BOOT = b"SmartPower2 simulated\r\n"
 VOLT = 5.0
@@ -138,7 +138,7 @@ class SimulatedMeter:
         for name, value in (("idle", idle_w), ("load", load_w), ("noise", noise_w)):
             if not is_number(value) or not 0 <= value <= MAX_WATT:
                 raise ConfigError(f"{name} must be a power from 0 to {MAX_WATT:g} W, not {value!r}")
-        if not 0 <= port < 65536:
+        if not is_whole(port, 0, 65535):
             raise ConfigError(f"port must be a whole number from 0 to 65535, not {port!r}")
         self._load = _Load(Path(events), idle_w, load_w)
         self._noise_w, self._period_s = noise_w, period_s

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from dxc.errors import HardwareError
+from dxc.errors import HardwareError, is_number, is_whole
 from dxc.hardware.measure.energy.protocol import Sample
 from dxc.hardware.measure.energy.sources import Listening
 from dxc.text import visible
@@ -30,6 +30,7 @@ MAX_LINE = 400
 SILENT_SECONDS = 3.0
 """After this the connection is taken to be lost. A sample comes every second."""
 RECONNECT_SECONDS = 0.5
+MAX_PATIENCE_SECONDS = 3600.0
 PERIOD_SECONDS = 1.0
 SIMULATED = "simulated"
 """A line with this word is of dxc.hardware.measure.energy.simulated. The name of the meter carries it from then on."""
@@ -48,6 +49,11 @@ class Reading(NamedTuple):
     ampere: float
     watt: float
     watthour: float
+
+
+def is_simulated(name: str) -> bool:
+    """Whether the name of a meter is that of a simulated one."""
+    return name.startswith(SIMULATED)
 
 
 def reading(line: str) -> Reading | None:
@@ -91,10 +97,14 @@ class SmartPower2(Listening):
             )
         if address is not None and not (isinstance(address, str) and HOST.fullmatch(address)):
             raise ValueError(f"energy.address must be a name or an IP address, not {address!r}")
-        if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 65536:
+        if not is_whole(port, 1, 65535):
             raise ValueError(f"energy.port must be a whole number from 1 to 65535, not {port!r}")
         if serial is not None and not isinstance(serial, str):
             raise ValueError(f"energy.serial must be a path, not {serial!r}")
+        if not is_number(patience_s) or not 0 < patience_s <= MAX_PATIENCE_SECONDS:
+            raise ValueError(
+                f"energy.patience_s must be a number above 0 and up to {MAX_PATIENCE_SECONDS:g}, not {patience_s!r}"
+            )
         self.address, self.port, self.serial = address, port, serial
         self.patience_s = float(patience_s)
         self._refused_lines = 0

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dxc.config.build import build
-from dxc.errors import ConfigError, HardwareError
+from dxc.errors import ConfigError, HardwareError, is_number
 from dxc.hardware.measure.energy.protocol import Sample, Window
 from dxc.text import visible
 
@@ -139,7 +139,7 @@ class Polled(Listening):
 
     def __init__(self, rate_hz: float) -> None:
         super().__init__()
-        if not isinstance(rate_hz, int | float) or isinstance(rate_hz, bool) or not 1 <= rate_hz <= 1000:
+        if not is_number(rate_hz) or not 1 <= rate_hz <= 1000:
             raise ValueError(f"rate_hz must be a number from 1 to 1000, not {rate_hz!r}")
         self.rate_hz = float(rate_hz)
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dxc.deployment.meter import merit
-from dxc.hardware.measure.energy.protocol import Energy, Sample, Window, _error_of_mean, judge
+from dxc.hardware.measure.energy.protocol import Energy, Sample, Window, _error_of_mean, advice, judge
 
 Array = NDArray[np.float64]
 Signal = Callable[[Array], Array]
@@ -201,6 +201,7 @@ def test_windows_of_ten_seconds_are_not_biased() -> None:
         found = judge(samples, windows, latency_ms=None)
         errors.append(found.energy_mj / truth - 1)
         assert "is 10.0 s long; at least 30 s are needed" in found.reason
+        assert advice([found.reason]).startswith("use longer windows")
     assert max(map(abs, errors)) < 1e-9
 
 
@@ -256,6 +257,7 @@ def test_what_is_invalid(samples: list[Sample], windows: list[Window], options: 
     assert not found.valid and reason in found.reason
     assert found.metrics() == {}
     assert found.record()["reason"] == found.reason
+    assert advice([found.reason]) != advice([])  # each fault has its remedy
 
 
 def test_what_is_still_valid() -> None:

@@ -241,6 +241,15 @@ def test_no_meter_there(tmp_path: Path) -> None:
         ),
         ({"address": "a b"}, "must be a name or an IP address"),
         ({"address": "192.168.4.1", "port": 0}, "energy.port must be a whole number from 1 to 65535, not 0"),
+        (
+            {"address": "192.168.4.1", "port": True},
+            "energy.port must be a whole number from 1 to 65535, not True",
+        ),
+        ({"address": "192.168.4.1", "patience_s": "long"}, "energy.patience_s must be a number above 0"),
+        (
+            {"address": "192.168.4.1", "patience_s": float("nan")},
+            "energy.patience_s must be a number above 0",
+        ),
         ({"adress": "192.168.4.1"}, "adress"),
     ],
 )
