@@ -52,7 +52,7 @@ class Request(Part):
     """What one run is asked. Plain values, which every rank reads.
 
     Attributes:
-        about: the images; see dxc.scaling.images.described.
+        about: the images; see dxc.scaling.sources.described.
         learning_rate: after the rise, for all devices together; see Settings.lr_rule.
         rise_steps: steps over which the learning rate rises to it.
         seconds: of the timed part.
@@ -105,7 +105,8 @@ class Run:
         from lightning_fabric.plugins.environments import TorchElasticEnvironment
         from lightning_fabric.strategies import DDPStrategy
 
-        from dxc.scaling.images import Rank, images_of
+        from dxc.scaling.images import Rank
+        from dxc.scaling.sources import images_of
 
         torch.set_num_threads(request.threads)
         self.request = request
@@ -160,6 +161,7 @@ class Run:
             **measured,
             "gradient_bytes": self.gradient_bytes,
             "params": self.params,
+            "skipped_images": round(self.request.total * self._mean(self.images.skipped)[0]),
             "first_step_s": first_step_s,
             "hosts": self._everyones(socket.gethostname()),
             "device_name": _device_name(self.device),

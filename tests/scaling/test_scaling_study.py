@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,9 @@ import dxc.config.compose  # noqa: F401  registers the resolvers that conf/ uses
 from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.errors import ConfigError, DataError, ScalingError
 from dxc.scaling import study
-from dxc.scaling.images import described
 from dxc.scaling.launch import by_hand
 from dxc.scaling.settings import Settings
+from dxc.scaling.sources import described, images_of
 from dxc.scaling.study import Machine, Scaled, plan, scale
 from dxc.scaling.worker import RESULT
 
@@ -123,6 +125,23 @@ def test_a_run_that_fails_does_not_stop_the_study(asked: Asked, launched: list[i
     assert launched == [1, 2, 4, 4]  # what failed is tried again
 
 
+def test_each_device_needs_a_shard(asked: Asked, launched: list[int], tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    for name in ("a", "b"):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            for member, content in (("0.ppm", b"P6 1 1 255 abc"), ("0.cls", b"1")):
+                about = tarfile.TarInfo(member)
+                about.size = len(content)
+                archive.addfile(about, io.BytesIO(content))
+    shards = [f"source.shards={tmp_path}/a.tar", f"source.val_shards={tmp_path}/b.tar"]
+    scaled = scale(asked("source=webdataset", *shards, "devices='1,2'"))
+    assert launched == [1]
+    (two,) = [trial for trial in scaled.trials if trial.point.devices == 2]
+    assert two.reason == (
+        "2 devices need a shard each to train, and there are 1; write the images to more shards"
+    )
+
+
 def test_runs_in_mlflow(asked: Asked, launched: list[int], tmp_path: Path) -> None:
     settings = asked("devices='1,2'", "tracking.log=true")
     scale(settings)
@@ -223,7 +242,7 @@ def _look(root: Path, tmp_path: Path, **more: Any) -> dict[str, Any]:
 def test_an_image_folder(tmp_path: Path) -> None:
     import torch
 
-    from dxc.scaling.images import Rank, images_of
+    from dxc.scaling.images import Rank
 
     root = _folder(tmp_path / "images", cat=12, dog=8)
     about = _look(root, tmp_path)
