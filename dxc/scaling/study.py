@@ -40,7 +40,8 @@ FOLDER = "scaling"
 KIND = "scaling"
 """dxc.kind of a run: no design, so that no analysis takes it for one."""
 OF_RUN = (
-    "images_per_second", "accuracy", "seconds_to_accuracy", "communication_share", "loader_share", "device_hours",
+    "images_per_second", "accuracy", "seconds_to_accuracy", "communication_share", "loader_share",
+    "roofline_share", "device_hours",
 )  # fmt: skip
 """Metrics that a run has by itself, named as in Outcome."""
 OF_STUDY = ("speedup", "scaling_efficiency", "added_speedup", "accuracy_speedup", "price", "price_per_point")
@@ -62,6 +63,7 @@ class _Result(Part, extra="ignore"):
     synced_error_s: float | None = None
     compute_s: float | None = None
     compute_error_s: float | None = None
+    least_step_s: float | None = None
     gradient_bytes: int
     reduced: list[tuple[int, float, float]] = Field(default=[])
     accuracy: float | None = None
@@ -449,6 +451,7 @@ def _row(trial: Trial, gain: Gain | None, fitted: model.Fit | None) -> dict[str,
             "accuracy_speedup": gain.accuracy_speedup,
             "communication_share": outcome.communication_share,
             "loader_share": outcome.loader_share,
+            "roofline_share": outcome.roofline_share,
             "bound_by": outcome.bound_by,
             "device_hours": outcome.device_hours,
             "price": gain.price,

@@ -44,6 +44,14 @@ MEASURED_S = 10.0
 LEAST_BLOCKS, MOST_BLOCKS = 3, 30
 STEPS_A_BLOCK = 2
 SMALL_BYTES = 4
+PEAKS = {
+    ("cuda", "bf16-mixed"): "bf16",
+    ("cuda", "16-mixed"): "fp16",
+    ("cpu", "bf16-mixed"): "bf16",
+    ("cpu", "32-true"): "fp32",
+}
+"""In which precision the peaks of a device are measured. In 32 bits a GPU has two: torch lets convolutions alone round
+to TF32."""
 LOOK, LAST_LOOK = -1, -2
 """What rank 0 says in place of a number of steps: validate; validate and stop."""
 
@@ -159,6 +167,7 @@ class Run:
         return {
             **trained,
             **measured,
+            **self._roofline(),
             "gradient_bytes": self.gradient_bytes,
             "params": self.params,
             "skipped_images": round(self.request.total * self._mean(self.images.skipped)[0]),
@@ -384,6 +393,29 @@ class Run:
             found["synced_s"], found["synced_error_s"] = self._middle(synced)
             found["reduced"] = [(size, *self._middle(reduced[size])) for size in sizes]
         return found
+
+    def _roofline(self) -> dict[str, float]:
+        """The least time of a step by the peaks of this device, measured while all ranks measure theirs; {} where they
+        are not known."""
+        import torch
+
+        from dxc.hardware.schedule.roofline import measure_peaks, training_step_s
+
+        request, about = self.request, self.request.about
+        precision = PEAKS.get((request.accelerator, request.precision))
+        if precision is None or request.simulated_step_ms or not request.measured_s:
+            return {}
+        with torch.device("meta"):
+            network = build(request.model, "model")
+            images = torch.empty(request.device_batch, about["channels"], about["size"], about["size"])
+        self._barrier()
+        least_s = math.nan
+        with contextlib.suppress(
+            torch.OutOfMemoryError
+        ):  # the network may have left no room for large matrices
+            least_s = training_step_s(network, images, measure_peaks(self.device, precision), precision)
+        least_s = self._mean(least_s)[0]
+        return {"least_step_s": least_s} if math.isfinite(least_s) else {}
 
     def _middle(self, seconds: list[float]) -> tuple[float, float]:
         """Median of the ranks' means, and its standard error from the quartiles: machines pause now and then."""
