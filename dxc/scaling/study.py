@@ -194,7 +194,8 @@ def plan(settings: Settings, machine: Machine) -> list[Trial]:
     about = described(
         settings.source, settings.data, size=(224 if gpu else 64) if auto else size, folder=root
     )
-    about["validation_images"] = settings.validation_images
+    validation = settings.validation_images
+    about["validation_images"] = (256 if gpu else 64) if validation is None else validation
     if auto and not gpu and about["kind"] != "chips":
         log.info(
             "on processors images have 64 x 64 pixels and runs take %s, so that they end soon (those of "

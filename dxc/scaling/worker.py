@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 REQUEST, RESULT = "request.json", "result.json"
 LOOK_EVERY_S = 0.25
 """How often rank 0 decides whether to go on."""
-MEASURED_S = 10.0
-"""Time for measuring communication; at least LEAST_BLOCKS blocks, at most MOST_BLOCKS."""
 LEAST_BLOCKS, MOST_BLOCKS = 3, 30
+"""Of steps that are timed, for the communication."""
 STEPS_A_BLOCK = 2
+"""1 where the time would not do for LEAST_BLOCKS."""
 SMALL_BYTES = 4
 PEAKS = {
     ("cuda", "bf16-mixed"): "bf16",
@@ -350,8 +350,8 @@ class Run:
     def _communication(self, step_s: float) -> dict[str, Any]:
         """Time a step with and without synchronisation, and bare all-reduces of as many bytes, in turn.
 
-        The first step of each kind is not timed: after a step without synchronisation the buffers of batch
-        normalisation are not sent either. A block is one value; all ranks' mean.
+        On several devices the first step of each kind is not timed: after a step without synchronisation the buffers
+        of batch normalisation are not sent either. A block is one value; all ranks' mean.
         """
         import torch
         import torch.distributed as dist
@@ -362,24 +362,22 @@ class Run:
         self._learns = False  # ranks that are not synchronised would drift apart
         batch = next(self._batches)
         several = request.total > 1
-        blocks = int(request.measured_s / (step_s * (STEPS_A_BLOCK + 1) * (3 if several else 1)))
-        blocks = self._from_rank_0(max(LEAST_BLOCKS, min(MOST_BLOCKS, blocks)))
+        steps, blocks = measured_blocks(request.measured_s, step_s, several)
+        steps, blocks = self._from_rank_0(steps), self._from_rank_0(blocks)
         sizes = sorted({SMALL_BYTES, 4 * (self.gradient_bytes // 16), self.gradient_bytes}) if several else []
         room = torch.zeros(self.gradient_bytes // 4, device=self.device)
         synced, alone, reduced = [], [], {size: [] for size in sizes}  # type: ignore[var-annotated]
 
-        def steps(synced: bool) -> float:
-            self._step(batch, synced=synced)
+        def timed(synced: bool) -> float:
+            if several:
+                self._step(batch, synced=synced)
             self._barrier()
-            return (
-                self._time(lambda: [self._step(batch, synced=synced) for _ in range(STEPS_A_BLOCK)])
-                / STEPS_A_BLOCK
-            )
+            return self._time(lambda: [self._step(batch, synced=synced) for _ in range(steps)]) / steps
 
         for _ in range(blocks):
             if several:
-                synced.append(steps(True))
-            alone.append(steps(False))
+                synced.append(timed(True))
+            alone.append(timed(False))
             for size in sizes:
                 part = room[: size // 4]
                 dist.all_reduce(part)  # all ranks are here, and buffers are there
@@ -424,6 +422,26 @@ class Run:
         means = np.array(self._mean(*seconds))
         q25, median, q75 = np.quantile(means, [0.25, 0.5, 0.75])
         return float(median), float(1.2533 * (q75 - q25) / 1.349 / len(means) ** 0.5)
+
+
+def measured_blocks(measured_s: float, step_s: float, several: bool) -> tuple[int, int]:
+    """Into how many blocks the time for measuring communication is divided.
+
+    Args:
+        measured_s: the time, in seconds. Slow steps take longer: there are LEAST_BLOCKS.
+        step_s: of a step.
+        several: whether there are several devices: two kinds of steps then, each with one that is not timed, and
+            all-reduces, which take as long as a kind of steps at most.
+
+    Returns:
+        Timed steps of a kind in a block, and blocks.
+    """
+    blocks = 0
+    for steps in (STEPS_A_BLOCK, 1):
+        blocks = int(measured_s / (step_s * (3 * (steps + 1) if several else steps)))
+        if blocks >= LEAST_BLOCKS:
+            return steps, min(MOST_BLOCKS, blocks)
+    return 1, LEAST_BLOCKS
 
 
 def _crashes(module: torch.nn.Module, accelerator: str) -> bool:

@@ -19,7 +19,7 @@ from dxc.hardware.schedule import roofline
 from dxc.hardware.schedule.roofline import Peaks, training_step_s
 from dxc.models.resnet import TinyResNet
 from dxc.scaling.launch import launch_here
-from dxc.scaling.worker import Request, Run
+from dxc.scaling.worker import Request, Run, measured_blocks
 from tests.scaling.runs import SMALL, result_of, written
 
 
@@ -121,6 +121,21 @@ def test_ranks_that_find_nobody_say_where_they_looked(tmp_path: Path) -> None:
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "RANK": "1"}
     with pytest.raises(ScalingError, match=r"rank 1 on \S+: found no 2 ranks at 127\.0\.0\.1:1 within 3 s"):
         launch_here(tmp_path, environment=environment)
+
+
+@pytest.mark.parametrize(
+    ("step_s", "several", "expected"),
+    [
+        (0.1, True, (2, 11)),  # 10 s / (3 kinds x 3 steps x 0.1 s)
+        (0.01, True, (2, 30)),
+        (0.5, True, (1, 3)),  # 10 / (3 x 2 x 0.5): two steps a block would give two blocks
+        (6.0, True, (1, 3)),  # not fewer, though it takes longer
+        (0.5, False, (2, 10)),
+        (2.0, False, (1, 5)),
+    ],
+)
+def test_how_many_blocks_are_measured(step_s: float, several: bool, expected: tuple[int, int]) -> None:
+    assert measured_blocks(10, step_s, several) == expected
 
 
 @pytest.mark.parametrize(
