@@ -201,7 +201,8 @@ def _samples(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     try:
         yield from group_by_keys(tar_file_expander(opened(), select_files=_is_read))
     except Exception as error:  # tarfile's, the library's and the system's
-        reason = str(error.args[0] if error.args else error).partition(" @ <")[0]
+        system = error.strerror if isinstance(error, OSError) else None
+        reason = system or str(error.args[0] if error.args else error).partition(" @ <")[0]
         raise DataError(f"{at}: it cannot be read to its end: {reason}") from error
 
 
