@@ -11,6 +11,7 @@ import hashlib
 import io
 import logging
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.filters import shuffle
@@ -34,6 +35,10 @@ log = logging.getLogger(__name__)
 CLASS = "cls"
 SUFFIXES = tuple(ending.removeprefix(".") for ending in ENDINGS)
 MOST_SHARDS = 100_000
+PATTERN = re.compile(r"[^{}]*(?:\{[^{}]*\}[^{}]*)*")
+"""A path with braces, none in another."""
+RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})")
+"""First and last number. It is looked at before braceexpand, which makes a list of all between."""
 BLOCK = 512
 """Bytes of a block of a tar archive. It ends with two blocks of zeros, which a file that was cut off lacks."""
 MAGIC, MAGIC_AT = b"ustar", 257
@@ -134,13 +139,15 @@ def local_files(pattern: str, key: str) -> list[Path]:
         ConfigError: an address, or braces that do not close.
         DataError: files that are not there.
     """
-    try:
-        names = list(islice(braceexpand(pattern), MOST_SHARDS + 1))
-    except UnbalancedBracesError:
+    if not PATTERN.fullmatch(pattern):
         raise ConfigError(
-            f"{key}={pattern}: a brace is not closed; several shards are DIR/{{000..146}}.tar"
-        ) from None
-    if len(names) > MOST_SHARDS:
+            f"{key}={pattern}: a brace is not closed, or within another; several shards are DIR/{{000..146}}.tar"
+        )
+    ranges = [abs(int(last) - int(first)) for first, last in RANGE.findall(pattern)]
+    names = (
+        list(islice(braceexpand(pattern), MOST_SHARDS + 1)) if max(ranges, default=0) < MOST_SHARDS else []
+    )
+    if not 0 < len(names) <= MOST_SHARDS:
         raise ConfigError(f"{key}={pattern} names more than {MOST_SHARDS:,} shards")
     if addresses := [name for name in names if ":" in name]:
         raise ConfigError(

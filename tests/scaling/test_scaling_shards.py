@@ -247,7 +247,9 @@ def test_other_files_are_no_shards(folder: Path) -> None:
     [
         ({"shards": "{folder}/train-{{0..9}}.tar"}, DataError, r"6 of 10 files .*: \S+train-4.tar is the first"),
         ({"shards": "{folder}/train-{{0..3.tar"}, ConfigError, "a brace is not closed"),
+        ({"shards": "{folder}/train-{{{{0..3}},x}}.tar"}, ConfigError, "a brace is not closed, or within another"),
         ({"shards": "{folder}/train-{{0..999999999}}.tar"}, ConfigError, "names more than 100,000 shards"),
+        ({"shards": "{folder}/{{0..999}}-{{0..999}}-{{0..999}}.tar"}, ConfigError, "names more than 100,000 shards"),
         ({"shards": "{folder}/train-{{0,0}}.tar"}, ConfigError, r"names a file twice: \S+train-0.tar"),
         ({"val_shards": "{folder}/train-0.tar"}, ConfigError, "is in source.shards and in source.val_shards"),
         ({"classes": 1}, ConfigError, "source.classes must be at least 2"),

@@ -26,7 +26,7 @@ from tests.search.searches import Searching, composed
 
 def test_a_whole_grid(searching: Searching, capsys: pytest.CaptureFixture[str]) -> None:
     """Eight points are five trials; each is trained once and is everything that a run of train.py is."""
-    runs = searching("search.tuner=grid", "model.pool_kernel=2,3")
+    runs = searching("search.tuner=grid", "model.pool_kernel=2,3", "hardware.measure=true")
     assert len(runs) == 6 and len(set(searching.launched)) == len(searching.launched) == 6
     client = MlflowClient(searching.uri)
     (parent,) = Store(searching.uri, "first", patience_s=0).runs(dxc__kind="study")
@@ -43,6 +43,7 @@ def test_a_whole_grid(searching: Searching, capsys: pytest.CaptureFixture[str]) 
         assert run.status == "FINISHED" and run.tags["dxc.state"] == "finished"
         assert run.tags["mlflow.parentRunId"] == parent.run_id
         assert {"accuracy", "onnx_mb", "macs", "fit_seconds", "val_accuracy.fold1"} <= set(run.metrics)
+        assert {"measured_latency_ms", "peak_memory_mb"} <= set(run.metrics)
         assert {"dxc.design", "dxc.data", "device", "model", "data"} <= set(run.tags)
         names = {each.path for each in client.list_artifacts(run.run_id)}
         assert {"model.onnx", "config.yaml", "predictions.parquet"} <= names
