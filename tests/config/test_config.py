@@ -28,13 +28,14 @@ from dxc.config.identity import (
     params_and_tags,
     trial_hash,
 )
-from dxc.config.names import describe, flatten
+from dxc.config.names import describe, flatten, quote_texts
 from dxc.errors import ConfigError
 from dxc.models import resnet
 from dxc.models.resnet import ResNet
 from dxc.scaling.settings import Settings as Scaling
 from dxc.search.space import parse_space
 from dxc.synthetic.source import SyntheticSource
+from scale import TEXTS
 
 CONF = PROJECT_ROOT / "conf"
 CONF_SCALE = PROJECT_ROOT / "conf_scale"
@@ -76,6 +77,8 @@ def test_every_option_composes_and_builds_by_its_command(override: str) -> None:
     overrides = [each for each in overrides if each != "-m"]  # of a sweep its first point
     group = override.split("=")[0]
     assert any(each == override or each.startswith(f"{group}.") for each in overrides)
+    if script == "scale.py":
+        overrides = quote_texts(overrides, TEXTS)
     config = _compose(*overrides, script=script.removesuffix(".py"))
     if script == "scale.py":
         assert build(Scaling.of(config).model.values(), "model")
