@@ -24,6 +24,7 @@ from dxc.tracking.store import Store
 from tests.search.searches import Searching, composed
 
 
+@pytest.mark.usefixtures("with_figures")
 def test_a_whole_grid(searching: Searching, capsys: pytest.CaptureFixture[str]) -> None:
     """Eight points are five trials; each is trained once and is everything that a run of train.py is."""
     runs = searching("search.tuner=grid", "model.pool_kernel=2,3", "hardware.measure=true")
