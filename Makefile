@@ -30,7 +30,7 @@ ifneq ($(TORCH),)
 	{ echo "$(VENV) holds the CUDA build of torch: rm -r $(VENV), then make setup TORCH=cpu" >&2; exit 2; }
 endif
 
-$(VENV)/.installed: pyproject.toml requirements.txt requirements-dev.txt constraints.txt
+$(VENV)/.installed: pyproject.toml requirements.txt requirements-dev.txt requirements-webdataset.txt constraints.txt
 	$(require_python)
 	@case "$(TORCH)" in ""|cpu) ;; *) echo "TORCH=$(TORCH) is unknown: TORCH=cpu, or none for the build of PyPI" >&2; exit 2;; esac
 	@test -n "$(TORCH)" -o "$$(uname -s)" != Linux || command -v nvidia-smi >/dev/null || \

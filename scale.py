@@ -13,6 +13,9 @@ from dxc.config.hidden import hide_command_line
 from dxc.config.names import quote_texts
 from dxc.errors import exit_cleanly
 
+TEXTS = ("devices", "nodes", "batch", "scaling", "until", "source.shards", "source.val_shards")
+"""Keys whose values Hydra would read as its own grammar."""
+
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="scale")
 def main(cfg: DictConfig) -> None:
@@ -26,6 +29,6 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = quote_texts(sys.argv[1:], ("devices", "nodes", "batch", "scaling", "until"))
+    sys.argv[1:] = quote_texts(sys.argv[1:], TEXTS)
     hide_command_line()
     main()

@@ -314,9 +314,9 @@ def resnet50(setting: Setting) -> dict[str, Any]:
     """Images a second of ResNet-50 in bf16, channels_last, images made on the device: eager and as one graph."""
     import torch
     from torch.nn import functional as F
-    from training_engines import captured, images_per_second, roofline_seconds
+    from training_engines import captured, images_per_second
 
-    from dxc.hardware.schedule.roofline import measure_peaks
+    from dxc.hardware.schedule.roofline import measure_peaks, training_step_s
     from dxc.models.resnet import BottleneckResNet
 
     torch.backends.cudnn.benchmark = True
@@ -345,7 +345,7 @@ def resnet50(setting: Setting) -> dict[str, Any]:
             rates = images_per_second(
                 captured(step) if graph else step, batch, setting.device, 0.1 if setting.tiny else 2.0
             )
-            floor = roofline_seconds(model, images.float(), peaks)
+            floor = training_step_s(model, images.float(), peaks, "bf16")
             row = {
                 "batch": batch, "graph": graph, "images_per_second": rates,
                 "share_of_roofline": statistics.median(rates) * floor / batch,

@@ -13,7 +13,7 @@ vmap           five folds as one network by torch.func.vmap, bf16 weights, no ru
 compile        the eager step with torch.compile, its backward included, as one graph
 
 All count the images of all folds. A share of the roofline is the least time that the arithmetic and the memory traffic
-of the convolutions take at the peaks measured in the same run, over the time taken (see roofline_seconds).
+of the convolutions take at the peaks measured in the same run, over the time taken (see training_step_s).
 """
 
 from __future__ import annotations
@@ -33,45 +33,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from dxc.hardware.schedule.roofline import Peaks, measure_peaks
+from dxc.hardware.schedule.roofline import measure_peaks, training_step_s
 from dxc.models.resnet import ResNet
 
 CHANNELS, SIZE, FOLDS = 7, 100, 5
-BF16_BYTES = 2
 VARIANTS = ("plain", "eager", "graph", "streams", "one_graph", "grouped", "vmap", "compile")
 
 
 def synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def roofline_seconds(model: nn.Module, image: Tensor, peaks: Peaks) -> float:
-    """The least time of one training step, layer by layer (Williams et al. 2009, doi 10.1145/1498765.1498785).
-
-    Each convolution and linear layer has three passes: forward, gradient of its input, gradient of its weights. Each
-    takes the larger of its arithmetic and of its traffic (input, output and weights once, 2 bytes a number). All else
-    is taken to be free. The first layer needs no gradient of its input.
-
-    Args:
-        model: any of convolutions and linear layers.
-        image: a batch (B, C, H, W).
-        peaks: of the device, in bf16.
-    """
-    seconds: list[float] = []
-
-    def add(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        flops = 2 * output.numel() * layer.weight[0].numel()
-        traffic = BF16_BYTES * (inputs[0].numel() + output.numel() + layer.weight.numel())
-        passes = 3 if seconds else 2
-        seconds.append(passes * peaks.least_ms(flops / 2, traffic) / 1000)
-
-    hooks = [m.register_forward_hook(add) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    with torch.no_grad():
-        copy.deepcopy(model).eval()(image) if not hooks else model(image)
-    for hook in hooks:
-        hook.remove()
-    return sum(seconds)
 
 
 class Resident:
@@ -320,7 +291,7 @@ def compare(
         floor = None
         with contextlib.suppress(RuntimeError):
             image = torch.rand(batch, CHANNELS, SIZE, SIZE, device=device)
-            floor = roofline_seconds(ResNet(CHANNELS, width=width).to(device), image, peaks)
+            floor = training_step_s(ResNet(CHANNELS, width=width).to(device), image, peaks, "bf16")
         for name in names:
             row: dict[str, Any] = {"width": width, "batch": batch, "variant": name}
             began = time.perf_counter()

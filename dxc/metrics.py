@@ -564,6 +564,16 @@ METRICS: dict[str, Metric] = {
         origin="trained",
         comparable_by=SCALED_ON,
     ),
+    "roofline_share": Metric(
+        unit="fraction",
+        maximise=True,
+        meaning="of the speed that the arithmetic and the memory of the devices allow: least time of a step / its time",
+        title="share of the roofline",
+        format=".3f",
+        table_format=".3f",
+        origin="trained",
+        comparable_by=SCALED_ON,
+    ),
     "seconds_to_accuracy": Metric(
         unit="s",
         maximise=False,

@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 STEM, PAGE = "scaling", "index.html"
 METRICS = (
     "images_per_second", "speedup", "scaling_efficiency", "added_speedup", "accuracy", "seconds_to_accuracy",
-    "accuracy_speedup", "communication_share", "loader_share", "device_hours", "price", "price_per_point",
+    "accuracy_speedup", "communication_share", "loader_share", "roofline_share", "device_hours", "price",
+    "price_per_point",
 )  # fmt: skip
 """Columns that are shown where at least one run has a value."""
-DETAILS = ("accuracy_speedup", "loader_share", "device_hours", "price", "price_per_point")
+DETAILS = (
+    "accuracy_speedup", "loader_share", "roofline_share", "device_hours", "price", "price_per_point",
+)  # fmt: skip
 
 
 class Curve(Protocol):

@@ -1,7 +1,6 @@
 """What scale.py trains on: images made on the device, a folder of images in class folders, or chips.
 
-A source is described by a plain dict, a section of a configuration with what was found out about it: it is read by the
-process that plans a study, and again by each rank of each run.
+Shards are in dxc.scaling.shards, and dxc.scaling.sources chooses among all of them.
 """
 
 from __future__ import annotations
@@ -9,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
 from dxc.config.build import build
+from dxc.config.checked import Natural, Part, Positive, Text, checked
 from dxc.errors import ConfigError, DataError
 from dxc.files import write_atomically
 from dxc.text import counted
@@ -37,7 +37,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIGNAL = 0.5
 """Of made images: standard deviation of what a class has in common; that of the noise is 1."""
 
-Part = Literal["train", "val"]
+Share = Literal["train", "val"]
+OnBadFile = Literal["raise", "skip"]
 
 
 class Images(Protocol):
@@ -45,6 +46,8 @@ class Images(Protocol):
 
     waits: bool
     """Whether a loader prepares the batches, so that a step may wait for one."""
+    skipped: int
+    """How many images could not be read and were left out until now."""
 
     def train(self, device_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Endless (images (B, C, H, W), labels (B,)) on the device. All ranks together see each image once an epoch."""
@@ -71,43 +74,28 @@ class Rank:
         return images, labels.to(self.device, non_blocking=True)
 
 
-def described(
-    source: Mapping[str, Any], data: Mapping[str, Any], *, size: int, folder: Path
-) -> dict[str, Any]:
-    """Look at a source once, before a study: what there is, and whether it can be used.
+class MadeSource(Part):
+    """The section source=device_images."""
+
+    kind: Literal["device_images"]
+    classes: Positive
+    seed: Natural
+
+
+def found_made(source: Mapping[str, Any], channels: int, size: int) -> dict[str, Any]:
+    """Describe images that are made on the device; see dxc.scaling.sources.described.
 
     Args:
         source: the section `source`.
-        data: the section `data`.
-        size: edge in pixels of the images of a source that can give any.
-        folder: where the list of a folder's files is kept; it may be long.
-
-    Returns a plain dict with kind (made | folder | chips), classes, channels, size, digest and what images_of() needs.
+        channels: that the network would get.
+        size: edge in pixels.
 
     Raises:
         ConfigError: a value cannot work.
-        DataError: the images cannot be used.
     """
-    kind = source.get("kind")
-    if kind == "device_images":
-        classes, seed = source["classes"], source["seed"]
-        about = {"classes": classes, "channels": len(data["channels"]), "size": size}
-        return {"kind": "made", **about, "seed": seed, "images": 0, "digest": f"made-{seed}"}
-    if kind == "imagefolder":
-        return _folder(source, len(data["channels"]), size, folder)
-    if "_target_" not in source:
-        raise ConfigError("source: choose source=device_images, imagefolder, chips, synthetic or cifar10")
-    return _chips(source, data)
-
-
-def images_of(about: Mapping[str, Any], rank: Rank) -> Images:
-    """The images that described() found, for one rank."""
-    kinds: dict[str, Callable[[Mapping[str, Any], Rank], Images]] = {
-        "made": MadeImages,
-        "folder": FolderImages,
-        "chips": ChipImages,
-    }
-    return kinds[about["kind"]](about, rank)
+    asked = checked(MadeSource, source, "source")
+    about = {"classes": asked.classes, "channels": channels, "size": size}
+    return {"kind": "made", **about, "seed": asked.seed, "images": 0, "digest": f"made-{asked.seed}"}
 
 
 class MadeImages:
@@ -118,6 +106,7 @@ class MadeImages:
     """
 
     waits = False
+    skipped = 0
 
     def __init__(self, about: Mapping[str, Any], rank: Rank) -> None:
         import torch
@@ -153,8 +142,32 @@ class MadeImages:
         return self._rank.to_device(images, labels)
 
 
-def _folder(source: Mapping[str, Any], channels: int, size: int, folder: Path) -> dict[str, Any]:
-    root = Path(str(source["root"]))
+class FolderSource(Part):
+    """The section source=imagefolder."""
+
+    kind: Literal["imagefolder"]
+    root: Text
+    classes: Positive = 2
+    workers: Natural
+    on_bad_file: OnBadFile
+    checked_files: Positive
+
+
+def found_folder(source: Mapping[str, Any], channels: int, size: int, folder: Path) -> dict[str, Any]:
+    """Look at a folder of images; see dxc.scaling.sources.described.
+
+    Args:
+        source: the section `source`.
+        channels: that the network would get.
+        size: edge in pixels of the images of a batch.
+        folder: where the list of its files is kept.
+
+    Raises:
+        ConfigError: a value cannot work.
+        DataError: the images cannot be used.
+    """
+    asked = checked(FolderSource, source, "source")
+    root = Path(asked.root)
     if channels != 3:
         raise ConfigError(f"source=imagefolder has 3 channels, red, green and blue, and not {channels}")
     if not root.is_dir():
@@ -182,10 +195,8 @@ def _folder(source: Mapping[str, Any], channels: int, size: int, folder: Path) -
             raise DataError(
                 f"{root}: no images to {part} in {', '.join(empty[:NAMED])}; {', '.join(ENDINGS)} are read"
             )
-    if bad := _bad_headers(
-        [path for listed in files.values() for path, _ in listed], source["checked_files"]
-    ):
-        if source["on_bad_file"] == "raise":
+    if bad := _bad_headers([path for listed in files.values() for path, _ in listed], asked.checked_files):
+        if asked.on_bad_file == "raise":
             listed_bad = "\n".join(f"  {path}: {reason}" for path, reason in list(bad.items())[:NAMED])
             more = f"\n  and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
             raise DataError(
@@ -207,7 +218,7 @@ def _folder(source: Mapping[str, Any], channels: int, size: int, folder: Path) -
         "channels": 3,
         "size": size,
         "images": len(kept["train"]),
-        "workers": source["workers"],
+        "workers": asked.workers,
         "digest": digest,
         "listing": str((folder / f"files-{digest}.json").resolve()),
     }
@@ -255,6 +266,7 @@ class FolderImages:
     """
 
     waits = True
+    skipped = 0
 
     def __init__(self, about: Mapping[str, Any], rank: Rank) -> None:
         self._about, self._rank = about, rank
@@ -266,7 +278,7 @@ class FolderImages:
     def validation(self, device_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         return self._batches("val", device_batch)
 
-    def _batches(self, part: Part, device_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, part: Share, device_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         from torch.utils.data import DataLoader
 
         rank, files = self._rank, self._listing[part]
@@ -276,8 +288,17 @@ class FolderImages:
             num_workers=self._about["workers"],
             pin_memory=rank.device.type == "cuda",
         )
-        for images, labels in loader:
+        for images, labels in from_loader(loader):
             yield rank.to_device(images, labels)
+
+
+def from_loader(loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches of a DataLoader. What is wrong with a file is raised as it was said: torch would put a traceback of
+    the loader process before it."""
+    try:
+        yield from loader
+    except DataError as error:
+        raise DataError(str(error).rpartition(f"{DataError.__module__}.DataError: ")[2].strip()) from None
 
 
 class _Files:
@@ -291,24 +312,40 @@ class _Files:
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         import numpy as np
-        import torch
-        from PIL import Image
 
         number, draw = key
         name, label = self._files[number]
         path = self._root / name
+        rng = np.random.default_rng([draw, number]) if self._train else None
         try:
-            with Image.open(path) as opened:
-                image = opened.convert("RGB")
+            return prepared(path, self._size, rng), label
         except Exception as error:  # Pillow raises what its decoders do
             raise DataError(f"{path} cannot be read: {error}; mend or remove it") from None
-        rng = np.random.default_rng([draw, number]) if self._train else None
-        image = image.resize((self._size,) * 2, Image.Resampling.BILINEAR, box=_box(image.size, rng))
-        pixels = np.asarray(image, dtype=np.float32) / 255
-        if rng is not None and rng.random() < 0.5:
-            pixels = pixels[:, ::-1]
-        normal = (pixels - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
-        return torch.from_numpy(np.ascontiguousarray(normal.transpose(2, 0, 1))), label
+
+
+def prepared(file: Path | IO[bytes], size: int, rng: np.random.Generator | None) -> Tensor:
+    """Decode an image, crop and resize it. Raises what Pillow's decoders do.
+
+    Args:
+        file: the encoded image.
+        size: edge in pixels of what is returned.
+        rng: for training: draws a random crop, flipped or not. None: the centre.
+
+    Returns:
+        (3, size, size) float32, normalised by MEAN and STD.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    with Image.open(file) as opened:
+        image = opened.convert("RGB")
+    image = image.resize((size, size), Image.Resampling.BILINEAR, box=_box(image.size, rng))
+    pixels = np.asarray(image, dtype=np.float32) / 255
+    if rng is not None and rng.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    normal = (pixels - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+    return torch.from_numpy(np.ascontiguousarray(normal.transpose(2, 0, 1)))
 
 
 def _box(size: tuple[int, int], rng: np.random.Generator | None) -> tuple[float, float, float, float]:
@@ -353,8 +390,16 @@ class _Shares:
             epoch += 1
 
 
-def _chips(source: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """Images of the project's own data modules; what they cache is made here, by one process."""
+def found_chips(source: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Images of the project's own data modules; what they cache is made here, by one process.
+
+    Args:
+        source: the section `source`.
+        data: the section `data`.
+
+    Raises:
+        ConfigError: data.size is no number.
+    """
     module = _module(source, data)
     module.prepare_data()
     cache, fold = module.cache, module.folds[0]
@@ -381,6 +426,7 @@ class ChipImages:
     """Chips, or images of a published set, from the cache; the first fold's held-out images validate."""
 
     waits = True
+    skipped = 0
 
     def __init__(self, about: Mapping[str, Any], rank: Rank) -> None:
         self._about, self._rank = about, rank

@@ -26,6 +26,7 @@ class Outcome:
         synced_s: a step with all-reduce of the gradients, measured alone. synced_error_s: its standard error.
         compute_s: the same step without it. compute_error_s: its standard error.
         loader_s: of a step of the timed part, the wait for images.
+        least_step_s: the time below which no step can be, by the peaks of the device (roofline).
         gradient_bytes: what is reduced in a step.
         reduced: (bytes, seconds, standard error) of bare all-reduces.
         accuracy: of validation images after the timed part.
@@ -45,6 +46,7 @@ class Outcome:
     compute_s: float = MISSING
     compute_error_s: float = MISSING
     loader_s: float = 0.0
+    least_step_s: float = MISSING
     gradient_bytes: int = 0
     reduced: Sequence[tuple[int, float, float]] = ()
     accuracy: float = MISSING
@@ -81,6 +83,11 @@ class Outcome:
     def loader_share(self) -> float:
         """Of a step."""
         return self.loader_s / self.step_s
+
+    @property
+    def roofline_share(self) -> float:
+        """Of the speed that the peaks of the devices allow; NaN where they are not known."""
+        return self.least_step_s / self.step_s
 
     @property
     def bound_by(self) -> str:

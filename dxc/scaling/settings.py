@@ -105,7 +105,7 @@ class Settings(Part):
     oversubscribe: Flag
     channels_last: Flag
     warmup_steps: Positive | None
-    validation_images: Natural
+    validation_images: Natural | None
     measured_seconds: Amount
     timeout_seconds: Limit
     simulated_step_ms: Amount

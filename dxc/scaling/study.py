@@ -22,11 +22,11 @@ from dxc.errors import ConfigError, DxcError, ScalingError, signals_raise
 from dxc.files import write_atomically
 from dxc.hardware.spec import device_name
 from dxc.scaling import model
-from dxc.scaling.images import described
 from dxc.scaling.launch import Absent, Launch, by_hand, launch_here, launch_on_slurm
 from dxc.scaling.published import PUBLISHED
 from dxc.scaling.results import MISSING, Gain, Outcome, Scaling, by_series, gains
 from dxc.scaling.settings import LOOKS, Point, Settings
+from dxc.scaling.sources import described
 from dxc.scaling.worker import REQUEST, RESULT, Request
 from dxc.text import counted, duration
 from dxc.untrusted import load_json
@@ -40,7 +40,8 @@ FOLDER = "scaling"
 KIND = "scaling"
 """dxc.kind of a run: no design, so that no analysis takes it for one."""
 OF_RUN = (
-    "images_per_second", "accuracy", "seconds_to_accuracy", "communication_share", "loader_share", "device_hours",
+    "images_per_second", "accuracy", "seconds_to_accuracy", "communication_share", "loader_share",
+    "roofline_share", "device_hours",
 )  # fmt: skip
 """Metrics that a run has by itself, named as in Outcome."""
 OF_STUDY = ("speedup", "scaling_efficiency", "added_speedup", "accuracy_speedup", "price", "price_per_point")
@@ -62,11 +63,13 @@ class _Result(Part, extra="ignore"):
     synced_error_s: float | None = None
     compute_s: float | None = None
     compute_error_s: float | None = None
+    least_step_s: float | None = None
     gradient_bytes: int
     reduced: list[tuple[int, float, float]] = Field(default=[])
     accuracy: float | None = None
     seconds_to_accuracy: float | None = None
     device_name: str
+    skipped_images: int = 0
     total_s: float
     params: int
 
@@ -191,7 +194,8 @@ def plan(settings: Settings, machine: Machine) -> list[Trial]:
     about = described(
         settings.source, settings.data, size=(224 if gpu else 64) if auto else size, folder=root
     )
-    about["validation_images"] = settings.validation_images
+    validation = settings.validation_images
+    about["validation_images"] = (256 if gpu else 64) if validation is None else validation
     if auto and not gpu and about["kind"] != "chips":
         log.info(
             "on processors images have 64 x 64 pixels and runs take %s, so that they end soon (those of "
@@ -201,7 +205,7 @@ def plan(settings: Settings, machine: Machine) -> list[Trial]:
     optimizer = settings.optimizer.values()
     grid = settings.grid(devices, batches)
     needed = max((point.total_batch for point in grid), default=0)
-    if about["kind"] != "made" and needed > about["images"]:
+    if about["images"] and needed > about["images"]:
         raise ConfigError(
             f"a step of {needed} images is more than the {about['images']} that there are to train; choose a "
             "smaller batch="
@@ -315,7 +319,12 @@ def _do(settings: Settings, machine: Machine, trial: Trial, place: str) -> float
 
 def _missing(settings: Settings, machine: Machine, trial: Trial) -> str:
     """What a configuration needs that is not here; '' where all is."""
-    point = trial.point
+    point, about = trial.point, trial.request.about
+    if about["kind"] == "shards" and point.total > (shards := len(about["listing"]["train"])):
+        return (
+            f"{counted(point.total, 'device')} need a shard each to train, and there are {shards}; write the images to "
+            "more shards"
+        )
     if machine.devices is None:
         return ""
     if point.nodes > 1:
@@ -443,6 +452,7 @@ def _row(trial: Trial, gain: Gain | None, fitted: model.Fit | None) -> dict[str,
             "accuracy_speedup": gain.accuracy_speedup,
             "communication_share": outcome.communication_share,
             "loader_share": outcome.loader_share,
+            "roofline_share": outcome.roofline_share,
             "bound_by": outcome.bound_by,
             "device_hours": outcome.device_hours,
             "price": gain.price,
@@ -540,6 +550,10 @@ def _lines(
             lines.append(("absent", f"{trial.point.name}: {trial.reason}"))
         elif trial.reason:
             lines.append(("not reached", f"{trial.point.name}: {trial.reason}"))
+    for trial in trials:
+        if trial.result is not None and trial.result.skipped_images:
+            left = counted(trial.result.skipped_images, "image")
+            lines.append(("left out", f"{trial.point.name}: {left} could not be read"))
     request = trials[0].request
     simulated = (
         f", with a pause of {request.simulated_step_ms:g} ms a step that stands for computation"

@@ -39,11 +39,19 @@ if TYPE_CHECKING:
 REQUEST, RESULT = "request.json", "result.json"
 LOOK_EVERY_S = 0.25
 """How often rank 0 decides whether to go on."""
-MEASURED_S = 10.0
-"""Time for measuring communication; at least LEAST_BLOCKS blocks, at most MOST_BLOCKS."""
 LEAST_BLOCKS, MOST_BLOCKS = 3, 30
+"""Of steps that are timed, for the communication."""
 STEPS_A_BLOCK = 2
+"""1 where the time would not do for LEAST_BLOCKS."""
 SMALL_BYTES = 4
+PEAKS = {
+    ("cuda", "bf16-mixed"): "bf16",
+    ("cuda", "16-mixed"): "fp16",
+    ("cpu", "bf16-mixed"): "bf16",
+    ("cpu", "32-true"): "fp32",
+}
+"""In which precision the peaks of a device are measured. In 32 bits a GPU has two: torch lets convolutions alone round
+to TF32."""
 LOOK, LAST_LOOK = -1, -2
 """What rank 0 says in place of a number of steps: validate; validate and stop."""
 
@@ -52,7 +60,7 @@ class Request(Part):
     """What one run is asked. Plain values, which every rank reads.
 
     Attributes:
-        about: the images; see dxc.scaling.images.described.
+        about: the images; see dxc.scaling.sources.described.
         learning_rate: after the rise, for all devices together; see Settings.lr_rule.
         rise_steps: steps over which the learning rate rises to it.
         seconds: of the timed part.
@@ -105,7 +113,8 @@ class Run:
         from lightning_fabric.plugins.environments import TorchElasticEnvironment
         from lightning_fabric.strategies import DDPStrategy
 
-        from dxc.scaling.images import Rank, images_of
+        from dxc.scaling.images import Rank
+        from dxc.scaling.sources import images_of
 
         torch.set_num_threads(request.threads)
         self.request = request
@@ -158,8 +167,10 @@ class Run:
         return {
             **trained,
             **measured,
+            **self._roofline(),
             "gradient_bytes": self.gradient_bytes,
             "params": self.params,
+            "skipped_images": round(self.request.total * self._mean(self.images.skipped)[0]),
             "first_step_s": first_step_s,
             "hosts": self._everyones(socket.gethostname()),
             "device_name": _device_name(self.device),
@@ -339,8 +350,8 @@ class Run:
     def _communication(self, step_s: float) -> dict[str, Any]:
         """Time a step with and without synchronisation, and bare all-reduces of as many bytes, in turn.
 
-        The first step of each kind is not timed: after a step without synchronisation the buffers of batch
-        normalisation are not sent either. A block is one value; all ranks' mean.
+        On several devices the first step of each kind is not timed: after a step without synchronisation the buffers
+        of batch normalisation are not sent either. A block is one value; all ranks' mean.
         """
         import torch
         import torch.distributed as dist
@@ -351,24 +362,22 @@ class Run:
         self._learns = False  # ranks that are not synchronised would drift apart
         batch = next(self._batches)
         several = request.total > 1
-        blocks = int(request.measured_s / (step_s * (STEPS_A_BLOCK + 1) * (3 if several else 1)))
-        blocks = self._from_rank_0(max(LEAST_BLOCKS, min(MOST_BLOCKS, blocks)))
+        steps, blocks = measured_blocks(request.measured_s, step_s, several)
+        steps, blocks = self._from_rank_0(steps), self._from_rank_0(blocks)
         sizes = sorted({SMALL_BYTES, 4 * (self.gradient_bytes // 16), self.gradient_bytes}) if several else []
         room = torch.zeros(self.gradient_bytes // 4, device=self.device)
         synced, alone, reduced = [], [], {size: [] for size in sizes}  # type: ignore[var-annotated]
 
-        def steps(synced: bool) -> float:
-            self._step(batch, synced=synced)
+        def timed(synced: bool) -> float:
+            if several:
+                self._step(batch, synced=synced)
             self._barrier()
-            return (
-                self._time(lambda: [self._step(batch, synced=synced) for _ in range(STEPS_A_BLOCK)])
-                / STEPS_A_BLOCK
-            )
+            return self._time(lambda: [self._step(batch, synced=synced) for _ in range(steps)]) / steps
 
         for _ in range(blocks):
             if several:
-                synced.append(steps(True))
-            alone.append(steps(False))
+                synced.append(timed(True))
+            alone.append(timed(False))
             for size in sizes:
                 part = room[: size // 4]
                 dist.all_reduce(part)  # all ranks are here, and buffers are there
@@ -383,6 +392,29 @@ class Run:
             found["reduced"] = [(size, *self._middle(reduced[size])) for size in sizes]
         return found
 
+    def _roofline(self) -> dict[str, float]:
+        """The least time of a step by the peaks of this device, measured while all ranks measure theirs; {} where they
+        are not known."""
+        import torch
+
+        from dxc.hardware.schedule.roofline import measure_peaks, training_step_s
+
+        request, about = self.request, self.request.about
+        precision = PEAKS.get((request.accelerator, request.precision))
+        if precision is None or request.simulated_step_ms or not request.measured_s:
+            return {}
+        with torch.device("meta"):
+            network = build(request.model, "model")
+            images = torch.empty(request.device_batch, about["channels"], about["size"], about["size"])
+        self._barrier()
+        least_s = math.nan
+        with contextlib.suppress(
+            torch.OutOfMemoryError
+        ):  # the network may have left no room for large matrices
+            least_s = training_step_s(network, images, measure_peaks(self.device, precision), precision)
+        least_s = self._mean(least_s)[0]
+        return {"least_step_s": least_s} if math.isfinite(least_s) else {}
+
     def _middle(self, seconds: list[float]) -> tuple[float, float]:
         """Median of the ranks' means, and its standard error from the quartiles: machines pause now and then."""
         import numpy as np
@@ -390,6 +422,26 @@ class Run:
         means = np.array(self._mean(*seconds))
         q25, median, q75 = np.quantile(means, [0.25, 0.5, 0.75])
         return float(median), float(1.2533 * (q75 - q25) / 1.349 / len(means) ** 0.5)
+
+
+def measured_blocks(measured_s: float, step_s: float, several: bool) -> tuple[int, int]:
+    """Into how many blocks the time for measuring communication is divided.
+
+    Args:
+        measured_s: the time, in seconds. Slow steps take longer: there are LEAST_BLOCKS.
+        step_s: of a step.
+        several: whether there are several devices: two kinds of steps then, each with one that is not timed, and
+            all-reduces, which take as long as a kind of steps at most.
+
+    Returns:
+        Timed steps of a kind in a block, and blocks.
+    """
+    blocks = 0
+    for steps in (STEPS_A_BLOCK, 1):
+        blocks = int(measured_s / (step_s * (3 * (steps + 1) if several else steps)))
+        if blocks >= LEAST_BLOCKS:
+            return steps, min(MOST_BLOCKS, blocks)
+    return 1, LEAST_BLOCKS
 
 
 def _crashes(module: torch.nn.Module, accelerator: str) -> bool:

@@ -13,6 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
 from dxc.config.build import KINDS, build
@@ -27,15 +28,18 @@ from dxc.config.identity import (
     params_and_tags,
     trial_hash,
 )
-from dxc.config.names import describe, flatten
+from dxc.config.names import describe, flatten, quote_texts
 from dxc.errors import ConfigError
 from dxc.models import resnet
 from dxc.models.resnet import ResNet
 from dxc.scaling.settings import Settings as Scaling
 from dxc.search.space import parse_space
 from dxc.synthetic.source import SyntheticSource
+from scale import TEXTS
 
 CONF = PROJECT_ROOT / "conf"
+CONF_SCALE = PROJECT_ROOT / "conf_scale"
+"""Options that scale.py alone has."""
 
 
 @functools.cache
@@ -55,16 +59,26 @@ def _options(group: str) -> list[str]:
 GROUPS = ("model", "task", "data", "source", "hardware", "optimizer", "scheduler", "trainer", "experiment")
 
 
-@pytest.mark.parametrize("override", [f"{group}={option}" for group in GROUPS for option in _options(group)])
+FILES = {
+    f"{group}={path.stem}": path
+    for folder in (CONF, CONF_SCALE)
+    for group in GROUPS
+    for path in sorted((folder / group).glob("*.yaml"))
+}
+
+
+@pytest.mark.parametrize("override", FILES)
 def test_every_option_composes_and_builds_by_its_command(override: str) -> None:
     """The command that heads an option's file chooses it, its keys exist, and each section builds what it is for."""
-    lines = (CONF / f"{override.replace('=', '/')}.yaml").read_text().splitlines()
+    lines = FILES[override].read_text().splitlines()
     (command,) = [line for line in lines[:2] if line.startswith("# python ")]
     script, *overrides = shlex.split(re.split(r"\s+\(", command.removeprefix("# python "))[0])
     assert script in ("train.py", "search.py", "scale.py")
     overrides = [each for each in overrides if each != "-m"]  # of a sweep its first point
     group = override.split("=")[0]
     assert any(each == override or each.startswith(f"{group}.") for each in overrides)
+    if script == "scale.py":
+        overrides = quote_texts(overrides, TEXTS)
     config = _compose(*overrides, script=script.removesuffix(".py"))
     if script == "scale.py":
         assert build(Scaling.of(config).model.values(), "model")
@@ -96,6 +110,13 @@ def test_every_space_is_of_a_model_and_has_its_knobs(model: str) -> None:
         assert (CONF / axis.key).is_dir() or OmegaConf.select(
             cfg, axis.key, throw_on_missing=True
         ) is not None
+
+
+@pytest.mark.parametrize("override", [each for each, path in FILES.items() if CONF_SCALE in path.parents])
+def test_options_of_scale_cannot_be_chosen_elsewhere(override: str) -> None:
+    group, _, option = override.partition("=")
+    with pytest.raises(MissingConfigException, match=f"Could not find '{group}/{option}'"):
+        _compose(override)
 
 
 def test_the_contract_command_composes() -> None:

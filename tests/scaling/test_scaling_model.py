@@ -84,6 +84,11 @@ def test_shares_and_what_bound_a_run() -> None:
     assert _run(1).communication_share == 0 and _run(1).bound_by == "compute"
 
 
+def test_share_of_the_roofline() -> None:
+    assert math.isnan(_run(2).roofline_share)
+    assert _run(2, step_s=0.4, least_step_s=0.1).roofline_share == pytest.approx(0.25)
+
+
 def _known(*totals: int) -> Fit:
     found = fit([_run(total) for total in totals])
     assert found is not None

@@ -7,14 +7,20 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from dxc.errors import ScalingError
+from dxc.hardware.schedule import roofline
+from dxc.hardware.schedule.roofline import Peaks, training_step_s
+from dxc.models.resnet import TinyResNet
 from dxc.scaling.launch import launch_here
-from dxc.scaling.worker import Run
-from tests.scaling.runs import result_of, written
+from dxc.scaling.worker import Request, Run, measured_blocks
+from tests.scaling.runs import SMALL, result_of, written
 
 
 def test_two_ranks_train_for_the_time_and_measure_their_communication(tmp_path: Path) -> None:
@@ -28,6 +34,7 @@ def test_two_ranks_train_for_the_time_and_measure_their_communication(tmp_path: 
     assert result["step_s"] == pytest.approx(result["wall_seconds"] / result["steps"])
     assert result["compute_s"] > 0.05
     assert result["synced_s"] > 0.05
+    assert "least_step_s" not in result  # a pause has no roofline
     assert result["loader_s"] == 0  # images are made on the device
     assert result["gradient_bytes"] == 4 * result["params"]
     sizes = [size for size, *_ in result["reduced"]]
@@ -116,9 +123,51 @@ def test_ranks_that_find_nobody_say_where_they_looked(tmp_path: Path) -> None:
         launch_here(tmp_path, environment=environment)
 
 
-def test_devices_that_are_not_equal_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
+@pytest.mark.parametrize(
+    ("step_s", "several", "expected"),
+    [
+        (0.1, True, (2, 11)),  # 10 s / (3 kinds x 3 steps x 0.1 s)
+        (0.01, True, (2, 30)),
+        (0.5, True, (1, 3)),  # 10 / (3 x 2 x 0.5): two steps a block would give two blocks
+        (6.0, True, (1, 3)),  # not fewer, though it takes longer
+        (0.5, False, (2, 10)),
+        (2.0, False, (1, 5)),
+    ],
+)
+def test_how_many_blocks_are_measured(step_s: float, several: bool, expected: tuple[int, int]) -> None:
+    assert measured_blocks(10, step_s, several) == expected
 
+
+@pytest.mark.parametrize(
+    ("more", "known"),
+    [
+        ({}, True),
+        ({"accelerator": "cuda", "precision": "bf16-mixed"}, True),
+        ({"accelerator": "cuda"}, False),  # 32 bits, or TF32: two peaks
+        ({"simulated_step_ms": 5}, False),
+        ({"measured_s": 0}, False),
+    ],
+)
+def test_the_least_time_of_a_step(more: dict[str, Any], known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = object.__new__(Run)  # without its processes
+    run.request = Request.model_validate({**SMALL, "devices": 1, **more})
+    run.device = torch.device("cpu")
+    run.fabric = SimpleNamespace(barrier=lambda: None)  # type: ignore[assignment]
+    monkeypatch.setattr(roofline, "measure_peaks", lambda device, precision: Peaks(1e9, 1e9))
+    network = TinyResNet(3, 4, width=8)
+    precision = "bf16" if more.get("precision") == "bf16-mixed" else "fp32"
+    least_s = training_step_s(network, torch.zeros(4, 3, 16, 16), Peaks(1e9, 1e9), precision)
+    assert run._roofline() == ({"least_step_s": pytest.approx(least_s)} if known else {})
+    assert least_s > 1e-4
+
+    def full(device: torch.device, precision: str) -> Peaks:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(roofline, "measure_peaks", full)
+    assert run._roofline() == {}
+
+
+def test_devices_that_are_not_equal_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     run = object.__new__(Run)  # without its processes
     run.device = torch.device("cpu")
     monkeypatch.setattr(Run, "_everyones", lambda self, name: ["A100", "V100"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,9 @@ import dxc.config.compose  # noqa: F401  registers the resolvers that conf/ uses
 from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.errors import ConfigError, DataError, ScalingError
 from dxc.scaling import study
-from dxc.scaling.images import described
 from dxc.scaling.launch import by_hand
 from dxc.scaling.settings import Settings
+from dxc.scaling.sources import described, images_of
 from dxc.scaling.study import Machine, Scaled, plan, scale
 from dxc.scaling.worker import RESULT
 
@@ -57,7 +60,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         result = {
             "images_per_second": RATE[total], "wall_seconds": 30.0, "wall_spread_s": 0.0, "steps": 300,
             "step_s": step_s, "loader_s": 0.0, "synced_s": step_s, "synced_error_s": 1e-4,
-            "compute_s": 8 / RATE[1], "compute_error_s": 1e-4, "gradient_bytes": 1000,
+            "least_step_s": step_s / 4, "compute_s": 8 / RATE[1], "compute_error_s": 1e-4, "gradient_bytes": 1000,
             "reduced": [(4, 0.002, 1e-5), (1000, 0.004, 1e-5)] if total > 1 else [], "accuracy": 0.5 + 0.1 * total,
             "seconds_to_accuracy": None, "device_name": CORES.name, "total_s": 40.0, "params": 250, "hosts": ["a"],
         }  # fmt: skip
@@ -82,6 +85,8 @@ def test_a_study_is_run_once_and_what_is_not_here_is_predicted(asked: Asked, lau
     assert rows.loc[2, "added_speedup"] == pytest.approx(0.8)
     # 16 images / 180 a second less 80 ms; an eighth of a minute at 3
     assert rows.loc[2, "communication_share"] == pytest.approx(0.1)
+    assert rows.loc[2, "roofline_share"] == pytest.approx(0.25)
+    assert math.isnan(rows.loc[8, "roofline_share"])
     assert rows.loc[2, "price"] == pytest.approx(2 * 30 / 3600 * 3)
     assert rows.loc[2, "price_per_point"] == pytest.approx(0.05 / 70)
     assert 1.8 < rows.loc[8, "speedup_low"] <= rows.loc[8, "speedup"] <= rows.loc[8, "speedup_high"] < 8
@@ -92,7 +97,7 @@ def test_a_study_is_run_once_and_what_is_not_here_is_predicted(asked: Asked, lau
     names = {path.name for path in scaled.folder.iterdir()}
     assert names == {f"scaling.{end}" for end in ("md", "tex", "csv", "png", "svg")} | {"index.html"}
     table = (scaled.folder / "scaling.md").read_text()
-    assert "predicted" in table and "1.80" in table
+    assert "predicted" in table and "1.80" in table and "share of the roofline" in table
     assert "8 devices needed, 2 here" in (scaled.folder / "index.html").read_text()
 
 
@@ -123,6 +128,23 @@ def test_a_run_that_fails_does_not_stop_the_study(asked: Asked, launched: list[i
     assert launched == [1, 2, 4, 4]  # what failed is tried again
 
 
+def test_each_device_needs_a_shard(asked: Asked, launched: list[int], tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    for name in ("a", "b"):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            for member, content in (("0.ppm", b"P6 1 1 255 abc"), ("0.cls", b"1")):
+                about = tarfile.TarInfo(member)
+                about.size = len(content)
+                archive.addfile(about, io.BytesIO(content))
+    shards = [f"source.shards={tmp_path}/a.tar", f"source.val_shards={tmp_path}/b.tar"]
+    scaled = scale(asked("source=webdataset", *shards, "devices='1,2'"))
+    assert launched == [1]
+    (two,) = [trial for trial in scaled.trials if trial.point.devices == 2]
+    assert two.reason == (
+        "2 devices need a shard each to train, and there are 1; write the images to more shards"
+    )
+
+
 def test_runs_in_mlflow(asked: Asked, launched: list[int], tmp_path: Path) -> None:
     settings = asked("devices='1,2'", "tracking.log=true")
     scale(settings)
@@ -136,6 +158,7 @@ def test_runs_in_mlflow(asked: Asked, launched: list[int], tmp_path: Path) -> No
     two = next(run for run in children if run.data.params["devices"] == "2")
     assert two.data.metrics["images_per_second"] == 180
     assert two.data.metrics["speedup"] == pytest.approx(1.8)
+    assert two.data.metrics["roofline_share"] == pytest.approx(0.25)
     assert two.data.metrics["scaling_efficiency"] == pytest.approx(0.9)
     assert "index.html" in {file.path for file in client.list_artifacts(parent.info.run_id)}
 
@@ -223,7 +246,7 @@ def _look(root: Path, tmp_path: Path, **more: Any) -> dict[str, Any]:
 def test_an_image_folder(tmp_path: Path) -> None:
     import torch
 
-    from dxc.scaling.images import Rank, images_of
+    from dxc.scaling.images import Rank
 
     root = _folder(tmp_path / "images", cat=12, dog=8)
     about = _look(root, tmp_path)

@@ -31,6 +31,7 @@ SMALL = [
     "model.pool_stride=2",
     "hardware.predictors=[]",
     "profile=none",  # auto, a second each, in the tests of it
+    "hardware.measure=false",  # some seconds each, in the test of a trial beside train.py
     "search.objectives=[accuracy,onnx_mb]",
     "search.tuner=random",
     "search.store_patience_s=2",

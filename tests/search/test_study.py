@@ -24,6 +24,7 @@ from dxc.tracking.store import Store
 from tests.search.searches import Searching, composed
 
 
+@pytest.mark.usefixtures("with_figures")
 def test_a_whole_grid(searching: Searching, capsys: pytest.CaptureFixture[str]) -> None:
     """Eight points are five trials; each is trained once and is everything that a run of train.py is."""
     runs = searching("search.tuner=grid", "model.pool_kernel=2,3")
@@ -91,10 +92,11 @@ def test_what_was_trained_whole_carries_its_profile(searching: Searching) -> Non
 
 
 def test_the_same_trial_as_train(searching: Searching, tmp_path: Path) -> None:
-    """A trial is what train.py makes of the same configuration: identity and numbers."""
+    """A trial is what train.py makes of the same configuration: identity and numbers. It is measured too."""
     from dxc.pipeline.run import run
 
-    trial = searching("search.max_trials=1")[0]
+    trial = searching("search.max_trials=1", "hardware.measure=true")[0]
+    assert {"measured_latency_ms", "peak_memory_mb"} <= set(trial.metrics)
     point = json.loads(trial.tags["dxc.point"])
     fixed = [each for each in searching.common if "," not in each or "[" in each]
     cfg = composed([*fixed, *point, "study=other", "again=true"])

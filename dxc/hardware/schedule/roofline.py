@@ -8,6 +8,7 @@ from statistics import median
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from dxc.hardware.schedule.execution import elapsed_ms
 from dxc.hardware.schedule.program import PRECISIONS
@@ -53,6 +54,43 @@ def measure_peaks(device: torch.device, precision: str) -> Peaks:
     target = torch.empty_like(source)
     copied = _seconds(lambda: target.copy_(source), device)
     return Peaks(2 * size**3 / seconds, 2 * elements * source.element_size() / copied)
+
+
+def training_step_s(network: nn.Module, images: Tensor, peaks: Peaks, precision: str) -> float:
+    """The least time of one training step in seconds, layer by layer.
+
+    Each convolution and linear layer has three passes: forward, gradient of its input, gradient of its weights. Each
+    takes the larger of its arithmetic and of its traffic (input, output and weights once). All else is taken to be
+    free. The first layer needs no gradient of its input.
+
+    Args:
+        network: any of convolutions and linear layers. It may lie on the device `meta`: only shapes count.
+        images: a batch (B, C, H, W) on the same device.
+        peaks: of the device that trains, in this precision.
+        precision: a key of dxc.hardware.schedule.program.PRECISIONS; says how many bytes a number has.
+    """
+    seconds: list[float] = []
+
+    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        macs = output.numel() * weight[0].numel()
+        moved = PRECISIONS[precision].itemsize * (inputs[0].numel() + output.numel() + weight.numel())
+        seconds.append((3 if seconds else 2) * peaks.least_ms(macs, moved) / 1000)
+
+    hooks = [
+        each.register_forward_hook(add)
+        for each in network.modules()
+        if isinstance(each, nn.Conv2d | nn.Linear)
+    ]
+    trains = network.training
+    try:
+        with torch.no_grad():
+            network.eval()(images)  # batch normalisation keeps what it has counted
+    finally:
+        network.train(trains)
+        for hook in hooks:
+            hook.remove()
+    return sum(seconds)
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:

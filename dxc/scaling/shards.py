@@ -1,0 +1,340 @@
+"""Shards of webdataset: tar files of this machine, in which KEY.jpg and KEY.cls are an image and its class.
+
+The library `webdataset` reads the members and puts those of a key together. It never sees an address: it would run the
+command of `pipe:`. dxc opens the files, and only files. Of the members, images and .cls are read; all else is passed
+over, pickles included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from braceexpand import braceexpand
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from webdataset.filters import shuffle
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from dxc.config.checked import Natural, Part, Positive, Text, checked
+from dxc.errors import ConfigError, DataError
+from dxc.scaling.images import ENDINGS, HELD_OUT, NAMED, OnBadFile, Rank, Share, from_loader, prepared
+from dxc.text import counted
+
+log = logging.getLogger(__name__)
+
+CLASS = "cls"
+SUFFIXES = tuple(ending.removeprefix(".") for ending in ENDINGS)
+MOST_SHARDS = 100_000
+PATTERN = re.compile(r"[^{}]*(?:\{[^{}]*\}[^{}]*)*")
+"""A path with braces, none in another."""
+RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})")
+"""First and last number. It is looked at before braceexpand, which makes a list of all between."""
+BLOCK = 512
+"""Bytes of a block of a tar archive. It ends with two blocks of zeros, which a file that was cut off lacks."""
+MAGIC, MAGIC_AT = b"ustar", 257
+CLASS_DIGITS = 9
+
+
+class ShardSource(Part):
+    """The section source=webdataset."""
+
+    kind: Literal["webdataset"]
+    shards: Text
+    val_shards: Text | None
+    classes: Positive
+    workers: Natural
+    on_bad_file: OnBadFile
+    shuffled: Natural
+
+
+def found_shards(source: Mapping[str, Any], channels: int, size: int) -> dict[str, Any]:
+    """Look at shards; see dxc.scaling.sources.described. Of each shard its end and its first image are looked at.
+
+    Args:
+        source: the section `source`.
+        channels: that the network would get.
+        size: edge in pixels of the images of a batch.
+
+    Raises:
+        ConfigError: a value cannot work.
+        DataError: shards cannot be used.
+    """
+    asked = checked(ShardSource, source, "source")
+    if channels != 3:
+        raise ConfigError(f"source=webdataset has 3 channels, red, green and blue, and not {channels}")
+    if asked.classes < 2:
+        raise ConfigError("source.classes must be at least 2, to tell classes apart")
+    listed = local_files(asked.shards, "source.shards")
+    if asked.val_shards is not None:
+        files = {"train": listed, "val": local_files(asked.val_shards, "source.val_shards")}
+        if both := set(files["train"]) & set(files["val"]):
+            raise ConfigError(
+                f"{min(both)} is in source.shards and in source.val_shards; a shard does one of the two"
+            )
+    elif len(listed) < 2:
+        raise ConfigError(
+            "source.shards is one shard, of which none can be held out; name others in source.val_shards"
+        )
+    else:
+        held = listed[1::HELD_OUT]
+        files = {"train": [path for path in listed if path not in held], "val": held}
+    bad = {
+        path: fault
+        for paths in files.values()
+        for path in paths
+        if (fault := _fault(path, asked.classes, asked.on_bad_file == "skip"))
+    }
+    if bad and asked.on_bad_file == "raise":
+        lines = "\n".join(f"  {path}: {fault}" for path, fault in list(bad.items())[:NAMED])
+        more = f"\n  and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+        raise DataError(
+            f"{counted(len(bad), 'shard')} cannot be used:\n{lines}{more}\n"
+            "Mend or remove them, or go on without them: source.on_bad_file=skip"
+        )
+    if bad:
+        log.warning(
+            "%s left out, the first is %s: %s", counted(len(bad), "bad shard"), *next(iter(bad.items()))
+        )
+    kept = {part: [path for path in paths if path not in bad] for part, paths in files.items()}
+    for part, paths in kept.items():
+        if not paths:
+            raise DataError(f"no shard is left to {'train' if part == 'train' else 'validate'}")
+    digest = hashlib.blake2b(digest_size=8)
+    for part, paths in kept.items():
+        for path in paths:
+            digest.update(f"{part} {path.name} {path.stat().st_size}\n".encode())
+    log.info("%s to train, %d to validate", counted(len(kept["train"]), "shard"), len(kept["val"]))
+    return {
+        "kind": "shards",
+        "classes": asked.classes,
+        "channels": channels,
+        "size": size,
+        "images": 0,
+        "workers": asked.workers,
+        "on_bad_file": asked.on_bad_file,
+        "shuffled": asked.shuffled,
+        "digest": digest.hexdigest(),
+        "listing": {part: [str(path) for path in paths] for part, paths in kept.items()},
+    }
+
+
+def local_files(pattern: str, key: str) -> list[Path]:
+    """train-{000..146}.tar -> the files.
+
+    Args:
+        pattern: a path; braces as in bash name several.
+        key: of the configuration, for messages.
+
+    Raises:
+        ConfigError: an address, or braces that do not close.
+        DataError: files that are not there.
+    """
+    if not PATTERN.fullmatch(pattern):
+        raise ConfigError(
+            f"{key}={pattern}: a brace is not closed, or within another; several shards are DIR/{{000..146}}.tar"
+        )
+    ranges = [abs(int(last) - int(first)) for first, last in RANGE.findall(pattern)]
+    names = (
+        list(islice(braceexpand(pattern), MOST_SHARDS + 1)) if max(ranges, default=0) < MOST_SHARDS else []
+    )
+    if not 0 < len(names) <= MOST_SHARDS:
+        raise ConfigError(f"{key}={pattern} names more than {MOST_SHARDS:,} shards")
+    if addresses := [name for name in names if ":" in name]:
+        raise ConfigError(
+            f"{key}: {addresses[0]} is taken for an address, and shards are files of this machine. Fetch them first; "
+            "a file must not have ':' in its path"
+        )
+    paths = [Path(name).resolve() for name in names]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise DataError(
+            f"{key}: {len(missing)} of {counted(len(paths), 'file')} are not there: {missing[0]} is the first"
+        )
+    if len(set(paths)) < len(paths):
+        raise ConfigError(f"{key} names a file twice: {max(paths, key=paths.count)}")
+    return paths
+
+
+def _fault(path: Path, classes: int, skip: bool) -> str:
+    """Why a shard cannot be used; '' where its end is there and an image with its class begins it.
+
+    skip: bad images are left out, so that any good one will do.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(BLOCK)
+            file.seek(max(0, size - 2 * BLOCK))
+            end = file.read()
+        if head[MAGIC_AT : MAGIC_AT + len(MAGIC)] != MAGIC:
+            return (
+                "it is no tar archive, or a compressed one, which is not read: images are compressed already"
+            )
+        if size % BLOCK or end.strip(b"\0"):
+            return "it is cut off: the end of the archive is missing; copy it again"
+        fault = "it holds no images"
+        for sample in _samples([path]):
+            try:
+                _decoded(sample, classes, 8, None)
+                return ""
+            except DataError as error:
+                fault = str(error).removeprefix(f"{path}: ")
+                if not skip:
+                    return fault
+        return fault
+    except (OSError, DataError) as error:
+        return str(error).removeprefix(f"{path}: ")
+
+
+def _samples(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """What the shards hold by key, still encoded. Raises DataError for a shard that cannot be read to its end."""
+    at = paths[0] if paths else Path()
+
+    def opened() -> Iterator[dict[str, Any]]:
+        nonlocal at
+        for at in paths:
+            with at.open("rb") as stream:
+                yield {"url": str(at), "stream": stream}
+
+    try:
+        yield from group_by_keys(tar_file_expander(opened(), select_files=_is_read))
+    except Exception as error:  # tarfile's, the library's and the system's
+        system = error.strerror if isinstance(error, OSError) else None
+        reason = system or str(error.args[0] if error.args else error).partition(" @ <")[0]
+        raise DataError(f"{at}: it cannot be read to its end: {reason}") from error
+
+
+def _is_read(name: str) -> bool:
+    """Whether a member of this name is an image or a class."""
+    suffix = name.rpartition("/")[2].partition(".")[2].lower()
+    return suffix == CLASS or suffix in SUFFIXES
+
+
+def _decoded(
+    sample: Mapping[str, Any], classes: int, size: int, rng: np.random.Generator | None
+) -> tuple[Tensor, int]:
+    """Image (3, size, size) and class. Raises DataError that names the image where it cannot be used."""
+    name = f"{sample['__url__']}: {sample['__key__']}"
+    image = next((suffix for suffix in SUFFIXES if suffix in sample), None)
+    if image is None:
+        raise DataError(f"{name} has no image ({', '.join(SUFFIXES)})")
+    if CLASS not in sample:
+        raise DataError(f"{name} has no .{CLASS}")
+    text = sample[CLASS].strip()
+    if not text.isdigit() or len(text) > CLASS_DIGITS or int(text) >= classes:
+        raise DataError(
+            f"{name}.{CLASS} holds {text[:20]!r}, which is no class from 0 to {classes - 1}; source.classes= says how "
+            "many there are"
+        )
+    try:
+        return prepared(io.BytesIO(sample[image]), size, rng), int(text)
+    except Exception as error:  # Pillow raises what its decoders do
+        reason = "it is no image" if "cannot identify image file" in str(error) else str(error)
+        raise DataError(f"{name}.{image} cannot be decoded: {reason}") from None
+
+
+class ShardImages:
+    """Images of shards, read one after the other by loader processes.
+
+    All loader processes of all ranks share the shards of an epoch: each reads its own, in an order that is drawn, and
+    draws each image from `shuffled` of them. With shards of unequal length some ranks begin the next epoch
+    before others.
+    """
+
+    waits = True
+
+    def __init__(self, about: Mapping[str, Any], rank: Rank) -> None:
+        self._about, self._rank = about, rank
+        self.skipped = 0
+
+    def train(self, device_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._batches("train", device_batch)
+
+    def validation(self, device_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._batches("val", device_batch)
+
+    def _batches(self, part: Share, device_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        rank = self._rank
+        each = len(self._about["listing"][part]) // rank.total
+        loader: DataLoader[Any] = DataLoader(
+            _Batches(self._about, part, device_batch, rank),
+            batch_size=None,
+            num_workers=min(self._about["workers"], each),  # one without a shard would have nothing to do
+            pin_memory=rank.device.type == "cuda",
+        )
+        for images, labels, skipped in from_loader(loader):
+            self.skipped += skipped
+            if len(labels):
+                yield rank.to_device(images, labels)
+
+
+class _Batches(IterableDataset[tuple[Tensor, Tensor, int]]):
+    """Batches of one loader process: images, classes, and how many images were left out since the last one."""
+
+    def __init__(self, about: Mapping[str, Any], part: Share, device_batch: int, rank: Rank) -> None:
+        self._about, self._train, self._batch, self._rank = about, part == "train", device_batch, rank
+        self._shards = [Path(path) for path in about["listing"][part]]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
+        images: list[Tensor] = []
+        labels: list[int] = []
+        skipped = 0
+        for sample, rng in self._drawn():
+            try:
+                image, label = _decoded(sample, self._about["classes"], self._about["size"], rng)
+            except DataError as error:
+                if self._about["on_bad_file"] == "raise":
+                    raise
+                log.warning("left out: %s", error)
+                skipped += 1
+                continue
+            images.append(image)
+            labels.append(label)
+            if len(labels) == self._batch:
+                yield torch.stack(images), torch.tensor(labels), skipped
+                images, labels, skipped = [], [], 0
+        if labels or skipped:
+            size = self._about["size"]
+            yield (
+                torch.stack(images) if images else torch.empty(0, 3, size, size),
+                torch.tensor(labels),
+                skipped,
+            )
+
+    def _drawn(self) -> Iterator[tuple[dict[str, Any], np.random.Generator | None]]:
+        """Samples of this process, for validation once, for training for ever; with what draws their crops."""
+        worker = get_worker_info()
+        number, count = (worker.id, worker.num_workers) if worker else (0, 1)
+        slot, slots = self._rank.number * count + number, self._rank.total * count
+        if not self._train:
+            yield from ((sample, None) for sample in _samples(self._shards[slot::slots]))
+            return
+        epoch = 0
+        while True:
+            seed = self._rank.seed
+            order = np.random.default_rng([seed, epoch]).permutation(len(self._shards))
+            own = [self._shards[index] for index in order[slot::slots]]
+            rng = np.random.default_rng([seed, epoch, slot])
+            samples = _samples(own)
+            if self._about["shuffled"]:
+                samples = shuffle(self._about["shuffled"], rng=random.Random(f"{seed} {epoch} {slot}"))(
+                    samples
+                )
+            empty = True
+            for sample in samples:
+                empty = False
+                yield sample, rng
+            if empty:
+                raise DataError(
+                    f"{', '.join(str(path) for path in own[:NAMED]) or 'no shard'}: there are no images"
+                )
+            epoch += 1

@@ -1,0 +1,294 @@
+"""Shards of webdataset: who reads what, and what is refused. The shards are real tar files, written here."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import sys
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dxc.errors import ConfigError, DataError
+from dxc.scaling.images import MEAN, STD, Images, Rank
+from dxc.scaling.launch import launch_here
+from dxc.scaling.sources import described, images_of
+from tests.scaling.runs import result_of, written
+
+pytest.importorskip("webdataset", reason="pip install -e '.[webdataset]' -c constraints.txt")
+
+CLASSES = 4
+EACH = 6
+"""Images of a shard."""
+SOURCE = {
+    "kind": "webdataset", "val_shards": None, "classes": CLASSES, "workers": 0, "on_bad_file": "raise", "shuffled": 100,
+}  # fmt: skip
+DATA = {"channels": ["red", "green", "blue"]}
+Member = tuple[str, bytes]
+
+
+def _png(number: int) -> bytes:
+    """One colour, so that the number is still there after a crop."""
+    file = io.BytesIO()
+    Image.new("RGB", (20, 16), (number, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def _members(numbers: Sequence[int]) -> list[Member]:
+    """Image N of class N modulo CLASSES."""
+    return [
+        member
+        for number in numbers
+        for member in (
+            (f"{number:04}.png", _png(number)),
+            (f"{number:04}.cls", str(number % CLASSES).encode()),
+        )
+    ]
+
+
+def _write(path: Path, members: Sequence[Member]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            archive.addfile(about, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four shards to train with images 0 to 23, and two to validate with images 24 to 35."""
+    for number in range(6):
+        name = f"train-{number}" if number < 4 else f"val-{number - 4}"
+        _write(tmp_path / f"{name}.tar", _members(range(EACH * number, EACH * (number + 1))))
+    return tmp_path
+
+
+def _look(folder: Path, **more: Any) -> dict[str, Any]:
+    given = {"shards": f"{folder}/train-{{0..3}}.tar", "val_shards": f"{folder}/val-{{0..1}}.tar", **more}
+    return described({**SOURCE, **given}, DATA, size=8, folder=folder / "lists")
+
+
+def _of_rank(about: dict[str, Any], number: int = 0, total: int = 1) -> Images:
+    return images_of(about, Rank(number, total, torch.device("cpu"), 0))
+
+
+def _numbers(batches: Iterator[tuple[Tensor, Tensor]]) -> list[int]:
+    """Which images came; their classes belong to them."""
+    found: list[int] = []
+    for images, labels in batches:
+        assert images.shape == (len(labels), 3, 8, 8) and images.dtype == torch.float32
+        reds = (255 * (images[:, 0, 4, 4] * STD[0] + MEAN[0])).round().int().tolist()
+        assert [red % CLASSES for red in reds] == labels.tolist()
+        found += reds
+    return found
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ranks_and_loader_processes_read_each_image_once_an_epoch(folder: Path, workers: int) -> None:
+    about = _look(folder, workers=workers)
+    assert (about["kind"], about["classes"], about["images"]) == ("shards", CLASSES, 0)
+    epoch = 2 * EACH // 3  # batches of three from the two shards of a rank
+    ranks = [_of_rank(about, number, 2) for number in (0, 1)]
+    trained = [_numbers(islice(rank.train(3), epoch)) for rank in ranks]
+    assert sorted(trained[0] + trained[1]) == list(range(24))
+    held_out = [_numbers(rank.validation(4)) for rank in ranks]
+    assert sorted(held_out[0] + held_out[1]) == list(range(24, 36))
+    assert not any(rank.skipped for rank in ranks)
+
+
+def test_the_order_is_drawn_anew_in_each_epoch_and_is_the_same_for_a_seed(folder: Path) -> None:
+    about = _look(folder)
+    epochs = _numbers(islice(_of_rank(about).train(EACH), 8))
+    first, second = epochs[:24], epochs[24:]
+    assert sorted(first) == sorted(second) == list(range(24))
+    assert first != list(range(24)) and first != second
+    assert _numbers(islice(_of_rank(about).train(EACH), 8)) == epochs
+    unshuffled = _numbers(islice(_of_rank(_look(folder, shuffled=0)).train(EACH), 1))
+    assert unshuffled == list(range(unshuffled[0], unshuffled[0] + EACH))  # one shard, as it is
+
+
+def test_without_shards_to_validate_every_tenth_is_held_out(folder: Path) -> None:
+    about = _look(folder, val_shards=None)
+    assert [Path(path).name for path in about["listing"]["val"]] == ["train-1.tar"]
+    assert len(about["listing"]["train"]) == 3
+    with pytest.raises(ConfigError, match="source.shards is one shard, of which none can be held out"):
+        _look(folder, shards=f"{folder}/train-0.tar", val_shards=None)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "pipe:touch obeyed #.tar",
+        "{pipe,pipe}:touch obeyed #{0..1}.tar",
+        "train/../pipe:touch obeyed",
+        "https://127.0.0.1/train-0.tar",
+        "file:train-0.tar",
+        "s3://bucket/train-0.tar::train-1.tar",
+    ],
+)
+def test_addresses_are_refused(folder: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    for key in ("shards", "val_shards"):
+        with pytest.raises(
+            ConfigError, match=rf"source\.{key}: .* is taken for an address, and shards are files"
+        ):
+            _look(folder, **{key: address})
+    assert not (folder / "obeyed").exists()
+
+
+def test_neither_standard_input_nor_a_pipe_is_read(folder: Path) -> None:
+    os.mkfifo(folder / "waiting.tar")
+    for name in ("-", str(folder / "waiting.tar")):
+        with pytest.raises(DataError, match=r"source\.shards: 1 of 1 file are not there"):
+            _look(folder, shards=name)
+
+
+class _Obeyed:
+    """A pickle that runs a command."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_only_images_and_classes_are_read(folder: Path) -> None:
+    """webdataset's own decoders would unpickle .pyd, .pickle and .pth."""
+    bad = pickle.dumps(_Obeyed(folder / "obeyed"))
+    more = [
+        (f"{number:04}.{suffix}", bad)
+        for number in range(EACH)
+        for suffix in ("pyd", "pickle", "pth", "npy", "json")
+    ]
+    _write(folder / "train-0.tar", sorted(_members(range(EACH)) + more))
+    assert sorted(_numbers(islice(_of_rank(_look(folder)).train(EACH), 4))) == list(range(24))
+    assert not (folder / "obeyed").exists()
+
+
+def _cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.mark.parametrize("size", [5 * 512 + 100, 6 * 512, 6 * 512 + 40, 8 * 512])
+def test_a_shard_that_was_cut_off_is_named(folder: Path, size: int) -> None:
+    """In an image, between two members, in the head of one."""
+    bad = folder / "train-2.tar"
+    _cut(bad, size)
+    with pytest.raises(DataError, match=r"1 shard cannot be used:\n  \S+train-2\.tar: it is cut off"):
+        _look(folder)
+    about = _look(folder, on_bad_file="skip")
+    assert sorted(Path(path).name for path in about["listing"]["train"]) == [
+        "train-0.tar", "train-1.tar", "train-3.tar",
+    ]  # fmt: skip
+
+
+def test_a_shard_that_is_cut_off_after_the_look(folder: Path) -> None:
+    about = _look(folder, workers=1)
+    _cut(folder / "train-2.tar", 512 + 20)
+    with pytest.raises(DataError) as caught:
+        _numbers(islice(_of_rank(about).train(EACH), 4))
+    assert str(caught.value).startswith(f"{folder}/train-2.tar: it cannot be read to its end: ")
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_decoded_is_named_or_counted(folder: Path, workers: int) -> None:
+    members = _members(range(EACH))
+    members[4] = (members[4][0], b"no image")  # 0002.png
+    _write(folder / "train-0.tar", members)
+    about = _look(folder, workers=workers)  # only the first image of a shard is looked at
+    with pytest.raises(DataError) as caught:
+        _numbers(islice(_of_rank(about).train(EACH), 4))
+    assert str(caught.value) == f"{folder}/train-0.tar: 0002.png cannot be decoded: it is no image"
+    rank = _of_rank(_look(folder, workers=workers, on_bad_file="skip"))
+    seen = _numbers(islice(rank.train(23), 1))
+    assert sorted(seen) == [number for number in range(24) if number != 2]
+    assert rank.skipped == 1
+
+
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        ([("0.png", _png(0))], r"0 has no \.cls"),
+        ([("0.cls", b"1")], r"0 has no image \(jpeg, jpg, png"),
+        ([("0.png", _png(0)), ("0.cls", b"4")], r"0\.cls holds b'4', which is no class from 0 to 3"),
+        ([("0.png", _png(0)), ("0.cls", b"cat")], r"0\.cls holds b'cat', which is no class from 0 to 3"),
+        ([("0.png", _png(0)), ("0.cls", b"9" * 5000)], r"0\.cls holds b'9{20}', which is no class"),
+        ([("0.png", b""), ("0.cls", b"1")], r"0\.png cannot be decoded"),
+        ([("readme.txt", b"images")], "it holds no images"),
+        ([("0.png", _png(0)), ("0.png", _png(1))], "it cannot be read to its end: 0.png: duplicate file name"),
+    ],
+)  # fmt: skip
+def test_what_a_shard_must_hold(folder: Path, members: list[Member], says: str) -> None:
+    _write(folder / "train-1.tar", members)
+    with pytest.raises(DataError, match=rf"1 shard cannot be used:\n  \S+train-1\.tar: {says}"):
+        _look(folder)
+
+
+def test_other_files_are_no_shards(folder: Path) -> None:
+    (folder / "train-1.tar").write_bytes(b"\x1f\x8b" + bytes(2000))
+    with pytest.raises(DataError, match=r"train-1\.tar: it is no tar archive, or a compressed one"):
+        _look(folder)
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "says"),
+    [
+        ({"shards": "{folder}/train-{{0..9}}.tar"}, DataError, r"6 of 10 files .*: \S+train-4.tar is the first"),
+        ({"shards": "{folder}/train-{{0..3.tar"}, ConfigError, "a brace is not closed"),
+        ({"shards": "{folder}/train-{{{{0..3}},x}}.tar"}, ConfigError, "a brace is not closed, or within another"),
+        ({"shards": "{folder}/train-{{0..999999999}}.tar"}, ConfigError, "names more than 100,000 shards"),
+        ({"shards": "{folder}/{{0..999}}-{{0..999}}-{{0..999}}.tar"}, ConfigError, "names more than 100,000 shards"),
+        ({"shards": "{folder}/train-{{0,0}}.tar"}, ConfigError, r"names a file twice: \S+train-0.tar"),
+        ({"val_shards": "{folder}/train-0.tar"}, ConfigError, "is in source.shards and in source.val_shards"),
+        ({"classes": 1}, ConfigError, "source.classes must be at least 2"),
+        ({"workers": -1}, ConfigError, "source.workers must be a whole number of at least 0, not -1"),
+        ({"on_bad_file": "stop"}, ConfigError, "source.on_bad_file must be raise or skip"),
+        ({"shard": "x"}, ConfigError, "source has no shard; it has classes, "),
+    ],
+)  # fmt: skip
+def test_bad_values(folder: Path, more: dict[str, Any], error: type[Exception], says: str) -> None:
+    given = {
+        key: value.format(folder=folder) if isinstance(value, str) else value for key, value in more.items()
+    }
+    with pytest.raises(error, match=says):
+        _look(folder, **given)
+
+
+def test_a_package_that_is_missing_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "webdataset.filters", None)
+    monkeypatch.delitem(sys.modules, "dxc.scaling.shards", raising=False)
+    monkeypatch.delattr("dxc.scaling.shards", raising=False)
+    with pytest.raises(ConfigError, match=r"needs a package that is not here, webdataset.*: pip install"):
+        _look(folder)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_on_shards(folder: Path) -> None:
+    about = {**_look(folder, workers=1), "validation_images": 0}
+    written(folder / "run", about=about, model={
+        "_target_": "dxc.models.resnet.TinyResNet", "in_channels": 3, "num_classes": CLASSES, "width": 8,
+    })  # fmt: skip
+    launch_here(folder / "run")
+    result = result_of(folder / "run")
+    assert result["steps"] > 0 and 0 <= result["accuracy"] <= 1
+    assert result["loader_s"] > 0
+    assert result["skipped_images"] == 0
+
+
+def test_the_digest_follows_the_shards(folder: Path) -> None:
+    before = _look(folder)["digest"]
+    assert _look(folder)["digest"] == before
+    _write(folder / "train-3.tar", _members(range(18, 200)))
+    assert _look(folder)["digest"] != before
