@@ -72,7 +72,7 @@ def _map(
 def test_points_lie_where_the_boxes_are(world: dict[str, Path], tmp_path: Path, tile_m: int) -> None:
     """Each crossing is seen by windows up to 13 m away, of several tiles; its point lies in the middle of its spot."""
     report, points = _map(world, BoxesSpots(), tmp_path / "map.gpkg", truth=world["truth"], tile_m=tile_m)
-    assert report.stride_m == 2 * JITTER
+    assert report.stride_m == SIZE // 2  # of twice the jitter, and half a window
     true = np.array(CROSSINGS) + 0.5  # columns and rows of the middles of spots
     expected = np.column_stack([WEST + true[:, 0], NORTH - true[:, 1]])
     found = np.column_stack([points.geometry.x, points.geometry.y])
