@@ -91,9 +91,16 @@ def test_maps_are_ranked_among_those_of_one_area_mode_and_fold(
     assert frame["map_recall_at_false_alarms"].tolist()[:2] == [0.97, 0.90]  # the newest of two equal maps
     text = maps_in_text(frame[frame["ranking"] == 1])
     assert list(text) == [
-        "rank", "design", "accuracy (fraction)", "predicted latency (ms)", "map recall at fixed false alarms (fraction)",
-        "map recall (fraction)", "map precision (fraction)", "measured mapping time (s/km2)", "stride (m)",
-    ]  # fmt: skip
+        "rank",
+        "design",
+        "accuracy (fraction)",
+        "predicted latency (ms)",
+        "map recall at fixed false alarms (fraction)",
+        "map recall (fraction)",
+        "map precision (fraction)",
+        "measured mapping time (s/km2)",
+        "stride (m)",
+    ]
     assert text.iloc[0].tolist() == ["1", "large", "0.9900", "9.00", "0.97", "0.98", "0.92", "7.00", "8"]
     assert {f"maps_{number}.csv" for number in (1, 2, 3, 4)} <= {path.name for path in folder.iterdir()}
     assert "by networks that did not see NE" in (folder / "maps_1.md").read_text()

@@ -104,12 +104,12 @@ def test_kept_folds_and_a_second_attempt(
 def test_the_network_of_every_fold_is_exported_where_asked_for(make_chips: ChipMaker, tmp_path: Path) -> None:
     """In float32 and in 8 bits: each file answers as its fold's validation said of the region that it did not see."""
     root = make_chips(regions=("NE", "IL"), per_class=6)
-    plan, out = _plan(root, "data.split=region", "fold_files=true"), tmp_path / "out"
-    for number, given in enumerate(
-        (plan, _plan(root, "data.split=region", "fold_files=true", "compress.quantise=dynamic"))
-    ):
+    given, out = ["data.split=region", "fold_files=true"], tmp_path / "out"
+    for number, more in enumerate(([], ["compress.quantise=dynamic"])):
         folder = out / str(number)
-        result = run(given, folder, record=Record(tmp_path / f"trial{number}", run_id="1"))
+        result = run(
+            _plan(root, *given, *more), folder, record=Record(tmp_path / f"trial{number}", run_id="1")
+        )
         assert sorted(path.name for path in (folder / "folds").iterdir()) == ["IL.onnx", "NE.onnx"]
         best = read_metadata(onnx.load(result.onnx), "best")
         assert best.quantised == (None, "dynamic")[number]
