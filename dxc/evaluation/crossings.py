@@ -482,6 +482,37 @@ def _curve(
     return pd.DataFrame(rows, columns=["threshold", "recall", "precision", "false_alarms_per_km2"])
 
 
+def pooled_curve(scores: Sequence[MapScore]) -> pd.DataFrame:
+    """The curve of several maps as if they were one: at each threshold, their matches and false alarms are added.
+
+    Args:
+        scores: of maps of different ground, at the same distance of a match.
+
+    Returns:
+        Columns as of MapScore.curve, the highest threshold first.
+    """
+    import pandas as pd
+
+    levels = np.unique(np.concatenate([score.curve["threshold"] for score in scores]))[::-1]
+    hits, alarms = np.zeros(len(levels)), np.zeros(len(levels))
+    for score in scores:
+        # the row of the least threshold that is not lower; of none, nothing is predicted
+        rows = np.searchsorted(-score.curve["threshold"].to_numpy(float), -levels, side="right")
+        for total, name, unit in ((hits, "recall", score.truth), (alarms, "false_alarms_per_km2", score.km2)):
+            total += np.append(0.0, score.curve[name].to_numpy(float) * unit)[rows]
+    truth, km2 = sum(score.truth for score in scores), sum(score.km2 for score in scores)
+    with np.errstate(invalid="ignore"):
+        precision = hits / (hits + alarms)
+    return pd.DataFrame(
+        {
+            "threshold": levels,
+            "recall": hits / truth,
+            "precision": precision,
+            "false_alarms_per_km2": alarms / km2,
+        }
+    )
+
+
 def recall_at_false_alarms(curve: pd.DataFrame, per_km2: float) -> tuple[float, float]:
     """The greatest recall with at most so many false alarms a km2, and its threshold.
 

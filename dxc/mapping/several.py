@@ -21,7 +21,15 @@ from dxc.config.checked import checked
 from dxc.config.compose import resolved
 from dxc.config.identity import digest
 from dxc.errors import ConfigError, DataError, DxcError
-from dxc.evaluation.crossings import WITHIN_M, AtDistance, BlockCounts, Interval
+from dxc.evaluation.crossings import (
+    WITHIN_M,
+    AtDistance,
+    BlockCounts,
+    Interval,
+    MapScore,
+    pooled_curve,
+    recall_at_false_alarms,
+)
 from dxc.mapping.network import chosen_run, exported_folds, front_of
 from dxc.mapping.run import MapReport, make_map
 from dxc.mapping.settings import MapSettings
@@ -127,10 +135,10 @@ class OneMap:
     error: str = ""
 
     @property
-    def counts(self) -> BlockCounts | None:
-        """What lies in each block; None where it was not judged."""
+    def score(self) -> MapScore | None:
+        """None where it was not judged."""
         judged = self.report.judged if self.report is not None else None
-        return None if judged is None else judged.score.counts
+        return None if judged is None else judged.score
 
     def row(self) -> dict[str, Any]:
         """Its row of Maps.table()."""
@@ -169,15 +177,15 @@ class Maps:
         rows: list[dict[str, Any]] = []
         for design, maps in self._by_design().items():
             rows += [each.row() for each in maps]
-            if (pooled := pooled_counts(maps)) is not None:
+            if (pooled := Pooled.of(maps)) is not None:
                 reports = [each.report for each in maps if each.report is not None]
                 fresh = sum(each.fresh_km2 for each in reports)
                 rows.append(
                     {
-                        "design": design, "fold": POOLED, "error": "", "truth": int(pooled.truth.sum()),
-                        "points": int(pooled.predicted.sum()), "km2": float(pooled.km2.sum()),
+                        "design": design, "fold": POOLED, "error": "", "truth": int(pooled.counts.truth.sum()),
+                        "points": int(pooled.counts.predicted.sum()), "km2": float(pooled.counts.km2.sum()),
                         "seconds_per_km2": sum(each.seconds for each in reports) / fresh if fresh else math.nan,
-                        **_figures(pooled.figures(WITHIN_M)),
+                        **_figures(pooled.figures), "map_recall_at_false_alarms": pooled.recall_at,
                     }
                 )  # fmt: skip
         columns = [
@@ -191,14 +199,14 @@ class Maps:
         """Labels and texts for people."""
         lines = []
         for maps in self._by_design().values():
-            if (pooled := pooled_counts(maps)) is not None:
+            if (pooled := Pooled.of(maps)) is not None:
                 blocks = [each.report.judged.blocks for each in maps if each.report and each.report.judged]
                 noun = "subwatershed" if all("subwatershed" in each for each in blocks) else "block"
                 lines.append(
                     (
                         "pooled",
                         f"{len(blocks)} of {counted(len(maps), 'region')}; in brackets 95 % bootstrap intervals over "
-                        f"their {counted(len(pooled.km2), noun)}. They do not say how much regions differ",
+                        f"their {counted(len(pooled.counts.km2), noun)}. They do not say how much regions differ",
                     )
                 )
         if len(lines) > 1:  # of one kind for each design
@@ -238,10 +246,29 @@ def _figures(at: AtDistance) -> dict[str, float]:
     return found
 
 
-def pooled_counts(maps: Sequence[OneMap]) -> BlockCounts | None:
-    """The blocks of all maps of one design that were judged; None of fewer than two."""
-    judged = [each.counts for each in maps if each.counts is not None]
-    return BlockCounts.joined(judged) if len(judged) > 1 else None
+@dataclass(frozen=True)
+class Pooled:
+    """All maps of one design as one.
+
+    Attributes:
+        counts: what lies in each block of all maps.
+        figures: recall, precision and false alarms.
+        recall_at: metric map_recall_at_false_alarms.
+    """
+
+    counts: BlockCounts
+    figures: AtDistance
+    recall_at: float
+
+    @classmethod
+    def of(cls, maps: Sequence[OneMap]) -> Pooled | None:
+        """Those that were judged; None of fewer than two."""
+        scores = [each.score for each in maps if each.score is not None]
+        if len(scores) < 2:
+            return None
+        counts = BlockCounts.joined([each.counts for each in scores])
+        recall_at, _ = recall_at_false_alarms(pooled_curve(scores), maps[0].settings.alarms_per_km2)
+        return cls(counts, counts.figures(WITHIN_M), recall_at)
 
 
 def make_maps(asked: Sequence[MapSettings]) -> Maps:
@@ -307,13 +334,14 @@ def _record_pooled(reader: Reader, made: Maps) -> None:
     """Write what all folds together say of a design into its run, where all of them could be judged."""
     for maps in made._by_design().values():
         reports = [each.report for each in maps if each.report is not None]
-        pooled = pooled_counts(maps)
-        judged = all(each.counts is not None for each in maps)
+        pooled = Pooled.of(maps)
+        judged = all(each.score is not None for each in maps)
         settings, run_id = maps[0].settings, str(maps[0].settings.run)
         if pooled is None or not judged or not settings.log:
             continue
-        at = pooled.figures(WITHIN_M)
+        at = pooled.figures
         values = {
+            "map_recall_at_false_alarms": pooled.recall_at,
             "map_recall": at.recall.value,
             "map_precision": at.precision.value,
             "false_alarms_per_km2": at.false_alarms_per_km2.value,
