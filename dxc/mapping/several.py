@@ -30,6 +30,7 @@ from dxc.evaluation.crossings import (
     pooled_curve,
     recall_at_false_alarms,
 )
+from dxc.geo.chips import disk_trouble
 from dxc.mapping.network import chosen_run, exported_folds, front_of
 from dxc.mapping.run import MapReport, make_map
 from dxc.mapping.settings import MapSettings
@@ -294,10 +295,14 @@ def make_maps(asked: Sequence[MapSettings]) -> Maps:
             log.warning("map %d of %d: %s", number, len(asked), error)
             done.append(OneMap(settings, names[run_id], None, str(error)))
     made = Maps(done, None)
-    _record_pooled(reader, made)
+    try:
+        _record_pooled(reader, made)
+    except DxcError as error:  # the maps are there, and their table says the same
+        log.warning("the pooled figures are not in the runs of the designs: %s", error)
     if any(each.report is not None for each in done):
         folder = asked[0].out.parent if len({each.out.parent for each in asked}) == 1 else _common(asked)
-        write_maps(made.table(), folder, alarms_per_km2=asked[0].alarms_per_km2)
+        with disk_trouble(folder):
+            write_maps(made.table(), folder, alarms_per_km2=asked[0].alarms_per_km2)
         made = Maps(done, folder)
     if not made.failed:
         for each in done:
