@@ -33,8 +33,8 @@ OF_MAP = (
 OF_DESIGN = ("accuracy", "average_precision", "latency_ms", "measured_latency_ms")
 ONE_RANKING = ("area", "mode", "fold", "alarms_per_km2")
 """Maps are ranked among those that are equal in these."""
-SAME_MAP = ("dxc.mapped", "dxc.mapped_by")
-SAME_MAP_PARAMS = ("mode", "stride_m", "corridor_m", "merge_m", "threshold", "alarms_per_km2", "calibrate")
+SAME_MAP = ("dxc.mapped", "dxc.mapped_by", "dxc.map_mode")
+SAME_MAP_PARAMS = ("stride_m", "corridor_m", "merge_m", "threshold", "alarms_per_km2", "calibrate")
 """Of maps that are equal in these tags and params, the newest counts."""
 
 

@@ -105,14 +105,14 @@ def test_the_network_of_every_fold_is_exported_where_asked_for(make_chips: ChipM
     """In float32 and in 8 bits: each file answers as its fold's validation said of the region that it did not see."""
     root = make_chips(regions=("NE", "IL"), per_class=6)
     given, out = ["data.split=region", "fold_files=true"], tmp_path / "out"
-    for number, more in enumerate(([], ["compress.quantise=dynamic"])):
+    for number, more in enumerate(([], ["compress.quantise=static"])):
         folder = out / str(number)
         result = run(
             _plan(root, *given, *more), folder, record=Record(tmp_path / f"trial{number}", run_id="1")
         )
         assert sorted(path.name for path in (folder / "folds").iterdir()) == ["IL.onnx", "NE.onnx"]
         best = read_metadata(onnx.load(result.onnx), "best")
-        assert best.quantised == (None, "dynamic")[number]
+        assert best.quantised == (None, "static")[number]
         assert (folder / "folds" / f"{best.fold}.onnx").read_bytes() == result.onnx.read_bytes()
         for fold in ("IL", "NE"):
             predictor = Predictor(folder / "folds" / f"{fold}.onnx")
