@@ -21,7 +21,7 @@ WORDS = ("design", "area", "mode", "held out", "machine")
 
 def maps_in_text(frame: pd.DataFrame) -> pd.DataFrame:
     """The table as text: rank, design, figures on chips, cost, figures on the map. Columns that say nothing are left
-    out; the machine is one where mapping times are of several.
+    out; stride and machine are columns where they differ.
 
     Args:
         frame: see the head of this module, or rows of it.
@@ -35,7 +35,8 @@ def maps_in_text(frame: pd.DataFrame) -> pd.DataFrame:
     for name in (column for column in frame if column in METRICS):
         if frame[name].notna().any():
             columns[label_of(name, METRICS[name])] = [tables.number(name, value) for value in frame[name]]
-    columns["stride (m)"] = [f"{each:g}" if each == each else "-" for each in frame["stride_m"]]
+    if len(set(frame["stride_m"])) > 1:
+        columns["stride (m)"] = [f"{each:g}" if each == each else "-" for each in frame["stride_m"]]
     if len(set(frame["machine"])) > 1:
         columns["machine"] = list(frame["machine"])
     return pd.DataFrame(columns)
@@ -45,8 +46,9 @@ def _of(frame: pd.DataFrame) -> str:
     """What the maps of one ranking have in common."""
     first = frame.iloc[0]
     fold = f", by networks that did not see {first['fold']}" if first["fold"] else ""
+    stride = f", a window every {first['stride_m']:g} m" if len(set(frame["stride_m"])) == 1 else ""
     return (
-        f"{first['area']}, mode {first['mode']}{fold}; fixed false alarms: {first['alarms_per_km2']:g} a km2, "
+        f"{first['area']}, mode {first['mode']}{stride}{fold}; fixed false alarms: {first['alarms_per_km2']:g} a km2, "
         "matches within 15 m"
     )
 
