@@ -233,10 +233,11 @@ class BlockCounts:
         """The blocks of several maps, as if they were of one. Roads count where all of the maps know them."""
         roads = [each.road_km for each in several if each.road_km is not None]
         return cls(
-            *(
-                np.concatenate([getattr(each, name) for each in several])
-                for name in ("km2", "truth", "found", "predicted", "right")
-            ),
+            km2=np.concatenate([each.km2 for each in several]),
+            truth=np.concatenate([each.truth for each in several]),
+            found=np.concatenate([each.found for each in several]),
+            predicted=np.concatenate([each.predicted for each in several]),
+            right=np.concatenate([each.right for each in several]),
             road_km=np.concatenate(roads) if len(roads) == len(several) else None,
         )
 
