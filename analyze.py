@@ -19,10 +19,12 @@ def main(cfg: DictConfig) -> None:
         print("analyze: reading the question and the runs", file=sys.stderr, flush=True)
         from dxc.analysis.analyze import analyze
         from dxc.analysis.compression import compression_table
+        from dxc.analysis.mapped import map_table
         from dxc.analysis.on_device import deployment_table
         from dxc.analysis.questions import Questions
         from dxc.report.compression import print_compression
         from dxc.report.findings import print_findings
+        from dxc.report.map_table import print_map_table
         from dxc.report.on_device import print_deployment
 
         asked = Questions.of(resolved(cfg))
@@ -32,6 +34,9 @@ def main(cfg: DictConfig) -> None:
         elif asked.table == "deployment":
             deployment, folder = deployment_table(asked)
             print_deployment(deployment.frame, folder, title=deployment.title, lines=deployment.lines)
+        elif asked.table == "map":
+            maps, folder = map_table(asked)
+            print_map_table(maps.frame, folder, title=maps.title, lines=maps.lines)
         else:
             print_findings(*analyze(asked))
 

@@ -122,7 +122,11 @@ METERED = {
 }
 MEASURED_IN_BATCHES = {**MEASURED, "hardware.batches": "the batch sizes that were measured"}
 SCHEDULED = {"dxc.scheduled_on": "the device they were scheduled on"}  # with torch, CUDA and precision
-MAPPED = {"dxc.mapped": "the rasters that were mapped", "dxc.map_mode": "the way in which they were mapped"}
+MAPPED = {
+    "dxc.mapped": "the rasters that were mapped",
+    "dxc.map_mode": "the way in which they were mapped",
+    "dxc.map_fold": "the folds whose networks mapped them",
+}
 TRAINED_ON = {"device": "the machine they were trained on", "dxc.engine": "the engine that trained them"}
 SCALED_ON = {
     "dxc.measured_on": "the devices they were trained on",
@@ -233,6 +237,14 @@ METRICS: dict[str, Metric] = {
         title="map recall",
         origin="mapped",
         comparable_by=MAPPED,
+    ),
+    "map_recall_at_false_alarms": Metric(
+        unit="fraction",
+        maximise=True,
+        meaning="greatest recall of the map with at most alarms_per_km2 (1) false alarms a km2, within 15 m",
+        title="map recall at fixed false alarms",
+        origin="mapped",
+        comparable_by={**MAPPED, "alarms_per_km2": "the false alarms at which recall is read"},
     ),
     "map_precision": Metric(
         unit="fraction",

@@ -52,7 +52,7 @@ def test_directions() -> None:
         "accuracy", "average_precision", "f1", "auroc", "recall_at_precision", "images_per_second",
         "fold_score", "device_accuracy", "fom",
         "speedup", "scaling_efficiency", "added_speedup", "accuracy_speedup",
-        "map_recall", "map_precision", "map_average_precision", "flow_passes",
+        "map_recall", "map_recall_at_false_alarms", "map_precision", "map_average_precision", "flow_passes",
     }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from dxc.analysis.front_profile import FrontProfile, profile_front
 from dxc.analysis.network_file import NetworkFile, chosen_file
 from dxc.analysis.out_of_fold import outcomes_of
 from dxc.analysis.published import published_study
-from dxc.analysis.questions import Questions
+from dxc.analysis.questions import Choose, Questions
 from dxc.analysis.reproduce import command_of
 from dxc.analysis.runs import read_runs
 from dxc.config.names import flatten
@@ -133,10 +133,8 @@ def analyze(asked: Questions) -> tuple[Analysis, Path]:
             f"{name} dominates {', '.join(others)}"
             for name, others in frame[~frame["front"]].groupby("dominated_by", sort=False)["name"]
         ]
-    others = runs.set_index("run_id")[[name for name in runs if name not in frame]]
     rule = asked.choose
-    all_known = _with_prize(frame.join(others, on="run_id"), runs, rule.by, asked.mix)
-    choice = choose(all_known, objectives, by=rule.by, where=rule.where, weights=rule.weights)
+    choice = chosen(frame, runs, objectives, rule, asked.mix)
     comparison = None
     if asked.compare:
         draws, seed = asked.bootstrap.draws, asked.bootstrap.seed
@@ -199,6 +197,30 @@ def analyze(asked: Questions) -> tuple[Analysis, Path]:
         except (OSError, TrackingError) as error:
             analysis = replace(analysis, notes=[*notes, f"not kept in MLflow: {error}"])
     return analysis, folder
+
+
+def chosen(
+    frame: pd.DataFrame,
+    runs: pd.DataFrame,
+    objectives: Mapping[str, Metric],
+    rule: Choose,
+    mix: Sequence[str],
+) -> Choice:
+    """The design that a rule chooses, among those of with_front().
+
+    Args:
+        frame: designs with their front.
+        runs: all runs, with everything that a condition or a prize may ask for.
+        objectives: of the front.
+        rule: the section choose.
+        mix: see conf/analysis/analyze.yaml.
+
+    Raises:
+        AnalysisError: there is no such design.
+    """
+    others = runs.set_index("run_id")[[name for name in runs if name not in frame]]
+    known = _with_prize(frame.join(others, on="run_id"), runs, rule.by, mix)
+    return choose(known, objectives, by=rule.by, where=rule.where, weights=rule.weights)
 
 
 def _with_prize(designs: pd.DataFrame, runs: pd.DataFrame, by: str, mix: Sequence[str]) -> pd.DataFrame:

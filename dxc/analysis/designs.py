@@ -11,7 +11,7 @@ import numpy as np
 from dxc.analysis.verdicts import is_invalid
 from dxc.config.identity import canonical_compression, is_identity
 from dxc.errors import AnalysisError
-from dxc.metrics import METRICS, Metric, is_of_one_fold, metric_of, spread_of, undeclared
+from dxc.metrics import METRICS, Metric, is_declared, is_of_one_fold, metric_of, spread_of, undeclared
 from dxc.models.registry import canonical_knobs
 from dxc.text import counted
 
@@ -53,6 +53,7 @@ class Designs(NamedTuple):
     aside: pd.DataFrame
 
 
+MAPS_FIRST = "python map.py study=NAME pick=front truth=... gives it to the designs of a front"
 COSTS = ("latency_ms", "onnx_mb")
 """Objectives beside the score, where none are named."""
 MEASURED_LATENCY = "measured_latency_ms"
@@ -104,7 +105,8 @@ def parse_objectives(names: Sequence[str], runs: pd.DataFrame) -> dict[str, Metr
                 if is_numeric_dtype(runs[column].dtype) and not is_of_one_fold(column)
             }
             listing = ", ".join(f"{column} ({count})" for column, count in counts.items() if count)
-            raise AnalysisError(f"objectives: no run logged {name}; runs that logged one: {listing}")
+            how = f"; {MAPS_FIRST}" if is_declared(name) and metric_of(name).origin == "mapped" else ""
+            raise AnalysisError(f"objectives: no run logged {name}{how}; runs that logged one: {listing}")
         try:
             declared = metric_of(name)
         except KeyError:

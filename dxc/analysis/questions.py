@@ -74,7 +74,7 @@ class Questions(Part):
     mix: Listed
     baseline: Listed
     choose: Choose
-    table: Literal["compression", "deployment"] | None
+    table: Literal["compression", "deployment", "map"] | None
     """Another table instead of the front."""
     compare: Text | None
     bootstrap: Bootstrap

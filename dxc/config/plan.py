@@ -208,6 +208,8 @@ class Plan(Part):
     preview: Flag = False
     """Of train.py: draw a sheet of chips and stop."""
     any_size_file: Flag
+    fold_files: Flag = False
+    """Whether the network of every fold is exported, not only that of the best one."""
     progress: Flag
     cache_dir: Text
     again: Flag

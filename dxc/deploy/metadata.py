@@ -34,7 +34,10 @@ FORMAT = 1
 KEY = "dxc"
 METADATA_BYTES = 1536
 """Bytes that the metadata adds to a file; spaces fill them up. So the size of a network's file is known before training
-and does not depend on the names of its channels or on its origin. Only many classes take more."""
+and does not depend on the names of its channels or on its origin. Only many classes or a long name of a fold take
+more."""
+FOLDS = "folds"
+"""Folder of a run's artifacts with the network of each fold, FOLD.onnx, where these were asked for."""
 MAX_CHARACTERS, MAX_DEPTH = 100_000, 6
 ANY: Final = "any"
 
@@ -89,6 +92,7 @@ class Metadata(BaseModel):
         quantised: how it computes in 8 bits, dynamic or static (dxc.compress.quantise). None: in float32.
         calibration_images: number of training images that the ranges of its activations were found on. None: it has no
             such ranges.
+        fold: name of the fold that was held out of its training: with data.split=region a region. None: unknown.
         trial: identity of the configuration (tag dxc.trial). None: it belongs to no tracked run.
         data: hash of the chips that it was trained on (tag dxc.data). None: not trained.
         version: of the dxc that exported it. None: unknown.
@@ -111,6 +115,7 @@ class Metadata(BaseModel):
     outputs: tuple[_Name, ...] = DEFAULT_OUTPUTS
     quantised: Literal["dynamic", "static"] | None = None
     calibration_images: Annotated[int, Field(ge=1)] | None = None
+    fold: Annotated[str, Field(min_length=1, max_length=300)] | None = None
     trial: Annotated[str, Field(pattern=f"^{HASH.pattern}$")] | None = None
     data: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
     version: Annotated[str, Field(pattern=r"^[0-9A-Za-z.+-]{1,64}$")] | None = None

@@ -209,6 +209,72 @@ class AtDistance:
 
 
 @dataclass(frozen=True)
+class BlockCounts:
+    """What lies in each block, (blocks,) each. Counts of several maps make one when they are joined.
+
+    Attributes:
+        km2: mapped area.
+        truth: number of true points.
+        found: of these, how many have a match.
+        predicted: number of predicted points.
+        right: of these, how many have a match.
+        road_km: length of road; None where no roads are known.
+    """
+
+    km2: Floats
+    truth: Floats
+    found: Floats
+    predicted: Floats
+    right: Floats
+    road_km: Floats | None = None
+
+    @classmethod
+    def joined(cls, several: Sequence[BlockCounts]) -> BlockCounts:
+        """The blocks of several maps, as if they were of one. Roads count where all of the maps know them."""
+        roads = [each.road_km for each in several if each.road_km is not None]
+        return cls(
+            km2=np.concatenate([each.km2 for each in several]),
+            truth=np.concatenate([each.truth for each in several]),
+            found=np.concatenate([each.found for each in several]),
+            predicted=np.concatenate([each.predicted for each in several]),
+            right=np.concatenate([each.right for each in several]),
+            road_km=np.concatenate(roads) if len(roads) == len(several) else None,
+        )
+
+    def figures(self, within_m: float, *, draws: int = 2000, seed: int = 0) -> AtDistance:
+        """Recall, precision and false alarms with their intervals.
+
+        Künsch 1989, doi 10.1214/aos/1176347265: blocks are drawn, not points.
+
+        Args:
+            within_m: the distance of a match.
+            draws: of the bootstrap.
+            seed: of the draws.
+        """
+        return self._figures(within_m, _drawn(len(self.km2), draws, seed))
+
+    def _figures(self, within_m: float, drawn: NDArray[np.int_] | None) -> AtDistance:
+        def ratio(above: Floats, below: Floats) -> Interval:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                value = float(above.sum() / below.sum()) if below.sum() else float("nan")
+                if drawn is None:
+                    return Interval(value)
+                values = (drawn @ above) / (drawn @ below)
+            values = values[np.isfinite(values)]
+            if not len(values) or not np.isfinite(value):
+                return Interval(value)
+            low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+            return Interval(value, float(low), float(high))
+
+        alarms = self.predicted - self.right
+        return AtDistance(
+            within_m=within_m, hits=int(self.right.sum()), recall=ratio(self.found, self.truth),
+            precision=ratio(self.right, self.predicted), false_alarms_per_km2=ratio(alarms, self.km2),
+            false_alarms_per_road_km=None if self.road_km is None else ratio(alarms, self.road_km),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class MapScore:
     """The evaluation of one map.
 
@@ -226,6 +292,7 @@ class MapScore:
         truth_inside: (n,) which given true points count.
         curve: columns threshold, recall, precision, false_alarms_per_km2 at `within_m`, the highest threshold first.
         average_precision: area under the curve, not interpolated.
+        counts: what lies in each block, at `within_m`.
     """
 
     threshold: float
@@ -241,6 +308,7 @@ class MapScore:
     truth_inside: NDArray[np.bool_]
     curve: pd.DataFrame
     average_precision: float
+    counts: BlockCounts
 
     @property
     def main(self) -> AtDistance:
@@ -339,15 +407,17 @@ def evaluate_map(
             "nothing to compare with. Check the CRS of truth=, or map where the points are."
         )
     counted = (blocks.predicted >= 0) & (p >= threshold)
-    at, match = [], np.full(len(theirs), -1)
+    at, match, counts = [], np.full(len(theirs), -1), None
     drawn = _drawn(len(blocks.km2), draws, seed)
     for distance in sorted({*distances_m, within_m}):
         found = np.full(len(theirs), -1)
         here = match_points(ours[inside], theirs[counted], within_m=distance)
         found[counted] = np.where(here >= 0, np.flatnonzero(inside)[here], -1)
-        at.append(_at_distance(distance, found, inside, counted, blocks, drawn))
+        here_counts = _counts(found, inside, counted, blocks)
+        at.append(here_counts._figures(distance, drawn))
         if distance == within_m:
-            match = found
+            match, counts = found, here_counts
+    assert counts is not None  # within_m is one of the distances
     valid = blocks.predicted >= 0
     curve = _curve(ours[inside], theirs[valid], p[valid], within_m, float(blocks.km2.sum()))
     steps = np.diff(curve["recall"].to_numpy(), prepend=0.0)
@@ -356,6 +426,7 @@ def evaluate_map(
         truth_outside=int((~inside).sum()), predicted=int(counted.sum()), km2=float(blocks.km2.sum()),
         road_km=None if blocks.road_km is None else float(blocks.road_km.sum()), match=match, counted=counted,
         truth_inside=inside, curve=curve, average_precision=float((steps * curve["precision"]).sum()),
+        counts=counts,
     )  # fmt: skip
 
 
@@ -366,44 +437,24 @@ def _drawn(blocks: int, draws: int, seed: int) -> NDArray[np.int_] | None:
     return np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1 / blocks), size=draws)
 
 
-def _at_distance(
-    distance: float,
-    found: NDArray[np.int_],
-    inside: NDArray[np.bool_],
-    counted: NDArray[np.bool_],
-    blocks: Blocks,
-    drawn: NDArray[np.int_] | None,
-) -> AtDistance:
-    """The figures at one distance. Künsch 1989, doi 10.1214/aos/1176347265: blocks are drawn, not points."""
+def _counts(
+    found: NDArray[np.int_], inside: NDArray[np.bool_], counted: NDArray[np.bool_], blocks: Blocks
+) -> BlockCounts:
+    """What lies in each block at one distance."""
     hit = found >= 0
     size = len(blocks.km2)
 
     def per_block(which: NDArray[np.int_]) -> Floats:
         return np.bincount(which, minlength=size).astype(float)
 
-    true = per_block(blocks.truth[inside])
-    found_true = per_block(blocks.truth[found[hit]])
-    predicted = per_block(blocks.predicted[counted])
-    right = per_block(blocks.predicted[hit])
-
-    def ratio(above: Floats, below: Floats) -> Interval:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value = float(above.sum() / below.sum()) if below.sum() else float("nan")
-            if drawn is None:
-                return Interval(value)
-            values = (drawn @ above) / (drawn @ below)
-        values = values[np.isfinite(values)]
-        if not len(values) or not np.isfinite(value):
-            return Interval(value)
-        low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return Interval(value, float(low), float(high))
-
-    alarms = predicted - right
-    return AtDistance(
-        within_m=distance, hits=int(hit.sum()), recall=ratio(found_true, true), precision=ratio(right, predicted),
-        false_alarms_per_km2=ratio(alarms, blocks.km2),
-        false_alarms_per_road_km=None if blocks.road_km is None else ratio(alarms, blocks.road_km),
-    )  # fmt: skip
+    return BlockCounts(
+        km2=np.asarray(blocks.km2, float),
+        truth=per_block(blocks.truth[inside]),
+        found=per_block(blocks.truth[found[hit]]),
+        predicted=per_block(blocks.predicted[counted]),
+        right=per_block(blocks.predicted[hit]),
+        road_km=blocks.road_km,
+    )
 
 
 def _curve(
@@ -430,6 +481,37 @@ def _curve(
             }
         )
     return pd.DataFrame(rows, columns=["threshold", "recall", "precision", "false_alarms_per_km2"])
+
+
+def pooled_curve(scores: Sequence[MapScore]) -> pd.DataFrame:
+    """The curve of several maps as if they were one: at each threshold, their matches and false alarms are added.
+
+    Args:
+        scores: of maps of different ground, at the same distance of a match.
+
+    Returns:
+        Columns as of MapScore.curve, the highest threshold first.
+    """
+    import pandas as pd
+
+    levels = np.unique(np.concatenate([score.curve["threshold"] for score in scores]))[::-1]
+    hits, alarms = np.zeros(len(levels)), np.zeros(len(levels))
+    for score in scores:
+        # the row of the least threshold that is not lower; of none, nothing is predicted
+        rows = np.searchsorted(-score.curve["threshold"].to_numpy(float), -levels, side="right")
+        for total, name, unit in ((hits, "recall", score.truth), (alarms, "false_alarms_per_km2", score.km2)):
+            total += np.append(0.0, score.curve[name].to_numpy(float) * unit)[rows]
+    truth, km2 = sum(score.truth for score in scores), sum(score.km2 for score in scores)
+    with np.errstate(invalid="ignore"):
+        precision = hits / (hits + alarms)
+    return pd.DataFrame(
+        {
+            "threshold": levels,
+            "recall": hits / truth,
+            "precision": precision,
+            "false_alarms_per_km2": alarms / km2,
+        }
+    )
 
 
 def recall_at_false_alarms(curve: pd.DataFrame, per_km2: float) -> tuple[float, float]:

@@ -144,6 +144,8 @@ class Finder:
                 top - at[:, 0] * stride - boxes[:, 1] * size,
             )
         kept = answers >= KEPT
+        if boxes is not None:  # the centre of a box may lie beyond the raster's edge
+            kept &= shapely.contains_xy(self._ground.area, xs, ys)
         return Found(probability, xs[kept], ys[kept], answers[kept], seen, holes, len(at))
 
     def _answers(self, bands: dict[str, np.ndarray], at: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -18,6 +18,7 @@ from dxc.evaluation.crossings import (
     MapScore,
     evaluate_map,
     match_points,
+    recall_at_false_alarms,
 )
 from dxc.geo.breach import Breaches, Dem
 from dxc.geo.flow import LEAST_HA, WITHIN_M, FlowChange, flow_change, subwatersheds
@@ -53,9 +54,18 @@ class Judged:
     flow: FlowChange | None
     notes: tuple[str, ...] = ()
 
-    def metrics(self) -> dict[str, float]:
-        """By the names of dxc.metrics."""
-        return self.score.metrics() | (self.flow.metrics() if self.flow is not None else {})
+    def recall_at(self, alarms_per_km2: float) -> float:
+        """Metric map_recall_at_false_alarms, for so many false alarms a km2."""
+        return recall_at_false_alarms(self.score.curve, alarms_per_km2)[0]
+
+    def metrics(self, alarms_per_km2: float) -> dict[str, float]:
+        """By the names of dxc.metrics.
+
+        Args:
+            alarms_per_km2: the false alarms at which recall is read.
+        """
+        flow = self.flow.metrics() if self.flow is not None else {}
+        return {**self.score.metrics(), "map_recall_at_false_alarms": self.recall_at(alarms_per_km2), **flow}
 
     def places(self) -> pd.DataFrame:
         """Columns x, y and kind (hit, missed, false alarm) of the points at the map's threshold."""

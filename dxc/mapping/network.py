@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from dxc.analysis.analyze import selected, tracked_runs, with_front
-from dxc.analysis.choice import choose
+from dxc.analysis.analyze import chosen, selected, tracked_runs, with_front
 from dxc.analysis.network_file import NETWORK
 from dxc.analysis.questions import Questions
 from dxc.config.compose import PROJECT_ROOT, resolved
+from dxc.deploy.metadata import FOLDS
 from dxc.errors import AnalysisError, ExportError
 from dxc.mapping.settings import MapSettings
+from dxc.metrics import Metric
 from dxc.tracking.reader import Reader
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ONNX = ".onnx"
+AGAIN = (
+    "The same train.py command with fold_files=true exports the network of every fold; what was trained lies in "
+    "cache_dir."
+)
 
 
 class MapNetwork(NamedTuple):
@@ -27,6 +38,7 @@ class MapNetwork(NamedTuple):
         run_id: of the run that it belongs to; None for a file.
         study: of that run, or the one that the map is tracked in; None: it is not tracked.
         why: in words, how it was chosen.
+        fold: that was held out of its training, where a fold was asked for.
     """
 
     path: Path
@@ -34,6 +46,7 @@ class MapNetwork(NamedTuple):
     run_id: str | None
     study: str | None
     why: str
+    fold: str | None = None
 
 
 def network_of(settings: MapSettings, folder: Path) -> MapNetwork:
@@ -46,7 +59,7 @@ def network_of(settings: MapSettings, folder: Path) -> MapNetwork:
     Raises:
         ExportError: there is no such file.
         TrackingError: the store, the study or the run does not exist.
-        AnalysisError: the study has no such design.
+        AnalysisError: the study has no such design, or the run no network of this fold.
     """
     if settings.onnx is not None:
         if not settings.onnx.is_file():
@@ -58,13 +71,17 @@ def network_of(settings: MapSettings, folder: Path) -> MapNetwork:
     else:
         assert settings.study is not None  # one of the three is given
         study = settings.study
-        run_id, why = _chosen(settings)
-    path = reader.artifact(run_id, NETWORK, folder)
+        run_id, why = chosen_run(settings)
+    if settings.fold is None:
+        path = reader.artifact(run_id, NETWORK, folder)
+    else:
+        path = _of_fold(reader, run_id, settings.fold, folder)
+        why += f", the network that did not see {settings.fold}"
     if path is None:
         raise AnalysisError(
             f"run {run_id} of study {study} has no {NETWORK} any more. Train the design again, or give onnx=FILE."
         )
-    return _known(path, run_id, study, why)
+    return _known(path, run_id, study, why)._replace(fold=settings.fold)
 
 
 def _known(path: Path, run_id: str | None, study: str | None, why: str) -> MapNetwork:
@@ -76,8 +93,65 @@ def _known(path: Path, run_id: str | None, study: str | None, why: str) -> MapNe
     return MapNetwork(path, identity, run_id, study, why)
 
 
-def _chosen(settings: MapSettings) -> tuple[str, str]:
-    """The run that analyze.py study=... choose.by=PICK would choose, and why."""
+def exported_folds(reader: Reader, run_id: str) -> list[str]:
+    """The folds whose networks a run has.
+
+    Raises:
+        AnalysisError: it has that of one fold at most.
+    """
+    names = [name.removesuffix(ONNX) for name in reader.names(run_id, FOLDS) if name.endswith(ONNX)]
+    if len(names) < 2:
+        raise AnalysisError(f"run {run_id} has no networks of its folds. {AGAIN}")
+    return names
+
+
+def _of_fold(reader: Reader, run_id: str, fold: str, folder: Path) -> Path | None:
+    """The file of the network that did not see a fold; the run's own file where that is the one.
+
+    Raises AnalysisError where the run has no such network.
+    """
+    names = [name.removesuffix(ONNX) for name in reader.names(run_id, FOLDS) if name.endswith(ONNX)]
+    if fold in names:
+        return reader.artifact(run_id, f"{FOLDS}/{fold}{ONNX}", folder)
+    exported = reader.run(run_id)[0].tags.get("dxc.exported_fold", "")
+    if fold == exported:
+        return reader.artifact(run_id, NETWORK, folder)
+    there = names or [exported] * bool(exported)
+    listed = f"it has {', '.join(there)}" if there else "it says of no fold"
+    raise AnalysisError(
+        f"fold={fold}: run {run_id} has no network of this fold; {listed}." + ("" if names else f" {AGAIN}")
+    )
+
+
+def front_of(settings: MapSettings) -> list[str]:
+    """The runs of the designs on the front of a study, the best in the first objective first.
+
+    Raises:
+        AnalysisError: the study has no front.
+        TrackingError: the store or the study does not exist.
+    """
+    _, frame, objectives = _designs(_asked(settings))
+    first, best = next(iter(objectives.items()))
+    front = frame[frame["front"]].sort_values(first, ascending=not best.maximise, kind="stable")
+    return [str(run_id) for run_id in front["run_id"]]
+
+
+def chosen_run(settings: MapSettings) -> tuple[str, str]:
+    """The run that analyze.py study=... choose.by=PICK would choose, and why.
+
+    Raises:
+        AnalysisError: the study has no such design.
+        TrackingError: the store or the study does not exist.
+    """
+    asked = _asked(settings)
+    runs, frame, objectives = _designs(asked)
+    choice = chosen(frame, runs, objectives, asked.choose, asked.mix)
+    row = frame.loc[choice.design]
+    return str(row["run_id"]), f"{row['name']} of study {settings.study}: {choice.rule}"
+
+
+def _asked(settings: MapSettings) -> Questions:
+    """The questions of analyze.py study=... choose.by=PICK."""
     questions: Any = OmegaConf.load(PROJECT_ROOT / "conf" / "analysis" / "analyze.yaml")
     for key in ("defaults", "hydra"):
         del questions[key]
@@ -87,11 +161,12 @@ def _chosen(settings: MapSettings) -> tuple[str, str]:
         settings.cache_dir,
     )
     questions.tracking.uri, questions.tracking.artifacts = settings.tracking.uri, settings.tracking.artifacts
-    asked = Questions.of(resolved(questions))
+    return Questions.of(resolved(questions))
+
+
+def _designs(asked: Questions) -> tuple[pd.DataFrame, pd.DataFrame, Mapping[str, Metric]]:
+    """(runs, designs with their front, objectives) as an analysis has them."""
     runs, _, _, _ = tracked_runs(asked)
-    found, objectives = selected(runs, None, None, [])
+    found, objectives = selected(runs, asked.where, asked.objectives, asked.mix)
     frame, _, _ = with_front(found, objectives)
-    others = runs.set_index("run_id")[[name for name in runs if name not in frame]]
-    choice = choose(frame.join(others, on="run_id"), objectives, by=settings.pick)
-    row = frame.loc[choice.design]
-    return str(row["run_id"]), f"{row['name']} of study {settings.study}: {choice.rule}"
+    return runs, frame, objectives

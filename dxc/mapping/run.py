@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import shapely
@@ -30,7 +30,6 @@ from dxc.geo.chips import disk_trouble, fingerprint
 from dxc.geo.crossing_layers import line_frame, point_frame, write_layers
 from dxc.geo.rasters import Points, project_xy, read_lines
 from dxc.geo.record import digest_of
-from dxc.hardware.spec import device_name
 from dxc.mapping.certainty import calibration_of
 from dxc.mapping.finding import Finder, Found
 from dxc.mapping.grid import Grid, Tile, stride_for
@@ -41,9 +40,9 @@ from dxc.mapping.network import MapNetwork, network_of
 from dxc.mapping.raster import write_probabilities
 from dxc.mapping.screen import Screen, fitted_threshold
 from dxc.mapping.settings import MapSettings
+from dxc.mapping.tracked import track
 from dxc.report.map_page import write_evaluation
 from dxc.text import counted, duration
-from dxc.tracking.run import start_run
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -51,11 +50,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+OWN = "own.json"
+"""In the folder of what is kept: results that are there are of this map, one of several of a command that has not
+ended."""
 TYPICAL_WINDOW = 100
 """Edge in metres of the windows of a network that takes any size."""
 WHERE_NO_RESULT_DEPENDS = {
     "out", "progress", "log", "threads", "batch", "overwrite", "truth", "truth_layer", "tracking", "cache_dir", "run",
-    "study", "pick", "onnx", "threshold", "merge_m", "breached", "codes", "calibrate",
+    "study", "pick", "onnx", "fold", "threshold", "merge_m", "breached", "codes", "calibrate", "alarms_per_km2",
 }  # fmt: skip
 """Settings on which the probabilities of windows do not depend; an interrupted map goes on with others of these."""
 
@@ -82,9 +84,13 @@ class MapReport:
     """What they mean."""
     lines: str
     """How many breach lines there are."""
+    mapped: str
+    """The rasters, and the true crossings: tag dxc.mapped."""
     breached: Path | None = None
     evaluation: Path | None = None
     """The page of the evaluation."""
+    kept: Path | None = None
+    """The folder with the probabilities of its windows, where it was not removed."""
 
     @property
     def seconds_per_km2(self) -> float:
@@ -123,7 +129,7 @@ class MapReport:
         return [] if self.judged is None else self.judged.lines()
 
 
-def make_map(settings: MapSettings) -> MapReport:
+def make_map(settings: MapSettings, *, one_of_several: bool = False, alone: bool = True) -> MapReport:
     """Map crossings, as conf/map.yaml describes.
 
     The probabilities of each tile are kept in a hidden folder beside the result, whose name is a hash of the network,
@@ -131,6 +137,9 @@ def make_map(settings: MapSettings) -> MapReport:
 
     Args:
         settings: see dxc.mapping.settings.MapSettings.
+        one_of_several: what is kept stays until the caller removes it (MapReport.kept): so a command that makes several
+            maps goes on after those that it had made.
+        alone: whether its metrics become those of the design, too. They do not where several maps judge a design.
 
     Raises:
         ConfigError: values that cannot work, or that do not go with the network.
@@ -138,17 +147,25 @@ def make_map(settings: MapSettings) -> MapReport:
         ExportError: the network cannot be run.
         TrackingError: the store, study or run cannot be used.
     """
+    if not one_of_several:
+        _require_new(settings)
+    with tempfile.TemporaryDirectory() as folder:
+        return _make_map(
+            settings, network_of(settings, Path(folder)), one_of_several=one_of_several, alone=alone
+        )
+
+
+def _require_new(settings: MapSettings) -> None:
+    """Raise ConfigError where a result is there already."""
     for path in settings.results:
         if (path.exists() or path.is_symlink()) and not settings.overwrite:
             key = "breached" if path == settings.breached else "out"
             raise ConfigError(
                 f"{key}: {path} exists already. Give another {key}=, or replace it with overwrite=true."
             )
-    with tempfile.TemporaryDirectory() as folder:
-        return _make_map(settings, network_of(settings, Path(folder)))
 
 
-def _make_map(settings: MapSettings, network: MapNetwork) -> MapReport:
+def _make_map(settings: MapSettings, network: MapNetwork, *, one_of_several: bool, alone: bool) -> MapReport:
     started = time.perf_counter()
     threads = settings.threads or usable_cores()
     predictor = Predictor(network.path, settings.provider, threads)
@@ -175,6 +192,9 @@ def _make_map(settings: MapSettings, network: MapNetwork) -> MapReport:
     roads_file = [] if settings.roads is None else [fingerprint(settings.roads)]
     digest = digest_of(job, [*ground.inputs, *roads_file])
     folder = out.with_name(f".{out.stem}.partial-{digest}")
+    before = _Before.read(folder / OWN) if one_of_several else None
+    if one_of_several and before is None:
+        _require_new(settings)
     finder_lines = roads if mode in ("corridor", "dense") else None
     with disk_trouble(out), ground:
         finder = Finder(
@@ -188,7 +208,13 @@ def _make_map(settings: MapSettings, network: MapNetwork) -> MapReport:
     candidates, area, windows = _points(folder, tiles, settings, jitter, predictor, calibration, ground, grid)
     certain = candidates.p >= settings.threshold
     points = Merged(*(each[certain] for each in candidates))
-    seconds = time.perf_counter() - started
+    seconds, fresh_km2 = time.perf_counter() - started, fresh * stride**2 / 1e6
+    if before is not None and not fresh:
+        seconds, fresh_km2 = before.seconds, before.km2
+    own = _Before(seconds, fresh_km2, before is not None and before.tracked)
+    if one_of_several:
+        with disk_trouble(out):
+            own.write(folder / OWN)
     breaches, lines = _breaches(dem, no_lines, points, ground)
     frame = _frame(points, ground, roads, network, dem)
     km2 = area.area / 1e6
@@ -215,18 +241,44 @@ def _make_map(settings: MapSettings, network: MapNetwork) -> MapReport:
             lowered = breached(dem, breaches.lines, settings.breached)
             lines += f"; {counted(lowered, 'cell')} of the elevation model lowered"
     report = MapReport(
-        out, settings.raster, network, mode, stride, len(frame), km2, windows, seconds, fresh * stride**2 / 1e6,
-        judged, screen.threshold if screen else None, meaning, lines, settings.breached,
+        out, settings.raster, network, mode, stride, len(frame), km2, windows, seconds, fresh_km2, judged,
+        screen.threshold if screen else None, meaning, lines, _mapped(settings, ground), settings.breached,
     )  # fmt: skip
     if judged is not None:
         with disk_trouble(settings.evaluation):
             report = replace(
                 report, evaluation=_evaluation(settings, report, judged, ground, roads, dem, breaches)
             )
-    if settings.log and network.study is not None:
-        _track(settings, report, ground, threads)
+    if settings.log and network.study is not None and not own.tracked:
+        track(settings, report, threads, into_design=alone)
+    if one_of_several:
+        with disk_trouble(out):
+            own._replace(tracked=True).write(folder / OWN)
+        return replace(report, kept=folder)
     shutil.rmtree(folder, ignore_errors=True)
     return report
+
+
+class _Before(NamedTuple):
+    """What a command that makes several maps has done of one: how long it took, what was mapped, and whether it is
+    tracked."""
+
+    seconds: float
+    km2: float
+    tracked: bool
+
+    @classmethod
+    def read(cls, path: Path) -> _Before | None:
+        """What was written; None where there is nothing."""
+        try:
+            seconds, km2, tracked = json.loads(path.read_text())
+            return cls(float(seconds), float(km2), bool(tracked))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, path: Path) -> None:
+        """Write it, whole or not at all."""
+        write_atomically(path, json.dumps(self))
 
 
 # ------------------------------------------------------------------------------------------- inputs
@@ -477,57 +529,9 @@ def _evaluation(
     )
 
 
-def _track(settings: MapSettings, report: MapReport, ground: Ground, threads: int) -> None:
-    """A run of kind map in the study of the network."""
-    metrics = {"seconds_per_km2": report.seconds_per_km2}
-    numbers: dict[str, Any] = {
-        "crossings": report.crossings,
-        "km2": round(report.km2, 4),
-        "windows": report.windows,
-    }
-    if report.judged is not None:
-        metrics |= report.judged.metrics()
-    metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
-    params = settings.model_dump(
-        mode="json", exclude={"tracking", "progress", "log", "overwrite", "cache_dir"}
-    )
+def _mapped(settings: MapSettings, ground: Ground) -> str:
+    """The rasters, and the true crossings: names for people, and a digest of all."""
     given = [path for paths in (settings.dem, settings.photo) for path in paths or ()]
     names = ", ".join(path.name for path in given[:4]) + (", ..." if len(given) > 4 else "")
     truth = [] if settings.truth is None else [fingerprint(settings.truth)]
-    tags = {
-        "dxc.kind": "map",
-        "dxc.mapped_by": report.network.identity,
-        "dxc.mapped": f"{names} ({digest_of({}, [*ground.inputs, *truth])})",
-        "dxc.map_mode": report.mode,
-        "dxc.measured_on": _machine(settings.provider, threads),
-    }
-    if report.network.run_id is not None:
-        tags["dxc.network_run"] = report.network.run_id
-    assert report.network.study is not None  # the caller looks
-    with tempfile.TemporaryDirectory() as name:
-        files = Path(name)
-        shutil.copy(report.out, files)
-        shutil.copy(report.raster, files)
-        if report.evaluation is not None:
-            shutil.copytree(report.evaluation.parent, files / "evaluation")
-        write_atomically(
-            files / "map.json", json.dumps({**params, **metrics, **numbers}, indent=1, default=str)
-        )
-        with start_run(
-            settings.tracking.uri,
-            study=report.network.study,
-            name=f"map of {given[0].stem}",
-            params={**params, **numbers, "mode": report.mode, "stride_m": report.stride_m},
-            tags=tags,
-            artifacts=settings.tracking.artifacts,
-        ) as run:
-            run.log(metrics)
-            run.log_files(files)
-
-
-def _machine(provider: str, threads: int) -> str:
-    """'Intel Xeon, 4 cores; onnxruntime 1.31.1, cpu, 4 threads'."""
-    from onnxruntime import __version__
-
-    device = device_name("cuda" if provider == "cuda" else "cpu")
-    return f"{device}; onnxruntime {__version__}, {provider}, {counted(threads, 'thread')}"
+    return f"{names} ({digest_of({}, [*ground.inputs, *truth])})"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dxc.config.checked import Flag, Limit, Part, Positive, Text, must_be
+from dxc.config.checked import Amount, Flag, Limit, Part, Positive, Text, must_be
 from dxc.errors import ConfigError, is_number
 from dxc.geo.bands import PHOTO_BANDS
 from dxc.geo.crossing_layers import checked_codes
@@ -61,6 +61,7 @@ class MapSettings(Part):
     study: Name = None
     pick: Text = "knee"
     onnx: File = None
+    fold: Name = None
     dem: Rasters = None
     photo: Rasters = None
     roads: File = None
@@ -80,6 +81,7 @@ class MapSettings(Part):
     fit: Fit = Fit()
     threshold: Share = 0.5
     merge_m: Limit = 30
+    alarms_per_km2: Amount = 1
     calibrate: Literal["auto", "none"] = "auto"
 
     roads_layer: Name = None
@@ -114,6 +116,11 @@ class MapSettings(Part):
             told = "none of them is given" if not named else f"{' and '.join(named)} are given"
             raise ValueError(
                 f"which network? Give one of run=RUN_ID, study=NAME (analyze.py's choice) or onnx=FILE; {told}."
+            )
+        if self.onnx is not None and self.fold is not None:
+            raise ValueError(
+                f"fold={self.fold} chooses a network of a run or a study, and onnx={self.onnx} is one already: leave "
+                "one of them out."
             )
         if self.dem is None and self.photo is None:
             raise ValueError("neither dem nor photo is given: a map is made of dem=..., photo=... or both.")

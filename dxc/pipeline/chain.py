@@ -9,7 +9,7 @@ import logging
 import shutil
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from dxc.config.identity import canonical
+from dxc.errors import DxcError
 from dxc.evaluation.few_chips import notes_on_few_chips
 from dxc.files import write_atomically
 from dxc.masking import masked_tree
@@ -115,7 +116,7 @@ def export(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
         artifact = record(bench, artifact)
     network: Any = artifact.network
     in_channels, size = len(bench.plan.data.channels), bench.plan.data.image_size
-    exported = _export(bench, network, bench.out / (FLOAT32 if quantises else ONNX))
+    exported = _export(bench, network, bench.out / (FLOAT32 if quantises else ONNX), artifact.fold)
     log.info(
         "exported %s: %.2f MB, agrees with torch to %.0e",
         artifact.fold,
@@ -124,7 +125,8 @@ def export(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
     )
     if bench.plan.any_size_file and bench.plan.model.entry.any_size and not quantises:
         any_size = bench.out / "model_any_size.onnx"
-        export_any_size(network, any_size, in_channels=in_channels, metadata=_metadata(bench))
+        metadata = _metadata(bench, artifact.fold)
+        export_any_size(network, any_size, in_channels=in_channels, metadata=metadata)
     metrics = {
         "params": count_params(network),
         "macs": count_macs(network, in_channels=in_channels, size=size),
@@ -132,7 +134,42 @@ def export(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
     bench.tracked.log(metrics)
     bench.tracked.tag({"dxc.exported_fold": artifact.fold})
     artifact = replace(artifact, onnx=exported.path, metrics={**artifact.metrics, **metrics})
-    return artifact if quantises else _written(bench, artifact)
+    if quantises:
+        return artifact
+
+    def write(fold: TrainedFold, path: Path) -> None:
+        if fold.name == artifact.fold:
+            shutil.copyfile(exported.path, path)
+        else:
+            _export(bench, fold.model, path, fold.name)
+
+    return _written(bench, _with_fold_files(bench, artifact, write))
+
+
+def _with_fold_files(
+    bench: Bench, artifact: Artifact, write: Callable[[TrainedFold, Path], None]
+) -> Artifact:
+    """Write the network of every fold where this was asked for. One that cannot be exported is left out, with a note.
+
+    Args:
+        bench: of the run.
+        artifact: with its folds.
+        write: writes the file of a fold.
+    """
+    from dxc.deploy.metadata import FOLDS
+
+    folder = bench.out / FOLDS
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
+    if not bench.plan.fold_files:
+        return artifact
+    folder.mkdir(parents=True)
+    notes = []
+    for fold in artifact.folds:
+        try:
+            write(fold, folder / f"{fold.name}.onnx")
+        except DxcError as error:
+            notes.append(f"the network of fold {fold.name} is not exported: {error}")
+    return replace(artifact, notes=(*artifact.notes, *notes))
 
 
 def quantise(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
@@ -150,14 +187,20 @@ def quantise(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
             for start, fold in zip(artifact.folds, bench.datamodule.folds, strict=True)
         ]
     artifact.onnx.unlink()
-    relabel(kept / f"{artifact.fold}.onnx", bench.out / ONNX, _metadata(bench))
+
+    def write(fold: TrainedFold, path: Path) -> None:
+        relabel(kept / f"{fold.name}.onnx", path, _metadata(bench, fold.name))
+
+    best = next(fold for fold in folds if fold.name == artifact.fold)
+    write(best, bench.out / ONNX)
     drop = statistics.mean(fold.accuracy for fold in artifact.folds) - statistics.mean(
         fold.accuracy for fold in folds
     )
     bench.tracked.log({"accuracy_drop": drop})
     artifact = replace(artifact, folds=folds, onnx=bench.out / ONNX)
     artifact = record(bench, artifact)
-    return _written(bench, replace(artifact, metrics={**artifact.metrics, "accuracy_drop": drop}))
+    artifact = replace(artifact, metrics={**artifact.metrics, "accuracy_drop": drop})
+    return _written(bench, _with_fold_files(bench, artifact, write))
 
 
 def _quantised(
@@ -187,7 +230,7 @@ def _quantised(
             )
             images = bench.cache.images(drawn)
         with tempfile.TemporaryDirectory() as folder:
-            source = exported or _export(bench, start.model, Path(folder) / FLOAT32).path
+            source = exported or _export(bench, start.model, Path(folder) / FLOAT32, start.name).path
             quantising.quantise(source, file, compress.quantise, images)
         on_cpu = bench.plan.with_trainer(accelerator="cpu", precision="32-true", devices=1)
         found = validated_fold(on_cpu, bench.datamodule, fold, start, OnnxRuntimeModule(file))
@@ -195,7 +238,7 @@ def _quantised(
     return replace(found, model=start.model)
 
 
-def _export(bench: Bench, network: nn.Module, path: Path) -> Exported:
+def _export(bench: Bench, network: nn.Module, path: Path, fold: str) -> Exported:
     from dxc.deploy.export import export_onnx
 
     return export_onnx(
@@ -203,7 +246,7 @@ def _export(bench: Bench, network: nn.Module, path: Path) -> Exported:
         path,
         in_channels=len(bench.plan.data.channels),
         size=bench.plan.data.image_size,
-        metadata=_metadata(bench),
+        metadata=_metadata(bench, fold),
     )
 
 
@@ -245,8 +288,8 @@ def cost(bench: Bench, artifact: Artifact, kept: Path) -> Artifact:
     )
 
 
-def _metadata(bench: Bench) -> Metadata:
-    """What the exported file says: how it is fed, as the chips were, and what it came from."""
+def _metadata(bench: Bench, fold: str) -> Metadata:
+    """What the exported file of a fold's network says: how it is fed, as the chips were, and what it came from."""
     from dxc.deploy.metadata import Metadata, dxc_version
     from dxc.tracking.client import git_commit
 
@@ -255,6 +298,7 @@ def _metadata(bench: Bench) -> Metadata:
         classes=bench.cache.classes,
         photo_bands=bench.cache.photo_bands,
         pixel_m=bench.cache.pixel_m,
+        fold=fold,
         trial=bench.requested.trial,
         data=bench.cache.data_hash,
         version=dxc_version(),

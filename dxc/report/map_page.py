@@ -25,6 +25,10 @@ FIGURES = {"recall": "map_recall", "precision": "map_precision"} | {
     name: name for name in ("false_alarms_per_km2", "false_alarms_per_road_km")
 }
 """Columns of MapScore.table, and the metric that each is."""
+POOLED = "pooled"
+"""In the place of a fold: the row of all folds of a design."""
+MAPS = "maps_compared"
+"""Stem of the files with the table of several maps."""
 READING = (
     "One point finds one crossing: further points at the same crossing are false alarms.",
     "Crossings away from the given roads count as missed where only the roads were looked at.",
@@ -43,6 +47,15 @@ class Mapped(Protocol):
     def table(self) -> pd.DataFrame | None: ...
 
 
+class SeveralMapped(Protocol):
+    """What print_maps shows; see dxc.mapping.several.Maps."""
+
+    @property
+    def files(self) -> Path | None: ...
+    def said(self) -> list[tuple[str, str]]: ...
+    def table(self) -> pd.DataFrame: ...
+
+
 def score_in_text(table: pd.DataFrame) -> pd.DataFrame:
     """The figures of a map at each distance as text, with their intervals.
 
@@ -55,17 +68,83 @@ def score_in_text(table: pd.DataFrame) -> pd.DataFrame:
         "within (m)": [f"{each:g}" for each in table["within_m"]],
         "found": [f"{each:.0f}" for each in table["hits"]],
     }
+    return pd.DataFrame(columns | _figures_in_text(table))
+
+
+def _figures_in_text(table: pd.DataFrame) -> dict[str, list[str]]:
+    """Columns of FIGURES as text, with their intervals. A figure that no row has is left out."""
+    columns = {}
     for name, metric in FIGURES.items():
         if table[name].notna().any():
             form = metric_of(metric).table_format
             ends = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
-            columns[label_of(metric, metric_of(metric)).replace(" (fraction)", "")] = [
+            columns[_heading(metric)] = [
                 f"{value:{form}}" + (f" ({low:{form}} to {high:{form}})" if low == low else "")
                 if value == value
                 else "-"
                 for value, low, high in ends
             ]
+    return columns
+
+
+def _heading(metric: str) -> str:
+    return label_of(metric, metric_of(metric)).replace(" (fraction)", "")
+
+
+def maps_in_text(table: pd.DataFrame) -> pd.DataFrame:
+    """Several maps, a row each, as text. Columns that say nothing are left out.
+
+    Args:
+        table: of dxc.mapping.several.Maps.table().
+    """
+    import pandas as pd
+
+    columns: dict[str, list[str]] = {}
+    if len(set(table["design"])) > 1 or not table["fold"].any():
+        columns["design"] = list(table["design"])
+    if table["fold"].any():
+        columns["held out"] = list(table["fold"])
+    for name, heading in (("truth", "true crossings"), ("points", "points"), ("hits", "found")):
+        if table[name].notna().any():
+            columns[heading] = [f"{each:.0f}" if each == each else "-" for each in table[name]]
+    columns |= _figures_in_text(table)
+    for name in ("map_recall_at_false_alarms", "seconds_per_km2"):
+        if table[name].notna().any():
+            columns[_heading(name)] = [tables.number(name, each) for each in table[name]]
+    if table["km2"].notna().any():
+        columns["area (km2)"] = [f"{each:.2f}" if each == each else "-" for each in table["km2"]]
+    if table["error"].any():
+        columns["map"] = ["not made" if each else "made" for each in table["error"]]
     return pd.DataFrame(columns)
+
+
+def write_maps(table: pd.DataFrame, folder: Path, *, alarms_per_km2: float) -> None:
+    """Write the table of several maps: maps_compared.md, .tex and .csv.
+
+    Args:
+        table: of dxc.mapping.several.Maps.table().
+        folder: where to.
+        alarms_per_km2: false alarms at which recall is read.
+    """
+    judged = table["map_recall_at_false_alarms"].notna().any()
+    note = f"fixed false alarms: {alarms_per_km2:g} a km2; matches within 15 m" if judged else ""
+    tables.write(maps_in_text(table), folder, MAPS, note=note)
+
+
+def print_maps(result: SeveralMapped) -> None:
+    """Print several maps: a row each, and where they lie."""
+    console = new_console()
+    text = maps_in_text(result.table())
+    words = ("design", "held out", "map")
+    print_table(
+        console,
+        [Column(name, list(text[name]), words=name in words) for name in text.columns],
+        title="Maps, with matches within 15 m",
+    )
+    for label, line in result.said():
+        print_text(console, f"{label}: {line}")
+    if result.files is not None:
+        print_text(console, f"report: {os.path.relpath(result.files / MAPS)}.md, .tex and .csv")
 
 
 def print_map(result: Mapped) -> None:

@@ -8,7 +8,7 @@ import gc
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dxc.errors import TrackingError
@@ -185,6 +185,34 @@ class Reader(Patient):
         except (MlflowException, OSError) as error:
             log.debug("run %s: no %s: %s", run_id, name, masked(str(error), self.uri))
             return None
+
+    def names(self, run_id: str, under: str) -> list[str]:
+        """Names of the files of a run that lie in one folder of its artifacts, sorted; [] where there is none.
+
+        Args:
+            run_id: the run.
+            under: path of the folder in the run's artifacts.
+
+        Raises:
+            OutsideError: the address does not belong to the store. Nothing is opened.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            place = self._places.of_run(run_id, self._client.get_run(run_id).info.artifact_uri)
+            if isinstance(place, Path):
+                folder = place / under
+                return sorted(each.name for each in folder.iterdir() if self._places.file(run_id, each))
+            listed = self._client.list_artifacts(run_id, under)
+            return sorted(PurePosixPath(each.path).name for each in listed if not each.is_dir)
+        except (MlflowException, OSError) as error:
+            log.debug("run %s: no folder %s: %s", run_id, under, masked(str(error), self.uri))
+            return []
+
+    def maps(self, study: Study) -> list[StoredRun]:
+        """Finished maps of the networks of a study, oldest first."""
+        condition = "tags.`dxc.kind` = 'map' and status = 'FINISHED'"
+        return list(self._search(study.experiment_id, condition))
 
     def run(self, run_id: str) -> tuple[StoredRun, str]:
         """One run, and the study that it belongs to. Raises TrackingError where there is none."""

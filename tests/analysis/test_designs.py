@@ -145,7 +145,7 @@ CHIPS = {"dxc.data", "data.split"}
 PREDICTORS = {"dxc.predictors", "dxc.packages"}
 MACHINE = {"dxc.measured_on", "hardware.affinity"}
 METER = MACHINE | {"dxc.energy_meter"}
-MAP = {"dxc.mapped", "dxc.map_mode"}
+MAP = {"dxc.mapped", "dxc.map_mode", "dxc.map_fold"}
 COMPARABLE_BY = {
     "accuracy": CHIPS,
     "accuracy_std": CHIPS,
@@ -159,6 +159,7 @@ COMPARABLE_BY = {
     "recall_at_precision": CHIPS | {"task.min_precision"},
     "calibration_error": CHIPS,
     "map_recall": MAP,
+    "map_recall_at_false_alarms": MAP | {"alarms_per_km2"},
     "map_precision": MAP,
     "map_average_precision": MAP,
     "false_alarms_per_km2": MAP,

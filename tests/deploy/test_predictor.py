@@ -350,6 +350,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
             "std": None,
             "local_mean_sigma": None,
             "jitter_m": None,
+            "fold": None,
             "quantised": None,
             "calibration_images": None,
             "size": size,

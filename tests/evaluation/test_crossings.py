@@ -5,12 +5,19 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import shapely
 from sklearn.metrics import average_precision_score
 
 from dxc.errors import AnalysisError
-from dxc.evaluation.crossings import Blocks, evaluate_map, match_points, recall_at_false_alarms
+from dxc.evaluation.crossings import (
+    Blocks,
+    evaluate_map,
+    match_points,
+    pooled_curve,
+    recall_at_false_alarms,
+)
 
 AREA = shapely.box(0, 0, 2000, 1000)  # 2 km2
 ROADS = [shapely.LineString([(-500, 500), (1500, 500)]), shapely.LineString([(100, 0), (100, 1000)])]
@@ -81,6 +88,21 @@ def test_the_curve_counts_from_each_threshold_on() -> None:
     assert recall_at_false_alarms(curve, 0.5) == (0.5, 0.8)
     assert recall_at_false_alarms(curve, 0.4) == (0.25, 0.95)
     assert recall_at_false_alarms(curve[1:], 0.1) == (0.0, float("inf"))
+
+
+def test_a_pooled_curve_adds_what_maps_have_at_each_threshold() -> None:
+    first = evaluate_map(TRUTH, PREDICTED, PROBABILITY, _blocks())  # 4 crossings in 2 km2
+    truth, predicted = np.array([(100, 100), (500, 500)]), np.array([(100, 100), (900, 900), (500, 505)])
+    second = evaluate_map(
+        truth, predicted, [0.92, 0.8, 0.2], _blocks(truth, predicted)
+    )  # 2 crossings in 2 km2
+    pooled = pooled_curve([first, second])
+    assert list(pooled["threshold"]) == [0.95, 0.92, 0.9, 0.8, 0.7, 0.6, 0.3, 0.2]
+    np.testing.assert_allclose(pooled["recall"] * 6, [1, 2, 2, 3, 3, 3, 4, 5])
+    np.testing.assert_allclose(pooled["false_alarms_per_km2"] * 4, [0, 0, 1, 2, 3, 4, 4, 4])
+    np.testing.assert_allclose(pooled["precision"], [1, 1, 2 / 3, 3 / 5, 3 / 6, 3 / 7, 4 / 8, 5 / 9])
+    assert recall_at_false_alarms(pooled, 0.5) == (0.5, 0.8)
+    pd.testing.assert_frame_equal(pooled_curve([first]), first.curve)
 
 
 def test_average_precision_is_scikit_learns_where_no_two_points_meet() -> None:

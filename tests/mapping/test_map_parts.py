@@ -112,9 +112,12 @@ def _judged(points: np.ndarray, truth: np.ndarray, p: list[float], edge: float =
 def test_a_map_is_judged_by_its_points_from_the_threshold_on() -> None:
     points = np.array([[10, 0], [11, 1], [100, 0], [201, 0]])
     judged = _judged(points, np.array([[0, 0], [20, 0], [200, 0.0]]), [0.9, 0.8, 0.7, 0.4])
-    metrics = judged.metrics()
+    metrics = judged.metrics(15)
     assert metrics["map_recall"] == metrics["map_precision"] == pytest.approx(2 / 3)
     assert metrics["false_alarms_per_km2"] == pytest.approx(1 / 0.1)
+    # 15 a km2 are 1.5 in 0.1 km2: all points count; 5 a km2 allow none, so only those of 0.9 and 0.8 do
+    assert metrics["map_recall_at_false_alarms"] == 1
+    assert judged.metrics(5)["map_recall_at_false_alarms"] == pytest.approx(2 / 3)
     assert metrics["false_alarms_per_road_km"] == pytest.approx(1 / 0.5)
     assert judged.score.curve["recall"].iloc[-1] == 1  # the point of 0.4 finds the third crossing
     assert sorted(judged.places()["kind"]) == ["false alarm", "hit", "hit", "missed"]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import onnx
 import pytest
+import rasterio
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from dxc.config.compose import PROJECT_ROOT
 from dxc.config.plan import Plan
-from dxc.errors import ConfigError, DataError
+from dxc.deploy.metadata import read_metadata
+from dxc.deploy.predictor import Predictor
+from dxc.errors import ConfigError, DataError, ExportError
 from dxc.pipeline.kept import kept_folder
 from dxc.pipeline.preview import preview
 from dxc.pipeline.run import run
@@ -94,6 +99,63 @@ def test_kept_folds_and_a_second_attempt(
     seconds = [torch.load(path, weights_only=True)["seconds"] for path in kept]
     assert third.metrics["fit_seconds"] == pytest.approx(sum(seconds)) and sum(seconds) < 100
     assert third.fold_scores == first.fold_scores
+
+
+def test_the_network_of_every_fold_is_exported_where_asked_for(make_chips: ChipMaker, tmp_path: Path) -> None:
+    """In float32 and in 8 bits: each file answers as its fold's validation said of the region that it did not see."""
+    root = make_chips(regions=("NE", "IL"), per_class=6)
+    given, out = ["data.split=region", "fold_files=true"], tmp_path / "out"
+    for number, more in enumerate(([], ["compress.quantise=static"])):
+        folder = out / str(number)
+        result = run(
+            _plan(root, *given, *more), folder, record=Record(tmp_path / f"trial{number}", run_id="1")
+        )
+        assert sorted(path.name for path in (folder / "folds").iterdir()) == ["IL.onnx", "NE.onnx"]
+        best = read_metadata(onnx.load(result.onnx), "best")
+        assert best.quantised == (None, "static")[number]
+        assert (folder / "folds" / f"{best.fold}.onnx").read_bytes() == result.onnx.read_bytes()
+        for fold in ("IL", "NE"):
+            predictor = Predictor(folder / "folds" / f"{fold}.onnx")
+            assert predictor.metadata.model_copy(update={"fold": best.fold}) == best
+            assert predictor.metadata.fold == fold
+            validated = result.predictions[result.predictions.fold == fold]
+            assert set(validated.region) == {fold}
+            for chip in validated.itertuples():
+                name = f"{'FT'[chip.label]}/{chip.name}.tif"
+                with rasterio.open(root / fold / f"{fold}DEM" / name) as raster:
+                    bands = {"dem": raster.read(1)}
+                with rasterio.open(root / fold / f"{fold}Aer" / name) as raster:
+                    bands |= dict(zip(("red", "green", "blue", "nir"), raster.read(), strict=True))
+                assert predictor.predict(bands).presence[0] == pytest.approx(chip.probability, abs=1e-5)
+    # an attempt without them leaves none
+    without = run(_plan(root, "data.split=region"), out / "0", record=Record(tmp_path / "trial0", run_id="1"))
+    assert without.onnx.exists() and not (out / "0" / "folds").exists()
+
+
+def test_a_fold_that_cannot_be_exported_is_left_out(
+    make_chips: ChipMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dxc.pipeline import chain
+
+    export = chain._export
+    tried: list[str] = []
+
+    def fail(bench: Any, network: Any, path: Path, fold: str) -> Any:
+        tried.append(path.parent.name)
+        if path.parent.name == "folds":
+            raise ExportError("the trained network answers with NaN")
+        return export(bench, network, path, fold)
+
+    monkeypatch.setattr(chain, "_export", fail)
+    result = run(
+        _plan(make_chips(), "fold_files=true", "trainer.max_epochs=1"),
+        tmp_path / "out",
+        record=Record(tmp_path / "trial", run_id="1"),
+    )
+    assert tried.count("folds") == 1  # the best one is a copy
+    (note,) = [note for note in result.notes if "is not exported" in note]
+    assert note.startswith("the network of fold fold") and note.endswith("answers with NaN")
+    assert len(list((tmp_path / "out" / "folds").iterdir())) == 1
 
 
 def test_a_picture_that_fails_loses_no_run(

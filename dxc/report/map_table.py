@@ -1,0 +1,92 @@
+"""The table of maps of several designs. It takes the frame of dxc.analysis.mapped.mapped()."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dxc.metrics import METRICS, label_of
+from dxc.report import tables
+from dxc.report.terminal import Column, new_console, print_table, print_text
+from dxc.text import counted
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STEM = "maps"
+WORDS = ("design", "area", "mode", "held out", "machine")
+
+
+def maps_in_text(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table as text: rank, design, figures on chips, cost, figures on the map. Columns that say nothing are left
+    out; stride and machine are columns where they differ.
+
+    Args:
+        frame: see the head of this module, or rows of it.
+    """
+    import pandas as pd
+
+    columns: dict[str, list[str]] = {
+        "rank": [str(each) for each in frame["rank"]],
+        "design": list(frame["name"]),
+    }
+    for name in (column for column in frame if column in METRICS):
+        if frame[name].notna().any():
+            columns[label_of(name, METRICS[name])] = [tables.number(name, value) for value in frame[name]]
+    if len(set(frame["stride_m"])) > 1:
+        columns["stride (m)"] = [f"{each:g}" if each == each else "-" for each in frame["stride_m"]]
+    if len(set(frame["machine"])) > 1:
+        columns["machine"] = list(frame["machine"])
+    return pd.DataFrame(columns)
+
+
+def _of(frame: pd.DataFrame) -> str:
+    """What the maps of one ranking have in common."""
+    first = frame.iloc[0]
+    fold = f", by networks that did not see {first['fold']}" if first["fold"] else ""
+    stride = f", a window every {first['stride_m']:g} m" if len(set(frame["stride_m"])) == 1 else ""
+    return (
+        f"{first['area']}, mode {first['mode']}{stride}{fold}; fixed false alarms: {first['alarms_per_km2']:g} a km2, "
+        "matches within 15 m"
+    )
+
+
+def write_map_table(frame: pd.DataFrame, folder: Path) -> None:
+    """Write maps_1.md, .tex and .csv, one for each ranking; the previous ones are removed.
+
+    Args:
+        frame: see the head of this module.
+        folder: is made if it does not exist.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    for old in folder.glob(f"{STEM}_*.*"):
+        old.unlink()
+    for number, ranked in frame.groupby("ranking"):
+        tables.write(maps_in_text(ranked), folder, f"{STEM}_{number}", note=_of(ranked))
+
+
+def print_map_table(frame: pd.DataFrame, folder: Path, *, title: str, lines: Sequence[str]) -> None:
+    """Print a table for each ranking, some lines, and where the files are.
+
+    Args:
+        frame: see the head of this module.
+        folder: of the files.
+        title: the studies.
+        lines: further ones.
+    """
+    console = new_console()
+    print_text(console, f"{counted(len(frame), 'map')} by designs of {title}")
+    for _, ranked in frame.groupby("ranking"):
+        content = maps_in_text(ranked)
+        print_table(
+            console,
+            [Column(name, list(content[name]), words=name in WORDS) for name in content],
+            title=_of(ranked),
+        )
+    for line in lines:
+        print_text(console, line)
+    print_text(console, f"report:    {os.path.relpath(folder)}")
