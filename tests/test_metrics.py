@@ -51,7 +51,7 @@ def test_directions() -> None:
     assert up == of_boxes | {
         "accuracy", "average_precision", "f1", "auroc", "recall_at_precision", "images_per_second",
         "fold_score", "device_accuracy", "fom",
-        "speedup", "scaling_efficiency", "added_speedup", "accuracy_speedup",
+        "speedup", "scaling_efficiency", "added_speedup", "accuracy_speedup", "roofline_share",
         "map_recall", "map_recall_at_false_alarms", "map_precision", "map_average_precision", "flow_passes",
     }  # fmt: skip
 

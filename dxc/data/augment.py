@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +13,21 @@ from dxc.errors import require_one_of, require_whole
 if TYPE_CHECKING:
     from dxc.config.plan import Data
 
-AUGMENTATIONS = ("none", "crop_flip")
+AUGMENTATIONS = ("none", "crop_flip", "flip_rotate")
+OF_CHIPS = ("none", "flip_rotate")
+"""Padding would put an edge into the elevations."""
+
+
+class Augmentation(Protocol):
+    """Changes the images of a training batch at random."""
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Draw for `count` images: tensors (count,) of the CPU, so that they are the same on every device."""
+        ...
+
+    def apply(self, images: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
+        """Images (B, C, H, W) on any device, changed as drawn. Nothing waits for the device."""
+        ...
 
 
 class Drawn(NamedTuple):
@@ -44,7 +59,7 @@ class CropFlip:
         shifts = torch.randint(2 * self.pad + 1, (2, count), generator=generator)
         return Drawn(shifts[0], shifts[1], torch.rand(count, generator=generator) < 0.5)
 
-    def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
+    def apply(self, images: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
         """Images (B, C, H, W) on any device, changed as drawn. Nothing waits for the device."""
         count, _, height, width = images.shape
         down, right, flip = (each.to(images.device, non_blocking=True) for each in drawn)
@@ -59,21 +74,47 @@ class CropFlip:
         return padded[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
-def augmentation(name: str, pad: int) -> CropFlip | None:
+class FlipRotate:
+    """Turns an image by 0, 90, 180 or 270 degrees, and mirrors it or not: eight ways, all as likely.
+
+    Ground that is seen from above has no top. Images that are not square are mirrored, and not turned by 90 degrees.
+    """
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """(count,) bool each: mirrored left to right, mirrored top to bottom, and rows and columns exchanged."""
+        mirrored = torch.randint(2, (3, count), generator=generator) == 1
+        return tuple(mirrored)
+
+    def apply(self, images: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
+        """Images (B, C, H, W) on any device, changed as drawn. Nothing waits for the device."""
+        left_right, top_bottom, exchanged = (
+            each.to(images.device, non_blocking=True)[:, None, None, None] for each in drawn
+        )
+        images = torch.where(left_right, images.flip(3), images)
+        images = torch.where(top_bottom, images.flip(2), images)
+        if images.shape[2] == images.shape[3]:
+            images = torch.where(exchanged, images.transpose(2, 3), images)
+        return images.contiguous()
+
+
+def augmentation(name: str, pad: int = 0, among: Sequence[str] = AUGMENTATIONS) -> Augmentation | None:
     """The augmentation of this name; None for none.
 
     Args:
-        name: none or crop_flip.
+        name: none, crop_flip or flip_rotate.
         pad: see CropFlip.
+        among: the names that may be asked for.
 
     Raises:
         ConfigError: there is none of this name, or pad cannot work.
     """
-    require_one_of("data.augment", name, AUGMENTATIONS)
+    require_one_of("data.augment", name, among)
+    if name == "flip_rotate":
+        return FlipRotate()
     return CropFlip(pad) if name == "crop_flip" else None
 
 
-def planned_augmentation(data: Data) -> CropFlip | None:
+def planned_augmentation(data: Data) -> Augmentation | None:
     """The augmentation of a section `data`; None where its images stay as they are."""
     name, pad = data.argument("augment"), data.argument("pad")
     return None if name is None else augmentation(name, 0 if pad is None else pad)

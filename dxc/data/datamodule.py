@@ -20,7 +20,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from dxc.data.augment import CropFlip
+from dxc.data.augment import OF_CHIPS, Augmentation, augmentation
 from dxc.data.bands import LOCAL_MEAN_SIGMA, fixed_constants
 from dxc.data.cache import ANY_SIZE, ChipCache, Recipe, open_cache
 from dxc.data.folds import Fold, make_folds
@@ -212,7 +212,8 @@ class ImageDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.cache: Images | None = None
         self.folds: list[Fold] = []
-        self.augment: CropFlip | None = None
+        self.augment: Augmentation | None = None
+        self._drawing = torch.Generator()
         self._fold: Fold | None = None
         self._seed = 0
 
@@ -244,8 +245,16 @@ class ImageDataModule(pl.LightningDataModule):
         self.prepare_data()
 
     def select(self, fold: Fold, *, seed: int) -> None:
-        """Use this fold from now on. `seed` determines the order of its images."""
+        """Use this fold from now on. `seed` determines the order of its images and their augmentation."""
         self._fold, self._seed = fold, seed
+        self._drawing.manual_seed(seed)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Lightning calls it with every batch, on its device."""
+        if self.augment is not None and self.trainer is not None and self.trainer.training:
+            drawn = self.augment.draw(len(batch["label"]), self._drawing)
+            batch["image"] = self.augment.apply(batch["image"], drawn)
+        return batch
 
     def train_dataloader(self) -> DataLoader:
         return self._loader(self._selected().train, shuffle=True)
@@ -302,6 +311,7 @@ class ChipDataModule(ImageDataModule):
         size: height and width of every chip in pixels. "any": each chip has its own size, at least
             dxc.models.registry.MIN_SIZE, and the chips of a batch have one size.
         boxes: whether batches have the boxes of the crossings, read from the Pascal VOC files beside the photos.
+        augment: of training batches, none or flip_rotate; see dxc.data.augment.
         num_workers: processes that load batches.
         cache_dir: folder of the caches.
         progress: whether to show progress bars.
@@ -325,6 +335,7 @@ class ChipDataModule(ImageDataModule):
         fold_seed: int = 42,
         size: int | str = 100,
         boxes: bool = False,
+        augment: str = "none",
         num_workers: int = 0,
         cache_dir: str = "cache",
         progress: bool = True,
@@ -337,6 +348,11 @@ class ChipDataModule(ImageDataModule):
         if classes is not None and tuple(classes) != CLASS_NAMES:
             raise ConfigError(f"data.classes: chips have the classes {', '.join(CLASS_NAMES)}; leave it out")
         super().__init__(source, channels=channels, batch_size=batch_size, num_workers=num_workers)
+        self.augment = augmentation(augment, among=OF_CHIPS)
+        if self.augment is not None and boxes:
+            raise ConfigError(
+                f"data.augment={augment} would turn the images of a detector and leave their boxes: data.augment=none"
+            )
         self.source: ChipSource = source
         self._on_bad_chip = source.on_bad_chip
         self.recipe = Recipe(

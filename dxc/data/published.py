@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
-
 from dxc.data.augment import augmentation
-from dxc.data.datamodule import Batch, ImageDataModule
+from dxc.data.datamodule import ImageDataModule
 from dxc.data.folds import Fold, make_folds
 from dxc.data.images import LabelledImages
 from dxc.data.sample import ChipSample, sample_of_cache
@@ -33,7 +31,7 @@ class PublishedDataModule(ImageDataModule):
         normalise: fixed or none.
         mean: of each channel, for normalise=fixed: (x - mean) / std, with x from 0 to 255.
         std: of each channel.
-        augment: of training batches, none or crop_flip; see dxc.data.augment.
+        augment: of training batches, none, crop_flip or flip_rotate; see dxc.data.augment.
         pad: see dxc.data.augment.CropFlip.
         split: given, kfold or holdout; see make_folds.
         folds: number of folds for kfold.
@@ -85,7 +83,6 @@ class PublishedDataModule(ImageDataModule):
         self.size = size
         self.augment = augmentation(augment, pad)
         self._make_folds = partial(make_folds, split=split, folds=folds, seed=fold_seed)
-        self._drawing = torch.Generator()
 
     def read(self) -> tuple[LabelledImages, list[Fold]]:
         """Make or fetch the images if needed and read them."""
@@ -113,18 +110,6 @@ class PublishedDataModule(ImageDataModule):
         self.prepare_data()
         assert self.cache is not None  # it was just read
         return sample_of_cache(self.cache, self.channels, count)
-
-    def select(self, fold: Fold, *, seed: int) -> None:
-        """Use this fold from now on. `seed` determines the order of its images and their augmentation."""
-        super().select(fold, seed=seed)
-        self._drawing.manual_seed(seed)
-
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Lightning calls it with every batch, on its device."""
-        if self.augment is not None and self.trainer is not None and self.trainer.training:
-            drawn = self.augment.draw(len(batch["label"]), self._drawing)
-            batch["image"] = self.augment.apply(batch["image"], drawn)
-        return batch
 
 
 def _check_constants(channels: Sequence[str], mean: Sequence[float], std: Sequence[float]) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxc.data.augment import CropFlip, Drawn
+from dxc.data.augment import Augmentation
 from dxc.training.side_by_side import ALONE, Turn
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class GraphSteps:
         *,
         autocast: torch.dtype | None = None,
         turn: Turn = ALONE,
-        augment: CropFlip | None = None,
+        augment: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
         self.chips, self.turn = chips, turn
@@ -231,10 +231,10 @@ class GraphSteps:
                     value.zero_()
 
 
-def _room_for_drawn(steps: int, size: int, **options: Any) -> Drawn:
+def _room_for_drawn(augment: Augmentation, steps: int, size: int, **options: Any) -> tuple[torch.Tensor, ...]:
     """Room for what is drawn for a chunk: each (steps, size). options: of torch.zeros."""
-    down, right = (torch.zeros((steps, size), dtype=torch.int64, **options) for _ in range(2))
-    return Drawn(down, right, torch.zeros((steps, size), dtype=torch.bool, **options))
+    one = augment.draw(1, torch.Generator())
+    return tuple(torch.zeros((steps, size), dtype=each.dtype, **options) for each in one)
 
 
 def _event() -> torch.cuda.Event:
@@ -247,7 +247,7 @@ class _Slot:
 
     index: Tensor
     images: Tensor | None
-    drawn: Drawn | None
+    drawn: tuple[torch.Tensor, ...] | None
     event: torch.cuda.Event | None = None
 
 
@@ -266,11 +266,11 @@ class _Step:
         autocast: torch.dtype | None,
         size: int,
         steps: int,
-        augment: CropFlip | None,
+        augment: Augmentation | None,
     ) -> None:
         device = chips.device
         self._augment = augment
-        self._drawn = None if augment is None else _room_for_drawn(steps, size, device=device)
+        self._drawn = None if augment is None else _room_for_drawn(augment, steps, size, device=device)
         self._chips, self._task, self._optimizer, self._total = chips, task, optimizer, total
         self._autocast, self._size = autocast, size
         self._index = torch.zeros((steps, size), dtype=torch.int64, device=device)
@@ -284,7 +284,7 @@ class _Step:
             _Slot(
                 torch.zeros((steps, size), dtype=torch.int64, pin_memory=pinned),
                 chips.empty(steps * size, pinned=True) if streamed else None,
-                None if augment is None else _room_for_drawn(steps, size, pin_memory=pinned),
+                None if augment is None else _room_for_drawn(augment, steps, size, pin_memory=pinned),
             )
             for _ in range(2)
         ]
@@ -357,7 +357,7 @@ class _Step:
         rows = self._rows.index_select(0, self._cursor)[0]
         batch = self._chips.gather(self._images, rows, index)
         if self._augment is not None and self._drawn is not None:
-            drawn = Drawn(*(each.index_select(0, self._cursor)[0] for each in self._drawn))
+            drawn = tuple(each.index_select(0, self._cursor)[0] for each in self._drawn)
             image = self._augment.apply(batch["image"], drawn)
             if self._chips.channels_last:
                 image = image.contiguous(memory_format=torch.channels_last)

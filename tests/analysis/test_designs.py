@@ -192,7 +192,7 @@ COMPARABLE_BY = {
     **{
         name: {"dxc.measured_on", "batch", "size"}
         for name in (
-            "speedup", "scaling_efficiency", "added_speedup", "communication_share", "loader_share",
+            "speedup", "scaling_efficiency", "added_speedup", "communication_share", "loader_share", "roofline_share",
             "seconds_to_accuracy", "accuracy_speedup", "device_hours", "price", "price_per_point",
         )
     },

@@ -112,6 +112,8 @@ def test_devices_share_sizes_evenly(shuffle: bool) -> None:
         ({"batch_size": 0}, "data.batch_size must be a whole number of at least 1"),
         ({"num_workers": -1}, "data.num_workers must be a whole number of at least 0"),
         ({"channels": "dem"}, r"data.channels must be a list: data.channels=\[dem\]"),
+        ({"augment": "crop_flip"}, "data.augment.*flip_rotate"),
+        ({"augment": "flip_rotate", "boxes": True}, "images of a detector.*data.augment=none"),
     ],
 )
 def test_values_that_cannot_work(options: dict[str, object], message: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dxc.data.augment import CropFlip
+from dxc.data.augment import CropFlip, FlipRotate
 from dxc.data.datamodule import ChipDataModule, FolderSource
 from dxc.data.published import PublishedDataModule
 from dxc.errors import ConfigError, DataError
@@ -99,6 +99,33 @@ def test_crop_and_flip_by_hand() -> None:
         assert torch.equal(changed[number], cut.flip(2) if drawn.flip[number] else cut)
     assert {*drawn.down.tolist()} == {*drawn.right.tolist()} == {0, 1, 2, 3, 4}  # all shifts come
     assert 20 < int(drawn.flip.sum()) < 44
+
+
+def test_flips_and_turns_by_hand() -> None:
+    """The eight are those of numpy, and a draw of many holds each of them about as often."""
+    augment = FlipRotate()
+    image = torch.arange(12.0).reshape(1, 2, 2, 3)[:, :, :, :2].contiguous()
+    ways = {
+        tuple(
+            augment.apply(image, tuple(torch.tensor([bool(way & bit)]) for bit in (1, 2, 4)))
+            .flatten()
+            .tolist()
+        )
+        for way in range(8)
+    }
+    plain = image[0].numpy()
+    expected = {
+        tuple(np.rot90(each, turns, axes=(1, 2)).flatten().tolist())
+        for each in (plain, plain[:, :, ::-1])
+        for turns in range(4)
+    }
+    assert len(expected) == 8 and ways == expected
+    drawn = augment.draw(4000, torch.Generator().manual_seed(0))
+    ways_drawn = sum(2**place * each.long() for place, each in enumerate(drawn))
+    assert torch.bincount(ways_drawn, minlength=8).min() > 400
+    oblong = torch.arange(6.0).reshape(1, 1, 2, 3)
+    turned = augment.apply(oblong, tuple(torch.tensor([True]) for _ in range(3)))
+    assert turned.tolist() == [[[[5, 4, 3], [2, 1, 0]]]]
 
 
 def test_only_training_is_augmented_and_the_seed_decides(source: SyntheticImages) -> None:

@@ -127,12 +127,16 @@ def test_both_engines_train_the_same_network(
         assert next(other.model.parameters()).is_contiguous()
 
 
-@pytest.mark.parametrize("streamed", [False, True])
-def test_both_engines_augment_alike(streamed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same shifts and flips of the same images, in an epoch of two sizes of batches; other ones in the next."""
+@pytest.mark.parametrize(
+    ("augment", "streamed"), [("crop_flip", False), ("crop_flip", True), ("flip_rotate", False)]
+)
+def test_both_engines_augment_alike(
+    augment: str, streamed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same shifts, flips and turns of the same images, in an epoch of two sizes of batches; others in the next."""
     if streamed:
         monkeypatch.setattr(on_device, "_free_bytes", lambda device: 0)
-    plan = _images_plan(tmp_path, "data.augment=crop_flip")
+    plan = _images_plan(tmp_path, f"data.augment={augment}")
     ((one,), (other,)) = _both(plan, tmp_path)
     ((_,), (plain,)) = _both(_images_plan(tmp_path, "data.augment=none"), tmp_path)
     expected = one.model.state_dict()
