@@ -1095,6 +1095,8 @@ SOUND = {"dem": "dem.tif", "crossings": "points.gpkg", "out": "chips", "region":
         ({"near_share": 1}, {"near_share": 1.01}),
         ({"seed": 1}, {"seed": -1}),
         ({"max_positives": 1}, {"max_positives": 0}),
+        ({"negatives_m": 0}, {"negatives_m": -1}),
+        ({"negatives_max": 1}, {"negatives_max": 0}),
         ({"workers": 1}, {"workers": 0}),
         ({"workers": 1000}, {"workers": 1001}),
         ({"boxes": [100, 0.1]}, {"boxes": [100.1, 5]}),
