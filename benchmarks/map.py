@@ -430,7 +430,7 @@ def main() -> None:
     parser.add_argument("--chips", type=int, default=1200, help="of all regions, half of them crossings")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--stride", type=int, default=8)
+    parser.add_argument("--stride", type=int, default=2 * JITTER_M)
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.5, 0.9])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "benchmark_map")
@@ -442,7 +442,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.tiny:
         arguments.regions, arguments.seeds, arguments.chips = ["IL"], 1, 160
-        arguments.epochs, arguments.width, arguments.stride = 3, 8, 12
+        arguments.epochs, arguments.width = 3, 8
     arguments.work = (
         arguments.work.resolve()
         / f"{arguments.chips}-{arguments.width}-{arguments.epochs}-{arguments.stride}"
