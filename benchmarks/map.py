@@ -435,7 +435,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "benchmark_map")
     parser.add_argument("--extents", action="store_true", help="time and memory by extent, and nothing else")
-    parser.add_argument("--tiny", action="store_true", help="parts of one region, one seed, little training")
+    parser.add_argument("--tiny", action="store_true", help="small regions, one held out, one seed, little training")
     parser.add_argument(
         "--save", action="store_true", help="write benchmarks/results/map.json after each region"
     )
