@@ -222,7 +222,7 @@ def together(maps: Sequence[Compared]) -> Compared:
         moved("truth"), moved("found"), np.concatenate([each.p for each in maps]),
         Blocks(
             np.concatenate([each.blocks.km2 for each in maps]), numbered("truth"), numbered("predicted"),
-            np.concatenate([each.blocks.road_km for each in maps]),  # type: ignore[arg-type]  # compared() gives it
+            np.concatenate([each.blocks.road_km for each in maps]),  # compared() gives it
         ),
     )  # fmt: skip
 
@@ -435,7 +435,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "benchmark_map")
     parser.add_argument("--extents", action="store_true", help="time and memory by extent, and nothing else")
-    parser.add_argument("--tiny", action="store_true", help="small regions, one held out, one seed, little training")
+    parser.add_argument(
+        "--tiny", action="store_true", help="small regions, one held out, one seed, little training"
+    )
     parser.add_argument(
         "--save", action="store_true", help="write benchmarks/results/map.json after each region"
     )
