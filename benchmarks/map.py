@@ -151,7 +151,7 @@ def trained(chips: Path, normalise: str, seed: int, path: Path, arguments: argpa
         overrides = [
             "source=chips", f"source.root={chips}", "data=7ch", f"data.normalise={normalise}", "data.split=region",
             f"seed={seed}", f"trainer.max_epochs={arguments.epochs}", f"model.width={arguments.width}",
-            "trainer.accelerator=auto", "trainer.precision=32-true", "progress=false",
+            "scheduler=cosine", "trainer.accelerator=auto", "trainer.precision=32-true", "progress=false",
             f"cache_dir={arguments.work / 'cache'}",
         ]  # fmt: skip
         plan = Plan.of(compose("train", overrides=overrides))
