@@ -169,14 +169,21 @@ def trained(chips: Path, normalise: str, seed: int, path: Path, arguments: argpa
     print(f"  trained on {len(everything)} chips in {done.seconds:.0f} s", flush=True)
 
 
-def mapped(onnx: Path, files: RegionFiles, out: Path, arguments: argparse.Namespace, *more: str) -> Mapped:
+def mapped(
+    onnx: Path,
+    files: RegionFiles,
+    out: Path,
+    arguments: argparse.Namespace,
+    *more: str,
+    threshold: float = LEAST_P,
+) -> Mapped:
     """python map.py"""
     said = out.with_suffix(".json")
     if not (out.exists() and said.exists()):
         out.parent.mkdir(parents=True, exist_ok=True)
         command = [
             sys.executable, str(ROOT / "map.py"), f"onnx={onnx}", f"dem={files.dem}", f"photo={files.photo}",
-            f"out={out}", f"stride_m={arguments.stride}", f"threshold={LEAST_P}", f"threads={arguments.threads}",
+            f"out={out}", f"stride_m={arguments.stride}", f"threshold={threshold}", f"threads={arguments.threads}",
             "overwrite=true", "progress=false", f"hydra.run.dir={out.parent}/run", *more,
         ]  # fmt: skip
         done = subprocess.run([sys.executable, "-c", METER, *command], capture_output=True, text=True)
@@ -275,10 +282,11 @@ def held_out(
     rows: list[dict[str, Any]] = []
     maps: dict[tuple[str, int], Compared] = {}
     negatives: dict[str, list[Path]] = {name: [] for name in others}
+    least = arguments.mine_threshold
     modes = [mode for mode in arguments.modes if mode != "dense" or normalise == "fixed"]
     for number in range(arguments.rounds + 1):
         print(f"{region} held out, {normalise}, seed {seed}, round {number}", flush=True)
-        place = home / (f"round{number}-{'-'.join(arguments.mine)}" if number else "round0")
+        place = home / (f"round{number}-{'-'.join(arguments.mine)}-{least:g}" if number else "round0")
         cuts = [
             cut(regions[name], place / "chips", name, seed, negatives[name], arguments) for name in others
         ]
@@ -304,8 +312,8 @@ def held_out(
         if number < arguments.rounds:
             for name, mode in itertools.product(others, arguments.mine):
                 known = regions[next(other for other in others if other != name)]
-                out = place / f"mined-{name}-{mode}.gpkg"
-                mapped(onnx, regions[name], out, arguments, *keys_of(mode, regions[name], known))
+                out, keys = place / f"mined-{name}-{mode}-{least:g}.gpkg", keys_of(mode, regions[name], known)
+                mapped(onnx, regions[name], out, arguments, *keys, threshold=least)
                 negatives[name].append(out)
     return rows, maps
 
@@ -426,6 +434,7 @@ def main() -> None:
     parser.add_argument(
         "--mine", nargs="+", default=["corridor"], help="modes in which training regions are mapped"
     )
+    parser.add_argument("--mine-threshold", type=float, default=0.5, help="of those maps")
     parser.add_argument("--normalise", nargs="+", default=["fixed"], help="fixed, per_chip (without dense)")
     parser.add_argument("--chips", type=int, default=1200, help="of all regions, half of them crossings")
     parser.add_argument("--epochs", type=int, default=20)
