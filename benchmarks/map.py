@@ -13,12 +13,12 @@ round the held-out region is mapped, and it has no part in anything before. Mode
     dense       a dense pass of the network says where windows are worth it; it is fitted on a training region
     chips       windows everywhere, chip by chip
 
-The training regions are mapped in the modes of --mine. Points are matched one to one with the true crossings within
-15 m. A map shows points of a probability of 0.5; a threshold keeps those of them that are at least so probable.
-Intervals (95 %) draw subwatersheds. Flow passes where the runoff of a hectare or more gets within 5 m of a true
-crossing on the elevation model with breach lines. Seconds and processor time (`cpu`, which other programs change less)
-are those of the whole command, and so is the peak of memory. Extents are squares of 2, 4 and 8 km, filled with mirrored
-copies of a region.
+The training regions are mapped in the modes of --mine, with points from a probability of --mine-threshold on. Points of
+the held-out region are matched one to one with the true crossings within 15 m. Its maps show points of a probability of
+0.5; a threshold keeps those of them that are at least so probable. Intervals (95 %) draw subwatersheds. Flow passes
+where the runoff of a hectare or more gets within 5 m of a true crossing on the elevation model with breach lines.
+Seconds and processor time (`cpu`, which other programs change less) are those of the whole command, and so is the peak
+of memory. Extents are squares of 2, 4 and 8 km, filled with mirrored copies of a region.
 
 Whatever is finished lies in --work, and the same command goes on from there. Give another folder after a change of the
 code.
