@@ -434,7 +434,7 @@ def main() -> None:
     parser.add_argument(
         "--mine", nargs="+", default=["corridor"], help="modes in which training regions are mapped"
     )
-    parser.add_argument("--mine-threshold", type=float, default=0.5, help="of those maps")
+    parser.add_argument("--mine-threshold", type=float, default=0.1, help="of those maps")
     parser.add_argument("--normalise", nargs="+", default=["fixed"], help="fixed, per_chip (without dense)")
     parser.add_argument("--chips", type=int, default=1200, help="of all regions, half of them crossings")
     parser.add_argument("--epochs", type=int, default=20)
