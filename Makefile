@@ -98,9 +98,9 @@ $(DOCS_VENV)/.installed: requirements-docs.txt
 	@touch $@
 
 # Alone on the machine, please: each prints its figures; ARGS=--save writes them to benchmarks/results/
-# Three need a GPU: make gpu runs them. compression.py fetches CIFAR-10 and trains for hours: run it by hand.
+# Three need a GPU: make gpu runs them. compression.py (which fetches CIFAR-10) and map.py take hours: run them by hand.
 GPU_BENCHMARKS := benchmarks/gpu.py benchmarks/scheduling.py benchmarks/training_engines.py
-LONG_BENCHMARKS := benchmarks/compression.py
+LONG_BENCHMARKS := benchmarks/compression.py benchmarks/map.py
 bench: setup
 	@for script in $(sort $(filter-out $(GPU_BENCHMARKS) $(LONG_BENCHMARKS),$(wildcard benchmarks/[!_]*.py))); do echo "== $$script"; $(PY) $$script $(ARGS) || exit 1; done
 

@@ -1,19 +1,27 @@
-"""Maps a synthetic watershed that was held out of training: how long it takes, in how much memory, and what it finds.
+"""Maps synthetic watersheds that were held out of training: what a map finds, and what it takes.
 
-    python benchmarks/map.py                     about an hour and 5 GB of temporary disk on 4 cores
-    python benchmarks/map.py --tiny              about 5 minutes: one part, one seed, little training
-    python benchmarks/map.py --regions IL ND --seeds 3 --save
+    python benchmarks/map.py --save               maps of all regions, several hours on 4 cores
+    python benchmarks/map.py --extents --save     time and memory of 4, 16 and 64 km2; alone on the machine, please
+    python benchmarks/map.py --tiny               a few minutes: small regions, one held out, little training
 
-For each region and seed, a network is trained on the other three regions, once with data.normalise=fixed and once with
-per_chip. `python map.py` then maps the held-out region, each mode in a process of its own:
+It takes the way of a user. For each region and seed, the other three regions are cut by prepare.py and train a network.
+map.py then maps these three, and what it finds there beside the known crossings are hard negatives: prepare.py cuts
+chips of them (negatives=), and a new network is trained. This makes a round more; --rounds says how many. After each
+round the held-out region is mapped, and it has no part in anything before. Modes:
 
     corridor    windows near roads
     dense       a dense pass of the network says where windows are worth it; it is fitted on a training region
-    chips       windows everywhere, chip by chip: what the others are compared with
+    chips       windows everywhere, chip by chip
 
-Points are matched one to one with the true crossings within 15 m. Seconds are measured, of the whole command, and of
-its processor time (`cpu`), which other programs on the machine change less. Peak memory is that of the command. Extents
-are squares of 2, 4 and 8 km, filled with mirrored copies of the region: only time and memory are of interest there.
+The training regions are mapped in the modes of --mine, with points from a probability of --mine-threshold on. Points of
+the held-out region are matched one to one with the true crossings within 15 m. Its maps show points of a probability of
+0.5; a threshold keeps those of them that are at least so probable. Intervals (95 %) draw subwatersheds. Flow passes
+where the runoff of a hectare or more gets within 5 m of a true crossing on the elevation model with breach lines.
+Seconds and processor time (`cpu`, which other programs change less) are those of the whole command, and so is the peak
+of memory. Extents are squares of 2, 4 and 8 km, filled with mirrored copies of a region.
+
+Whatever is finished lies in --work, and the same command goes on from there. Give another folder after a change of the
+code.
 """
 
 from __future__ import annotations
@@ -21,32 +29,40 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import statistics
 import subprocess
 import sys
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
 import rasterio
 import shapely
-from _record import ROOT, save
+from _record import RESULTS, ROOT, save
 from hydra import compose, initialize_config_dir
 from rasterio.windows import Window
 
 from dxc.config.plan import Plan
-from dxc.data.datamodule import ImageDataModule
+from dxc.data.folds import Fold
 from dxc.deploy.export import export_onnx
 from dxc.deploy.metadata import Metadata
-from dxc.evaluation.crossings import Blocks, evaluate_map
+from dxc.evaluation.crossings import Blocks, MapScore, evaluate_map
+from dxc.files import write_atomically
+from dxc.geo.breach import Dem, breach_lines
+from dxc.geo.chips import cut_region
+from dxc.geo.flow import flow_at, subwatersheds
+from dxc.geo.mosaic import open_mosaic
+from dxc.geo.record import Record
 from dxc.hardware.spec import device_name
-from dxc.synthetic.source import REGIONS, RegionFiles, region_files
+from dxc.synthetic.source import REGIONS, RegionFiles, make_region, region_files
 from dxc.training.crossval import train_fold
 
-NEAR = "corridor"
+JITTER_M = 5
+LEAST_P = 0.5
+APART_M = 1e7
+"""Regions are moved so far apart that the maps of several are evaluated as one."""
 METER = """
 import json, resource, subprocess, sys, time
 started = time.perf_counter()
@@ -58,47 +74,334 @@ sys.exit(code)
 """
 """Runs a command from a small process. Linux counts the memory of the process that starts another for that one too, and
 this one has trained a network."""
-TOLD = (
-    "seconds_per_km2", "cpu_seconds_per_km2", "km2_per_hour", "peak_memory_mb", "map_recall", "map_precision",
-    "false_alarms_per_km2",
-)  # fmt: skip
 
 
-def planned(normalise: str, seed: int, arguments: argparse.Namespace) -> Plan:
+class Mapped(NamedTuple):
+    """A map, and what the command that made it took."""
+
+    out: Path
+    seconds: float
+    cpu_seconds: float
+    peak_memory_mb: float
+
+    @property
+    def km2(self) -> float:
+        return float(gpd.read_file(self.out, layer="mapped_area")["km2"].item())
+
+    def cost(self) -> dict[str, float]:
+        km2 = self.km2
+        return {
+            "km2": km2, "seconds_per_km2": self.seconds / km2, "cpu_seconds_per_km2": self.cpu_seconds / km2,
+            "km2_per_hour": 3600 * km2 / self.seconds, "peak_memory_mb": self.peak_memory_mb,
+        }  # fmt: skip
+
+
+class Compared(NamedTuple):
+    """The points of a map beside the true ones."""
+
+    truth: np.ndarray
+    found: np.ndarray
+    p: np.ndarray
+    blocks: Blocks
+
+    def score(self, threshold: float) -> MapScore:
+        return evaluate_map(self.truth, self.found, self.p, self.blocks, threshold=threshold)
+
+
+# ------------------------------------------------------------------------------------------- steps
+
+
+def regions_of(arguments: argparse.Namespace, folder: Path) -> dict[str, RegionFiles]:
+    """The synthetic regions, made where they are missing."""
+    made = {}
+    for spec in REGIONS:
+        place = folder / "regions" / spec.name
+        if not place.exists():
+            print(f"making {spec.name}", flush=True)
+            make_region(spec, place, crossings=arguments.chips // (2 * len(REGIONS)), seed=0)
+        made[spec.name] = region_files(place)
+    return made
+
+
+def cut(
+    files: RegionFiles,
+    out: Path,
+    region: str,
+    seed: int,
+    negatives: Sequence[Path],
+    arguments: argparse.Namespace,
+) -> Record:
+    """python prepare.py"""
+    report = cut_region(
+        dem=files.dem, photo=files.photo, crossings=files.crossings, out=out, region=region,
+        near=[files.roads, files.streams], jitter_m=JITTER_M, seed=seed, negatives=negatives,
+        workers=arguments.threads, progress=False,
+    )  # fmt: skip
+    print(
+        "  " + "; ".join(line for line in report.describe().splitlines() if "folder" not in line), flush=True
+    )
+    record = Record.read(report.folder)
+    assert record is not None  # it was just written
+    return record
+
+
+def trained(chips: Path, normalise: str, seed: int, path: Path, arguments: argparse.Namespace) -> None:
+    """Train on all chips of a folder and export. Nothing is chosen by the chips that validate: they train too."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         overrides = [
-            "data=7ch", f"data.normalise={normalise}", "data.split=region", f"seed={seed}",
-            f"source.chips={arguments.chips}", f"trainer.max_epochs={arguments.epochs}",
-            f"model.width={arguments.width}", "trainer.accelerator=auto", "trainer.precision=32-true",
+            "source=chips", f"source.root={chips}", "data=7ch", f"data.normalise={normalise}", "data.split=region",
+            f"seed={seed}", f"trainer.max_epochs={arguments.epochs}", f"model.width={arguments.width}",
+            "scheduler=cosine", "trainer.accelerator=auto", "trainer.precision=32-true", "progress=false",
+            f"cache_dir={arguments.work / 'cache'}",
         ]  # fmt: skip
-        return Plan.of(compose("train", overrides=overrides))
-
-
-def network(plan: Plan, datamodule: ImageDataModule, region: str, path: Path) -> float:
-    """Train on the other regions and export. Returns the accuracy on the chips of the region."""
-    (number, fold), *_ = [(n, f) for n, f in enumerate(datamodule.folds) if f.name == region]
-    trained = train_fold(plan, datamodule, fold, number, device_name(plan.trainer.accelerator))
+        plan = Plan.of(compose("train", overrides=overrides))
+    datamodule = plan.data.build(source=plan.source.build())
+    datamodule.prepare_data()
     cache = datamodule.cache
     assert cache is not None  # it was prepared
+    everything = np.arange(len(cache.labels))
+    fold = Fold("all", everything, everything[::10])
+    done = train_fold(plan, datamodule, fold, 0, device_name(plan.trainer.accelerator))
     said = Metadata(
         **datamodule.fed, classes=cache.classes, photo_bands=cache.photo_bands, pixel_m=cache.pixel_m
     )
-    export_onnx(trained.model.eval(), path, in_channels=len(said.channels), size=100, metadata=said)
-    return trained.accuracy
+    export_onnx(done.model.eval(), path, in_channels=len(said.channels), size=100, metadata=said)
+    print(f"  trained on {len(everything)} chips in {done.seconds:.0f} s", flush=True)
 
 
-def part_of(files: RegionFiles, folder: Path, edge_m: int | None, offset: int = 0) -> RegionFiles:
-    """A square of a region from `offset` metres on, filled with mirrored copies where it is larger. None: all of it."""
-    if edge_m is None:
-        return files
-    folder.mkdir()
+def mapped(
+    onnx: Path,
+    files: RegionFiles,
+    out: Path,
+    arguments: argparse.Namespace,
+    *more: str,
+    threshold: float = LEAST_P,
+) -> Mapped:
+    """python map.py"""
+    said = out.with_suffix(".json")
+    if not (out.exists() and said.exists()):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        command = [
+            sys.executable, str(ROOT / "map.py"), f"onnx={onnx}", f"dem={files.dem}", f"photo={files.photo}",
+            f"out={out}", f"stride_m={arguments.stride}", f"threshold={threshold}", f"threads={arguments.threads}",
+            "overwrite=true", "progress=false", f"hydra.run.dir={out.parent}/run", *more,
+        ]  # fmt: skip
+        done = subprocess.run([sys.executable, "-c", METER, *command], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise SystemExit(f"map.py failed:\n{done.stdout}{done.stderr}")
+        write_atomically(said, done.stdout.splitlines()[-1])
+    return Mapped(out, *json.loads(said.read_text()))
+
+
+def keys_of(mode: str, files: RegionFiles, known: RegionFiles) -> list[str]:
+    """What map.py is told of a mode. `known` is the training region on which the dense pass is fitted."""
+    if mode == "corridor":
+        return [f"roads={files.roads}"]
+    if mode == "chips":
+        return ["mode=chips"]
+    return ["mode=dense", *(f"fit.{key}={getattr(known, key)}" for key in ("dem", "photo", "crossings"))]
+
+
+def compared(made: Mapped, files: RegionFiles, parts: Sequence[shapely.Geometry]) -> Compared:
+    points, truth = gpd.read_file(made.out, layer="crossings"), gpd.read_file(files.crossings)
+    with rasterio.open(files.dem) as file:
+        whole = shapely.box(*file.bounds)  # crossings away from the roads count too
+    found, true = (np.column_stack([each.geometry.x, each.geometry.y]) for each in (points, truth))
+    blocks = Blocks.of_polygons(
+        parts, true, found, area=whole, roads=list(gpd.read_file(files.roads).geometry)
+    )
+    return Compared(true, found, points["probability"].to_numpy(float), blocks)
+
+
+def together(maps: Sequence[Compared]) -> Compared:
+    """Maps of several regions as one."""
+    first = np.cumsum([0, *(len(each.blocks.km2) for each in maps)])
+
+    def moved(name: str) -> np.ndarray:
+        apart = [np.array([APART_M * i, 0]) for i in range(len(maps))]
+        return np.concatenate([getattr(each, name) + to for each, to in zip(maps, apart, strict=True)])
+
+    def numbered(name: str) -> np.ndarray:
+        of = [getattr(each.blocks, name) for each in maps]
+        return np.concatenate([np.where(each < 0, -1, each + n) for each, n in zip(of, first, strict=False)])
+
+    return Compared(
+        moved("truth"), moved("found"), np.concatenate([each.p for each in maps]),
+        Blocks(
+            np.concatenate([each.blocks.km2 for each in maps]), numbered("truth"), numbered("predicted"),
+            np.concatenate([each.blocks.road_km for each in maps]),  # compared() gives it
+        ),
+    )  # fmt: skip
+
+
+def flow_passes(files: RegionFiles, map_: Compared, threshold: float) -> float:
+    """The share of true crossings that water passes, with the breach lines of the points of a threshold."""
+    dem = Dem.look(open_mosaic("DEM", [files.dem]).file)
+    lines = breach_lines(dem, map_.found[map_.p >= threshold]).lines
+    after = flow_at(dem, map_.truth, lines=lines)
+    return float(after.passes()[np.isfinite(after.area_ha)].mean())
+
+
+def figures(score: MapScore) -> dict[str, Any]:
+    main = score.main
+    found: dict[str, Any] = {"crossings": score.truth, "points": score.predicted, "hits": main.hits}
+    for name in ("recall", "precision", "false_alarms_per_km2", "false_alarms_per_road_km"):
+        interval = getattr(main, name)
+        found |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return found
+
+
+def told(row: dict[str, Any]) -> str:
+    def value(name: str) -> str:
+        return f"{name} {row[name]:.3f} ({row[f'{name}_low']:.2f} to {row[f'{name}_high']:.2f})"
+
+    return (
+        f"{row['mode']:9} p >= {row['threshold']:g}, round {row['round']}: {value('recall')}  {value('precision')}  "
+        f"{row['false_alarms_per_km2']:.2f} false alarms/km2"
+    )
+
+
+def told_cost(cost: dict[str, float]) -> str:
+    return (
+        f"{cost['seconds_per_km2']:.1f} s/km2 ({cost['cpu_seconds_per_km2']:.1f} cpu), "
+        f"{cost['km2_per_hour']:.0f} km2/h, {cost['peak_memory_mb']:.0f} MB"
+    )
+
+
+# ------------------------------------------------------------------------------------------- the parts
+
+
+def held_out(
+    region: str, seed: int, normalise: str, regions: dict[str, RegionFiles], arguments: argparse.Namespace
+) -> tuple[list[dict[str, Any]], dict[tuple[str, int], Compared]]:
+    """Rounds without a region, and its map after each: rows of figures, and the maps by mode and round."""
+    others = [name for name in regions if name != region]
+    home = arguments.work / f"{normalise}-{region}-{seed}"
+    dem = Dem.look(open_mosaic("DEM", [regions[region].dem]).file)
+    parts = subwatersheds(dem)
+    rows: list[dict[str, Any]] = []
+    maps: dict[tuple[str, int], Compared] = {}
+    negatives: dict[str, list[Path]] = {name: [] for name in others}
+    least = arguments.mine_threshold
+    modes = [mode for mode in arguments.modes if mode != "dense" or normalise == "fixed"]
+    for number in range(arguments.rounds + 1):
+        print(f"{region} held out, {normalise}, seed {seed}, round {number}", flush=True)
+        place = home / (f"round{number}-{'-'.join(arguments.mine)}-{least:g}" if number else "round0")
+        cuts = [
+            cut(regions[name], place / "chips", name, seed, negatives[name], arguments) for name in others
+        ]
+        onnx = place / "model.onnx"
+        if not onnx.exists():
+            trained(place / "chips", normalise, seed, onnx, arguments)
+        for mode in modes:
+            keys = keys_of(mode, regions[region], regions[others[0]])
+            made = mapped(onnx, regions[region], place / f"{mode}.gpkg", arguments, *keys)
+            maps[mode, number] = map_ = compared(made, regions[region], parts)
+            cost = made.cost()
+            print(f"  {mode}: {told_cost(cost)}")
+            for threshold in arguments.thresholds:
+                row = {
+                    "normalise": normalise, "region": region, "seed": seed, "round": number, "mode": mode,
+                    "threshold": threshold, "chips_with": sum(each.positives for each in cuts),
+                    "chips_without": sum(each.negatives for each in cuts),
+                    "hard_negatives": sum(each.hard_negatives for each in cuts), **cost,
+                    **figures(map_.score(threshold)), "flow_passes": flow_passes(regions[region], map_, threshold),
+                }  # fmt: skip
+                rows.append(row)
+                print(f"  {told(row)}, flow passes {row['flow_passes']:.3f}", flush=True)
+        if number < arguments.rounds:
+            for name, mode in itertools.product(others, arguments.mine):
+                known = regions[next(other for other in others if other != name)]
+                out, keys = place / f"mined-{name}-{mode}-{least:g}.gpkg", keys_of(mode, regions[name], known)
+                mapped(onnx, regions[name], out, arguments, *keys, threshold=least)
+                negatives[name].append(out)
+    return rows, maps
+
+
+def maps_part(arguments: argparse.Namespace, regions: dict[str, RegionFiles]) -> None:
+    rows: list[dict[str, Any]] = []
+    for normalise in arguments.normalise:
+        maps: dict[tuple[str, int], list[Compared]] = {}
+        for region, seed in itertools.product(arguments.regions, range(arguments.seeds)):
+            found, own = held_out(region, seed, normalise, regions, arguments)
+            rows += found
+            for key, map_ in own.items():
+                maps.setdefault(key, []).append(map_)
+            summary = [
+                {"normalise": normalise, "mode": mode, "round": number, "threshold": threshold, "maps": len(alike),
+                 **figures(together(alike).score(threshold))}
+                for (mode, number), alike in sorted(maps.items()) for threshold in arguments.thresholds
+            ]  # fmt: skip
+            if arguments.save:
+                kept(maps=rows, summary=summary, settings=settings_of(arguments))
+        print(f"all maps, {normalise}:")
+        for row in sorted(summary, key=lambda row: (row["mode"], row["threshold"], row["round"])):
+            print(told(row))
+
+
+def extents_part(arguments: argparse.Namespace, regions: dict[str, RegionFiles]) -> None:
+    """Time and memory by the ground that is mapped, by the network without the first region."""
+    region, normalise = arguments.regions[0], "fixed"
+    others = [name for name in regions if name != region]
+    place = arguments.work / f"{normalise}-{region}-0" / "round0"
+    for name in others:
+        cut(regions[name], place / "chips", name, 0, [], arguments)
+    onnx = place / "model.onnx"
+    if not onnx.exists():
+        trained(place / "chips", normalise, 0, onnx, arguments)
+    edges = (400, 800) if arguments.tiny else (2000, 4000, 8000)
+    rows = []
+    for edge in edges:
+        square = part_of(regions[region], arguments.work / "squares" / f"{region}-{edge}", edge)
+        for mode in ("corridor", "dense", "chips") if edge == edges[0] else ("corridor", "dense"):
+            keys = keys_of(mode, square, regions[others[0]])
+            out = arguments.work / "squares" / f"{region}-{edge}-{mode}.gpkg"
+            out.with_suffix(".json").unlink(missing_ok=True)  # measured anew
+            cost = mapped(onnx, square, out, arguments, *keys).cost()
+            rows.append({"extent_m": edge, "mode": mode, "threads": arguments.threads, **cost})
+            print(f"{edge / 1000:g} x {edge / 1000:g} km, {mode}: {told_cost(cost)}", flush=True)
+    of = {(row["extent_m"], row["mode"]): row for row in rows}
+    chips = of[edges[0], "chips"]
+    ratios = {}
+    for mode in ("corridor", "dense"):
+        small, large = of[edges[0], mode], of[edges[-1], mode]
+        ratios[mode] = {
+            "memory": large["peak_memory_mb"] / small["peak_memory_mb"],
+            "speed": chips["cpu_seconds_per_km2"] / small["cpu_seconds_per_km2"],
+        }
+        print(
+            f"{mode}: {(edges[-1] / edges[0]) ** 2:g} times the ground takes {ratios[mode]['memory']:.2f} times the "
+            f"memory; {ratios[mode]['speed']:.1f} times as fast as chips everywhere (processor time)"
+        )
+    if arguments.save:
+        kept(extents=rows, extent_ratios=ratios, extent_settings=settings_of(arguments))
+
+
+def kept(**parts: Any) -> None:
+    """Write parts of the record and leave the others."""
+    path = RESULTS / "map.json"
+    old = json.loads(path.read_text()) if path.exists() else {}
+    own = {key: value for key, value in old.items() if key not in ("date", "device", "kind")}
+    save("map", own | parts)
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {key: value for key, value in vars(arguments).items() if key not in ("save", "work")}
+
+
+def part_of(files: RegionFiles, folder: Path, edge_m: int) -> RegionFiles:
+    """The north-western square of a region, filled with mirrored copies where it is larger."""
     made = region_files(folder)
+    if made.streams.exists():
+        return made
+    folder.mkdir(parents=True, exist_ok=True)
     for source, target in ((files.dem, made.dem), (files.photo, made.photo)):
         with rasterio.open(source) as file:
-            place = file.window_transform(Window(offset, offset, edge_m, edge_m))
+            place = file.window_transform(Window(0, 0, edge_m, edge_m))
             profile = {**file.profile, "height": edge_m, "width": edge_m, "transform": place}
-            pixels = file.read()[:, offset:, offset:]
-        edge = pixels.shape[1]
+            pixels = file.read()
+        edge = min(pixels.shape[1:])
+        pixels = pixels[:, :edge, :edge]
         copies = range(-(-edge_m // edge))
         with rasterio.open(target, "w", **profile) as out:
             for row, column in itertools.product(copies, copies):
@@ -108,7 +411,7 @@ def part_of(files: RegionFiles, folder: Path, edge_m: int | None, offset: int = 
     west, north = place.c, place.f
     first = shapely.box(west, north - edge, west + edge, north)
     square = shapely.box(west, north - edge_m, west + edge_m, north)
-    for name in ("crossings", "roads"):
+    for name in ("crossings", "roads", "streams"):
         frame = gpd.read_file(getattr(files, name)).clip(first)[["geometry"]]
         parts = []
         for row, column in itertools.product(copies, copies):
@@ -121,118 +424,42 @@ def part_of(files: RegionFiles, folder: Path, edge_m: int | None, offset: int = 
     return made
 
 
-def mapped(onnx: Path, files: RegionFiles, out: Path, threads: int, *more: str) -> dict[str, Any]:
-    """One `python map.py`: what it takes and what it finds."""
-    command = [
-        sys.executable, str(ROOT / "map.py"), f"onnx={onnx}", f"dem={files.dem}", f"photo={files.photo}",
-        f"out={out}", f"threads={threads}", "overwrite=true", "progress=false",
-        f"hydra.run.dir={out.parent}/run", *more,
-    ]  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", METER, *command], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SystemExit(f"map.py failed:\n{done.stdout}{done.stderr}")
-    seconds, cpu_seconds, peak_memory_mb = json.loads(done.stdout.splitlines()[-1])
-    area = gpd.read_file(out, layer="mapped_area")["km2"].item()
-    points = gpd.read_file(out, layer="crossings")
-    truth = gpd.read_file(files.crossings)
-    with rasterio.open(files.dem) as file:
-        whole = shapely.box(*file.bounds)  # crossings away from the roads count too
-    found, true = (np.column_stack([each.geometry.x, each.geometry.y]) for each in (points, truth))
-    score = evaluate_map(
-        true, found, points["probability"], Blocks.of_grid(500, true, found, area=whole), threshold=0, draws=1
-    )
-    return {
-        "km2": area, "seconds_per_km2": seconds / area, "cpu_seconds_per_km2": cpu_seconds / area,
-        "km2_per_hour": 3600 * area / seconds, "peak_memory_mb": peak_memory_mb,
-        "map_precision": float("nan"), **score.metrics(), "crossings": score.truth, "points": score.predicted,
-    }  # fmt: skip
-
-
-def told(name: str, figures: dict[str, Any]) -> str:
-    return (
-        f"{name:28} {figures['seconds_per_km2']:7.1f} s/km2 ({figures['cpu_seconds_per_km2']:.1f} cpu) "
-        f"{figures['km2_per_hour']:7.1f} km2/h {figures['peak_memory_mb']:6.0f} MB  "
-        f"recall {figures['map_recall']:.3f}  precision {figures['map_precision']:.3f}  "
-        f"{figures['false_alarms_per_km2']:.1f} false alarms/km2"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--regions", nargs="+", default=[spec.name for spec in REGIONS])
+    names = [spec.name for spec in REGIONS]
+    parser.add_argument("--regions", nargs="+", default=names, choices=names, help="to hold out, one by one")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--chips", type=int, default=1200)
+    parser.add_argument("--rounds", type=int, default=1, help="of hard negatives")
+    parser.add_argument("--modes", nargs="+", default=["corridor", "dense", "chips"])
+    parser.add_argument(
+        "--mine", nargs="+", default=["corridor"], help="modes in which training regions are mapped"
+    )
+    parser.add_argument("--mine-threshold", type=float, default=0.1, help="of those maps")
+    parser.add_argument("--normalise", nargs="+", default=["fixed"], help="fixed, per_chip (without dense)")
+    parser.add_argument("--chips", type=int, default=1200, help="of all regions, half of them crossings")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--stride", type=int, default=2 * JITTER_M)
+    parser.add_argument("--thresholds", type=float, nargs="+", default=[0.5, 0.9])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--threshold", type=float, default=0.9)
-    parser.add_argument("--strides", type=int, nargs="+", default=[8, 12])
-    parser.add_argument("--tiny", action="store_true", help="one part of IL, one seed, little training")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/map.json")
+    parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "benchmark_map")
+    parser.add_argument("--extents", action="store_true", help="time and memory by extent, and nothing else")
+    parser.add_argument(
+        "--tiny", action="store_true", help="small regions, one held out, one seed, little training"
+    )
+    parser.add_argument(
+        "--save", action="store_true", help="write benchmarks/results/map.json after each region"
+    )
     arguments = parser.parse_args()
-    edge, extents = None, (2000, 4000, 8000)
     if arguments.tiny:
         arguments.regions, arguments.seeds, arguments.chips = ["IL"], 1, 160
-        arguments.epochs, arguments.width, arguments.strides = 3, 8, [12]
-        edge, extents = 800, (400, 800)
-    results: list[dict[str, Any]] = []
-    sizes: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for normalise in ("fixed", "per_chip"):
-            for seed in range(arguments.seeds):
-                plan = planned(normalise, seed, arguments)
-                source = plan.source.build()
-                datamodule = plan.data.build(source=source)
-                datamodule.prepare_data()
-                regions = source.folder / "regions"
-                for region in arguments.regions:
-                    onnx = folder / f"{normalise}-{region}-{seed}.onnx"
-                    accuracy = network(plan, datamodule, region, onnx)
-                    print(
-                        f"{normalise}, {region} held out, seed {seed}: accuracy {accuracy:.4f} on its chips"
-                    )
-                    held_out = region_files(regions / region)
-                    part = part_of(held_out, folder / f"{normalise}-{region}-{seed}", edge, offset=1000)
-                    other = next(spec.name for spec in REGIONS if spec.name != region)
-                    known = region_files(regions / other)
-                    fit = [f"fit.{key}={getattr(known, key)}" for key in ("dem", "photo", "crossings")]
-                    for stride in arguments.strides:
-                        modes = {NEAR: [f"roads={part.roads}"], "chips": ["mode=chips"]}
-                        if normalise == "fixed":
-                            modes["dense"] = ["mode=dense", *fit]
-                        for mode, more in modes.items():
-                            keys = [f"stride_m={stride}", f"threshold={arguments.threshold}", *more]
-                            found = mapped(onnx, part, folder / "map.gpkg", arguments.threads, *keys)
-                            results.append(
-                                {"normalise": normalise, "region": region, "seed": seed, "mode": mode,
-                                 "stride_m": stride, "accuracy": accuracy, **found}
-                            )  # fmt: skip
-                            print(told(f"  {mode}, stride {stride} m", found))
-                    if normalise == "fixed" and not sizes:
-                        for extent in extents:
-                            square = part_of(held_out, folder / f"square-{extent}", extent)
-                            keys = [f"roads={square.roads}", f"stride_m={arguments.strides[-1]}"]
-                            found = mapped(onnx, square, folder / "map.gpkg", arguments.threads, *keys)
-                            sizes.append({"extent_m": extent, **found})
-                            print(told(f"  {extent / 1000:g} x {extent / 1000:g} km, corridor", found))
-    for normalise in ("fixed", "per_chip"):
-        for mode in (NEAR, "dense", "chips"):
-            for stride in arguments.strides:
-                alike = [
-                    each for each in results
-                    if (each["normalise"], each["mode"], each["stride_m"]) == (normalise, mode, stride)
-                ]  # fmt: skip
-                if alike:
-                    numbers = {
-                        key: statistics.median(each[key] for each in alike) for key in alike[0] if key in TOLD
-                    }
-                    print(told(f"{normalise}, {mode}, {stride} m (median)", numbers))
-    memory = sizes[-1]["peak_memory_mb"] / sizes[0]["peak_memory_mb"]
-    print(f"{(extents[-1] / extents[0]) ** 2:g} times the ground: {memory:.2f} times the memory")
-    if arguments.save:
-        settings = {key: value for key, value in vars(arguments).items() if key != "save"}
-        save("map", {"settings": settings, "maps": results, "extents": sizes, "memory_ratio": memory})
+        arguments.epochs, arguments.width = 3, 8
+    arguments.work = (
+        arguments.work.resolve()
+        / f"{arguments.chips}-{arguments.width}-{arguments.epochs}-{arguments.stride}"
+    )
+    regions = regions_of(arguments, arguments.work)
+    (extents_part if arguments.extents else maps_part)(arguments, regions)
 
 
 if __name__ == "__main__":

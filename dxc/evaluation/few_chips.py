@@ -20,6 +20,8 @@ WIDE = 0.2
 """An interval of the accuracy from there on is said: designs of a search differ by less."""
 LOPSIDED = 0.75
 """Share of a fold's chips that are of one class, from which on its accuracy mostly says how often that class comes."""
+UNBALANCED = 2 / 3
+"""Share of all chips that are of one class, from which on that is said: half of the chips is what is usual."""
 MORE_THAN_OVERALL = 0.1
 """A fold is lopsided only where that share exceeds the same class's share of all chips by so much."""
 NAMED = 3  # folds that a note names
@@ -87,6 +89,12 @@ def notes_on_few_chips(
             else "an accuracy of so few and the spread over folds (accuracy_std) say"
         )
         notes.append(f"small {'fold' if alone else 'folds'}: {_listed(few, classes, unit)}; {says} little")
+    larger = int(overall.argmax())
+    if len(classes) == 2 and overall[larger] >= UNBALANCED and not lopsided:
+        notes.append(
+            f"{round(overall[larger] * total)} of {total} {unit}s are of the class '{classes[larger]}': a network that "
+            f"always says it has an accuracy of {overall[larger]:.2f}. Compare designs by f1 or average_precision too"
+        )
     if lopsided:
         fold, each = max(lopsided.items(), key=lambda item: max(item[1]) / sum(item[1]))
         notes.append(

@@ -68,7 +68,7 @@ BLOCK_CACHE_MB = 64  # GDAL's default is 5 % of the machine's memory
 CUTS_PER_NEGATIVE = 20  # so many sites may lack data for each one that has data
 SETTINGS_OF_CHIPS = {
     "region", "size_m", "jitter_m", "min_distance_m", "near_share", "crs", "dem_units", "seed", "max_positives",
-    "layer", "crossings_xy", "crossings_crs",
+    "layer", "crossings_xy", "crossings_crs", "negatives_m", "negatives_max",
 }  # fmt: skip
 """Settings that the pixels and places of chips depend on, beside those that cut_region writes in one spelling."""
 
@@ -99,6 +99,10 @@ class CutReport:
     """What a chip holds: dem, if it holds elevation, then the bands of its photo."""
     found_complete: bool = False
     """Whether all chips were there already. left_out is then empty: left_out.csv has the points."""
+    hard_negatives: int = 0
+    """How many of the chips without a crossing lie at points of `negatives`."""
+    not_negative: tuple[tuple[str, int], ...] = ()
+    """Why other points of `negatives` gave no chip, and how many. Empty where all chips were there already."""
 
     def describe(self) -> str:
         """Several lines for people: counts, CRS, folder, boxes, left-out points by reason."""
@@ -108,6 +112,10 @@ class CutReport:
             f"in {self.crs}",
             f"folder: {self.folder}",
         ]
+        if self.hard_negatives or self.not_negative:
+            others = "".join(f"; {count} {reason}" for reason, count in self.not_negative)
+            left = f". Points that gave none: {others.removeprefix('; ')}" if others else ""
+            lines.append(f"hard negatives: {self.hard_negatives} of the chips without a crossing{left}")
         if self.boxes is not None:
             kind, image = ("DEM", "elevation") if self.bands == ("dem",) else ("Aer", "photo")
             where = self.folder / f"{self.region}{kind}" / "T"
@@ -131,6 +139,10 @@ def cut_region(**values: Any) -> CutReport:
     A chip with a crossing shows its point in pixel (size // 2, size // 2), shifted by up to `jitter_m` whole
     pixels along each axis. A chip without one has its centre at least `min_distance_m` from every crossing of
     the file. A share `near_share` of them are centred on the lines of the files `near`, the others lie anywhere.
+
+    Beside these, each point of the files `negatives` that lies at least `negatives_m` from every crossing and from each
+    other becomes the centre of a chip without one. Of a map these are false alarms: the hard negatives of Felzenszwalb
+    et al. 2010, doi 10.1109/TPAMI.2009.167, section 4. Such a chip may show a crossing away from its centre.
 
     With `boxes` every chip with a crossing has an annotation with the box of each crossing of the file that is in the
     chip: the crossing itself lies there, or a quarter or more of its box does. Boxes are centred on the points, lie
@@ -162,6 +174,8 @@ def cut_region(**values: Any) -> CutReport:
         "photo_bands": None if photo is None else settings.photo_bands,
         "boxes": None if settings.boxes is None else edges,
         "near_layers": list(settings.layers_of_near),
+        "negatives": len(settings.negatives),
+        "negatives_layers": list(settings.layers_of_negatives),
     }
     given = [(what, paths) for what, paths in (("DEM", dem), ("photo", photo)) if paths is not None]
     bands = (*(["dem"] if dem is not None else []), *(settings.photo_bands if photo is not None else []))
@@ -171,13 +185,19 @@ def cut_region(**values: Any) -> CutReport:
     ]
     inputs = [
         fingerprint(path)
-        for path in (*(path for _, file in files for path in file.files), settings.crossings, *near)
+        for path in (
+            *(path for _, file in files for path in file.files),
+            settings.crossings,
+            *near,
+            *settings.negatives,
+        )
     ]
     digest = digest_of(job, inputs)
     if (done := _complete(final, digest, job, settings.overwrite)) is not None:
         return CutReport(
-            final, region, done.crs, done.positives, done.negatives, (), done.boxes, tuple(done.bands), True
-        )
+            final, region, done.crs, done.positives, done.negatives, (), done.boxes, tuple(done.bands), True,
+            done.hard_negatives,
+        )  # fmt: skip
     rasters = look_at_rasters(
         files, crs=settings.crs, photo_bands=settings.photo_bands, dem_units=settings.dem_units
     )
@@ -205,6 +225,7 @@ def cut_region(**values: Any) -> CutReport:
         (path.name, read_lines(path, target, area.common, of_file))
         for path, of_file in itertools.zip_longest(near, settings.layers_of_near)
     ]
+    alarms = _alarms(settings, target, area)
 
     folder = out / f".{region}.partial-{digest}"
     if folder.exists():
@@ -218,25 +239,29 @@ def cut_region(**values: Any) -> CutReport:
     ):
         try:
             positives, left_out = _cut_positives(cutter, area, points, settings)
-            negatives = _cut_negatives(cutter, area, len(positives), lines, settings)
+            number, seen = itertools.count(1), set[tuple[int, int]]()
+            negatives = _cut_negatives(cutter, area, len(positives), lines, settings, number, seen)
+            hard, not_negative = _cut_hard_negatives(cutter, area, alarms, settings, number, seen)
         except DataError:
             shutil.rmtree(folder, ignore_errors=True)  # it would fail the same way again
             raise
-        _say_overlaps(positives, area)
-        _write_tables(folder, positives + negatives, left_out, points, size_m, crs_name(target))
+        _say_overlaps(positives, hard, area)
+        _write_tables(folder, positives + negatives + hard, left_out, points, size_m, crs_name(target))
         shown_boxes = (
             sum(len(shown.in_chip(chip.left, chip.top, size_m)) for chip in positives) if shown else None
         )
         record = Record(
             region=region, digest=digest, settings=job, bands=list(bands), size_m=size_m, crs=crs_name(target),
-            positives=len(positives), negatives=len(negatives), boxes=shown_boxes, left_out=len(left_out),
+            positives=len(positives), negatives=len(negatives) + len(hard), hard_negatives=len(hard),
+            boxes=shown_boxes, left_out=len(left_out),
         )  # fmt: skip
         write_atomically(folder / NAME, record.to_json())
         _move_into_place(folder, final)
     for other in out.glob(f".{region}.partial-*"):
         log.warning("%s holds an unfinished cut with other settings; remove it if nobody needs it.", other)
     return CutReport(
-        final, region, crs_name(target), len(positives), len(negatives), tuple(left_out), shown_boxes, bands
+        final, region, crs_name(target), len(positives), len(negatives) + len(hard), tuple(left_out), shown_boxes,
+        bands, hard_negatives=len(hard), not_negative=not_negative,
     )  # fmt: skip
 
 
@@ -261,16 +286,18 @@ def _warn_of_neighbours(min_distance_m: float, size_m: int, boxes: CrossingBoxes
         )  # fmt: skip
 
 
-def _say_overlaps(positives: Sequence[Spot], area: Area) -> None:
-    """Log how many crossings lie so close together that their chips show the same ground."""
-    outlines = area.outlines(*np.array([(chip.left, chip.top) for chip in positives]).T)
+def _say_overlaps(positives: Sequence[Spot], hard: Sequence[Spot], area: Area) -> None:
+    """Log how many crossings and points of negatives lie so close together that their chips show the same ground."""
+    chips = [*positives, *hard]
+    what = "crossings and negatives" if hard else "crossings"
+    outlines = area.outlines(*np.array([(chip.left, chip.top) for chip in chips]).T)
     # outlines that only touch share no ground; those of whole metres that overlap do so by more
     tree = shapely.STRtree(shapely.buffer(outlines, -0.25, join_style="mitre"))
     overlapping = np.bincount(tree.query(tree.geometries, "intersects")[0]) > 1
     if count := int(overlapping.sum()):
         log.info(
-            "%d of %d crossings lie closer than a chip (%d m) to another: their chips overlap, and training keeps them "
-            "on one side of every split.", count, len(positives), area.size,
+            "%d of %d %s lie closer than a chip (%d m) to another: their chips overlap, and training keeps them "
+            "on one side of every split.", count, len(chips), what, area.size,
         )  # fmt: skip
 
 
@@ -497,12 +524,16 @@ def _cut_negatives(
     count: int,
     lines: list[tuple[str, np.ndarray]],
     settings: CutSettings,
+    number: Iterator[int],
+    seen: set[tuple[int, int]],
 ) -> list[Spot]:
-    """Cut `count` chips without a crossing: first those near the lines, then those anywhere."""
+    """Cut `count` chips without a crossing: first those near the lines, then those anywhere.
+
+    Names go on with `number`, and corners of the chips are added to `seen`.
+    """
     rng = np.random.default_rng((settings.seed, 1))
     by_lines = math.floor(settings.near_share * count + 0.5) if lines else 0
     chips: list[Spot] = []
-    number, seen = itertools.count(1), set[tuple[int, int]]()
     for kind, wanted, along in (("near lines", by_lines, lines), ("anywhere", count - by_lines, [])):
         if not wanted:
             continue
@@ -522,6 +553,55 @@ def _cut_negatives(
                 f"min_distance_m or {knob if along else other}."
             )
     return chips
+
+
+def _alarms(settings: CutSettings, target: CRS, area: Area) -> list[tuple[str, np.ndarray]]:
+    """Name and points (n, 2) of each file of negatives, in the target CRS. Some may have no place (inf)."""
+    found = []
+    for path, layer in itertools.zip_longest(settings.negatives, settings.layers_of_negatives):
+        xy = Points.read(path, target, layer=layer, what="negatives").xy
+        if not len(xy):
+            log.warning("negatives %s: its layer is empty, so it gives no chip.", path)
+        elif not shapely.contains_xy(area.common, *xy.T).any():
+            raise DataError(
+                f"negatives {path}: none of its {counted(len(xy), 'point')} lies where chips may lie "
+                f"({extent_text(area.common)}). Give a map of this region, or leave it out."
+            )
+        found.append((path.name, xy))
+    return found
+
+
+def _cut_hard_negatives(
+    cutter: Cutter,
+    area: Area,
+    alarms: list[tuple[str, np.ndarray]],
+    settings: CutSettings,
+    number: Iterator[int],
+    seen: set[tuple[int, int]],
+) -> tuple[list[Spot], tuple[tuple[str, int], ...]]:
+    """Cut a chip at each point of negatives that is no crossing; also why the other points have none, with counts.
+
+    The first points of all files come first: map.py writes the most certain ones first.
+    """
+    points = [(rank, name, xy) for name, each in alarms for rank, xy in enumerate(each)]
+    if not points:
+        return [], ()
+    points.sort(key=lambda point: point[0])
+    xy = np.array([xy for _, _, xy in points])
+    reasons = area.why_no_negative(xy, settings.negatives_m, seen)
+    left, top = area.corner(*np.where(np.isfinite(xy), xy, 0).T)
+    spots = [
+        Spot(f"{area.region}_F_{next(number):05d}", "F", int(left[i]), int(top[i]), points[i][1])
+        for i, reason in enumerate(reasons)
+        if reason is None
+    ]
+    most = len(spots) if settings.negatives_max is None else min(settings.negatives_max, len(spots))
+    chips, failed = cutter.collect(iter(spots), most, "without, of negatives", settings.progress)
+    counts = Counter(reason for reason in reasons if reason is not None)
+    counts.update(reason for _, reason in failed)
+    if beyond := len(spots) - len(chips) - len(failed):
+        counts[f"more than negatives_max={settings.negatives_max}"] = beyond
+    return chips, tuple(counts.most_common())
 
 
 # ------------------------------------------------------------------------------------------- folders

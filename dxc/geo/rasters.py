@@ -431,21 +431,24 @@ class Points:
         layer: str | None = None,
         xy: Sequence[str] | None = None,
         crs: str | None = None,
+        what: str = "crossings",
     ) -> Points:
         """Read the file of crossings, or raise a DataError that says why it is not one, or lacks a column.
 
         Args:
+            path: the file; of negatives its layer may be empty, as a map is that found nothing.
             target: the CRS of the chips.
             columns: of numbers, to be read too.
             layer: of a file with several.
             xy: columns of the coordinates in a .csv; None: those with a usual name.
             crs: of the coordinates, where the file does not say it.
+            what: crossings or negatives, for messages. Negatives are never a .csv.
         """
-        if is_table(path):
+        if what == "crossings" and is_table(path):
             return cls._of_table(path, target, columns, layer, xy, crs)
         if xy is not None:
             raise ConfigError("crossings_xy names columns of a .csv: leave it out, the file has geometries.")
-        return cls._of_layer(path, target, columns, layer, crs)
+        return cls._of_layer(path, target, columns, layer, crs, what)
 
     @classmethod
     def _of_table(
@@ -476,19 +479,23 @@ class Points:
         target: CRS,
         columns: dict[str, np.ndarray],
         path: Path,
+        what: str = "crossings",
     ) -> Points:
         present = np.isfinite(own).all(axis=1)
         if not present.any():
-            raise DataError(f"crossings {path}: holds no point. Give a file with crossing points.")
+            raise DataError(f"{what} {path}: holds no point. Give a file with points.")
         xy = own.copy()
         xy[present] = np.column_stack(project_xy(crs, target, *own[present].T))
         return cls(ids, own, crs_name(crs), xy, columns)
 
     @classmethod
     def _of_layer(
-        cls, path: Path, target: CRS, columns: Sequence[str], layer: str | None, stated: str | None
+        cls, path: Path, target: CRS, columns: Sequence[str], layer: str | None, stated: str | None, what: str
     ) -> Points:
-        frame, crs = _read_vector("crossings", path, "Point", columns, layer, stated)
+        frame, crs = _read_vector(what, path, "Point", columns, layer, stated)
+        if not len(frame):
+            nowhere = np.zeros((0, 2))
+            return cls(np.zeros(0, np.int64), nowhere, crs_name(crs), nowhere, {})
         shapes = frame.geometry.to_numpy()
         single = shapely.get_num_geometries(shapes) == 1
         shapes = np.where(
@@ -499,13 +506,13 @@ class Points:
         if odd.any():
             kinds = sorted({shape.geom_type for shape in shapes[odd]})
             raise DataError(
-                f"crossings {path}: {odd.sum()} of {len(shapes)} geometries are {', '.join(kinds)}; single "
+                f"{what} {path}: {odd.sum()} of {len(shapes)} geometries are {', '.join(kinds)}; single "
                 "points are needed. Convert them, e.g. ogr2ogr -explodecollections, or centroids in QGIS."
             )
         own = np.full((len(shapes), 2), np.nan)
         own[present] = shapely.get_coordinates(shapes[present])
         numbers = {name: _numbers(frame[name]) for name in columns}
-        return cls._of(frame.index.to_numpy(), own, crs, target, numbers, path)
+        return cls._of(frame.index.to_numpy(), own, crs, target, numbers, path, what)
 
 
 def _numbers(column: Any) -> np.ndarray:
@@ -519,7 +526,8 @@ def _numbers(column: Any) -> np.ndarray:
 
 def _layer(what: str, path: Path, kind: str, layers: Sequence[tuple[str, str]], wanted: str | None) -> str:
     """The wanted layer out of (name, geometry type), or the only one of `kind`."""
-    key = {"crossings": "layer", "near": "near_layers"}.get(what, f"{what}_layer")
+    keys = {"crossings": "layer", "near": "near_layers", "negatives": "negatives_layers"}
+    key = keys.get(what, f"{what}_layer")
     told = ", ".join(f"{name} ({geometry})" for name, geometry in layers) or "none"
     if wanted is not None:
         if wanted not in [name for name, _ in layers]:
@@ -545,7 +553,7 @@ def _read_vector(
     """One layer: a frame of ids, geometries and columns, and its horizontal CRS.
 
     Args:
-        what: crossings or near, for messages.
+        what: crossings, near or negatives, for messages. Only a layer of negatives may be empty.
         kind: Point or LineString, to find the layer where none is named.
         layer: its name.
         stated_crs: the CRS of a file that does not say it.
@@ -566,7 +574,7 @@ def _read_vector(
         raise DataError(
             f"{what} {path}: not a vector file that can be read ({error}). Give {formats}. {convert_vector(path)}"
         ) from error
-    if not hasattr(frame, "geometry") or not len(frame):
+    if not hasattr(frame, "geometry") or not (len(frame) or what == "negatives"):
         raise DataError(f"{what} {path}: holds no geometry. Give a file with {kind} geometries.")
     if missing := [name for name in columns if name not in there]:
         raise DataError(

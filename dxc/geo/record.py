@@ -39,6 +39,7 @@ class Record(BaseModel):
         size_m: edge of a chip in metres and pixels.
         crs: of the chips.
         positives, negatives: number of chips with and without a crossing.
+        hard_negatives: how many of the latter lie at points of a map that are no crossing.
         boxes: number of boxes in all chips; None where none were requested.
         left_out: number of points that gave no chip.
     """
@@ -53,6 +54,7 @@ class Record(BaseModel):
     crs: str
     positives: Annotated[int, Field(ge=0)]
     negatives: Annotated[int, Field(ge=0)]
+    hard_negatives: Annotated[int, Field(ge=0)]
     boxes: Annotated[int, Field(ge=0)] | None
     left_out: Annotated[int, Field(ge=0)]
 

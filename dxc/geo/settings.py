@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,6 +74,11 @@ def _columns(names: Any) -> Any:
     return names
 
 
+def _for_each(files: Sequence[Path], layers: list[str | None]) -> list[str | None]:
+    """One layer is for all files."""
+    return layers * len(files) if len(layers) == 1 else layers
+
+
 Text = Annotated[str | None, BeforeValidator(_text)]
 Rasters = Annotated[list[Path] | None, BeforeValidator(_rasters)]
 """Of one place: a file, a folder of tiles, a pattern or a list of these (dxc.geo.mosaic)."""
@@ -124,6 +130,20 @@ class CutSettings(Part):
     near_layers: Annotated[list[str | None], BeforeValidator(_several)] = Field(default=[])
     """One for each file of `near`, None for its only one; or one for all, or none."""
     near_share: Annotated[int | float, _number(0, 1, "a share from 0 to 1")] = 0.5
+    negatives: Annotated[list[Path], BeforeValidator(_several)] = Field(default=[])
+    """Points that a map shows. Those that are no crossing get chips, beside the others without one."""
+    negatives_layers: Annotated[list[str | None], BeforeValidator(_several)] = Field(default=[])
+    """As near_layers, for the files of `negatives`."""
+    negatives_m: Metres = 30.0
+    """Least distance of such a point from every crossing, and from another such point."""
+    negatives_max: Annotated[
+        int | None,
+        must_be(
+            lambda value: value is None or is_whole(value, 1),
+            "a whole number, 1 or more, or null for all",
+        ),
+    ] = None
+    """Stop after so many chips of `negatives`: the first points of each file, which of a map are the most certain."""
     seed: Natural = 0
     overwrite: Flag = False
     """Cut the chips again and replace those that are there. Only what this room wrote is removed."""
@@ -139,7 +159,12 @@ class CutSettings(Part):
     @property
     def layers_of_near(self) -> Sequence[str | None]:
         """A layer for each file of `near`; none where none is named."""
-        return self.near_layers * len(self.near) if len(self.near_layers) == 1 else self.near_layers
+        return _for_each(self.near, self.near_layers)
+
+    @property
+    def layers_of_negatives(self) -> Sequence[str | None]:
+        """A layer for each file of `negatives`; none where none is named."""
+        return _for_each(self.negatives, self.negatives_layers)
 
     @model_validator(mode="before")
     @classmethod
@@ -169,9 +194,20 @@ class CutSettings(Part):
                 f"jitter_m={self.jitter_m:g} would shift a crossing out of its chip: stay below half of "
                 f"size_m={self.size_m}."
             )
-        if self.near_layers and len(self.layers_of_near) != len(self.near):
+        for key, layers, files in (
+            ("near", self.layers_of_near, self.near),
+            ("negatives", self.layers_of_negatives, self.negatives),
+        ):
+            if layers and len(layers) != len(files):
+                raise ValueError(
+                    f"{key}_layers names {len(layers)} layers for {len(files)} files in {key}: name one for all, or "
+                    "one for each (null for the only one of a file)."
+                )
+        least = math.sqrt(2) * (self.jitter_m + 1)  # as far as a crossing may lie from the centre of its chip
+        if self.negatives and self.negatives_m < least:
             raise ValueError(
-                f"near_layers names {len(self.near_layers)} layers for {len(self.near)} files in near: name one for "
-                "all, or one for each (null for the only one of a file)."
+                f"negatives_m={self.negatives_m:g} is too little for jitter_m={self.jitter_m:g}: crossings lie up to "
+                f"{least:.0f} m from the centre of their chips, and chips of negatives would show the same. Give "
+                f"negatives_m={math.ceil(least)} or more, or a smaller jitter_m."
             )
         return self

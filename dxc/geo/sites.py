@@ -25,7 +25,7 @@ class Spot(NamedTuple):
     label: str  # T or F
     left: int
     top: int
-    source: str  # crossing, random, or the file of lines it was drawn along
+    source: str  # crossing, random, or the file of lines it was drawn along, or of negatives that shows it
     point: int | None = None  # row of the crossing among the points
 
 
@@ -125,6 +125,47 @@ class Area:
                     seen.add(place)
                     vain = 0
                     yield Spot("", "F", *place, source=source[i])
+
+    def why_no_negative(self, xy: np.ndarray, apart_m: float, seen: set[tuple[int, int]]) -> list[str | None]:
+        """Why the points of a map make no chips without a crossing, (n,); None where they do.
+
+        Of points that lie close together, the first one counts.
+
+        Args:
+            xy: (n, 2) m; nan or infinite where a point has no place.
+            apart_m: a point closer to a crossing is a hit. A point closer to an earlier one shows the same.
+            seen: corners of chips that exist already.
+        """
+        from scipy.spatial import cKDTree
+
+        there = np.isfinite(xy).all(axis=1)
+        places = np.where(there[:, None], xy, 0.0)
+        left, top = self.corner(*places.T)
+        inside = self.inside(left, top)
+        points, closer = shapely.points(places), np.nextafter(apart_m, 0)
+        hits = np.zeros(len(xy), bool)
+        hits[self.crossings.query(points, "dwithin", closer)[0]] = True
+        boxed = np.zeros(len(xy), bool)
+        if self.boxes is not None:
+            boxed[self.boxes.tree.query(self.outlines(left, top), "intersects")[0]] = True
+        tree = cKDTree(places)
+        taken = np.zeros(len(xy), bool)
+        reasons: list[str | None] = []
+        for i, place in enumerate(zip(left.tolist(), top.tolist(), strict=True)):
+            reason = None
+            if not there[i]:
+                reason = "no place in the CRS of the chips"
+            elif hits[i]:
+                reason = f"hits, closer than {apart_m:g} m to a crossing"
+            elif not inside[i]:
+                reason = "where no whole chip can be cut"
+            elif boxed[i]:
+                reason = "so close to a crossing that a chip shows its box"
+            elif place in seen or taken[tree.query_ball_point(places[i], closer)].any():
+                reason = f"closer than {apart_m:g} m to another"
+            taken[i] = reason is None
+            reasons.append(reason)
+        return reasons
 
     def _anywhere(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[str]]:
         x0, y0, x1, y1 = self.common.bounds

@@ -567,7 +567,7 @@ def test_boxes_are_part_of_an_interrupted_cuts_name(
         "version": 3, "region": "NE", "size_m": SIZE, "jitter_m": 0.0, "min_distance_m": 60,
         "near_share": 0.5, "crs": None, "photo_bands": list(RGBN), "dem_units": None, "seed": 0,
         "max_positives": None, "boxes": None, "layer": None, "crossings_xy": None, "crossings_crs": None,
-        "near_layers": [],
+        "near_layers": [], "negatives": 0, "negatives_layers": [], "negatives_m": 30.0, "negatives_max": None,
     }  # fmt: skip
     stats = [(path, path.stat()) for path in (job["dem"], job["photo"], job["crossings"])]
     files = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
@@ -1095,6 +1095,8 @@ SOUND = {"dem": "dem.tif", "crossings": "points.gpkg", "out": "chips", "region":
         ({"near_share": 1}, {"near_share": 1.01}),
         ({"seed": 1}, {"seed": -1}),
         ({"max_positives": 1}, {"max_positives": 0}),
+        ({"negatives_m": 0}, {"negatives_m": -1}),
+        ({"negatives_max": 1}, {"negatives_max": 0}),
         ({"workers": 1}, {"workers": 0}),
         ({"workers": 1000}, {"workers": 1001}),
         ({"boxes": [100, 0.1]}, {"boxes": [100.1, 5]}),
