@@ -116,6 +116,8 @@ VALID, NOT_METERED, INVALID = "valid", "not metered", "invalid: "
 """What tags of Metric.verdicts hold; the last with the reason after it."""
 VERDICTS = {LATENCY_VERDICT: "latency", ENERGY_VERDICT: "energy"}
 """The tags, and what each is of."""
+INVALID_RUNS = "{}.invalid"
+"""Column of a table of designs: how many of a design's runs a tag calls invalid."""
 METERED = {
     **MEASURED,
     ENERGY_METER: "the meter of energy",  # one in the supply sees more than a processor's own

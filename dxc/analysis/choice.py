@@ -146,7 +146,7 @@ def _prize(designs: pd.DataFrame, by: str, where: str | None) -> Choice:
 
 
 def _what_to_do(designs: pd.DataFrame, by: str) -> str:
-    """How designs get the metric of a prize that none of them has. Where it was measured in vain, that is mended first.
+    """How designs get the metric of a prize that none of them has. If it was measured but is invalid, that comes first.
 
     Args:
         designs: with the tags of Metric.verdicts, where they are known.
@@ -161,6 +161,8 @@ def _what_to_do(designs: pd.DataFrame, by: str) -> str:
             said.append(f"{what}: {reasons[0]:.500}{advised}")
     if said:
         return "; ".join(said)
+    if by == "fom" and "energy_mj" in designs and designs["energy_mj"].notna().any():
+        return "their accuracy on the device is missing: deploy them with labelled images (images=test)"
     return "measure them" if by == "latency" else "deploy them with a meter: python deploy.py energy=..."
 
 

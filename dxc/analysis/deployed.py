@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dxc.analysis.verdicts import is_invalid, of_repeats
-from dxc.metrics import ENERGY_METER, VERDICTS, why_invalid
+from dxc.metrics import ENERGY_METER, INVALID_RUNS, VERDICTS, why_invalid
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,7 +14,6 @@ SHOWN = (
     "device_accuracy", "measured_latency_ms", "energy_mj", "net_energy_mj", "max_power_w", "peak_memory_mb", "fom",
 )  # fmt: skip
 """Metrics of the table, in its order. One that no run has is a column of missing values: that too is an answer."""
-INVALID_RUNS = "{}.invalid"
 PROVED = "dxc.deployed"
 ONE_THING = ("dxc.design", "dxc.data", "dxc.measured_on", ENERGY_METER)
 """Repeats are equal in these: what was measured on two devices, or with two meters, is two rows."""

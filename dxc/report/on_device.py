@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dxc.hardware.measure.energy.protocol import advice
-from dxc.metrics import ENERGY_METER, ENERGY_VERDICT, METRICS, NOT_METERED, VERDICTS, label_of, why_invalid
+from dxc.metrics import (
+    ENERGY_METER,
+    ENERGY_VERDICT,
+    INVALID_RUNS,
+    METRICS,
+    NOT_METERED,
+    VERDICTS,
+    label_of,
+    why_invalid,
+)
 from dxc.pareto import non_dominated
 from dxc.report import figures, tables
 from dxc.report.templates import picture
@@ -75,10 +84,17 @@ def missing(frame: pd.DataFrame) -> list[str]:
                 notes.append(f"for a valid energy: {advice(reasons[refused.index])}")
         if len(unknown):
             notes.append(f"{what} is missing for {_share(unknown, frame)}, and their runs do not say why")
-        for _, row in frame[frame[metric].notna() & (frame[f"{tag}.invalid"] > 0)].iterrows():
+        column = INVALID_RUNS.format(tag)
+        for _, row in frame[frame[metric].notna() & (frame[column] > 0)].iterrows():
             notes.append(
-                f"{what} of {row[f'{tag}.invalid']} of {row['n']} runs of {row['name']} is invalid, and not in its mean"
+                f"{what} of {row[column]} of {row['n']} runs of {row['name']} is invalid, and not in its mean"
             )
+    unjudged = frame[frame["energy_mj"].notna() & frame["device_accuracy"].isna()]
+    if len(unjudged):
+        notes.append(
+            f"the figure of merit is missing for {_share(unjudged, frame)}, because their accuracy on the device is. "
+            "Deploy them with labelled images (images=test)"
+        )
     return notes
 
 

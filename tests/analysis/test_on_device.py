@@ -101,7 +101,7 @@ def test_the_table_by_hand(store_file: Path, capsys: pytest.CaptureFixture[str])
         "note:      energy was measured and is invalid for 1 of 3 designs (dense)",
         f"note:      energy of dense is invalid (SmartPower 2): {DRIFTED}",
         "note:      for a valid energy: let the device come to a steady temperature first, and stop what else runs on "
-        "it; then measure again: python deploy.py again=true",
+        "it; then repeat the command with again=true",
     ]
     assert [line.split(" where")[0] for line in won] == [
         "fom:       5 %: the largest measured figure of merit",
@@ -148,7 +148,7 @@ def test_no_meter_is_told_from_an_invalid_figure(store_file: Path) -> None:
         f"energy of 5 % is invalid (SmartPower 2): {DRIFTED}",
         f"energy of 25 % is invalid (SmartPower 2): {DIFFER}",
     ]
-    assert "use longer windows (seconds=120); then measure again" in lines[4]
+    assert "use longer windows (seconds=120); then repeat the command" in lines[4]
     for prize in (line for line in lines if line.startswith(("fom:", "energy:"))):
         assert "the energy of 2 of 3 was measured and is invalid" in prize and "with a meter" not in prize
     html = "".join(content for _, content in page_sections(table.frame))

@@ -68,7 +68,7 @@ class Rules:
         max_period_s: between two samples, in the median.
         min_samples: share of the samples that a window should have at the meter's own rate.
         max_gap_s: between two samples, and between an edge and the sample next to it. Two seconds, and a quarter for
-            the unsteady pace of a meter that loses one sample of one a second.
+            the unsteady pace: a meter of one sample a second may drop one.
         max_idle_drift: of idle power, after against before.
         max_repeat_spread: greatest less least energy of an image among repeats, over their mean.
         min_inference: share of a load that is spent inside session.run. Gross energy / latency, a power, may exceed
@@ -240,8 +240,8 @@ def advice(reasons: Iterable[str]) -> str:
         reasons: of each Energy, as it was recorded.
     """
     whole = "; ".join(reasons)
-    remedies = dict.fromkeys(remedy for said, remedy in REMEDIES if said in whole)
-    return "; ".join([*remedies, "then measure again: python deploy.py again=true"])
+    remedies = list(dict.fromkeys(remedy for said, remedy in REMEDIES if said in whole)) or ["mend that"]
+    return "; ".join([*remedies, "then repeat the command with again=true"])
 
 
 def _sorted(samples: Sequence[Sample]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
