@@ -106,6 +106,7 @@ def make_region(
     import geopandas
     import rasterio
     import shapely
+    from rasterio.enums import ColorInterp
     from rasterio.transform import from_origin
 
     folder = Path(folder)
@@ -127,6 +128,8 @@ def make_region(
             blockxsize=256, blockysize=256, compress="deflate", zlevel=1,
             predictor=3 if bands.dtype.kind == "f" else 2,
         ) as file:  # fmt: skip
+            if len(bands) == len(PHOTO_BANDS):  # GDAL would call the fourth band alpha
+                file.colorinterp = [*file.colorinterp[:3], ColorInterp.undefined]
             file.write(bands)
             for i, name in enumerate(names, 1):
                 file.set_band_description(i, name)

@@ -81,6 +81,11 @@ def test_region_has_as_many_crossings_as_asked_apart_and_inside(region: Region) 
     assert gaps.min() >= SPACING_M
 
 
+def test_near_infrared_is_not_marked_as_a_mask(files: RegionFiles) -> None:
+    with rasterio.open(files.photo) as photo:
+        assert [each.name for each in photo.colorinterp] == ["red", "green", "blue", "undefined"]
+
+
 def test_roads_and_streams_meet_at_crossings_and_nowhere_else(files: RegionFiles) -> None:
     roads, streams = geopandas.read_file(files.roads), geopandas.read_file(files.streams)
     points = geopandas.read_file(files.crossings)
