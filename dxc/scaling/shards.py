@@ -43,6 +43,8 @@ BLOCK = 512
 """Bytes of a block of a tar archive. It ends with two blocks of zeros, which a file that was cut off lacks."""
 MAGIC, MAGIC_AT = b"ustar", 257
 CLASS_DIGITS = 9
+LeftOut = tuple[str, str]
+"""A shard and the key of an image that could not be read; an empty key: the shard, from some place on."""
 
 
 class ShardSource(Part):
@@ -182,7 +184,7 @@ def _fault(path: Path, classes: int, skip: bool) -> str:
         if size % BLOCK or end.strip(b"\0"):
             return "it is cut off: the end of the archive is missing; copy it again"
         fault = "it holds no images"
-        for sample in _samples([path]):
+        for sample in _samples(path):
             try:
                 _decoded(sample, classes, 8, None)
                 return ""
@@ -195,22 +197,19 @@ def _fault(path: Path, classes: int, skip: bool) -> str:
         return str(error).removeprefix(f"{path}: ")
 
 
-def _samples(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """What the shards hold by key, still encoded. Raises DataError for a shard that cannot be read to its end."""
-    at = paths[0] if paths else Path()
+def _samples(path: Path) -> Iterator[dict[str, Any]]:
+    """What a shard holds by key, still encoded. Raises DataError where it cannot be read to its end."""
 
     def opened() -> Iterator[dict[str, Any]]:
-        nonlocal at
-        for at in paths:
-            with at.open("rb") as stream:
-                yield {"url": str(at), "stream": stream}
+        with path.open("rb") as stream:
+            yield {"url": str(path), "stream": stream}
 
     try:
         yield from group_by_keys(tar_file_expander(opened(), select_files=_is_read))
     except Exception as error:  # tarfile's, the library's and the system's
         system = error.strerror if isinstance(error, OSError) else None
         reason = system or str(error.args[0] if error.args else error).partition(" @ <")[0]
-        raise DataError(f"{at}: it cannot be read to its end: {reason}") from error
+        raise DataError(f"{path}: it cannot be read to its end: {reason}") from error
 
 
 def _is_read(name: str) -> bool:
@@ -271,44 +270,59 @@ class ShardImages:
             num_workers=min(self._about["workers"], each),  # one without a shard would have nothing to do
             pin_memory=rank.device.type == "cuda",
         )
-        for images, labels, skipped in from_loader(loader):
-            self.skipped += skipped
+        for images, labels, left_out in from_loader(loader):
+            self.skipped += len(left_out)
             if len(labels):
                 yield rank.to_device(images, labels)
 
 
-class _Batches(IterableDataset[tuple[Tensor, Tensor, int]]):
-    """Batches of one loader process: images, classes, and how many images were left out since the last one."""
+class _Batches(IterableDataset[tuple[Tensor, Tensor, set[LeftOut]]]):
+    """Batches of one loader process: images, classes, and what was left out since the last one."""
 
     def __init__(self, about: Mapping[str, Any], part: Share, device_batch: int, rank: Rank) -> None:
         self._about, self._train, self._batch, self._rank = about, part == "train", device_batch, rank
         self._shards = [Path(path) for path in about["listing"][part]]
+        self._left_out: set[LeftOut] = set()
+        self._used = 0
+        """How many images were decoded until now."""
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, set[LeftOut]]]:
         images: list[Tensor] = []
         labels: list[int] = []
-        skipped = 0
         for sample, rng in self._drawn():
             try:
                 image, label = _decoded(sample, self._about["classes"], self._about["size"], rng)
             except DataError as error:
-                if self._about["on_bad_file"] == "raise":
-                    raise
-                log.warning("left out: %s", error)
-                skipped += 1
+                self._leave_out((sample["__url__"], sample["__key__"]), error)
                 continue
+            self._used += 1
             images.append(image)
             labels.append(label)
             if len(labels) == self._batch:
-                yield torch.stack(images), torch.tensor(labels), skipped
-                images, labels, skipped = [], [], 0
-        if labels or skipped:
+                yield torch.stack(images), torch.tensor(labels), self._left_out
+                images, labels, self._left_out = [], [], set()
+        if labels or self._left_out:
             size = self._about["size"]
             yield (
                 torch.stack(images) if images else torch.empty(0, 3, size, size),
                 torch.tensor(labels),
-                skipped,
+                self._left_out,
             )
+
+    def _leave_out(self, what: LeftOut, error: DataError) -> None:
+        """Go on without an image or the rest of a shard, or raise the error where that was not asked for."""
+        if self._about["on_bad_file"] == "raise":
+            raise error
+        log.warning("left out: %s", error)
+        self._left_out.add(what)
+
+    def _read(self, shards: Sequence[Path]) -> Iterator[dict[str, Any]]:
+        """The samples of shards, one after the other."""
+        for path in shards:
+            try:
+                yield from _samples(path)
+            except DataError as error:
+                self._leave_out((str(path), ""), error)
 
     def _drawn(self) -> Iterator[tuple[dict[str, Any], np.random.Generator | None]]:
         """Samples of this process, for validation once, for training for ever; with what draws their crops."""
@@ -316,25 +330,26 @@ class _Batches(IterableDataset[tuple[Tensor, Tensor, int]]):
         number, count = (worker.id, worker.num_workers) if worker else (0, 1)
         slot, slots = self._rank.number * count + number, self._rank.total * count
         if not self._train:
-            yield from ((sample, None) for sample in _samples(self._shards[slot::slots]))
+            yield from ((sample, None) for sample in self._read(self._shards[slot::slots]))
             return
         epoch = 0
+        useless: set[Path] = set()
         while True:
             seed = self._rank.seed
             order = np.random.default_rng([seed, epoch]).permutation(len(self._shards))
             own = [self._shards[index] for index in order[slot::slots]]
             rng = np.random.default_rng([seed, epoch, slot])
-            samples = _samples(own)
+            samples = self._read(own)
             if self._about["shuffled"]:
                 samples = shuffle(self._about["shuffled"], rng=random.Random(f"{seed} {epoch} {slot}"))(
                     samples
                 )
-            empty = True
+            used = self._used
             for sample in samples:
-                empty = False
                 yield sample, rng
-            if empty:
-                raise DataError(
-                    f"{', '.join(str(path) for path in own[:NAMED]) or 'no shard'}: there are no images"
-                )
+            if self._used == used:  # the next epoch may draw a shard that has images
+                useless.update(own)
+                if self._about["on_bad_file"] == "raise" or len(useless) == len(self._shards):
+                    names = ", ".join(str(path) for path in own[:NAMED]) or "no shard"
+                    raise DataError(f"{names}: there are no images that can be used")
             epoch += 1

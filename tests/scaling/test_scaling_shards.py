@@ -202,6 +202,47 @@ def test_a_shard_that_is_cut_off_after_the_look(folder: Path) -> None:
     assert "Traceback" not in str(caught.value)
 
 
+def _repeat(path: Path) -> None:
+    """0004 is there twice."""
+    members = _members(range(EACH))
+    _write(path, [*members[:9], members[8], *members[9:]])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "lost"),
+    [
+        (_repeat, [4, 5]),
+        (lambda path: _cut(path, 16 * 512 + 532), [3, 4, 5]),  # in 0004.png: 0003 may have had more members
+        (Path.unlink, list(range(EACH))),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_turns_out_bad_is_left_out(
+    folder: Path, spoil: Callable[[Path], None], lost: list[int], workers: int
+) -> None:
+    about = _look(folder, workers=workers, on_bad_file="skip")
+    spoil(folder / "train-0.tar")
+    rank = _of_rank(about)
+    epoch = 24 - len(lost)
+    assert sorted(_numbers(islice(rank.train(epoch), 1))) == [n for n in range(24) if n not in lost]
+    assert rank.skipped == 1
+    spoil(folder / "val-1.tar")
+    rank = _of_rank(about)
+    assert set(range(24, 30)) <= set(_numbers(rank.validation(4)))
+    assert rank.skipped == 1
+
+
+def test_a_rank_whose_shards_of_an_epoch_are_all_bad_goes_on_to_the_next(folder: Path) -> None:
+    about = _look(folder, on_bad_file="skip")
+    for number in (0, 1, 3):
+        (folder / f"train-{number}.tar").unlink()
+    for number in range(4):
+        assert _numbers(islice(_of_rank(about, number, 4).train(EACH), 1))[0] // EACH == 2
+    (folder / "train-2.tar").unlink()
+    with pytest.raises(DataError, match=r"train-\d.tar: there are no images that can be used"):
+        next(_of_rank(about, 0, 4).train(EACH))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_cannot_be_decoded_is_named_or_counted(folder: Path, workers: int) -> None:
     members = _members(range(EACH))
