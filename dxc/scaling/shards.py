@@ -244,9 +244,12 @@ def _decoded(
 class ShardImages:
     """Images of shards, read one after the other by loader processes.
 
-    All loader processes of all ranks share the shards of an epoch: each reads its own, in an order that is drawn, and
-    draws each image from `shuffled` of them. With shards of unequal length some ranks begin the next epoch
+    Training: all loader processes of all ranks share the shards of an epoch: each reads its own, in an order that is
+    drawn, and draws each image from `shuffled` of them. With shards of unequal length some ranks begin the next epoch
     before others.
+
+    Validation: each process reads all shards and decodes every n-th image of them, n being the number of processes.
+    So all ranks have as much to do, however few shards there are, and none waits for another until it times out.
     """
 
     waits = True
@@ -262,12 +265,13 @@ class ShardImages:
         return self._batches("val", device_batch)
 
     def _batches(self, part: Share, device_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        rank = self._rank
-        each = len(self._about["listing"][part]) // rank.total
+        rank, workers = self._rank, self._about["workers"]
+        if part == "train":  # a process without a shard would have nothing to do
+            workers = min(workers, len(self._about["listing"][part]) // rank.total)
         loader: DataLoader[Any] = DataLoader(
             _Batches(self._about, part, device_batch, rank),
             batch_size=None,
-            num_workers=min(self._about["workers"], each),  # one without a shard would have nothing to do
+            num_workers=workers,
             pin_memory=rank.device.type == "cuda",
         )
         for images, labels, left_out in from_loader(loader):
@@ -330,7 +334,7 @@ class _Batches(IterableDataset[tuple[Tensor, Tensor, set[LeftOut]]]):
         number, count = (worker.id, worker.num_workers) if worker else (0, 1)
         slot, slots = self._rank.number * count + number, self._rank.total * count
         if not self._train:
-            yield from ((sample, None) for sample in self._read(self._shards[slot::slots]))
+            yield from ((sample, None) for sample in islice(self._read(self._shards), slot, None, slots))
             return
         epoch = 0
         useless: set[Path] = set()

@@ -106,6 +106,14 @@ def test_ranks_and_loader_processes_read_each_image_once_an_epoch(folder: Path, 
     assert not any(rank.skipped for rank in ranks)
 
 
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_ranks_share_the_images_of_one_shard_to_validate(folder: Path, workers: int) -> None:
+    about = _look(folder, val_shards=f"{folder}/val-0.tar", workers=workers)
+    shares = [sorted(_numbers(_of_rank(about, number, 3).validation(4))) for number in range(3)]
+    assert [len(share) for share in shares] == [2, 2, 2]
+    assert sorted(number for share in shares for number in share) == list(range(24, 30))
+
+
 def test_the_order_is_drawn_anew_in_each_epoch_and_is_the_same_for_a_seed(folder: Path) -> None:
     about = _look(folder)
     epochs = _numbers(islice(_of_rank(about).train(EACH), 8))
