@@ -208,8 +208,6 @@ def found_folder(source: Mapping[str, Any], channels: int, size: int, folder: Pa
     names = {part: [(str(path.relative_to(root)), label) for path, label in kept[part]] for part in kept}
     listing = json.dumps(names)
     digest = hashlib.blake2b(listing.encode(), digest_size=8).hexdigest()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"files-{digest}.json", listing)
     log.info("%d images of %d classes train, %d validate", len(kept["train"]), len(classes), len(kept["val"]))
     return {
         "kind": "folder",
@@ -220,8 +218,20 @@ def found_folder(source: Mapping[str, Any], channels: int, size: int, folder: Pa
         "images": len(kept["train"]),
         "workers": asked.workers,
         "digest": digest,
-        "listing": str((folder / f"files-{digest}.json").resolve()),
+        "listing": keep_listing(folder / f"files-{digest}.json", listing),
     }
+
+
+def keep_listing(path: Path, listing: str) -> str:
+    """Write a list of files, as JSON, beside the requests: it may be longer than those can be. Returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, listing)
+    return str(path.resolve())
+
+
+def load_listing(path: str) -> Any:
+    """What keep_listing wrote."""
+    return load_json(Path(path), limit=LISTING_BYTES)
 
 
 def _listed(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
@@ -270,7 +280,7 @@ class FolderImages:
 
     def __init__(self, about: Mapping[str, Any], rank: Rank) -> None:
         self._about, self._rank = about, rank
-        self._listing = load_json(Path(about["listing"]), limit=LISTING_BYTES)
+        self._listing = load_listing(about["listing"])
 
     def train(self, device_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         return self._batches("train", device_batch)

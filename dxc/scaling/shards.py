@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -27,11 +29,23 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from dxc.config.checked import Natural, Part, Positive, Text, checked
 from dxc.errors import ConfigError, DataError
-from dxc.scaling.images import ENDINGS, HELD_OUT, NAMED, OnBadFile, Rank, Share, from_loader, prepared
+from dxc.scaling.images import (
+    ENDINGS,
+    HELD_OUT,
+    NAMED,
+    OnBadFile,
+    Rank,
+    Share,
+    from_loader,
+    keep_listing,
+    load_listing,
+    prepared,
+)
 from dxc.text import counted
 
 log = logging.getLogger(__name__)
 
+PARTS: tuple[Share, ...] = ("train", "val")
 CLASS = "cls"
 SUFFIXES = tuple(ending.removeprefix(".") for ending in ENDINGS)
 MOST_SHARDS = 100_000
@@ -59,13 +73,14 @@ class ShardSource(Part):
     shuffled: Natural
 
 
-def found_shards(source: Mapping[str, Any], channels: int, size: int) -> dict[str, Any]:
+def found_shards(source: Mapping[str, Any], channels: int, size: int, folder: Path) -> dict[str, Any]:
     """Look at shards; see dxc.scaling.sources.described. Of each shard its end and its first image are looked at.
 
     Args:
         source: the section `source`.
         channels: that the network would get.
         size: edge in pixels of the images of a batch.
+        folder: where the list of the shards is kept.
 
     Raises:
         ConfigError: a value cannot work.
@@ -88,8 +103,8 @@ def found_shards(source: Mapping[str, Any], channels: int, size: int) -> dict[st
             "source.shards is one shard, of which none can be held out; name others in source.val_shards"
         )
     else:
-        held = listed[1::HELD_OUT]
-        files = {"train": [path for path in listed if path not in held], "val": held}
+        held = set(listed[1::HELD_OUT])
+        files = {part: [path for path in listed if (path in held) == (part == "val")] for part in PARTS}
     bad = {
         path: fault
         for paths in files.values()
@@ -115,6 +130,7 @@ def found_shards(source: Mapping[str, Any], channels: int, size: int) -> dict[st
     for part, paths in kept.items():
         for path in paths:
             digest.update(f"{part} {path.name} {path.stat().st_size}\n".encode())
+    listing = json.dumps({part: [str(path) for path in paths] for part, paths in kept.items()})
     log.info("%s to train, %d to validate", counted(len(kept["train"]), "shard"), len(kept["val"]))
     return {
         "kind": "shards",
@@ -125,8 +141,9 @@ def found_shards(source: Mapping[str, Any], channels: int, size: int) -> dict[st
         "workers": asked.workers,
         "on_bad_file": asked.on_bad_file,
         "shuffled": asked.shuffled,
+        "shards": len(kept["train"]),
         "digest": digest.hexdigest(),
-        "listing": {part: [str(path) for path in paths] for part, paths in kept.items()},
+        "listing": keep_listing(folder / f"shards-{digest.hexdigest()}.json", listing),
     }
 
 
@@ -162,7 +179,7 @@ def local_files(pattern: str, key: str) -> list[Path]:
             f"{key}: {len(missing)} of {counted(len(paths), 'file')} are not there: {missing[0]} is the first"
         )
     if len(set(paths)) < len(paths):
-        raise ConfigError(f"{key} names a file twice: {max(paths, key=paths.count)}")
+        raise ConfigError(f"{key} names a file twice: {Counter(paths).most_common(1)[0][0]}")
     return paths
 
 
@@ -256,6 +273,7 @@ class ShardImages:
 
     def __init__(self, about: Mapping[str, Any], rank: Rank) -> None:
         self._about, self._rank = about, rank
+        self._listing = load_listing(about["listing"])
         self.skipped = 0
 
     def train(self, device_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -267,9 +285,9 @@ class ShardImages:
     def _batches(self, part: Share, device_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         rank, workers = self._rank, self._about["workers"]
         if part == "train":  # a process without a shard would have nothing to do
-            workers = min(workers, len(self._about["listing"][part]) // rank.total)
+            workers = min(workers, self._about["shards"] // rank.total)
         loader: DataLoader[Any] = DataLoader(
-            _Batches(self._about, part, device_batch, rank),
+            _Batches(self._about, part, self._listing[part], device_batch, rank),
             batch_size=None,
             num_workers=workers,
             pin_memory=rank.device.type == "cuda",
@@ -283,9 +301,11 @@ class ShardImages:
 class _Batches(IterableDataset[tuple[Tensor, Tensor, set[LeftOut]]]):
     """Batches of one loader process: images, classes, and what was left out since the last one."""
 
-    def __init__(self, about: Mapping[str, Any], part: Share, device_batch: int, rank: Rank) -> None:
+    def __init__(
+        self, about: Mapping[str, Any], part: Share, shards: Sequence[str], device_batch: int, rank: Rank
+    ) -> None:
         self._about, self._train, self._batch, self._rank = about, part == "train", device_batch, rank
-        self._shards = [Path(path) for path in about["listing"][part]]
+        self._shards = [Path(path) for path in shards]
         self._left_out: set[LeftOut] = set()
         self._used = 0
         """How many images were decoded until now."""

@@ -320,7 +320,7 @@ def _do(settings: Settings, machine: Machine, trial: Trial, place: str) -> float
 def _missing(settings: Settings, machine: Machine, trial: Trial) -> str:
     """What a configuration needs that is not here; '' where all is."""
     point, about = trial.point, trial.request.about
-    if about["kind"] == "shards" and point.total > (shards := len(about["listing"]["train"])):
+    if about["kind"] == "shards" and point.total > (shards := about["shards"]):
         return (
             f"{counted(point.total, 'device')} need a shard each to train, and there are {shards}; write the images to "
             "more shards"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import sys
@@ -17,10 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dxc.config.checked import checked
 from dxc.errors import ConfigError, DataError
 from dxc.scaling.images import MEAN, STD, Images, Rank
 from dxc.scaling.launch import launch_here
 from dxc.scaling.sources import described, images_of
+from dxc.scaling.worker import REQUEST, Request
+from dxc.untrusted import MAX_JSON_BYTES, load_json
 from tests.scaling.runs import result_of, written
 
 pytest.importorskip("webdataset", reason="pip install -e '.[webdataset]' -c constraints.txt")
@@ -78,6 +82,10 @@ def _look(folder: Path, **more: Any) -> dict[str, Any]:
     return described({**SOURCE, **given}, DATA, size=8, folder=folder / "lists")
 
 
+def _listed(about: dict[str, Any], part: str) -> list[str]:
+    return [Path(path).name for path in json.loads(Path(about["listing"]).read_text())[part]]
+
+
 def _of_rank(about: dict[str, Any], number: int = 0, total: int = 1) -> Images:
     return images_of(about, Rank(number, total, torch.device("cpu"), 0))
 
@@ -127,8 +135,9 @@ def test_the_order_is_drawn_anew_in_each_epoch_and_is_the_same_for_a_seed(folder
 
 def test_without_shards_to_validate_every_tenth_is_held_out(folder: Path) -> None:
     about = _look(folder, val_shards=None)
-    assert [Path(path).name for path in about["listing"]["val"]] == ["train-1.tar"]
-    assert len(about["listing"]["train"]) == 3
+    assert _listed(about, "val") == ["train-1.tar"]
+    assert _listed(about, "train") == ["train-0.tar", "train-2.tar", "train-3.tar"]
+    assert about["shards"] == 3
     with pytest.raises(ConfigError, match="source.shards is one shard, of which none can be held out"):
         _look(folder, shards=f"{folder}/train-0.tar", val_shards=None)
 
@@ -196,9 +205,7 @@ def test_a_shard_that_was_cut_off_is_named(folder: Path, size: int) -> None:
     with pytest.raises(DataError, match=r"1 shard cannot be used:\n  \S+train-2\.tar: it is cut off"):
         _look(folder)
     about = _look(folder, on_bad_file="skip")
-    assert sorted(Path(path).name for path in about["listing"]["train"]) == [
-        "train-0.tar", "train-1.tar", "train-3.tar",
-    ]  # fmt: skip
+    assert _listed(about, "train") == ["train-0.tar", "train-1.tar", "train-3.tar"]
 
 
 def test_a_shard_that_is_cut_off_after_the_look(folder: Path) -> None:
@@ -321,6 +328,20 @@ def test_a_package_that_is_missing_is_named(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.delattr("dxc.scaling.shards", raising=False)
     with pytest.raises(ConfigError, match=r"needs a package that is not here, webdataset.*: pip install"):
         _look(folder)
+
+
+def test_a_request_of_many_shards_can_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their paths take more bytes than a request may have."""
+    monkeypatch.setattr("dxc.scaling.shards._fault", lambda *_: "")
+    deep = folder.joinpath(*["d" * 250] * 12)
+    count = MAX_JSON_BYTES // len(str(deep)) + 1
+    deep.mkdir(parents=True)
+    for number in range(count):
+        (deep / f"{number}.tar").touch()
+    about = _look(folder, shards=f"{deep}/{{0..{count - 1}}}.tar")
+    written(folder / "run", about=about)
+    assert checked(Request, load_json(folder / "run" / REQUEST)).about == about
+    assert about["shards"] == len(_listed(about, "train")) == count
 
 
 @pytest.mark.slow
