@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
@@ -39,6 +40,8 @@ SIGNAL = 0.5
 
 Share = Literal["train", "val"]
 OnBadFile = Literal["raise", "skip"]
+LeftOut = tuple[str, str]
+"""A shard and the key of an image that could not be read; an empty key: the shard, from some place on."""
 
 
 class Images(Protocol):
@@ -46,8 +49,8 @@ class Images(Protocol):
 
     waits: bool
     """Whether a loader prepares the batches, so that a step may wait for one."""
-    skipped: int
-    """How many images could not be read and were left out until now."""
+    left_out: AbstractSet[LeftOut]
+    """What could not be read until now, once each, however often it was met."""
 
     def train(self, device_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Endless (images (B, C, H, W), labels (B,)) on the device. All ranks together see each image once an epoch."""
@@ -106,7 +109,7 @@ class MadeImages:
     """
 
     waits = False
-    skipped = 0
+    left_out: AbstractSet[LeftOut] = frozenset()
 
     def __init__(self, about: Mapping[str, Any], rank: Rank) -> None:
         import torch
@@ -276,7 +279,7 @@ class FolderImages:
     """
 
     waits = True
-    skipped = 0
+    left_out: AbstractSet[LeftOut] = frozenset()
 
     def __init__(self, about: Mapping[str, Any], rank: Rank) -> None:
         self._about, self._rank = about, rank
@@ -436,7 +439,7 @@ class ChipImages:
     """Chips, or images of a published set, from the cache; the first fold's held-out images validate."""
 
     waits = True
-    skipped = 0
+    left_out: AbstractSet[LeftOut] = frozenset()
 
     def __init__(self, about: Mapping[str, Any], rank: Rank) -> None:
         self._about, self._rank = about, rank

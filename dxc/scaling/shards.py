@@ -15,6 +15,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,7 @@ from dxc.scaling.images import (
     ENDINGS,
     HELD_OUT,
     NAMED,
+    LeftOut,
     OnBadFile,
     Rank,
     Share,
@@ -57,8 +59,6 @@ BLOCK = 512
 """Bytes of a block of a tar archive. It ends with two blocks of zeros, which a file that was cut off lacks."""
 MAGIC, MAGIC_AT = b"ustar", 257
 CLASS_DIGITS = 9
-LeftOut = tuple[str, str]
-"""A shard and the key of an image that could not be read; an empty key: the shard, from some place on."""
 
 
 class ShardSource(Part):
@@ -274,7 +274,7 @@ class ShardImages:
     def __init__(self, about: Mapping[str, Any], rank: Rank) -> None:
         self._about, self._rank = about, rank
         self._listing = load_listing(about["listing"])
-        self.skipped = 0
+        self.left_out: set[LeftOut] = set()
 
     def train(self, device_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         return self._batches("train", device_batch)
@@ -287,25 +287,35 @@ class ShardImages:
         if part == "train":  # a process without a shard would have nothing to do
             workers = min(workers, self._about["shards"] // rank.total)
         loader: DataLoader[Any] = DataLoader(
-            _Batches(self._about, part, self._listing[part], device_batch, rank),
+            _Batches(self._about, part, self._listing[part], device_batch, rank, self.left_out),
             batch_size=None,
             num_workers=workers,
             pin_memory=rank.device.type == "cuda",
         )
         for images, labels, left_out in from_loader(loader):
-            self.skipped += len(left_out)
+            self.left_out |= left_out
             if len(labels):
                 yield rank.to_device(images, labels)
 
 
 class _Batches(IterableDataset[tuple[Tensor, Tensor, set[LeftOut]]]):
-    """Batches of one loader process: images, classes, and what was left out since the last one."""
+    """Batches of one loader process: images, classes, and what was left out since the last one for the first time.
+
+    known: what was left out before, of which no message is needed any more.
+    """
 
     def __init__(
-        self, about: Mapping[str, Any], part: Share, shards: Sequence[str], device_batch: int, rank: Rank
+        self,
+        about: Mapping[str, Any],
+        part: Share,
+        shards: Sequence[str],
+        device_batch: int,
+        rank: Rank,
+        known: AbstractSet[LeftOut],
     ) -> None:
         self._about, self._train, self._batch, self._rank = about, part == "train", device_batch, rank
         self._shards = [Path(path) for path in shards]
+        self._known = set(known)
         self._left_out: set[LeftOut] = set()
         self._used = 0
         """How many images were decoded until now."""
@@ -337,8 +347,10 @@ class _Batches(IterableDataset[tuple[Tensor, Tensor, set[LeftOut]]]):
         """Go on without an image or the rest of a shard, or raise the error where that was not asked for."""
         if self._about["on_bad_file"] == "raise":
             raise error
-        log.warning("left out: %s", error)
-        self._left_out.add(what)
+        if what not in self._known:
+            log.warning("left out: %s", error)
+            self._known.add(what)
+            self._left_out.add(what)
 
     def _read(self, shards: Sequence[Path]) -> Iterator[dict[str, Any]]:
         """The samples of shards, one after the other."""

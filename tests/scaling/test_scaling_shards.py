@@ -111,7 +111,7 @@ def test_ranks_and_loader_processes_read_each_image_once_an_epoch(folder: Path, 
     assert sorted(trained[0] + trained[1]) == list(range(24))
     held_out = [_numbers(rank.validation(4)) for rank in ranks]
     assert sorted(held_out[0] + held_out[1]) == list(range(24, 36))
-    assert not any(rank.skipped for rank in ranks)
+    assert not any(rank.left_out for rank in ranks)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -240,11 +240,11 @@ def test_a_shard_that_turns_out_bad_is_left_out(
     rank = _of_rank(about)
     epoch = 24 - len(lost)
     assert sorted(_numbers(islice(rank.train(epoch), 1))) == [n for n in range(24) if n not in lost]
-    assert rank.skipped == 1
+    assert rank.left_out == {(f"{folder}/train-0.tar", "")}
     spoil(folder / "val-1.tar")
     rank = _of_rank(about)
     assert set(range(24, 30)) <= set(_numbers(rank.validation(4)))
-    assert rank.skipped == 1
+    assert rank.left_out == {(f"{folder}/val-1.tar", "")}
 
 
 def test_a_rank_whose_shards_of_an_epoch_are_all_bad_goes_on_to_the_next(folder: Path) -> None:
@@ -270,7 +270,7 @@ def test_an_image_that_cannot_be_decoded_is_named_or_counted(folder: Path, worke
     rank = _of_rank(_look(folder, workers=workers, on_bad_file="skip"))
     seen = _numbers(islice(rank.train(23), 1))
     assert sorted(seen) == [number for number in range(24) if number != 2]
-    assert rank.skipped == 1
+    assert rank.left_out == {(f"{folder}/train-0.tar", "0002")}
 
 
 @pytest.mark.parametrize(
@@ -344,9 +344,35 @@ def test_a_request_of_many_shards_can_be_read(folder: Path, monkeypatch: pytest.
     assert about["shards"] == len(_listed(about, "train")) == count
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_left_out_is_counted_once(
+    folder: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However many epochs and validation passes meet it."""
+    for name, first in (("train-0", 0), ("val-0", 24)):
+        members = _members(range(first, first + EACH))
+        members[4] = (members[4][0], b"no image")  # the third
+        _write(folder / f"{name}.tar", members)
+    about = _look(folder, workers=workers, on_bad_file="skip")
+    (folder / "val-1.tar").unlink()
+    rank = _of_rank(about)
+    _numbers(islice(rank.train(23), 3))
+    for _ in range(3):
+        assert len(_numbers(rank.validation(4))) == EACH - 1
+    assert rank.left_out == {
+        (f"{folder}/train-0.tar", "0002"), (f"{folder}/val-0.tar", "0026"), (f"{folder}/val-1.tar", ""),
+    }  # fmt: skip
+    if not workers:  # a loader process has a log of its own
+        assert len([each for each in caplog.messages if each.startswith("left out: ")]) == 3
+
+
 @pytest.mark.slow
 def test_two_ranks_train_on_shards(folder: Path) -> None:
-    about = {**_look(folder, workers=1), "validation_images": 0}
+    members = _members(range(24, 30))
+    members[4] = (members[4][0], b"no image")
+    _write(folder / "val-0.tar", members)
+    about = {**_look(folder, workers=1, on_bad_file="skip"), "validation_images": 0}
+    (folder / "val-1.tar").unlink()  # both ranks meet it
     written(folder / "run", about=about, model={
         "_target_": "dxc.models.resnet.TinyResNet", "in_channels": 3, "num_classes": CLASSES, "width": 8,
     })  # fmt: skip
@@ -354,7 +380,7 @@ def test_two_ranks_train_on_shards(folder: Path) -> None:
     result = result_of(folder / "run")
     assert result["steps"] > 0 and 0 <= result["accuracy"] <= 1
     assert result["loader_s"] > 0
-    assert result["skipped_images"] == 0
+    assert (result["skipped_images"], result["skipped_shards"]) == (1, 1)
 
 
 def test_the_digest_follows_the_shards(folder: Path) -> None:
