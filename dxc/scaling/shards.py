@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import random
 import re
 from collections import Counter
@@ -128,8 +129,11 @@ def found_shards(source: Mapping[str, Any], channels: int, size: int, folder: Pa
             raise DataError(f"no shard is left to {'train' if part == 'train' else 'validate'}")
     digest = hashlib.blake2b(digest_size=8)
     for part, paths in kept.items():
-        for path in paths:
-            digest.update(f"{part} {path.name} {path.stat().st_size}\n".encode())
+        for path in paths:  # to read all of them would take too long
+            about = path.stat()
+            digest.update(
+                b"%s %s\0 %d %d\n" % (part.encode(), os.fsencode(path), about.st_size, about.st_mtime_ns)
+            )
     listing = json.dumps({part: [str(path) for path in paths] for part, paths in kept.items()})
     log.info("%s to train, %d to validate", counted(len(kept["train"]), "shard"), len(kept["val"]))
     return {

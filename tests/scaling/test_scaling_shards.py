@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -384,7 +385,19 @@ def test_two_ranks_train_on_shards(folder: Path) -> None:
 
 
 def test_the_digest_follows_the_shards(folder: Path) -> None:
-    before = _look(folder)["digest"]
-    assert _look(folder)["digest"] == before
+    found = [_look(folder)["digest"]]
+    assert _look(folder)["digest"] == found[0]
     _write(folder / "train-3.tar", _members(range(18, 200)))
-    assert _look(folder)["digest"] != before
+    found.append(_look(folder)["digest"])
+    members = [(name, b"3" if name == "0001.cls" else content) for name, content in _members(range(EACH))]
+    before = (folder / "train-0.tar").stat()
+    _write(folder / "train-0.tar", members)
+    os.utime(folder / "train-0.tar", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert (folder / "train-0.tar").stat().st_size == before.st_size
+    found.append(_look(folder)["digest"])
+    copy = folder / "copy"
+    copy.mkdir()
+    for path in folder.glob("*.tar"):
+        shutil.copy2(path, copy)
+    found.append(_look(copy)["digest"])
+    assert len(set(found)) == 4
