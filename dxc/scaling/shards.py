@@ -1,6 +1,6 @@
 """Shards of webdataset: tar files of this machine, in which KEY.jpg and KEY.cls are an image and its class.
 
-The library `webdataset` reads the members and puts those of a key together. It never sees an address: it would run the
+The library `webdataset` puts the members of a key together and shuffles. It never sees an address: it would run the
 command of `pipe:`. dxc opens the files, and only files. Of the members, images and .cls are read; all else is passed
 over, pickles included.
 """
@@ -14,6 +14,7 @@ import logging
 import os
 import random
 import re
+import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -27,7 +28,7 @@ from braceexpand import braceexpand
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.filters import shuffle
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import group_by_keys
 
 from dxc.config.checked import Natural, Part, Positive, Text, checked
 from dxc.errors import ConfigError, DataError
@@ -59,6 +60,9 @@ RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})")
 BLOCK = 512
 """Bytes of a block of a tar archive. It ends with two blocks of zeros, which a file that was cut off lacks."""
 MAGIC, MAGIC_AT = b"ustar", 257
+CHUNK = 2**20
+META = re.compile(r"__[^/]*__($|/)")
+"""What webdataset takes for members about the shard."""
 CLASS_DIGITS = 9
 
 
@@ -220,22 +224,45 @@ def _fault(path: Path, classes: int, skip: bool) -> str:
 
 def _samples(path: Path) -> Iterator[dict[str, Any]]:
     """What a shard holds by key, still encoded. Raises DataError where it cannot be read to its end."""
-
-    def opened() -> Iterator[dict[str, Any]]:
-        with path.open("rb") as stream:
-            yield {"url": str(path), "stream": stream}
-
     try:
-        yield from group_by_keys(tar_file_expander(opened(), select_files=_is_read))
+        yield from group_by_keys(_members(path))
     except Exception as error:  # tarfile's, the library's and the system's
         system = error.strerror if isinstance(error, OSError) else None
-        reason = system or str(error.args[0] if error.args else error).partition(" @ <")[0]
+        reason = system or str(error.args[0] if error.args else error)
         raise DataError(f"{path}: it cannot be read to its end: {reason}") from error
+
+
+def _members(path: Path) -> Iterator[dict[str, Any]]:
+    """The images and classes of a shard, as webdataset's tar_file_iterator gives them.
+
+    That one does not tell where it ended: tarfile takes a head that is damaged for the end of the archive. Raises
+    tarfile.TarError where more follows, or less than the block of zeros that ends an archive.
+    """
+    with path.open("rb") as file:
+        with tarfile.open(fileobj=file, mode="r|") as archive:
+            while (member := archive.next()) is not None:
+                archive.members = []  # type: ignore[assignment] # it would keep all heads
+                if member.isreg() and _is_read(member.name):
+                    content = archive.extractfile(member)
+                    assert content is not None  # of a regular file
+                    yield {"fname": member.name, "data": content.read(), "__url__": str(path)}
+            end = archive.offset
+        file.seek(end)
+        if not (rest := file.read(CHUNK)):
+            raise tarfile.ReadError("the end of the archive is missing")
+        while rest:
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError(
+                    f"it is damaged after {end} bytes, where the head of a file should be"
+                )
+            rest = file.read(CHUNK)
 
 
 def _is_read(name: str) -> bool:
     """Whether a member of this name is an image or a class."""
     suffix = name.rpartition("/")[2].partition(".")[2].lower()
+    if META.match(name):
+        return False
     return suffix == CLASS or suffix in SUFFIXES
 
 

@@ -259,6 +259,49 @@ def test_a_rank_whose_shards_of_an_epoch_are_all_bad_goes_on_to_the_next(folder:
         next(_of_rank(about, 0, 4).train(EACH))
 
 
+def _overwritten(path: Path, at: int, by: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(by)
+
+
+FOURTH = 3 * 4 * 512
+"""Where the head of 0003.png is: each image and each class has a block and a head."""
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda path: _overwritten(path, FOURTH, bytes(512)), f"it is damaged after {FOURTH} bytes"),
+        (lambda path: _overwritten(path, FOURTH + 20, b"x"), f"it is damaged after {FOURTH} bytes"),
+        (lambda path: _cut(path, FOURTH), "the end of the archive is missing"),
+        (lambda path: _cut(path, FOURTH + 40), f"it is damaged after {FOURTH} bytes"),
+        (
+            lambda path: path.write_bytes(2 * path.read_bytes()),
+            r"it is damaged after \d+ bytes",
+        ),  # one after the other
+    ],
+)
+def test_a_shard_damaged_in_the_middle_loses_no_images_in_silence(
+    folder: Path, spoil: Callable[[Path], None], says: str
+) -> None:
+    about = _look(folder)
+    spoil(folder / "train-0.tar")
+    with pytest.raises(DataError, match=rf"train-0\.tar: it cannot be read to its end: {says}"):
+        _numbers(islice(_of_rank(about).train(EACH), 4))
+    rank = _of_rank({**about, "on_bad_file": "skip"})
+    whole = EACH if "d+" in says else 3
+    assert set(_numbers(islice(rank.train(18), 2))) >= {*range(whole - 1), *range(EACH, 24)}
+    assert rank.left_out == {(f"{folder}/train-0.tar", "")}
+
+
+def test_members_about_a_shard_and_zeros_after_it_do_no_harm(folder: Path) -> None:
+    path = folder / "train-0.tar"
+    _write(path, [("__meta__/0.png", _png(0)), *_members(range(EACH)), ("long/" * 40 + "9.txt", b"x" * 5000)])
+    _overwritten(path, path.stat().st_size, bytes(3 * 2**20))
+    assert sorted(_numbers(islice(_of_rank(_look(folder)).train(EACH), 4))) == list(range(24))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_cannot_be_decoded_is_named_or_counted(folder: Path, workers: int) -> None:
     members = _members(range(EACH))
