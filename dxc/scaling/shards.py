@@ -208,7 +208,7 @@ def _fault(path: Path, classes: int, skip: bool) -> str:
             )
         if size % BLOCK or end.strip(b"\0"):
             return "it is cut off: the end of the archive is missing; copy it again"
-        fault = "it holds no images"
+        fault = ""
         for sample in _samples(path):
             try:
                 _decoded(sample, classes, 8, None)
@@ -217,9 +217,24 @@ def _fault(path: Path, classes: int, skip: bool) -> str:
                 fault = str(error).removeprefix(f"{path}: ")
                 if not skip:
                     return fault
-        return fault
-    except (OSError, DataError) as error:
+        return fault or f"it holds no images{_dotted(path)}"
+    except (OSError, tarfile.TarError, DataError) as error:
         return str(error).removeprefix(f"{path}: ")
+
+
+def _dotted(path: Path) -> str:
+    """What is wrong with the names of a shard without images, if there are images with a dot in their names."""
+    with tarfile.open(path, "r:") as archive:
+        for member in archive:
+            name = member.name.rpartition("/")[2]
+            suffix = name.partition(".")[2]
+            if member.isreg() and "." in suffix and name.lower().endswith(ENDINGS):
+                stem, _, ending = name.rpartition(".")
+                return (
+                    f" that can be read: {name} has the suffix {suffix}, because webdataset takes everything after the "
+                    f"first dot for it; rename it to {stem.replace('.', '_')}.{ending}, and its class likewise"
+                )
+    return ""
 
 
 def _samples(path: Path) -> Iterator[dict[str, Any]]:

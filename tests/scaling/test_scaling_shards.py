@@ -326,7 +326,12 @@ def test_an_image_that_cannot_be_decoded_is_named_or_counted(folder: Path, worke
         ([("0.png", _png(0)), ("0.cls", b"cat")], r"0\.cls holds b'cat', which is no class from 0 to 3"),
         ([("0.png", _png(0)), ("0.cls", b"9" * 5000)], r"0\.cls holds b'9{20}', which is no class"),
         ([("0.png", b""), ("0.cls", b"1")], r"0\.png cannot be decoded"),
-        ([("readme.txt", b"images")], "it holds no images"),
+        ([("readme.txt", b"images")], "it holds no images\n"),
+        (
+            [("a.b/img.001.JPG", _png(0)), ("a.b/img.001.cls", b"1")],
+            r"it holds no images that can be read: img\.001\.JPG has the suffix 001\.JPG, because webdataset takes "
+            r"everything after the first dot for it; rename it to img_001\.JPG, and its class likewise\n",
+        ),
         ([("0.png", _png(0)), ("0.png", _png(1))], "it cannot be read to its end: 0.png: duplicate file name"),
     ],
 )  # fmt: skip
