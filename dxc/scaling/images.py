@@ -198,15 +198,8 @@ def found_folder(source: Mapping[str, Any], channels: int, size: int, folder: Pa
             raise DataError(
                 f"{root}: no images to {part} in {', '.join(empty[:NAMED])}; {', '.join(ENDINGS)} are read"
             )
-    if bad := _bad_headers([path for listed in files.values() for path, _ in listed], asked.checked_files):
-        if asked.on_bad_file == "raise":
-            listed_bad = "\n".join(f"  {path}: {reason}" for path, reason in list(bad.items())[:NAMED])
-            more = f"\n  and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-            raise DataError(
-                f"{counted(len(bad), 'file')} under {root} cannot be read:\n{listed_bad}{more}\n"
-                "Mend or remove them, or go on without them: source.on_bad_file=skip"
-            )
-        log.warning("%s left out, the first is %s", counted(len(bad), "bad file"), next(iter(bad)))
+    bad = _bad_headers([path for listed in files.values() for path, _ in listed], asked.checked_files)
+    refuse_or_warn(bad, asked.on_bad_file, "file")
     kept = {part: [each for each in listed if each[0] not in bad] for part, listed in files.items()}
     names = {part: [(str(path.relative_to(root)), label) for path, label in kept[part]] for part in kept}
     listing = json.dumps(names)
@@ -223,6 +216,28 @@ def found_folder(source: Mapping[str, Any], channels: int, size: int, folder: Pa
         "digest": digest,
         "listing": keep_listing(folder / f"files-{digest}.json", listing),
     }
+
+
+def refuse_or_warn(bad: Mapping[Path, str], on_bad_file: OnBadFile, noun: str) -> None:
+    """Raise DataError with a list of the files that are bad, or warn that they are left out; nothing where none are.
+
+    Args:
+        bad: file -> what is wrong with it.
+        on_bad_file: of the configuration.
+        noun: what a file is called.
+    """
+    if not bad:
+        return
+    if on_bad_file == "skip":
+        first, fault = next(iter(bad.items()))
+        log.warning("%s left out, the first is %s: %s", counted(len(bad), f"bad {noun}"), first, fault)
+        return
+    lines = "\n".join(f"  {path}: {fault}" for path, fault in list(bad.items())[:NAMED])
+    more = f"\n  and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    raise DataError(
+        f"{counted(len(bad), noun)} cannot be used:\n{lines}{more}\n"
+        "Mend or remove them, or go on without them: source.on_bad_file=skip"
+    )
 
 
 def keep_listing(path: Path, listing: str) -> str:

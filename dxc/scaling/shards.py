@@ -44,6 +44,7 @@ from dxc.scaling.images import (
     keep_listing,
     load_listing,
     prepared,
+    refuse_or_warn,
 )
 from dxc.text import counted
 
@@ -116,17 +117,7 @@ def found_shards(source: Mapping[str, Any], channels: int, size: int, folder: Pa
         for path in paths
         if (fault := _fault(path, asked.classes, asked.on_bad_file == "skip"))
     }
-    if bad and asked.on_bad_file == "raise":
-        lines = "\n".join(f"  {path}: {fault}" for path, fault in list(bad.items())[:NAMED])
-        more = f"\n  and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-        raise DataError(
-            f"{counted(len(bad), 'shard')} cannot be used:\n{lines}{more}\n"
-            "Mend or remove them, or go on without them: source.on_bad_file=skip"
-        )
-    if bad:
-        log.warning(
-            "%s left out, the first is %s: %s", counted(len(bad), "bad shard"), *next(iter(bad.items()))
-        )
+    refuse_or_warn(bad, asked.on_bad_file, "shard")
     kept = {part: [path for path in paths if path not in bad] for part, paths in files.items()}
     for part, paths in kept.items():
         if not paths:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dxc.config.checked import checked
 from dxc.errors import ConfigError, DataError
-from dxc.scaling.images import MEAN, STD, Images, Rank
+from dxc.scaling.images import MEAN, STD, Images, Rank, refuse_or_warn
 from dxc.scaling.launch import launch_here
 from dxc.scaling.sources import described, images_of
 from dxc.scaling.worker import REQUEST, Request
@@ -339,6 +339,23 @@ def test_what_a_shard_must_hold(folder: Path, members: list[Member], says: str) 
     _write(folder / "train-1.tar", members)
     with pytest.raises(DataError, match=rf"1 shard cannot be used:\n  \S+train-1\.tar: {says}"):
         _look(folder)
+
+
+def test_of_many_bad_files_twenty_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    bad = {Path(f"{number}.tar"): "it is cut off" for number in range(23)}
+    with pytest.raises(DataError) as caught:
+        refuse_or_warn(bad, "raise", "shard")
+    lines = str(caught.value).splitlines()
+    assert lines[:2] == ["23 shards cannot be used:", "  0.tar: it is cut off"]
+    assert lines[20:] == [
+        "  19.tar: it is cut off",
+        "  and 3 more",
+        "Mend or remove them, or go on without them: source.on_bad_file=skip",
+    ]
+    refuse_or_warn({}, "raise", "shard")
+    assert not caplog.messages
+    refuse_or_warn(bad, "skip", "shard")
+    assert caplog.messages == ["23 bad shards left out, the first is 0.tar: it is cut off"]
 
 
 def test_other_files_are_no_shards(folder: Path) -> None:
