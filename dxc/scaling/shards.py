@@ -247,7 +247,7 @@ def _members(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         with tarfile.open(fileobj=file, mode="r|") as archive:
             while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[assignment] # it would keep all heads
+                archive.members = []  # type: ignore[attr-defined] # it would keep all heads
                 if member.isreg() and _is_read(member.name):
                     content = archive.extractfile(member)
                     assert content is not None  # of a regular file
