@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
@@ -39,6 +40,8 @@ SIGNAL = 0.5
 
 Share = Literal["train", "val"]
 OnBadFile = Literal["raise", "skip"]
+LeftOut = tuple[str, str]
+"""A shard and the key of an image that could not be read; an empty key: the shard, from some place on."""
 
 
 class Images(Protocol):
@@ -46,8 +49,8 @@ class Images(Protocol):
 
     waits: bool
     """Whether a loader prepares the batches, so that a step may wait for one."""
-    skipped: int
-    """How many images could not be read and were left out until now."""
+    left_out: AbstractSet[LeftOut]
+    """What could not be read until now, once each, however often it was met."""
 
     def train(self, device_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Endless (images (B, C, H, W), labels (B,)) on the device. All ranks together see each image once an epoch."""
@@ -106,7 +109,7 @@ class MadeImages:
     """
 
     waits = False
-    skipped = 0
+    left_out: AbstractSet[LeftOut] = frozenset()
 
     def __init__(self, about: Mapping[str, Any], rank: Rank) -> None:
         import torch
@@ -195,21 +198,12 @@ def found_folder(source: Mapping[str, Any], channels: int, size: int, folder: Pa
             raise DataError(
                 f"{root}: no images to {part} in {', '.join(empty[:NAMED])}; {', '.join(ENDINGS)} are read"
             )
-    if bad := _bad_headers([path for listed in files.values() for path, _ in listed], asked.checked_files):
-        if asked.on_bad_file == "raise":
-            listed_bad = "\n".join(f"  {path}: {reason}" for path, reason in list(bad.items())[:NAMED])
-            more = f"\n  and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-            raise DataError(
-                f"{counted(len(bad), 'file')} under {root} cannot be read:\n{listed_bad}{more}\n"
-                "Mend or remove them, or go on without them: source.on_bad_file=skip"
-            )
-        log.warning("%s left out, the first is %s", counted(len(bad), "bad file"), next(iter(bad)))
+    bad = _bad_headers([path for listed in files.values() for path, _ in listed], asked.checked_files)
+    refuse_or_warn(bad, asked.on_bad_file, "file")
     kept = {part: [each for each in listed if each[0] not in bad] for part, listed in files.items()}
     names = {part: [(str(path.relative_to(root)), label) for path, label in kept[part]] for part in kept}
     listing = json.dumps(names)
     digest = hashlib.blake2b(listing.encode(), digest_size=8).hexdigest()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"files-{digest}.json", listing)
     log.info("%d images of %d classes train, %d validate", len(kept["train"]), len(classes), len(kept["val"]))
     return {
         "kind": "folder",
@@ -220,8 +214,42 @@ def found_folder(source: Mapping[str, Any], channels: int, size: int, folder: Pa
         "images": len(kept["train"]),
         "workers": asked.workers,
         "digest": digest,
-        "listing": str((folder / f"files-{digest}.json").resolve()),
+        "listing": keep_listing(folder / f"files-{digest}.json", listing),
     }
+
+
+def refuse_or_warn(bad: Mapping[Path, str], on_bad_file: OnBadFile, noun: str) -> None:
+    """Raise DataError with a list of the files that are bad, or warn that they are left out; nothing where none are.
+
+    Args:
+        bad: file -> what is wrong with it.
+        on_bad_file: of the configuration.
+        noun: what a file is called.
+    """
+    if not bad:
+        return
+    if on_bad_file == "skip":
+        first, fault = next(iter(bad.items()))
+        log.warning("%s left out, the first is %s: %s", counted(len(bad), f"bad {noun}"), first, fault)
+        return
+    lines = "\n".join(f"  {path}: {fault}" for path, fault in list(bad.items())[:NAMED])
+    more = f"\n  and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    raise DataError(
+        f"{counted(len(bad), noun)} cannot be used:\n{lines}{more}\n"
+        "Mend or remove them, or go on without them: source.on_bad_file=skip"
+    )
+
+
+def keep_listing(path: Path, listing: str) -> str:
+    """Write a list of files, as JSON, beside the requests: it may be longer than those can be. Returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, listing)
+    return str(path.resolve())
+
+
+def load_listing(path: str) -> Any:
+    """What keep_listing wrote."""
+    return load_json(Path(path), limit=LISTING_BYTES)
 
 
 def _listed(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
@@ -266,11 +294,11 @@ class FolderImages:
     """
 
     waits = True
-    skipped = 0
+    left_out: AbstractSet[LeftOut] = frozenset()
 
     def __init__(self, about: Mapping[str, Any], rank: Rank) -> None:
         self._about, self._rank = about, rank
-        self._listing = load_json(Path(about["listing"]), limit=LISTING_BYTES)
+        self._listing = load_listing(about["listing"])
 
     def train(self, device_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         return self._batches("train", device_batch)
@@ -426,7 +454,7 @@ class ChipImages:
     """Chips, or images of a published set, from the cache; the first fold's held-out images validate."""
 
     waits = True
-    skipped = 0
+    left_out: AbstractSet[LeftOut] = frozenset()
 
     def __init__(self, about: Mapping[str, Any], rank: Rank) -> None:
         self._about, self._rank = about, rank

@@ -1,6 +1,6 @@
 """Shards of webdataset: tar files of this machine, in which KEY.jpg and KEY.cls are an image and its class.
 
-The library `webdataset` reads the members and puts those of a key together. It never sees an address: it would run the
+The library `webdataset` puts the members of a key together and shuffles. It never sees an address: it would run the
 command of `pipe:`. dxc opens the files, and only files. Of the members, images and .cls are read; all else is passed
 over, pickles included.
 """
@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
+import os
 import random
 import re
+import tarfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -23,15 +28,29 @@ from braceexpand import braceexpand
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.filters import shuffle
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import group_by_keys
 
 from dxc.config.checked import Natural, Part, Positive, Text, checked
 from dxc.errors import ConfigError, DataError
-from dxc.scaling.images import ENDINGS, HELD_OUT, NAMED, OnBadFile, Rank, Share, from_loader, prepared
+from dxc.scaling.images import (
+    ENDINGS,
+    HELD_OUT,
+    NAMED,
+    LeftOut,
+    OnBadFile,
+    Rank,
+    Share,
+    from_loader,
+    keep_listing,
+    load_listing,
+    prepared,
+    refuse_or_warn,
+)
 from dxc.text import counted
 
 log = logging.getLogger(__name__)
 
+PARTS: tuple[Share, ...] = ("train", "val")
 CLASS = "cls"
 SUFFIXES = tuple(ending.removeprefix(".") for ending in ENDINGS)
 MOST_SHARDS = 100_000
@@ -42,6 +61,9 @@ RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})")
 BLOCK = 512
 """Bytes of a block of a tar archive. It ends with two blocks of zeros, which a file that was cut off lacks."""
 MAGIC, MAGIC_AT = b"ustar", 257
+CHUNK = 2**20
+META = re.compile(r"__[^/]*__($|/)")
+"""What webdataset takes for members about the shard."""
 CLASS_DIGITS = 9
 
 
@@ -57,13 +79,14 @@ class ShardSource(Part):
     shuffled: Natural
 
 
-def found_shards(source: Mapping[str, Any], channels: int, size: int) -> dict[str, Any]:
+def found_shards(source: Mapping[str, Any], channels: int, size: int, folder: Path) -> dict[str, Any]:
     """Look at shards; see dxc.scaling.sources.described. Of each shard its end and its first image are looked at.
 
     Args:
         source: the section `source`.
         channels: that the network would get.
         size: edge in pixels of the images of a batch.
+        folder: where the list of the shards is kept.
 
     Raises:
         ConfigError: a value cannot work.
@@ -86,33 +109,27 @@ def found_shards(source: Mapping[str, Any], channels: int, size: int) -> dict[st
             "source.shards is one shard, of which none can be held out; name others in source.val_shards"
         )
     else:
-        held = listed[1::HELD_OUT]
-        files = {"train": [path for path in listed if path not in held], "val": held}
+        held = set(listed[1::HELD_OUT])
+        files = {part: [path for path in listed if (path in held) == (part == "val")] for part in PARTS}
     bad = {
         path: fault
         for paths in files.values()
         for path in paths
         if (fault := _fault(path, asked.classes, asked.on_bad_file == "skip"))
     }
-    if bad and asked.on_bad_file == "raise":
-        lines = "\n".join(f"  {path}: {fault}" for path, fault in list(bad.items())[:NAMED])
-        more = f"\n  and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-        raise DataError(
-            f"{counted(len(bad), 'shard')} cannot be used:\n{lines}{more}\n"
-            "Mend or remove them, or go on without them: source.on_bad_file=skip"
-        )
-    if bad:
-        log.warning(
-            "%s left out, the first is %s: %s", counted(len(bad), "bad shard"), *next(iter(bad.items()))
-        )
+    refuse_or_warn(bad, asked.on_bad_file, "shard")
     kept = {part: [path for path in paths if path not in bad] for part, paths in files.items()}
     for part, paths in kept.items():
         if not paths:
             raise DataError(f"no shard is left to {'train' if part == 'train' else 'validate'}")
     digest = hashlib.blake2b(digest_size=8)
     for part, paths in kept.items():
-        for path in paths:
-            digest.update(f"{part} {path.name} {path.stat().st_size}\n".encode())
+        for path in paths:  # to read all of them would take too long
+            about = path.stat()
+            digest.update(
+                b"%s %s\0 %d %d\n" % (part.encode(), os.fsencode(path), about.st_size, about.st_mtime_ns)
+            )
+    listing = json.dumps({part: [str(path) for path in paths] for part, paths in kept.items()})
     log.info("%s to train, %d to validate", counted(len(kept["train"]), "shard"), len(kept["val"]))
     return {
         "kind": "shards",
@@ -123,8 +140,9 @@ def found_shards(source: Mapping[str, Any], channels: int, size: int) -> dict[st
         "workers": asked.workers,
         "on_bad_file": asked.on_bad_file,
         "shuffled": asked.shuffled,
+        "shards": len(kept["train"]),
         "digest": digest.hexdigest(),
-        "listing": {part: [str(path) for path in paths] for part, paths in kept.items()},
+        "listing": keep_listing(folder / f"shards-{digest.hexdigest()}.json", listing),
     }
 
 
@@ -160,7 +178,7 @@ def local_files(pattern: str, key: str) -> list[Path]:
             f"{key}: {len(missing)} of {counted(len(paths), 'file')} are not there: {missing[0]} is the first"
         )
     if len(set(paths)) < len(paths):
-        raise ConfigError(f"{key} names a file twice: {max(paths, key=paths.count)}")
+        raise ConfigError(f"{key} names a file twice: {Counter(paths).most_common(1)[0][0]}")
     return paths
 
 
@@ -181,8 +199,8 @@ def _fault(path: Path, classes: int, skip: bool) -> str:
             )
         if size % BLOCK or end.strip(b"\0"):
             return "it is cut off: the end of the archive is missing; copy it again"
-        fault = "it holds no images"
-        for sample in _samples([path]):
+        fault = ""
+        for sample in _samples(path):
             try:
                 _decoded(sample, classes, 8, None)
                 return ""
@@ -190,32 +208,67 @@ def _fault(path: Path, classes: int, skip: bool) -> str:
                 fault = str(error).removeprefix(f"{path}: ")
                 if not skip:
                     return fault
-        return fault
-    except (OSError, DataError) as error:
+        return fault or f"it holds no images{_dotted(path)}"
+    except (OSError, tarfile.TarError, DataError) as error:
         return str(error).removeprefix(f"{path}: ")
 
 
-def _samples(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """What the shards hold by key, still encoded. Raises DataError for a shard that cannot be read to its end."""
-    at = paths[0] if paths else Path()
+def _dotted(path: Path) -> str:
+    """What is wrong with the names of a shard without images, if there are images with a dot in their names."""
+    with tarfile.open(path, "r:") as archive:
+        for member in archive:
+            name = member.name.rpartition("/")[2]
+            suffix = name.partition(".")[2]
+            if member.isreg() and "." in suffix and name.lower().endswith(ENDINGS):
+                stem, _, ending = name.rpartition(".")
+                return (
+                    f" that can be read: {name} has the suffix {suffix}, because webdataset takes everything after the "
+                    f"first dot for it; rename it to {stem.replace('.', '_')}.{ending}, and its class likewise"
+                )
+    return ""
 
-    def opened() -> Iterator[dict[str, Any]]:
-        nonlocal at
-        for at in paths:
-            with at.open("rb") as stream:
-                yield {"url": str(at), "stream": stream}
 
+def _samples(path: Path) -> Iterator[dict[str, Any]]:
+    """What a shard holds by key, still encoded. Raises DataError where it cannot be read to its end."""
     try:
-        yield from group_by_keys(tar_file_expander(opened(), select_files=_is_read))
+        yield from group_by_keys(_members(path))
     except Exception as error:  # tarfile's, the library's and the system's
         system = error.strerror if isinstance(error, OSError) else None
-        reason = system or str(error.args[0] if error.args else error).partition(" @ <")[0]
-        raise DataError(f"{at}: it cannot be read to its end: {reason}") from error
+        reason = system or str(error.args[0] if error.args else error)
+        raise DataError(f"{path}: it cannot be read to its end: {reason}") from error
+
+
+def _members(path: Path) -> Iterator[dict[str, Any]]:
+    """The images and classes of a shard, as webdataset's tar_file_iterator gives them.
+
+    That one does not tell where it ended: tarfile takes a head that is damaged for the end of the archive. Raises
+    tarfile.TarError where more follows, or less than the block of zeros that ends an archive.
+    """
+    with path.open("rb") as file:
+        with tarfile.open(fileobj=file, mode="r|") as archive:
+            while (member := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined] # it would keep all heads
+                if member.isreg() and _is_read(member.name):
+                    content = archive.extractfile(member)
+                    assert content is not None  # of a regular file
+                    yield {"fname": member.name, "data": content.read(), "__url__": str(path)}
+            end = archive.offset
+        file.seek(end)
+        if not (rest := file.read(CHUNK)):
+            raise tarfile.ReadError("the end of the archive is missing")
+        while rest:
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError(
+                    f"it is damaged after {end} bytes, where the head of a file should be"
+                )
+            rest = file.read(CHUNK)
 
 
 def _is_read(name: str) -> bool:
     """Whether a member of this name is an image or a class."""
     suffix = name.rpartition("/")[2].partition(".")[2].lower()
+    if META.match(name):
+        return False
     return suffix == CLASS or suffix in SUFFIXES
 
 
@@ -245,16 +298,20 @@ def _decoded(
 class ShardImages:
     """Images of shards, read one after the other by loader processes.
 
-    All loader processes of all ranks share the shards of an epoch: each reads its own, in an order that is drawn, and
-    draws each image from `shuffled` of them. With shards of unequal length some ranks begin the next epoch
+    Training: all loader processes of all ranks share the shards of an epoch: each reads its own, in an order that is
+    drawn, and draws each image from `shuffled` of them. With shards of unequal length some ranks begin the next epoch
     before others.
+
+    Validation: each process reads all shards and decodes every n-th image of them, n being the number of processes.
+    So all ranks have as much to do, however few shards there are, and none waits for another until it times out.
     """
 
     waits = True
 
     def __init__(self, about: Mapping[str, Any], rank: Rank) -> None:
         self._about, self._rank = about, rank
-        self.skipped = 0
+        self._listing = load_listing(about["listing"])
+        self.left_out: set[LeftOut] = set()
 
     def train(self, device_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         return self._batches("train", device_batch)
@@ -263,52 +320,82 @@ class ShardImages:
         return self._batches("val", device_batch)
 
     def _batches(self, part: Share, device_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        rank = self._rank
-        each = len(self._about["listing"][part]) // rank.total
+        rank, workers = self._rank, self._about["workers"]
+        if part == "train":  # a process without a shard would have nothing to do
+            workers = min(workers, self._about["shards"] // rank.total)
         loader: DataLoader[Any] = DataLoader(
-            _Batches(self._about, part, device_batch, rank),
+            _Batches(self._about, part, self._listing[part], device_batch, rank, self.left_out),
             batch_size=None,
-            num_workers=min(self._about["workers"], each),  # one without a shard would have nothing to do
+            num_workers=workers,
             pin_memory=rank.device.type == "cuda",
         )
-        for images, labels, skipped in from_loader(loader):
-            self.skipped += skipped
+        for images, labels, left_out in from_loader(loader):
+            self.left_out |= left_out
             if len(labels):
                 yield rank.to_device(images, labels)
 
 
-class _Batches(IterableDataset[tuple[Tensor, Tensor, int]]):
-    """Batches of one loader process: images, classes, and how many images were left out since the last one."""
+class _Batches(IterableDataset[tuple[Tensor, Tensor, set[LeftOut]]]):
+    """Batches of one loader process: images, classes, and what was left out since the last one for the first time.
 
-    def __init__(self, about: Mapping[str, Any], part: Share, device_batch: int, rank: Rank) -> None:
+    known: what was left out before, of which no message is needed any more.
+    """
+
+    def __init__(
+        self,
+        about: Mapping[str, Any],
+        part: Share,
+        shards: Sequence[str],
+        device_batch: int,
+        rank: Rank,
+        known: AbstractSet[LeftOut],
+    ) -> None:
         self._about, self._train, self._batch, self._rank = about, part == "train", device_batch, rank
-        self._shards = [Path(path) for path in about["listing"][part]]
+        self._shards = [Path(path) for path in shards]
+        self._known = set(known)
+        self._left_out: set[LeftOut] = set()
+        self._used = 0
+        """How many images were decoded until now."""
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, set[LeftOut]]]:
         images: list[Tensor] = []
         labels: list[int] = []
-        skipped = 0
         for sample, rng in self._drawn():
             try:
                 image, label = _decoded(sample, self._about["classes"], self._about["size"], rng)
             except DataError as error:
-                if self._about["on_bad_file"] == "raise":
-                    raise
-                log.warning("left out: %s", error)
-                skipped += 1
+                self._leave_out((sample["__url__"], sample["__key__"]), error)
                 continue
+            self._used += 1
             images.append(image)
             labels.append(label)
             if len(labels) == self._batch:
-                yield torch.stack(images), torch.tensor(labels), skipped
-                images, labels, skipped = [], [], 0
-        if labels or skipped:
+                yield torch.stack(images), torch.tensor(labels), self._left_out
+                images, labels, self._left_out = [], [], set()
+        if labels or self._left_out:
             size = self._about["size"]
             yield (
                 torch.stack(images) if images else torch.empty(0, 3, size, size),
                 torch.tensor(labels),
-                skipped,
+                self._left_out,
             )
+
+    def _leave_out(self, what: LeftOut, error: DataError) -> None:
+        """Go on without an image or the rest of a shard, or raise the error where that was not asked for."""
+        if self._about["on_bad_file"] == "raise":
+            raise error
+        if what not in self._known:
+            log.warning("left out: %s", error)
+            self._known.add(what)
+            self._left_out.add(what)
+
+    def _read(self, shards: Sequence[Path]) -> Iterator[dict[str, Any]]:
+        """The samples of shards, one after the other."""
+        for path in shards:
+            try:
+                yield from _samples(path)
+            except DataError as error:
+                self._leave_out((str(path), ""), error)
 
     def _drawn(self) -> Iterator[tuple[dict[str, Any], np.random.Generator | None]]:
         """Samples of this process, for validation once, for training for ever; with what draws their crops."""
@@ -316,25 +403,26 @@ class _Batches(IterableDataset[tuple[Tensor, Tensor, int]]):
         number, count = (worker.id, worker.num_workers) if worker else (0, 1)
         slot, slots = self._rank.number * count + number, self._rank.total * count
         if not self._train:
-            yield from ((sample, None) for sample in _samples(self._shards[slot::slots]))
+            yield from ((sample, None) for sample in islice(self._read(self._shards), slot, None, slots))
             return
         epoch = 0
+        useless: set[Path] = set()
         while True:
             seed = self._rank.seed
             order = np.random.default_rng([seed, epoch]).permutation(len(self._shards))
             own = [self._shards[index] for index in order[slot::slots]]
             rng = np.random.default_rng([seed, epoch, slot])
-            samples = _samples(own)
+            samples = self._read(own)
             if self._about["shuffled"]:
                 samples = shuffle(self._about["shuffled"], rng=random.Random(f"{seed} {epoch} {slot}"))(
                     samples
                 )
-            empty = True
+            used = self._used
             for sample in samples:
-                empty = False
                 yield sample, rng
-            if empty:
-                raise DataError(
-                    f"{', '.join(str(path) for path in own[:NAMED]) or 'no shard'}: there are no images"
-                )
+            if self._used == used:  # the next epoch may draw a shard that has images
+                useless.update(own)
+                if self._about["on_bad_file"] == "raise" or len(useless) == len(self._shards):
+                    names = ", ".join(str(path) for path in own[:NAMED]) or "no shard"
+                    raise DataError(f"{names}: there are no images that can be used")
             epoch += 1

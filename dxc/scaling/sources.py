@@ -32,7 +32,7 @@ def described(
         source: the section `source`.
         data: the section `data`.
         size: edge in pixels of the images of a source that can give any.
-        folder: where the list of a folder's files is kept; it may be long.
+        folder: where the list of files is kept; it may be long.
 
     Returns a plain dict with kind (made | folder | shards | chips), classes, channels, size, images (to train; 0 where
     that is not known), digest and what images_of() needs.
@@ -48,7 +48,7 @@ def described(
         case "imagefolder":
             return found_folder(source, channels, size, folder)
         case "webdataset":
-            return _shards().found_shards(source, channels, size)
+            return _shards().found_shards(source, channels, size, folder)
     if "_target_" not in source:
         raise ConfigError(
             "source: choose source=device_images, imagefolder, webdataset, chips, synthetic or cifar10"

@@ -70,6 +70,7 @@ class _Result(Part, extra="ignore"):
     seconds_to_accuracy: float | None = None
     device_name: str
     skipped_images: int = 0
+    skipped_shards: int = 0
     total_s: float
     params: int
 
@@ -320,7 +321,7 @@ def _do(settings: Settings, machine: Machine, trial: Trial, place: str) -> float
 def _missing(settings: Settings, machine: Machine, trial: Trial) -> str:
     """What a configuration needs that is not here; '' where all is."""
     point, about = trial.point, trial.request.about
-    if about["kind"] == "shards" and point.total > (shards := len(about["listing"]["train"])):
+    if about["kind"] == "shards" and point.total > (shards := about["shards"]):
         return (
             f"{counted(point.total, 'device')} need a shard each to train, and there are {shards}; write the images to "
             "more shards"
@@ -551,9 +552,13 @@ def _lines(
         elif trial.reason:
             lines.append(("not reached", f"{trial.point.name}: {trial.reason}"))
     for trial in trials:
-        if trial.result is not None and trial.result.skipped_images:
-            left = counted(trial.result.skipped_images, "image")
-            lines.append(("left out", f"{trial.point.name}: {left} could not be read"))
+        if (result := trial.result) is not None and (result.skipped_images or result.skipped_shards):
+            left = [
+                counted(number, noun)
+                for number, noun in ((result.skipped_images, "image"), (result.skipped_shards, "shard"))
+                if number
+            ]
+            lines.append(("left out", f"{trial.point.name}: {' and '.join(left)} could not be read"))
     request = trials[0].request
     simulated = (
         f", with a pause of {request.simulated_step_ms:g} ms a step that stands for computation"

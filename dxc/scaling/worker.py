@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from dxc.config.build import build
 from dxc.config.checked import Amount, Flag, Limit, Natural, Part, Positive, Text, checked
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from dxc.scaling.images import Images
 
+T = TypeVar("T")
 REQUEST, RESULT = "request.json", "result.json"
 LOOK_EVERY_S = 0.25
 """How often rank 0 decides whether to go on."""
@@ -164,13 +165,15 @@ class Run:
         if trained["accuracy"] is None:
             trained["accuracy"] = self._accuracy()
         measured = self._communication(trained["step_s"])
+        left_out = set[tuple[str, str]]().union(*self._everyones(self.images.left_out))
         return {
             **trained,
             **measured,
             **self._roofline(),
             "gradient_bytes": self.gradient_bytes,
             "params": self.params,
-            "skipped_images": round(self.request.total * self._mean(self.images.skipped)[0]),
+            "skipped_images": sum(bool(key) for _, key in left_out),
+            "skipped_shards": sum(not key for _, key in left_out),
             "first_step_s": first_step_s,
             "hosts": self._everyones(socket.gethostname()),
             "device_name": _device_name(self.device),
@@ -194,8 +197,8 @@ class Run:
                 "what it means; run on equal ones"
             )
 
-    def _everyones(self, value: str) -> list[str]:
-        """A text of each rank, in their order."""
+    def _everyones(self, value: T) -> list[T]:
+        """A value of each rank, in their order."""
         import torch.distributed as dist
 
         if self.request.total == 1:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
+import shutil
 import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +19,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dxc.config.checked import checked
 from dxc.errors import ConfigError, DataError
-from dxc.scaling.images import MEAN, STD, Images, Rank
+from dxc.scaling.images import MEAN, STD, Images, Rank, refuse_or_warn
 from dxc.scaling.launch import launch_here
 from dxc.scaling.sources import described, images_of
+from dxc.scaling.worker import REQUEST, Request
+from dxc.untrusted import MAX_JSON_BYTES, load_json
 from tests.scaling.runs import result_of, written
 
 pytest.importorskip("webdataset", reason="pip install -e '.[webdataset]' -c constraints.txt")
@@ -78,6 +83,10 @@ def _look(folder: Path, **more: Any) -> dict[str, Any]:
     return described({**SOURCE, **given}, DATA, size=8, folder=folder / "lists")
 
 
+def _listed(about: dict[str, Any], part: str) -> list[str]:
+    return [Path(path).name for path in json.loads(Path(about["listing"]).read_text())[part]]
+
+
 def _of_rank(about: dict[str, Any], number: int = 0, total: int = 1) -> Images:
     return images_of(about, Rank(number, total, torch.device("cpu"), 0))
 
@@ -103,7 +112,15 @@ def test_ranks_and_loader_processes_read_each_image_once_an_epoch(folder: Path, 
     assert sorted(trained[0] + trained[1]) == list(range(24))
     held_out = [_numbers(rank.validation(4)) for rank in ranks]
     assert sorted(held_out[0] + held_out[1]) == list(range(24, 36))
-    assert not any(rank.skipped for rank in ranks)
+    assert not any(rank.left_out for rank in ranks)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_ranks_share_the_images_of_one_shard_to_validate(folder: Path, workers: int) -> None:
+    about = _look(folder, val_shards=f"{folder}/val-0.tar", workers=workers)
+    shares = [sorted(_numbers(_of_rank(about, number, 3).validation(4))) for number in range(3)]
+    assert [len(share) for share in shares] == [2, 2, 2]
+    assert sorted(number for share in shares for number in share) == list(range(24, 30))
 
 
 def test_the_order_is_drawn_anew_in_each_epoch_and_is_the_same_for_a_seed(folder: Path) -> None:
@@ -119,8 +136,9 @@ def test_the_order_is_drawn_anew_in_each_epoch_and_is_the_same_for_a_seed(folder
 
 def test_without_shards_to_validate_every_tenth_is_held_out(folder: Path) -> None:
     about = _look(folder, val_shards=None)
-    assert [Path(path).name for path in about["listing"]["val"]] == ["train-1.tar"]
-    assert len(about["listing"]["train"]) == 3
+    assert _listed(about, "val") == ["train-1.tar"]
+    assert _listed(about, "train") == ["train-0.tar", "train-2.tar", "train-3.tar"]
+    assert about["shards"] == 3
     with pytest.raises(ConfigError, match="source.shards is one shard, of which none can be held out"):
         _look(folder, shards=f"{folder}/train-0.tar", val_shards=None)
 
@@ -188,9 +206,7 @@ def test_a_shard_that_was_cut_off_is_named(folder: Path, size: int) -> None:
     with pytest.raises(DataError, match=r"1 shard cannot be used:\n  \S+train-2\.tar: it is cut off"):
         _look(folder)
     about = _look(folder, on_bad_file="skip")
-    assert sorted(Path(path).name for path in about["listing"]["train"]) == [
-        "train-0.tar", "train-1.tar", "train-3.tar",
-    ]  # fmt: skip
+    assert _listed(about, "train") == ["train-0.tar", "train-1.tar", "train-3.tar"]
 
 
 def test_a_shard_that_is_cut_off_after_the_look(folder: Path) -> None:
@@ -200,6 +216,90 @@ def test_a_shard_that_is_cut_off_after_the_look(folder: Path) -> None:
         _numbers(islice(_of_rank(about).train(EACH), 4))
     assert str(caught.value).startswith(f"{folder}/train-2.tar: it cannot be read to its end: ")
     assert "Traceback" not in str(caught.value)
+
+
+def _repeat(path: Path) -> None:
+    """0004 is there twice."""
+    members = _members(range(EACH))
+    _write(path, [*members[:9], members[8], *members[9:]])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "lost"),
+    [
+        (_repeat, [4, 5]),
+        (lambda path: _cut(path, 16 * 512 + 532), [3, 4, 5]),  # in 0004.png: 0003 may have had more members
+        (Path.unlink, list(range(EACH))),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_turns_out_bad_is_left_out(
+    folder: Path, spoil: Callable[[Path], None], lost: list[int], workers: int
+) -> None:
+    about = _look(folder, workers=workers, on_bad_file="skip")
+    spoil(folder / "train-0.tar")
+    rank = _of_rank(about)
+    epoch = 24 - len(lost)
+    assert sorted(_numbers(islice(rank.train(epoch), 1))) == [n for n in range(24) if n not in lost]
+    assert rank.left_out == {(f"{folder}/train-0.tar", "")}
+    spoil(folder / "val-1.tar")
+    rank = _of_rank(about)
+    assert set(range(24, 30)) <= set(_numbers(rank.validation(4)))
+    assert rank.left_out == {(f"{folder}/val-1.tar", "")}
+
+
+def test_a_rank_whose_shards_of_an_epoch_are_all_bad_goes_on_to_the_next(folder: Path) -> None:
+    about = _look(folder, on_bad_file="skip")
+    for number in (0, 1, 3):
+        (folder / f"train-{number}.tar").unlink()
+    for number in range(4):
+        assert _numbers(islice(_of_rank(about, number, 4).train(EACH), 1))[0] // EACH == 2
+    (folder / "train-2.tar").unlink()
+    with pytest.raises(DataError, match=r"train-\d.tar: there are no images that can be used"):
+        next(_of_rank(about, 0, 4).train(EACH))
+
+
+def _overwritten(path: Path, at: int, by: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(by)
+
+
+FOURTH = 3 * 4 * 512
+"""Where the head of 0003.png is: each image and each class has a block and a head."""
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda path: _overwritten(path, FOURTH, bytes(512)), f"it is damaged after {FOURTH} bytes"),
+        (lambda path: _overwritten(path, FOURTH + 20, b"x"), f"it is damaged after {FOURTH} bytes"),
+        (lambda path: _cut(path, FOURTH), "the end of the archive is missing"),
+        (lambda path: _cut(path, FOURTH + 40), f"it is damaged after {FOURTH} bytes"),
+        (
+            lambda path: path.write_bytes(2 * path.read_bytes()),
+            r"it is damaged after \d+ bytes",
+        ),  # one after the other
+    ],
+)
+def test_a_shard_damaged_in_the_middle_loses_no_images_in_silence(
+    folder: Path, spoil: Callable[[Path], None], says: str
+) -> None:
+    about = _look(folder)
+    spoil(folder / "train-0.tar")
+    with pytest.raises(DataError, match=rf"train-0\.tar: it cannot be read to its end: {says}"):
+        _numbers(islice(_of_rank(about).train(EACH), 4))
+    rank = _of_rank({**about, "on_bad_file": "skip"})
+    whole = EACH if "d+" in says else 3
+    assert set(_numbers(islice(rank.train(18), 2))) >= {*range(whole - 1), *range(EACH, 24)}
+    assert rank.left_out == {(f"{folder}/train-0.tar", "")}
+
+
+def test_members_about_a_shard_and_zeros_after_it_do_no_harm(folder: Path) -> None:
+    path = folder / "train-0.tar"
+    _write(path, [("__meta__/0.png", _png(0)), *_members(range(EACH)), ("long/" * 40 + "9.txt", b"x" * 5000)])
+    _overwritten(path, path.stat().st_size, bytes(3 * 2**20))
+    assert sorted(_numbers(islice(_of_rank(_look(folder)).train(EACH), 4))) == list(range(24))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -214,7 +314,7 @@ def test_an_image_that_cannot_be_decoded_is_named_or_counted(folder: Path, worke
     rank = _of_rank(_look(folder, workers=workers, on_bad_file="skip"))
     seen = _numbers(islice(rank.train(23), 1))
     assert sorted(seen) == [number for number in range(24) if number != 2]
-    assert rank.skipped == 1
+    assert rank.left_out == {(f"{folder}/train-0.tar", "0002")}
 
 
 @pytest.mark.parametrize(
@@ -226,7 +326,12 @@ def test_an_image_that_cannot_be_decoded_is_named_or_counted(folder: Path, worke
         ([("0.png", _png(0)), ("0.cls", b"cat")], r"0\.cls holds b'cat', which is no class from 0 to 3"),
         ([("0.png", _png(0)), ("0.cls", b"9" * 5000)], r"0\.cls holds b'9{20}', which is no class"),
         ([("0.png", b""), ("0.cls", b"1")], r"0\.png cannot be decoded"),
-        ([("readme.txt", b"images")], "it holds no images"),
+        ([("readme.txt", b"images")], "it holds no images\n"),
+        (
+            [("a.b/img.001.JPG", _png(0)), ("a.b/img.001.cls", b"1")],
+            r"it holds no images that can be read: img\.001\.JPG has the suffix 001\.JPG, because webdataset takes "
+            r"everything after the first dot for it; rename it to img_001\.JPG, and its class likewise\n",
+        ),
         ([("0.png", _png(0)), ("0.png", _png(1))], "it cannot be read to its end: 0.png: duplicate file name"),
     ],
 )  # fmt: skip
@@ -234,6 +339,23 @@ def test_what_a_shard_must_hold(folder: Path, members: list[Member], says: str) 
     _write(folder / "train-1.tar", members)
     with pytest.raises(DataError, match=rf"1 shard cannot be used:\n  \S+train-1\.tar: {says}"):
         _look(folder)
+
+
+def test_of_many_bad_files_twenty_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    bad = {Path(f"{number}.tar"): "it is cut off" for number in range(23)}
+    with pytest.raises(DataError) as caught:
+        refuse_or_warn(bad, "raise", "shard")
+    lines = str(caught.value).splitlines()
+    assert lines[:2] == ["23 shards cannot be used:", "  0.tar: it is cut off"]
+    assert lines[20:] == [
+        "  19.tar: it is cut off",
+        "  and 3 more",
+        "Mend or remove them, or go on without them: source.on_bad_file=skip",
+    ]
+    refuse_or_warn({}, "raise", "shard")
+    assert not caplog.messages
+    refuse_or_warn(bad, "skip", "shard")
+    assert caplog.messages == ["23 bad shards left out, the first is 0.tar: it is cut off"]
 
 
 def test_other_files_are_no_shards(folder: Path) -> None:
@@ -274,9 +396,49 @@ def test_a_package_that_is_missing_is_named(folder: Path, monkeypatch: pytest.Mo
         _look(folder)
 
 
+def test_a_request_of_many_shards_can_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their paths take more bytes than a request may have."""
+    monkeypatch.setattr("dxc.scaling.shards._fault", lambda *_: "")
+    deep = folder.joinpath(*["d" * 250] * 12)
+    count = MAX_JSON_BYTES // len(str(deep)) + 1
+    deep.mkdir(parents=True)
+    for number in range(count):
+        (deep / f"{number}.tar").touch()
+    about = _look(folder, shards=f"{deep}/{{0..{count - 1}}}.tar")
+    written(folder / "run", about=about)
+    assert checked(Request, load_json(folder / "run" / REQUEST)).about == about
+    assert about["shards"] == len(_listed(about, "train")) == count
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_left_out_is_counted_once(
+    folder: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However many epochs and validation passes meet it."""
+    for name, first in (("train-0", 0), ("val-0", 24)):
+        members = _members(range(first, first + EACH))
+        members[4] = (members[4][0], b"no image")  # the third
+        _write(folder / f"{name}.tar", members)
+    about = _look(folder, workers=workers, on_bad_file="skip")
+    (folder / "val-1.tar").unlink()
+    rank = _of_rank(about)
+    _numbers(islice(rank.train(23), 3))
+    for _ in range(3):
+        assert len(_numbers(rank.validation(4))) == EACH - 1
+    assert rank.left_out == {
+        (f"{folder}/train-0.tar", "0002"), (f"{folder}/val-0.tar", "0026"), (f"{folder}/val-1.tar", ""),
+    }  # fmt: skip
+    if not workers:  # a loader process has a log of its own
+        assert len([each for each in caplog.messages if each.startswith("left out: ")]) == 3
+
+
 @pytest.mark.slow
 def test_two_ranks_train_on_shards(folder: Path) -> None:
-    about = {**_look(folder, workers=1), "validation_images": 0}
+    members = _members(range(24, 30))
+    members[4] = (members[4][0], b"no image")
+    _write(folder / "val-0.tar", members)
+    about = {**_look(folder, workers=1, on_bad_file="skip"), "validation_images": 0}
+    (folder / "val-1.tar").unlink()  # both ranks meet it
     written(folder / "run", about=about, model={
         "_target_": "dxc.models.resnet.TinyResNet", "in_channels": 3, "num_classes": CLASSES, "width": 8,
     })  # fmt: skip
@@ -284,11 +446,23 @@ def test_two_ranks_train_on_shards(folder: Path) -> None:
     result = result_of(folder / "run")
     assert result["steps"] > 0 and 0 <= result["accuracy"] <= 1
     assert result["loader_s"] > 0
-    assert result["skipped_images"] == 0
+    assert (result["skipped_images"], result["skipped_shards"]) == (1, 1)
 
 
 def test_the_digest_follows_the_shards(folder: Path) -> None:
-    before = _look(folder)["digest"]
-    assert _look(folder)["digest"] == before
+    found = [_look(folder)["digest"]]
+    assert _look(folder)["digest"] == found[0]
     _write(folder / "train-3.tar", _members(range(18, 200)))
-    assert _look(folder)["digest"] != before
+    found.append(_look(folder)["digest"])
+    members = [(name, b"3" if name == "0001.cls" else content) for name, content in _members(range(EACH))]
+    before = (folder / "train-0.tar").stat()
+    _write(folder / "train-0.tar", members)
+    os.utime(folder / "train-0.tar", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert (folder / "train-0.tar").stat().st_size == before.st_size
+    found.append(_look(folder)["digest"])
+    copy = folder / "copy"
+    copy.mkdir()
+    for path in folder.glob("*.tar"):
+        shutil.copy2(path, copy)
+    found.append(_look(copy)["digest"])
+    assert len(set(found)) == 4

@@ -267,7 +267,7 @@ def test_bad_image_folders(tmp_path: Path) -> None:
         _look(_folder(tmp_path / "none" / "train"), tmp_path)
     root = _folder(tmp_path / "bad", cat=3, dog=3)
     (root / "cat" / "broken.jpg").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"1 file under .* cannot be read:\n  .*broken\.jpg: Unidentified"):
+    with pytest.raises(DataError, match=r"1 file cannot be used:\n  .*broken\.jpg: Unidentified"):
         _look(root, tmp_path)
     assert _look(root, tmp_path, on_bad_file="skip")["images"] == 4
     with pytest.raises(DataError, match="is no folder"):
