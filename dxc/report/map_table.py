@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STEM = "maps"
+OWN = re.compile(rf"{STEM}_\d+\.(md|tex|csv)")
+"""Names of the files that write_map_table() writes."""
 WORDS = ("design", "area", "mode", "held out", "machine")
 
 
@@ -64,7 +67,8 @@ def write_map_table(frame: pd.DataFrame, folder: Path) -> None:
         OSError: a file cannot be written.
     """
     for old in folder.glob(f"{STEM}_*.*"):
-        old.unlink()
+        if OWN.fullmatch(old.name):  # the folder may hold maps, too
+            old.unlink()
     for number, ranked in frame.groupby("ranking"):
         tables.write(maps_in_text(ranked), folder, f"{STEM}_{number}", note=_of(ranked))
 

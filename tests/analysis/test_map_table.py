@@ -112,6 +112,18 @@ def test_maps_are_ranked_among_those_of_one_area_mode_and_fold(
     assert "5 maps by designs of first" in printed and "mode chips" in printed
 
 
+def test_only_the_tables_of_before_are_removed(store_file: Path) -> None:
+    asked = _asked(_store(store_file), "where='accuracy > 0.95'")
+    folder = Path(asked.out) / "first"
+    folder.mkdir(parents=True)
+    own = ["maps_4.md", "maps_4.tex", "maps_12.csv"]
+    others = ["maps_compared.md", "maps_compared.csv", "maps_NE.gpkg", "maps_2.gpkg", "maps_2_evaluation.md"]
+    for name in own + others:
+        (folder / name).write_text("before")
+    map_table(asked)
+    assert {path.name for path in folder.iterdir()} == {"maps_1.md", "maps_1.tex", "maps_1.csv", *others}
+
+
 def test_where_selects_designs_and_no_map_is_said(store_file: Path) -> None:
     store = _store(store_file)
     table, folder = map_table(_asked(store, "where='accuracy > 0.95'"))
