@@ -126,6 +126,7 @@ MAPPED = {
     "dxc.mapped": "the rasters that were mapped",
     "dxc.map_mode": "the way in which they were mapped",
     "dxc.map_fold": "the folds whose networks mapped them",
+    "dxc.map_roads": "the roads along which they were mapped",
 }
 TRAINED_ON = {"device": "the machine they were trained on", "dxc.engine": "the engine that trained them"}
 SCALED_ON = {

@@ -118,12 +118,6 @@ def _require_apart(asked: Sequence[MapSettings]) -> None:
                     f"{path} would be mapped by the networks of several folds, and only one of them did not see it. "
                     f"Put ${{fold}} in dem, photo, roads and truth: {example}"
                 )
-        fitted = [path for paths in (one.fit.dem, one.fit.photo) for path in paths or ()]
-        if one.fold is not None and grounds & {path.absolute() for path in fitted}:
-            raise ConfigError(
-                f"fit: the threshold of fold={one.fold} would be fitted on the region that it maps. Map it by a "
-                f"command of its own, fold={one.fold} with another region in fit, or give screen_logit."
-            )
 
 
 @dataclass(frozen=True)
@@ -133,7 +127,9 @@ class OneMap:
     settings: MapSettings
     design: str
     report: MapReport | None
+    """None: it could not be made."""
     error: str = ""
+    """Why it could not be made, or not be tracked."""
 
     @property
     def score(self) -> MapScore | None:
@@ -220,12 +216,15 @@ class Maps:
                 lines.append(("no map", f"{name}: {each.error}"))
             else:
                 page = each.report.evaluation
+                if each.error:
+                    lines.append(("not tracked", f"{name}: {each.error}"))
                 lines.append(("map", f"{name}: {each.report.out}" + (f", report {page}" if page else "")))
         return lines
 
     @property
     def failed(self) -> list[OneMap]:
-        return [each for each in self.maps if each.report is None]
+        """Those that could not be made, or not be tracked."""
+        return [each for each in self.maps if each.error]
 
     @property
     def _several_designs(self) -> bool:
@@ -289,22 +288,30 @@ def make_maps(asked: Sequence[MapSettings]) -> Maps:
         log.info("map %d of %d: %s", number, len(asked), of)
         alone = sum(each.run == run_id for each in asked) == 1
         try:
-            report = make_map(settings, one_of_several=True, alone=alone)
-            done.append(OneMap(settings, names[run_id], report))
+            report = make_map(settings, one_of_several=True, into_design=alone)
+            if report.untracked:
+                log.warning("map %d of %d is made, but not tracked: %s", number, len(asked), report.untracked)
+            done.append(OneMap(settings, names[run_id], report, report.untracked))
         except DxcError as error:
             log.warning("map %d of %d: %s", number, len(asked), error)
             done.append(OneMap(settings, names[run_id], None, str(error)))
     made = Maps(done, None)
+    recorded = True
     try:
         _record_pooled(reader, made)
     except DxcError as error:  # the maps are there, and their table says the same
-        log.warning("the pooled figures are not in the runs of the designs: %s", error)
+        recorded = False
+        log.warning(
+            "the pooled figures are not in the runs of the designs: %s\nRepeat the command to write them: it computes "
+            "no map again.",
+            error,
+        )
     if any(each.report is not None for each in done):
         folder = asked[0].out.parent if len({each.out.parent for each in asked}) == 1 else _common(asked)
         with disk_trouble(folder):
             write_maps(made.table(), folder, alarms_per_km2=asked[0].alarms_per_km2)
         made = Maps(done, folder)
-    if not made.failed:
+    if recorded and not made.failed:
         for each in done:
             if each.report is not None and each.report.kept is not None:
                 shutil.rmtree(each.report.kept, ignore_errors=True)
@@ -312,11 +319,11 @@ def make_maps(asked: Sequence[MapSettings]) -> Maps:
 
 
 def require_all(made: Maps) -> None:
-    """Raise DataError where a map could not be made."""
+    """Raise DataError where a map could not be made, or not be tracked."""
     if made.failed:
         raise DataError(
-            f"{len(made.failed)} of {counted(len(made.maps), 'map')} could not be made; the lines above say why. Mend "
-            "that and repeat the command: it keeps what it has made."
+            f"{len(made.failed)} of {counted(len(made.maps), 'map')} could not be made or tracked; the lines above say "
+            "why. Mend that and repeat the command: it keeps what it has made."
         )
 
 
@@ -358,6 +365,7 @@ def _record_pooled(reader: Reader, made: Maps) -> None:
             "dxc.mapped": f"{', '.join(fold for fold, _, _ in mapped)} ({digest(mapped)})",
             "dxc.map_mode": ", ".join(dict.fromkeys(mode for _, _, mode in mapped)),
             "dxc.map_fold": ", ".join(fold for fold, _, _ in mapped),
+            "dxc.map_roads": ", ".join(dict.fromkeys(each.roads for each in reports if each.roads)),
         }
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         record_in_design(settings, run_id, reader.run(run_id)[1], finite, tags)

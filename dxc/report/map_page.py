@@ -114,7 +114,10 @@ def maps_in_text(table: pd.DataFrame) -> pd.DataFrame:
     if table["km2"].notna().any():
         columns["area (km2)"] = [f"{each:.2f}" if each == each else "-" for each in table["km2"]]
     if table["error"].any():
-        columns["map"] = ["not made" if each else "made" for each in table["error"]]
+        columns["map"] = [
+            "made" if not error else "not made" if km2 != km2 else "made, not tracked"
+            for error, km2 in zip(table["error"], table["km2"], strict=True)
+        ]
     return pd.DataFrame(columns)
 
 

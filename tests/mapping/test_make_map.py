@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,8 @@ def test_dense_mode_asks_windows_only_where_the_dense_pass_answers(
     world: dict[str, Path], tmp_path: Path
 ) -> None:
     network = write_network(tmp_path / "resnet.onnx", ResNet(1, width=4))
-    fit = {"photo": world["photo"], "crossings": world["truth"]}
+    region = Path(shutil.copy(world["photo"], tmp_path / "region.tif"))
+    fit = {"photo": region, "crossings": world["truth"]}
     everywhere = _map(world, tmp_path / "a.gpkg", onnx=network, mode="dense", screen_logit=-1e9)
     chips = _map(world, tmp_path / "b.gpkg", onnx=network, mode="chips")
     nowhere = _map(world, tmp_path / "c.gpkg", onnx=network, mode="dense", screen_logit=1e9)
@@ -208,6 +210,8 @@ def test_dense_mode_asks_windows_only_where_the_dense_pass_answers(
     assert 0 < fitted.windows <= chips.windows
     with pytest.raises(ConfigError, match=r"a region that the network was trained on: give fit.dem"):
         _map(world, tmp_path / "e.gpkg", onnx=network, mode="dense")
+    with pytest.raises(ConfigError, match="fit: the threshold would be fitted on the region that it maps"):
+        _map(world, tmp_path / "e.gpkg", onnx=network, mode="dense", fit={**fit, "photo": world["photo"]})
 
 
 def test_a_map_of_a_run_is_a_run_of_its_study(world: dict[str, Path], tmp_path: Path) -> None:
