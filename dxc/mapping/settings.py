@@ -152,8 +152,8 @@ class MapSettings(Part):
                 of = "" if self.fold is None else f" of fold={self.fold}"
                 raise ValueError(
                     f"fit: the threshold{of} would be fitted on the region that it maps. Give another region in fit, "
-                    "one that the network was trained on, or screen_logit; of several folds, map each by a command of its "
-                    "own."
+                    "one that the network was trained on, or screen_logit; of several folds, map each by a command of "
+                    "its own."
                 )
         given = [
             self.roads,

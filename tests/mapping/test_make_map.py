@@ -19,6 +19,7 @@ from dxc.deploy.predictor import Predictor
 from dxc.errors import ConfigError, DataError, DxcError
 from dxc.mapping import run as module
 from dxc.mapping.finding import Finder
+from dxc.mapping.ground import Ground
 from dxc.mapping.network import chosen_run
 from dxc.mapping.run import MapReport, make_map
 from dxc.mapping.settings import MapSettings
@@ -193,6 +194,29 @@ def test_an_interrupted_map_goes_on_where_it_stopped(
     monkeypatch.undo()
     _map(world, tmp_path / "whole.gpkg", tile_m=100)
     np.testing.assert_array_equal(_points(out), _points(tmp_path / "whole.gpkg"))
+
+
+def test_the_name_of_the_ground_does_not_depend_on_the_channels(
+    world: dict[str, Path], tmp_path: Path
+) -> None:
+    """Designs of photos and of elevation are compared on the same files, and not on others."""
+    given = {
+        "onnx": world["onnx"],
+        "photo": world["photo"],
+        "truth": world["truth"],
+        "out": tmp_path / "map.gpkg",
+    }
+
+    def mapped(dem: Path, needed: list[str]) -> str:
+        settings = checked(MapSettings, {**given, "dem": dem, "tracking": {"uri": "sqlite:///none.db"}})
+        ground = Ground(settings.dem, settings.photo, needed=needed, photo_bands=["red", "green", "blue"])
+        return module._mapped(settings, ground)
+
+    first, second = write_dem(tmp_path)
+    of_first = {mapped(first, needed) for needed in (["red"], ["dem"], ["dem", "red"])}
+    assert len(of_first) == 1
+    second.replace(first)
+    assert mapped(first, ["red"]) not in of_first
 
 
 def test_dense_mode_asks_windows_only_where_the_dense_pass_answers(
