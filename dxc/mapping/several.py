@@ -25,7 +25,6 @@ from dxc.evaluation.crossings import (
     WITHIN_M,
     AtDistance,
     BlockCounts,
-    Interval,
     MapScore,
     pooled_curve,
     recall_at_false_alarms,
@@ -35,6 +34,7 @@ from dxc.mapping.network import chosen_run, exported_folds, front_of
 from dxc.mapping.run import MapReport, make_map
 from dxc.mapping.settings import MapSettings
 from dxc.mapping.tracked import record_in_design
+from dxc.metrics import MAP_FIGURES
 from dxc.report.map_page import POOLED, write_maps
 from dxc.text import counted
 from dxc.tracking.reader import Reader
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ALL, FRONT = "all", "front"
-FIGURES = ("recall", "precision", "false_alarms_per_km2", "false_alarms_per_road_km")
 
 
 def asked_maps(cfg: DictConfig) -> list[MapSettings]:
@@ -150,7 +149,7 @@ class OneMap:
         row |= {"points": report.crossings, "km2": report.km2, "seconds_per_km2": report.seconds_per_km2}
         if report.judged is not None:
             score = report.judged.score
-            row |= {"truth": score.truth, **_figures(score.main)}
+            row |= {"truth": score.truth, **score.main.columns()}
             row["map_recall_at_false_alarms"] = report.judged.recall_at(self.settings.alarms_per_km2)
         return row
 
@@ -182,12 +181,12 @@ class Maps:
                         "design": design, "fold": POOLED, "error": "", "truth": int(pooled.counts.truth.sum()),
                         "points": int(pooled.counts.predicted.sum()), "km2": float(pooled.counts.km2.sum()),
                         "seconds_per_km2": sum(each.seconds for each in reports) / fresh if fresh else math.nan,
-                        **_figures(pooled.figures), "map_recall_at_false_alarms": pooled.recall_at,
+                        **pooled.figures.columns(), "map_recall_at_false_alarms": pooled.recall_at,
                     }
                 )  # fmt: skip
         columns = [
             "design", "fold", "truth", "points", "within_m", "hits",
-            *(f"{name}{end}" for name in FIGURES for end in ("", "_low", "_high")),
+            *(f"{name}{end}" for name in MAP_FIGURES for end in ("", "_low", "_high")),
             "map_recall_at_false_alarms", "km2", "seconds_per_km2", "error",
         ]  # fmt: skip
         return pd.DataFrame(rows).reindex(columns=columns)
@@ -235,15 +234,6 @@ class Maps:
         for each in self.maps:
             found.setdefault(each.design, []).append(each)
         return found
-
-
-def _figures(at: AtDistance) -> dict[str, float]:
-    """Figures with their intervals, as columns."""
-    found: dict[str, float] = {"within_m": at.within_m, "hits": at.hits}
-    for name in FIGURES:
-        interval = getattr(at, name) or Interval(math.nan)
-        found |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-    return found
 
 
 @dataclass(frozen=True)
@@ -351,15 +341,9 @@ def _record_pooled(reader: Reader, made: Maps) -> None:
         settings, run_id = maps[0].settings, str(maps[0].settings.run)
         if pooled is None or not judged or not settings.log:
             continue
-        at = pooled.figures
-        values = {
-            "map_recall_at_false_alarms": pooled.recall_at,
-            "map_recall": at.recall.value,
-            "map_precision": at.precision.value,
-            "false_alarms_per_km2": at.false_alarms_per_km2.value,
-        }
-        if at.false_alarms_per_road_km is not None:
-            values["false_alarms_per_road_km"] = at.false_alarms_per_road_km.value
+        figures = {metric: getattr(pooled.figures, name) for name, metric in MAP_FIGURES.items()}
+        values = {name: figure.value for name, figure in figures.items() if figure is not None}
+        values["map_recall_at_false_alarms"] = pooled.recall_at
         mapped = sorted((str(each.network.fold), each.mapped, each.mode) for each in reports)
         tags = {
             "dxc.mapped": f"{', '.join(fold for fold, _, _ in mapped)} ({digest(mapped)})",
