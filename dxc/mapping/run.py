@@ -560,7 +560,7 @@ def _mapped(settings: MapSettings, ground: Ground) -> str:
     return f"{names} ({digest_of({}, [*ground.given, *truth])})"
 
 
-def _looked_along(settings: MapSettings, roads: Sequence[object] | None) -> str:
+def _looked_along(settings: MapSettings, roads: np.ndarray | None) -> str:
     """Tag dxc.map_roads: the roads along which it looked, how far from them, and a digest of both; '' without."""
     if roads is None or settings.roads is None:
         return ""

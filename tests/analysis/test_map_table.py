@@ -113,7 +113,7 @@ def test_maps_are_ranked_among_those_of_one_area_mode_and_fold(
     shown = maps_in_text(differing)
     assert list(shown)[-4:] == ["stride (m)", "threshold", "calibrate", "machine"]
     assert shown["threshold"].tolist()[:3] == ["0.5", "0.5", "0.1"]
-    assert "4 rankings: maps of different areas, modes and folds" in table.lines[-1]
+    assert "4 rankings: maps of different areas, modes, folds and corridors" in table.lines[-1]
     print_map_table(frame, folder, title=table.title, lines=table.lines)
     printed = capsys.readouterr().out
     assert "5 maps by designs of first" in printed and "mode chips" in printed
