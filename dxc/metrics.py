@@ -128,7 +128,15 @@ MAPPED = {
     "dxc.mapped": "the rasters that were mapped",
     "dxc.map_mode": "the way in which they were mapped",
     "dxc.map_fold": "the folds whose networks mapped them",
+    "dxc.map_roads": "the roads along which they were mapped",
 }
+MAP_FIGURES = {
+    "recall": "map_recall",
+    "precision": "map_precision",
+    "false_alarms_per_km2": "false_alarms_per_km2",
+    "false_alarms_per_road_km": "false_alarms_per_road_km",
+}
+"""Figures of a map where a match may be so far apart, and the metric that each is at 15 m."""
 TRAINED_ON = {"device": "the machine they were trained on", "dxc.engine": "the engine that trained them"}
 SCALED_ON = {
     "dxc.measured_on": "the devices they were trained on",

@@ -1,8 +1,8 @@
 """What designs do to a map: a row a map, beside what its network was worth on chips and what it costs.
 
-Maps are ranked among those of one area, mode and fold alone: crossings of one area are harder to find than those of
-another, a corridor along roads has fewer chances of a false alarm, and a network that has seen an area is no equal of
-one that has not.
+Maps are ranked among those of one area, mode, fold and corridor alone: crossings of one area are harder to find than
+those of another, a narrow corridor along few roads has fewer chances of a false alarm, and a network that has seen an
+area is no equal of one that has not.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ OF_MAP = (
     "map_recall_at_false_alarms", "map_recall", "map_precision", "false_alarms_per_km2", "seconds_per_km2",
 )  # fmt: skip
 OF_DESIGN = ("accuracy", "average_precision", "latency_ms", "measured_latency_ms")
-ONE_RANKING = ("area", "mode", "fold", "alarms_per_km2")
+ONE_RANKING = ("area", "mode", "fold", "roads", "alarms_per_km2")
 """Maps are ranked among those that are equal in these."""
-SAME_MAP = ("dxc.mapped", "dxc.mapped_by", "dxc.map_mode")
-SAME_MAP_PARAMS = ("stride_m", "corridor_m", "merge_m", "threshold", "alarms_per_km2", "calibrate")
+SAME_MAP = ("dxc.mapped", "dxc.mapped_by", "dxc.map_mode", "dxc.map_roads")
+SAME_MAP_PARAMS = ("stride_m", "merge_m", "threshold", "alarms_per_km2", "calibrate")
 """Of maps that are equal in these tags and params, the newest counts."""
 
 
@@ -92,7 +92,8 @@ def map_table(asked: Questions) -> tuple[MapTable, Path]:
 def mapped(runs: pd.DataFrame, maps: Sequence[StoredRun]) -> pd.DataFrame:
     """One row a map, the best of each ranking first; rankings are in the order of their first maps.
 
-    Columns: ranking (number, from 1), rank (among the maps of a ranking), name, area, mode, fold, stride_m, machine,
+    Columns: ranking (number, from 1), rank (among the maps of a ranking), name, area, mode, fold, roads (along which
+    it looked, how far from them, and a digest; '' without), stride_m, threshold, merge_m, calibrate, machine,
     alarms_per_km2, OF_DESIGN, OF_MAP, run_id (of the map), design_run.
 
     Args:
@@ -121,7 +122,11 @@ def mapped(runs: pd.DataFrame, maps: Sequence[StoredRun]) -> pd.DataFrame:
                 "area": each.tags.get("dxc.mapped", ""),
                 "mode": each.tags.get("dxc.map_mode", ""),
                 "fold": each.tags.get("dxc.map_fold", ""),
+                "roads": each.tags.get("dxc.map_roads", ""),
                 "stride_m": _number(each.params, "stride_m"),
+                "threshold": _number(each.params, "threshold"),
+                "merge_m": _number(each.params, "merge_m"),
+                "calibrate": each.params.get("calibrate", ""),
                 "machine": each.tags.get("dxc.measured_on", ""),
                 "alarms_per_km2": _number(each.params, "alarms_per_km2"),
                 **{name: float(known[name]) if name in of else np.nan for name in OF_DESIGN},
@@ -156,7 +161,8 @@ def _remarks(frame: pd.DataFrame) -> list[str]:
     rankings = int(frame["ranking"].max())
     if rankings > 1:
         notes.append(
-            f"{counted(rankings, 'ranking')}: maps of different areas, modes and folds are not compared with each other"
+            f"{counted(rankings, 'ranking')}: maps of different areas, modes, folds and corridors are not compared "
+            "with each other"
         )
     if (frame.groupby("ranking")["machine"].agg(lambda each: len(set(each))) > 1).any():
         notes.append("mapping times are of several machines, and only those of one can be compared")

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dxc.errors import AnalysisError
+from dxc.metrics import MAP_FIGURES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -207,6 +208,14 @@ class AtDistance:
     false_alarms_per_km2: Interval
     false_alarms_per_road_km: Interval | None
 
+    def columns(self) -> dict[str, float]:
+        """within_m, hits, and each of MAP_FIGURES with its _low and _high; NaN where a figure is not known."""
+        found: dict[str, float] = {"within_m": self.within_m, "hits": self.hits}
+        for name in MAP_FIGURES:
+            interval: Interval = getattr(self, name) or Interval(float("nan"))
+            found |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        return found
+
 
 @dataclass(frozen=True)
 class BlockCounts:
@@ -352,17 +361,10 @@ class MapScore:
         return pd.concat(frames, ignore_index=True)
 
     def table(self) -> pd.DataFrame:
-        """One row a distance: within_m, hits, and each figure with its _low and _high."""
+        """One row a distance; see AtDistance.columns."""
         import pandas as pd
 
-        rows: list[dict[str, float]] = []
-        for each in self.at:
-            row: dict[str, float] = {"within_m": each.within_m, "hits": each.hits}
-            for name in ("recall", "precision", "false_alarms_per_km2", "false_alarms_per_road_km"):
-                interval = getattr(each, name) or Interval(float("nan"))
-                row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-            rows.append(row)
-        return pd.DataFrame(rows)
+        return pd.DataFrame([each.columns() for each in self.at])
 
 
 def evaluate_map(

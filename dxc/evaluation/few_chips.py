@@ -93,7 +93,8 @@ def notes_on_few_chips(
     if len(classes) == 2 and overall[larger] >= UNBALANCED and not lopsided:
         notes.append(
             f"{round(overall[larger] * total)} of {total} {unit}s are of the class '{classes[larger]}': a network that "
-            f"always says it has an accuracy of {overall[larger]:.2f}. Compare designs by f1 or average_precision too"
+            f"always says '{classes[larger]}' has an accuracy of {overall[larger]:.2f}. "
+            "Compare designs by f1 or average_precision too"
         )
     if lopsided:
         fold, each = max(lopsided.items(), key=lambda item: max(item[1]) / sum(item[1]))

@@ -65,7 +65,9 @@ class Ground:
         wanted = {"DEM": "dem" in needed, "photo": bool(of_photo)}
         files = [(what, mosaic.file) for what, mosaic in mosaics.items() if wanted[what]]
         self.inputs = [fingerprint(path) for _, file in files for path in file.files]
-        """What the rasters are known by, to see a change."""
+        """What the rasters that the network is fed with are known by, to see a change."""
+        self.given = [fingerprint(path) for mosaic in mosaics.values() for path in mosaic.file.files]
+        """The same of all rasters: flow is judged on an elevation model that a network of photos is not fed with."""
         self.rasters = look_at_rasters(files, crs=crs, photo_bands=photo_bands, dem_units=dem_units)
         self.crs = self.rasters[0].target_crs
         self.area = common_ground(self.rasters)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +14,7 @@ from omegaconf import OmegaConf
 
 from dxc.analysis.analyze import chosen, selected, tracked_runs, with_front
 from dxc.analysis.network_file import NETWORK
+from dxc.analysis.out_of_fold import PREDICTIONS
 from dxc.analysis.questions import Questions
 from dxc.config.compose import PROJECT_ROOT, resolved
 from dxc.deploy.metadata import FOLDS
@@ -22,11 +26,16 @@ from dxc.tracking.reader import Reader
 if TYPE_CHECKING:
     import pandas as pd
 
+log = logging.getLogger(__name__)
+
 ONNX = ".onnx"
 AGAIN = (
-    "The same train.py command with fold_files=true exports the network of every fold; what was trained lies in "
-    "cache_dir."
+    "The same train.py command, with data.split=region and fold_files=true, exports the network of every fold; what "
+    "was trained lies in cache_dir."
 )
+PLAIN = re.compile(r"\w[\w -]*")
+"""What the name of a fold may be. It comes from the store and becomes a part of paths, in which OmegaConf would follow
+${...} and the system .. and /."""
 
 
 class MapNetwork(NamedTuple):
@@ -94,15 +103,54 @@ def _known(path: Path, run_id: str | None, study: str | None, why: str) -> MapNe
 
 
 def exported_folds(reader: Reader, run_id: str) -> list[str]:
-    """The folds whose networks a run has.
+    """The folds of a run, sorted. One whose network could not be exported is among them: its map says so.
 
     Raises:
-        AnalysisError: it has that of one fold at most.
+        AnalysisError: it has no networks of its folds, or these are no regions.
     """
-    names = [name.removesuffix(ONNX) for name in reader.names(run_id, FOLDS) if name.endswith(ONNX)]
-    if len(names) < 2:
+    _require_regions(reader, run_id)
+    names = _files(reader, run_id)
+    if not names:
         raise AnalysisError(f"run {run_id} has no networks of its folds. {AGAIN}")
-    return names
+    folds = sorted({*names, *_evaluated(reader, run_id)})
+    if refused := [fold for fold in folds if not PLAIN.fullmatch(fold)]:
+        log.warning(
+            "run %s: left out are folds whose names have other characters than letters, digits, -, _ and spaces: %s",
+            run_id,
+            ", ".join(f"{fold!r:.60}" for fold in refused[:5]),
+        )
+    if not (plain := [fold for fold in folds if fold not in refused]):
+        raise AnalysisError(f"run {run_id} has no fold with a name that can be part of a path.")
+    return plain
+
+
+def _files(reader: Reader, run_id: str) -> list[str]:
+    """The folds of which a run has a file."""
+    return [name.removesuffix(ONNX) for name in reader.names(run_id, FOLDS) if name.endswith(ONNX)]
+
+
+def _evaluated(reader: Reader, run_id: str) -> set[str]:
+    """The folds of a run's out-of-fold predictions; none where they cannot be read."""
+    import pandas as pd
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = reader.artifact(run_id, PREDICTIONS, Path(folder))
+        try:
+            return set() if path is None else set(pd.read_parquet(path, columns=["fold"])["fold"].astype(str))
+        except Exception as error:  # a file of another kind under this name
+            log.warning("run %s: %s cannot be read: %s", run_id, PREDICTIONS, error)
+            return set()
+
+
+def _require_regions(reader: Reader, run_id: str) -> None:
+    """Raise AnalysisError where folds of a run are no regions: then each network saw chips of every region."""
+    split = reader.run(run_id)[0].params.get("data.split", "")
+    if split != "region":
+        told = f"was trained with data.split={split:.40}" if split else "does not say its data.split"
+        raise AnalysisError(
+            f"fold: run {run_id} {told}. Only with data.split=region is a fold a region, which its network did not "
+            "see. Train with data.split=region fold_files=true, or leave fold out."
+        )
 
 
 def _of_fold(reader: Reader, run_id: str, fold: str, folder: Path) -> Path | None:
@@ -110,7 +158,8 @@ def _of_fold(reader: Reader, run_id: str, fold: str, folder: Path) -> Path | Non
 
     Raises AnalysisError where the run has no such network.
     """
-    names = [name.removesuffix(ONNX) for name in reader.names(run_id, FOLDS) if name.endswith(ONNX)]
+    _require_regions(reader, run_id)
+    names = _files(reader, run_id)
     if fold in names:
         return reader.artifact(run_id, f"{FOLDS}/{fold}{ONNX}", folder)
     exported = reader.run(run_id)[0].tags.get("dxc.exported_fold", "")
@@ -118,9 +167,13 @@ def _of_fold(reader: Reader, run_id: str, fold: str, folder: Path) -> Path | Non
         return reader.artifact(run_id, NETWORK, folder)
     there = names or [exported] * bool(exported)
     listed = f"it has {', '.join(there)}" if there else "it says of no fold"
-    raise AnalysisError(
-        f"fold={fold}: run {run_id} has no network of this fold; {listed}." + ("" if names else f" {AGAIN}")
-    )
+    if not names:
+        more = f" {AGAIN}"
+    elif fold in _evaluated(reader, run_id):
+        more = " It was trained and could not be exported: the notes of the run say why."
+    else:
+        more = ""
+    raise AnalysisError(f"fold={fold}: run {run_id} has no network of this fold; {listed}.{more}")
 
 
 def front_of(settings: MapSettings) -> list[str]:

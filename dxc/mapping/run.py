@@ -22,7 +22,7 @@ from dxc.bars import Steps
 from dxc.data.cache import usable_cores
 from dxc.deploy.metadata import ANY, Metadata
 from dxc.deploy.predictor import Predictor
-from dxc.errors import ConfigError, DataError
+from dxc.errors import ConfigError, DataError, DxcError, TrackingError
 from dxc.evaluation.calibration import Calibration
 from dxc.files import write_atomically
 from dxc.geo.breach import REACH_M, Breaches, Dem, breach_lines, breached
@@ -86,11 +86,15 @@ class MapReport:
     """How many breach lines there are."""
     mapped: str
     """The rasters, and the true crossings: tag dxc.mapped."""
+    roads: str
+    """Along which it looked, and how far from them: tag dxc.map_roads; '' without."""
     breached: Path | None = None
     evaluation: Path | None = None
     """The page of the evaluation."""
     kept: Path | None = None
     """The folder with the probabilities of its windows, where it was not removed."""
+    untracked: str = ""
+    """Why its run could not be written, where that was so."""
 
     @property
     def seconds_per_km2(self) -> float:
@@ -129,7 +133,7 @@ class MapReport:
         return [] if self.judged is None else self.judged.lines()
 
 
-def make_map(settings: MapSettings, *, one_of_several: bool = False, alone: bool = True) -> MapReport:
+def make_map(settings: MapSettings, *, one_of_several: bool = False, into_design: bool = True) -> MapReport:
     """Map crossings, as conf/map.yaml describes.
 
     The probabilities of each tile are kept in a hidden folder beside the result, whose name is a hash of the network,
@@ -138,20 +142,23 @@ def make_map(settings: MapSettings, *, one_of_several: bool = False, alone: bool
     Args:
         settings: see dxc.mapping.settings.MapSettings.
         one_of_several: what is kept stays until the caller removes it (MapReport.kept): so a command that makes several
-            maps goes on after those that it had made.
-        alone: whether its metrics become those of the design, too. They do not where several maps judge a design.
+            maps goes on after those that it had made. If it cannot be tracked, MapReport.untracked says why.
+        into_design: whether its metrics become those of the design, too. They do not where several maps judge a design.
 
     Raises:
         ConfigError: values that cannot work, or that do not go with the network.
         DataError: an input that cannot be used, or no room for the result.
         ExportError: the network cannot be run.
-        TrackingError: the store, study or run cannot be used.
+        TrackingError: the store, study or run cannot be used. A map that was made and not tracked stays.
     """
     if not one_of_several:
         _require_new(settings)
     with tempfile.TemporaryDirectory() as folder:
         return _make_map(
-            settings, network_of(settings, Path(folder)), one_of_several=one_of_several, alone=alone
+            settings,
+            network_of(settings, Path(folder)),
+            one_of_several=one_of_several,
+            into_design=into_design,
         )
 
 
@@ -165,7 +172,9 @@ def _require_new(settings: MapSettings) -> None:
             )
 
 
-def _make_map(settings: MapSettings, network: MapNetwork, *, one_of_several: bool, alone: bool) -> MapReport:
+def _make_map(
+    settings: MapSettings, network: MapNetwork, *, one_of_several: bool, into_design: bool
+) -> MapReport:
     started = time.perf_counter()
     threads = settings.threads or usable_cores()
     predictor = Predictor(network.path, settings.provider, threads)
@@ -192,7 +201,9 @@ def _make_map(settings: MapSettings, network: MapNetwork, *, one_of_several: boo
     roads_file = [] if settings.roads is None else [fingerprint(settings.roads)]
     digest = digest_of(job, [*ground.inputs, *roads_file])
     folder = out.with_name(f".{out.stem}.partial-{digest}")
-    before = _Before.read(folder / OWN) if one_of_several else None
+    mapped = _mapped(settings, ground)
+    asked = digest_of(settings.model_dump(mode="json", exclude={"progress", "threads"}), [mapped])
+    before = _Before.read(folder / OWN, asked) if one_of_several else None
     if one_of_several and before is None:
         _require_new(settings)
     finder_lines = roads if mode in ("corridor", "dense") else None
@@ -211,7 +222,7 @@ def _make_map(settings: MapSettings, network: MapNetwork, *, one_of_several: boo
     seconds, fresh_km2 = time.perf_counter() - started, fresh * stride**2 / 1e6
     if before is not None and not fresh:
         seconds, fresh_km2 = before.seconds, before.km2
-    own = _Before(seconds, fresh_km2, before is not None and before.tracked)
+    own = _Before(asked, seconds, fresh_km2, before is not None and before.tracked)
     if one_of_several:
         with disk_trouble(out):
             own.write(folder / OWN)
@@ -242,7 +253,8 @@ def _make_map(settings: MapSettings, network: MapNetwork, *, one_of_several: boo
             lines += f"; {counted(lowered, 'cell')} of the elevation model lowered"
     report = MapReport(
         out, settings.raster, network, mode, stride, len(frame), km2, windows, seconds, fresh_km2, judged,
-        screen.threshold if screen else None, meaning, lines, _mapped(settings, ground), settings.breached,
+        screen.threshold if screen else None, meaning, lines, mapped, _looked_along(settings, finder_lines),
+        settings.breached,
     )  # fmt: skip
     if judged is not None:
         with disk_trouble(settings.evaluation):
@@ -250,29 +262,40 @@ def _make_map(settings: MapSettings, network: MapNetwork, *, one_of_several: boo
                 report, evaluation=_evaluation(settings, report, judged, ground, roads, dem, breaches)
             )
     if settings.log and network.study is not None and not own.tracked:
-        track(settings, report, threads, into_design=alone)
+        try:
+            track(settings, report, threads, into_design=into_design)
+        except DxcError as error:
+            if not one_of_several:
+                raise TrackingError(
+                    f"{out} is made, but not tracked: {error}\nTo track it, repeat the command with overwrite=true; "
+                    "its windows are not computed again."
+                ) from error
+            return replace(report, kept=folder, untracked=str(error))
+        own = own._replace(tracked=True)
     if one_of_several:
         with disk_trouble(out):
-            own._replace(tracked=True).write(folder / OWN)
+            own.write(folder / OWN)
         return replace(report, kept=folder)
     shutil.rmtree(folder, ignore_errors=True)
     return report
 
 
 class _Before(NamedTuple):
-    """What a command that makes several maps has done of one: how long it took, what was mapped, and whether it is
-    tracked."""
+    """What a command that makes several maps has done of one: what was asked, how long it took, how much was mapped,
+    and whether it is tracked."""
 
+    asked: str
+    """Digest of all settings and inputs: the result of a command that asks something else is not of this map."""
     seconds: float
     km2: float
     tracked: bool
 
     @classmethod
-    def read(cls, path: Path) -> _Before | None:
-        """What was written; None where there is nothing."""
+    def read(cls, path: Path, asked: str) -> _Before | None:
+        """What was written; None where there is nothing, or of a command that asked something else."""
         try:
-            seconds, km2, tracked = json.loads(path.read_text())
-            return cls(float(seconds), float(km2), bool(tracked))
+            of, seconds, km2, tracked = json.loads(path.read_text())
+            return cls(asked, float(seconds), float(km2), bool(tracked)) if of == asked else None
         except (OSError, ValueError, TypeError):
             return None
 
@@ -534,4 +557,12 @@ def _mapped(settings: MapSettings, ground: Ground) -> str:
     given = [path for paths in (settings.dem, settings.photo) for path in paths or ()]
     names = ", ".join(path.name for path in given[:4]) + (", ..." if len(given) > 4 else "")
     truth = [] if settings.truth is None else [fingerprint(settings.truth)]
-    return f"{names} ({digest_of({}, [*ground.inputs, *truth])})"
+    return f"{names} ({digest_of({}, [*ground.given, *truth])})"
+
+
+def _looked_along(settings: MapSettings, roads: np.ndarray | None) -> str:
+    """Tag dxc.map_roads: the roads along which it looked, how far from them, and a digest of both; '' without."""
+    if roads is None or settings.roads is None:
+        return ""
+    digest = digest_of({"corridor_m": settings.corridor_m}, [fingerprint(settings.roads)])
+    return f"{settings.corridor_m:g} m beside {settings.roads.name} ({digest})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -33,6 +34,12 @@ Places = Annotated[
     list[str],
     BeforeValidator(lambda value: [value] if isinstance(value, str) else [] if value is None else value),
 ]
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    """Whether two rasters share a file: each may be a file, the folder of it or a pattern."""
+    a, b = Path(one).resolve(), Path(other).resolve()
+    return a == b or a == b.parent or b == a.parent or fnmatch(str(a), str(b)) or fnmatch(str(b), str(a))
 
 
 class Store(Part):
@@ -136,6 +143,17 @@ class MapSettings(Part):
             if self.breached.suffix.lower() not in (".tif", ".tiff"):
                 raise ValueError(
                     f"breached={self.breached} is a GeoTIFF: breached={self.breached.stem or 'breached'}.tif."
+                )
+        if self.mode == "dense" and self.screen_logit is None:
+            mapped, fitted = (
+                [path for paths in (of.dem, of.photo) for path in paths or ()] for of in (self, self.fit)
+            )
+            if any(_overlap(one, other) for one in mapped for other in fitted):
+                of = "" if self.fold is None else f" of fold={self.fold}"
+                raise ValueError(
+                    f"fit: the threshold{of} would be fitted on the region that it maps. Give another region in fit, "
+                    "one that the network was trained on, or screen_logit; of several folds, map each by a command of "
+                    "its own."
                 )
         given = [
             self.roads,

@@ -25,7 +25,6 @@ from dxc.evaluation.crossings import (
     WITHIN_M,
     AtDistance,
     BlockCounts,
-    Interval,
     MapScore,
     pooled_curve,
     recall_at_false_alarms,
@@ -35,6 +34,7 @@ from dxc.mapping.network import chosen_run, exported_folds, front_of
 from dxc.mapping.run import MapReport, make_map
 from dxc.mapping.settings import MapSettings
 from dxc.mapping.tracked import record_in_design
+from dxc.metrics import MAP_FIGURES
 from dxc.report.map_page import POOLED, write_maps
 from dxc.text import counted
 from dxc.tracking.reader import Reader
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ALL, FRONT = "all", "front"
-FIGURES = ("recall", "precision", "false_alarms_per_km2", "false_alarms_per_road_km")
 
 
 def asked_maps(cfg: DictConfig) -> list[MapSettings]:
@@ -118,12 +117,6 @@ def _require_apart(asked: Sequence[MapSettings]) -> None:
                     f"{path} would be mapped by the networks of several folds, and only one of them did not see it. "
                     f"Put ${{fold}} in dem, photo, roads and truth: {example}"
                 )
-        fitted = [path for paths in (one.fit.dem, one.fit.photo) for path in paths or ()]
-        if one.fold is not None and grounds & {path.absolute() for path in fitted}:
-            raise ConfigError(
-                f"fit: the threshold of fold={one.fold} would be fitted on the region that it maps. Map it by a "
-                f"command of its own, fold={one.fold} with another region in fit, or give screen_logit."
-            )
 
 
 @dataclass(frozen=True)
@@ -133,7 +126,9 @@ class OneMap:
     settings: MapSettings
     design: str
     report: MapReport | None
+    """None: it could not be made."""
     error: str = ""
+    """Why it could not be made, or not be tracked."""
 
     @property
     def score(self) -> MapScore | None:
@@ -154,7 +149,7 @@ class OneMap:
         row |= {"points": report.crossings, "km2": report.km2, "seconds_per_km2": report.seconds_per_km2}
         if report.judged is not None:
             score = report.judged.score
-            row |= {"truth": score.truth, **_figures(score.main)}
+            row |= {"truth": score.truth, **score.main.columns()}
             row["map_recall_at_false_alarms"] = report.judged.recall_at(self.settings.alarms_per_km2)
         return row
 
@@ -186,12 +181,12 @@ class Maps:
                         "design": design, "fold": POOLED, "error": "", "truth": int(pooled.counts.truth.sum()),
                         "points": int(pooled.counts.predicted.sum()), "km2": float(pooled.counts.km2.sum()),
                         "seconds_per_km2": sum(each.seconds for each in reports) / fresh if fresh else math.nan,
-                        **_figures(pooled.figures), "map_recall_at_false_alarms": pooled.recall_at,
+                        **pooled.figures.columns(), "map_recall_at_false_alarms": pooled.recall_at,
                     }
                 )  # fmt: skip
         columns = [
             "design", "fold", "truth", "points", "within_m", "hits",
-            *(f"{name}{end}" for name in FIGURES for end in ("", "_low", "_high")),
+            *(f"{name}{end}" for name in MAP_FIGURES for end in ("", "_low", "_high")),
             "map_recall_at_false_alarms", "km2", "seconds_per_km2", "error",
         ]  # fmt: skip
         return pd.DataFrame(rows).reindex(columns=columns)
@@ -220,12 +215,15 @@ class Maps:
                 lines.append(("no map", f"{name}: {each.error}"))
             else:
                 page = each.report.evaluation
+                if each.error:
+                    lines.append(("not tracked", f"{name}: {each.error}"))
                 lines.append(("map", f"{name}: {each.report.out}" + (f", report {page}" if page else "")))
         return lines
 
     @property
     def failed(self) -> list[OneMap]:
-        return [each for each in self.maps if each.report is None]
+        """Those that could not be made, or not be tracked."""
+        return [each for each in self.maps if each.error]
 
     @property
     def _several_designs(self) -> bool:
@@ -236,15 +234,6 @@ class Maps:
         for each in self.maps:
             found.setdefault(each.design, []).append(each)
         return found
-
-
-def _figures(at: AtDistance) -> dict[str, float]:
-    """Figures with their intervals, as columns."""
-    found: dict[str, float] = {"within_m": at.within_m, "hits": at.hits}
-    for name in FIGURES:
-        interval = getattr(at, name) or Interval(math.nan)
-        found |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-    return found
 
 
 @dataclass(frozen=True)
@@ -289,22 +278,30 @@ def make_maps(asked: Sequence[MapSettings]) -> Maps:
         log.info("map %d of %d: %s", number, len(asked), of)
         alone = sum(each.run == run_id for each in asked) == 1
         try:
-            report = make_map(settings, one_of_several=True, alone=alone)
-            done.append(OneMap(settings, names[run_id], report))
+            report = make_map(settings, one_of_several=True, into_design=alone)
+            if report.untracked:
+                log.warning("map %d of %d is made, but not tracked: %s", number, len(asked), report.untracked)
+            done.append(OneMap(settings, names[run_id], report, report.untracked))
         except DxcError as error:
             log.warning("map %d of %d: %s", number, len(asked), error)
             done.append(OneMap(settings, names[run_id], None, str(error)))
     made = Maps(done, None)
+    recorded = True
     try:
         _record_pooled(reader, made)
     except DxcError as error:  # the maps are there, and their table says the same
-        log.warning("the pooled figures are not in the runs of the designs: %s", error)
+        recorded = False
+        log.warning(
+            "the pooled figures are not in the runs of the designs: %s\nRepeat the command to write them: it computes "
+            "no map again.",
+            error,
+        )
     if any(each.report is not None for each in done):
         folder = asked[0].out.parent if len({each.out.parent for each in asked}) == 1 else _common(asked)
         with disk_trouble(folder):
             write_maps(made.table(), folder, alarms_per_km2=asked[0].alarms_per_km2)
         made = Maps(done, folder)
-    if not made.failed:
+    if recorded and not made.failed:
         for each in done:
             if each.report is not None and each.report.kept is not None:
                 shutil.rmtree(each.report.kept, ignore_errors=True)
@@ -312,11 +309,11 @@ def make_maps(asked: Sequence[MapSettings]) -> Maps:
 
 
 def require_all(made: Maps) -> None:
-    """Raise DataError where a map could not be made."""
+    """Raise DataError where a map could not be made, or not be tracked."""
     if made.failed:
         raise DataError(
-            f"{len(made.failed)} of {counted(len(made.maps), 'map')} could not be made; the lines above say why. Mend "
-            "that and repeat the command: it keeps what it has made."
+            f"{len(made.failed)} of {counted(len(made.maps), 'map')} could not be made or tracked; the lines above say "
+            "why. Mend that and repeat the command: it keeps what it has made."
         )
 
 
@@ -344,20 +341,15 @@ def _record_pooled(reader: Reader, made: Maps) -> None:
         settings, run_id = maps[0].settings, str(maps[0].settings.run)
         if pooled is None or not judged or not settings.log:
             continue
-        at = pooled.figures
-        values = {
-            "map_recall_at_false_alarms": pooled.recall_at,
-            "map_recall": at.recall.value,
-            "map_precision": at.precision.value,
-            "false_alarms_per_km2": at.false_alarms_per_km2.value,
-        }
-        if at.false_alarms_per_road_km is not None:
-            values["false_alarms_per_road_km"] = at.false_alarms_per_road_km.value
+        figures = {metric: getattr(pooled.figures, name) for name, metric in MAP_FIGURES.items()}
+        values = {name: figure.value for name, figure in figures.items() if figure is not None}
+        values["map_recall_at_false_alarms"] = pooled.recall_at
         mapped = sorted((str(each.network.fold), each.mapped, each.mode) for each in reports)
         tags = {
             "dxc.mapped": f"{', '.join(fold for fold, _, _ in mapped)} ({digest(mapped)})",
             "dxc.map_mode": ", ".join(dict.fromkeys(mode for _, _, mode in mapped)),
             "dxc.map_fold": ", ".join(fold for fold, _, _ in mapped),
+            "dxc.map_roads": ", ".join(dict.fromkeys(each.roads for each in reports if each.roads)),
         }
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         record_in_design(settings, run_id, reader.run(run_id)[1], finite, tags)

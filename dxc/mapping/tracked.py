@@ -7,11 +7,13 @@ import math
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dxc.analysis.runs import forget
 from dxc.files import write_atomically
+from dxc.geo.chips import disk_trouble
 from dxc.hardware.spec import device_name
 from dxc.mapping.settings import MapSettings
 from dxc.metrics import is_declared, metric_of
@@ -31,6 +33,10 @@ def track(settings: MapSettings, report: MapReport, threads: int, *, into_design
         report: of the map.
         threads: of ONNX Runtime.
         into_design: whether the metrics of the map become those of the design, too.
+
+    Raises:
+        DataError: the disk of temporary files is full.
+        TrackingError: the store cannot be used.
     """
     metrics = {"seconds_per_km2": report.seconds_per_km2}
     numbers: dict[str, Any] = {
@@ -49,6 +55,7 @@ def track(settings: MapSettings, report: MapReport, threads: int, *, into_design
         "dxc.mapped": report.mapped,
         "dxc.map_mode": report.mode,
         "dxc.map_fold": network.fold or "",
+        "dxc.map_roads": report.roads,
     }
     tags = {
         "dxc.kind": "map",
@@ -60,15 +67,16 @@ def track(settings: MapSettings, report: MapReport, threads: int, *, into_design
         tags["dxc.network_run"] = network.run_id
     assert network.study is not None  # the caller looks
     first = next(path for paths in (settings.dem, settings.photo) for path in paths or ())
-    with tempfile.TemporaryDirectory() as name:
-        files = Path(name)
-        shutil.copy(report.out, files)
-        shutil.copy(report.raster, files)
-        if report.evaluation is not None:
-            shutil.copytree(report.evaluation.parent, files / "evaluation")
-        write_atomically(
-            files / "map.json", json.dumps({**params, **metrics, **numbers}, indent=1, default=str)
-        )
+    with ExitStack() as stack:
+        with disk_trouble(Path(tempfile.gettempdir())):
+            files = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            shutil.copy(report.out, files)
+            shutil.copy(report.raster, files)
+            if report.evaluation is not None:
+                shutil.copytree(report.evaluation.parent, files / "evaluation")
+            write_atomically(
+                files / "map.json", json.dumps({**params, **metrics, **numbers}, indent=1, default=str)
+            )
         with start_run(
             settings.tracking.uri,
             study=network.study,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from markupsafe import Markup
 
 from dxc.files import write_atomically
-from dxc.metrics import label_of, metric_of
+from dxc.metrics import MAP_FIGURES, label_of, metric_of
 from dxc.report import figures, tables
 from dxc.report.maps import Extent, Floats, crossing_map, map_precision_recall, reliability_diagram
 from dxc.report.templates import picture, style, template
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAGE = "index.html"
-FIGURES = {"recall": "map_recall", "precision": "map_precision"} | {
-    name: name for name in ("false_alarms_per_km2", "false_alarms_per_road_km")
-}
-"""Columns of MapScore.table, and the metric that each is."""
 POOLED = "pooled"
 """In the place of a fold: the row of all folds of a design."""
 MAPS = "maps_compared"
@@ -72,9 +68,9 @@ def score_in_text(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _figures_in_text(table: pd.DataFrame) -> dict[str, list[str]]:
-    """Columns of FIGURES as text, with their intervals. A figure that no row has is left out."""
+    """Columns of MAP_FIGURES as text, with their intervals. A figure that no row has is left out."""
     columns = {}
-    for name, metric in FIGURES.items():
+    for name, metric in MAP_FIGURES.items():
         if table[name].notna().any():
             form = metric_of(metric).table_format
             ends = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
@@ -114,7 +110,10 @@ def maps_in_text(table: pd.DataFrame) -> pd.DataFrame:
     if table["km2"].notna().any():
         columns["area (km2)"] = [f"{each:.2f}" if each == each else "-" for each in table["km2"]]
     if table["error"].any():
-        columns["map"] = ["not made" if each else "made" for each in table["error"]]
+        columns["map"] = [
+            "made" if not error else "not made" if km2 != km2 else "made, not tracked"
+            for error, km2 in zip(table["error"], table["km2"], strict=True)
+        ]
     return pd.DataFrame(columns)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +17,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STEM = "maps"
-WORDS = ("design", "area", "mode", "held out", "machine")
+OWN = re.compile(rf"{STEM}_\d+\.(md|tex|csv)")
+"""Names of the files that write_map_table() writes."""
+WORDS = ("design", "calibrate", "machine")
+"""Columns of words; the others are of numbers."""
+WHERE_DIFFERENT = {
+    "stride_m": "stride (m)",
+    "threshold": "threshold",
+    "merge_m": "merge (m)",
+    "calibrate": "calibrate",
+}
+"""Columns that are shown where maps differ in them, and their headings."""
 
 
 def maps_in_text(frame: pd.DataFrame) -> pd.DataFrame:
     """The table as text: rank, design, figures on chips, cost, figures on the map. Columns that say nothing are left
-    out; stride and machine are columns where they differ.
+    out; the settings of WHERE_DIFFERENT and the machine are columns where they differ.
 
     Args:
         frame: see the head of this module, or rows of it.
@@ -35,8 +46,12 @@ def maps_in_text(frame: pd.DataFrame) -> pd.DataFrame:
     for name in (column for column in frame if column in METRICS):
         if frame[name].notna().any():
             columns[label_of(name, METRICS[name])] = [tables.number(name, value) for value in frame[name]]
-    if len(set(frame["stride_m"])) > 1:
-        columns["stride (m)"] = [f"{each:g}" if each == each else "-" for each in frame["stride_m"]]
+    for name, heading in WHERE_DIFFERENT.items():
+        if len(set(map(str, frame[name]))) > 1:
+            columns[heading] = [
+                each if isinstance(each, str) else f"{each:g}" if each == each else "-"
+                for each in frame[name]
+            ]
     if len(set(frame["machine"])) > 1:
         columns["machine"] = list(frame["machine"])
     return pd.DataFrame(columns)
@@ -46,10 +61,11 @@ def _of(frame: pd.DataFrame) -> str:
     """What the maps of one ranking have in common."""
     first = frame.iloc[0]
     fold = f", by networks that did not see {first['fold']}" if first["fold"] else ""
+    along = f" {first['roads']}" if first["roads"] else ""
     stride = f", a window every {first['stride_m']:g} m" if len(set(frame["stride_m"])) == 1 else ""
     return (
-        f"{first['area']}, mode {first['mode']}{stride}{fold}; fixed false alarms: {first['alarms_per_km2']:g} a km2, "
-        "matches within 15 m"
+        f"{first['area']}, mode {first['mode']}{along}{stride}{fold}; fixed false alarms: "
+        f"{first['alarms_per_km2']:g} a km2, matches within 15 m"
     )
 
 
@@ -64,7 +80,8 @@ def write_map_table(frame: pd.DataFrame, folder: Path) -> None:
         OSError: a file cannot be written.
     """
     for old in folder.glob(f"{STEM}_*.*"):
-        old.unlink()
+        if OWN.fullmatch(old.name):  # the folder may hold maps, too
+            old.unlink()
     for number, ranked in frame.groupby("ranking"):
         tables.write(maps_in_text(ranked), folder, f"{STEM}_{number}", note=_of(ranked))
 

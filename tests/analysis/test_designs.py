@@ -145,7 +145,7 @@ CHIPS = {"dxc.data", "data.split"}
 PREDICTORS = {"dxc.predictors", "dxc.packages"}
 MACHINE = {"dxc.measured_on", "hardware.affinity"}
 METER = MACHINE | {"dxc.energy_meter"}
-MAP = {"dxc.mapped", "dxc.map_mode", "dxc.map_fold"}
+MAP = {"dxc.mapped", "dxc.map_mode", "dxc.map_fold", "dxc.map_roads"}
 COMPARABLE_BY = {
     "accuracy": CHIPS,
     "accuracy_std": CHIPS,

@@ -104,12 +104,51 @@ def test_maps_are_ranked_among_those_of_one_area_mode_and_fold(
     assert {f"maps_{number}.csv" for number in (1, 2, 3, 4)} <= {path.name for path in folder.iterdir()}
     said = (folder / "maps_1.md").read_text()
     assert "mode corridor, a window every 8 m, by networks that did not see NE" in said
-    differing = frame.assign(stride_m=range(5), machine=list("abcde"))
-    assert list(maps_in_text(differing))[-2:] == ["stride (m)", "machine"]
-    assert "4 rankings: maps of different areas, modes and folds" in table.lines[-1]
+    differing = frame.assign(
+        stride_m=range(5),
+        threshold=[0.5, 0.5, 0.1, 0.5, 0.5],
+        calibrate=["auto", *["none"] * 4],
+        machine=list("abcde"),
+    )
+    shown = maps_in_text(differing)
+    assert list(shown)[-4:] == ["stride (m)", "threshold", "calibrate", "machine"]
+    assert shown["threshold"].tolist()[:3] == ["0.5", "0.5", "0.1"]
+    assert "4 rankings: maps of different areas, modes, folds and corridors" in table.lines[-1]
     print_map_table(frame, folder, title=table.title, lines=table.lines)
     printed = capsys.readouterr().out
     assert "5 maps by designs of first" in printed and "mode chips" in printed
+
+
+def test_only_the_tables_of_before_are_removed(store_file: Path) -> None:
+    asked = _asked(_store(store_file), "where='accuracy > 0.95'")
+    folder = Path(asked.out) / "first"
+    folder.mkdir(parents=True)
+    own = ["maps_4.md", "maps_4.tex", "maps_12.csv"]
+    others = ["maps_compared.md", "maps_compared.csv", "maps_NE.gpkg", "maps_2.gpkg", "maps_2_evaluation.md"]
+    for name in own + others:
+        (folder / name).write_text("before")
+    map_table(asked)
+    assert {path.name for path in folder.iterdir()} == {"maps_1.md", "maps_1.tex", "maps_1.csv", *others}
+
+
+def test_a_wide_corridor_is_ranked_apart(store_file: Path) -> None:
+    store = _store(store_file)
+    client = MlflowClient(store)
+    (experiment,) = [each for each in client.search_experiments() if each.name == "first"]
+    for run in client.search_runs([experiment.experiment_id]):
+        tags = run.data.tags
+        if tags["dxc.kind"] == "map" and tags["dxc.map_mode"] == "corridor":
+            wide = tags["dxc.mapped_by"] == "largeNE"
+            client.set_tag(
+                run.info.run_id, "dxc.map_roads", f"{50 if wide else 15} m beside roads.gpkg (1234)"
+            )
+    table, folder = map_table(_asked(store))
+    frame = table.frame[table.frame["area"] == NE]
+    assert frame[["ranking", "rank", "name", "mode", "fold"]].to_numpy().tolist()[:2] == [
+        [1, 1, "small", "corridor", "NE"],
+        [2, 1, "large", "corridor", "NE"],
+    ]
+    assert "mode corridor 50 m beside roads.gpkg (1234)," in (folder / "maps_2.md").read_text()
 
 
 def test_where_selects_designs_and_no_map_is_said(store_file: Path) -> None:

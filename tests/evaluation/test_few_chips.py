@@ -92,8 +92,8 @@ def test_overlapping_negatives_in_one_fold() -> None:
 def test_a_fold_is_as_uneven_as_all_chips_are() -> None:
     """Nine of ten chips are without a crossing everywhere: the split has no part in that, but accuracy says less."""
     assert notes(predicted({"fold1": (180, 20), "fold2": (180, 20)}, right=0.9)) == [
-        "360 of 400 chips are of the class 'no crossing': a network that always says it has an accuracy of 0.90. "
-        "Compare designs by f1 or average_precision too"
+        "360 of 400 chips are of the class 'no crossing': a network that always says 'no crossing' has an accuracy of "
+        "0.90. Compare designs by f1 or average_precision too"
     ]
     assert notes(predicted({"fold1": (66, 34), "fold2": (66, 34)}, right=0.9)) == []
     assert len(notes(predicted({"fold1": (67, 33), "fold2": (67, 33)}, right=0.9))) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dxc.deploy.predictor import Predictor
 from dxc.errors import ConfigError, DataError, DxcError
 from dxc.mapping import run as module
 from dxc.mapping.finding import Finder
+from dxc.mapping.ground import Ground
 from dxc.mapping.network import chosen_run
 from dxc.mapping.run import MapReport, make_map
 from dxc.mapping.settings import MapSettings
@@ -194,11 +196,35 @@ def test_an_interrupted_map_goes_on_where_it_stopped(
     np.testing.assert_array_equal(_points(out), _points(tmp_path / "whole.gpkg"))
 
 
+def test_the_name_of_the_ground_does_not_depend_on_the_channels(
+    world: dict[str, Path], tmp_path: Path
+) -> None:
+    """Designs of photos and of elevation are compared on the same files, and not on others."""
+    given = {
+        "onnx": world["onnx"],
+        "photo": world["photo"],
+        "truth": world["truth"],
+        "out": tmp_path / "map.gpkg",
+    }
+
+    def mapped(dem: Path, needed: list[str]) -> str:
+        settings = checked(MapSettings, {**given, "dem": dem, "tracking": {"uri": "sqlite:///none.db"}})
+        ground = Ground(settings.dem, settings.photo, needed=needed, photo_bands=["red", "green", "blue"])
+        return module._mapped(settings, ground)
+
+    first, second = write_dem(tmp_path)
+    of_first = {mapped(first, needed) for needed in (["red"], ["dem"], ["dem", "red"])}
+    assert len(of_first) == 1
+    second.replace(first)
+    assert mapped(first, ["red"]) not in of_first
+
+
 def test_dense_mode_asks_windows_only_where_the_dense_pass_answers(
     world: dict[str, Path], tmp_path: Path
 ) -> None:
     network = write_network(tmp_path / "resnet.onnx", ResNet(1, width=4))
-    fit = {"photo": world["photo"], "crossings": world["truth"]}
+    region = Path(shutil.copy(world["photo"], tmp_path / "region.tif"))
+    fit = {"photo": region, "crossings": world["truth"]}
     everywhere = _map(world, tmp_path / "a.gpkg", onnx=network, mode="dense", screen_logit=-1e9)
     chips = _map(world, tmp_path / "b.gpkg", onnx=network, mode="chips")
     nowhere = _map(world, tmp_path / "c.gpkg", onnx=network, mode="dense", screen_logit=1e9)
@@ -208,6 +234,8 @@ def test_dense_mode_asks_windows_only_where_the_dense_pass_answers(
     assert 0 < fitted.windows <= chips.windows
     with pytest.raises(ConfigError, match=r"a region that the network was trained on: give fit.dem"):
         _map(world, tmp_path / "e.gpkg", onnx=network, mode="dense")
+    with pytest.raises(ConfigError, match="fit: the threshold would be fitted on the region that it maps"):
+        _map(world, tmp_path / "e.gpkg", onnx=network, mode="dense", fit={**fit, "photo": world["photo"]})
 
 
 def test_a_map_of_a_run_is_a_run_of_its_study(world: dict[str, Path], tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ def _start_run(
     frame["probability"] = np.where(frame["label"] == 1, 0.9, 0.2)
     frame.to_parquet(files / "predictions.parquet")
     tags = {"dxc.kind": "trial", "dxc.state": "finished", "dxc.exported_fold": "NE", **more.pop("tags", {})}
-    with start_run(f"sqlite:///{store}", study="first", name=name, params={}, tags=tags) as run:
+    params = {"data.split": more.pop("split", "region")}
+    with start_run(f"sqlite:///{store}", study="first", name=name, params=params, tags=tags) as run:
         run.log(more.pop("metrics", {}))
         run.log_files(files)
     return run.run_id
@@ -96,10 +97,10 @@ def test_without_fold_files_only_the_exported_fold_is_there(
     assert network.path.read_bytes() == (tmp_path / "files of one" / "model.onnx").read_bytes()
     (settings,) = _asked(store_file, regions, f"run={run_id}", "fold=IL")
     with pytest.raises(
-        AnalysisError, match="it has NE. The same train.py command with fold_files=true exports"
+        AnalysisError, match="it has NE. The same train.py command, with data.split=region and fold_files"
     ):
         network_of(settings, tmp_path)
-    with pytest.raises(AnalysisError, match="has no networks of its folds. The same train.py command"):
+    with pytest.raises(AnalysisError, match="has no networks of its folds. The same train.py command,"):
         _asked(store_file, regions, f"run={run_id}", "fold=all")
 
 
@@ -189,6 +190,113 @@ def test_an_error_of_one_region_does_not_stop_the_others(
     assert refused.files is None
 
 
+def test_names_of_folds_are_data(
+    store_file: Path,
+    regions: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They come from a store: what OmegaConf or a path would follow is left out."""
+    monkeypatch.setenv("SECRET", "of_this_machine")
+    run_id = _start_run(
+        store_file, tmp_path, folds=(*FOLDS, "IL and NE", "${oc.env:SECRET}", "${bad", "..", "-x")
+    )
+    asked = _asked(store_file, regions, f"run={run_id}", "fold=all")
+    assert [each.fold for each in asked] == ["IL", "IL and NE", "NE"]
+    assert "'${oc.env:SECRET}'" in caplog.text and "of_this_machine" not in caplog.text
+
+
+def test_a_fold_that_was_not_exported_is_a_row(store_file: Path, regions: Path, tmp_path: Path) -> None:
+    run_id = _start_run(store_file, tmp_path, folds=("NE",), tags={"dxc.exported_fold": "NE"})
+    made = make_maps(_asked(store_file, regions, f"run={run_id}", "fold=all", "log=false"))
+    assert [(each.settings.fold, each.report is None) for each in made.maps] == [("IL", True), ("NE", False)]
+    assert made.maps[0].error.endswith(
+        "it has NE. It was trained and could not be exported: the notes of the run say why."
+    )
+
+
+@pytest.mark.parametrize(
+    ("split", "says"), [("kfold", "data.split=kfold"), ("holdout", "data.split=holdout")]
+)
+def test_folds_that_are_no_regions_are_refused(
+    split: str, says: str, store_file: Path, regions: Path, tmp_path: Path
+) -> None:
+    run_id = _start_run(store_file, tmp_path, split=split)
+    told = f"{says}. Only with data.split=region is a fold a region"
+    with pytest.raises(AnalysisError, match=told):
+        _asked(store_file, regions, f"run={run_id}", "fold=all")
+    (settings,) = _asked(store_file, regions, f"run={run_id}", "fold=NE")
+    with pytest.raises(AnalysisError, match=told):
+        network_of(settings, tmp_path)
+
+
+def test_another_map_is_not_taken_for_that_of_the_command_before(
+    store_file: Path, regions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that failed leaves what it kept; only the same command may go on with the maps that it made."""
+    run_id = _start_run(store_file, tmp_path)
+    given = [f"run={run_id}", "fold=[IL,NE]", "calibrate=none"]
+    (tmp_path / "few" / "NE").mkdir(parents=True)
+    for name in ("photo.tif", "truth.gpkg"):
+        (tmp_path / "few" / "NE" / name).write_bytes((regions / "NE" / name).read_bytes())
+    few = [f"photo={tmp_path}/few/${{fold}}/photo.tif", f"truth={tmp_path}/few/${{fold}}/truth.gpkg"]
+    made = make_maps(_asked(store_file, regions, *given, *few, "log=false"))
+    assert [bool(each.error) for each in made.maps] == [True, False]
+
+    other = make_maps(_asked(store_file, regions, *given, *few, "log=false", "threshold=0.6"))
+    assert other.maps[1].error.endswith("replace it with overwrite=true.")
+    # what a command did not track is tracked by the next one
+    tracked: list[str] = []
+    monkeypatch.setattr("dxc.mapping.run.track", lambda settings, *_, **__: tracked.append(settings.fold))
+    for _ in range(2):
+        again = make_maps(_asked(store_file, regions, *given, *few, "overwrite=true"))
+        assert not again.maps[1].error
+    assert tracked == ["NE"]
+    # other crossings are another map
+    known = gpd.read_file(tmp_path / "few" / "NE" / "truth.gpkg")
+    known.iloc[:3].to_file(tmp_path / "few" / "NE" / "truth.gpkg")
+    make_maps(_asked(store_file, regions, *given, *few, "overwrite=true"))
+    assert tracked == ["NE", "NE"]
+
+
+def test_a_map_that_cannot_be_tracked_is_made_and_tracked_by_the_next_call(
+    store_file: Path, regions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = _start_run(store_file, tmp_path)
+    asked = _asked(store_file, regions, f"run={run_id}", "fold=all")
+
+    def busy(*_: Any, **__: Any) -> None:
+        raise TrackingError("the store is busy")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dxc.mapping.run.track", busy)
+        made = make_maps(asked)
+        assert maps_in_text(made.table())["map"].tolist() == [
+            "made, not tracked",
+            "made, not tracked",
+            "made",
+        ]
+        assert ("not tracked", "NE: the store is busy") in made.said() and "no map" not in dict(made.said())
+        with pytest.raises(DataError, match="2 of 2 maps could not be made or tracked"):
+            require_all(made)
+        with pytest.raises(
+            TrackingError, match=r"NE.gpkg is made, but not tracked: the store is busy\nTo track it"
+        ):
+            make_map(asked[1].model_copy(update={"overwrite": True}))
+    monkeypatch.setattr(Finder, "find", busy)  # nothing is computed again
+    with monkeypatch.context() as patched:
+        patched.setattr("dxc.mapping.several.record_in_design", busy)
+        require_all(make_maps(asked))
+    assert list((tmp_path / "maps").glob(".*"))  # the pooled figures are still to be written
+    require_all(make_maps(asked))
+    assert not list((tmp_path / "maps").glob(".*"))
+    client = MlflowClient(f"sqlite:///{store_file}")
+    assert "map_recall" in client.get_run(run_id).data.metrics
+    runs = client.search_runs([client.get_experiment_by_name("first").experiment_id])
+    assert sum(each.data.tags["dxc.kind"] == "map" for each in runs) == 2
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
@@ -202,6 +310,10 @@ def test_an_error_of_one_region_does_not_stop_the_others(
         ([], r"\$\{fold\} stands in a path, and no fold is given"),
         (
             ["fold=all", "mode=dense", "fit.photo=REGIONS/NE/photo.tif", "fit.crossings=a.gpkg"],
+            "the threshold of fold=NE would be fitted on the region that it maps",
+        ),
+        (
+            ["fold=NE", "mode=dense", "fit.photo=REGIONS/NE/", "fit.crossings=a.gpkg"],
             "the threshold of fold=NE would be fitted on the region that it maps",
         ),
         (["run=null", "onnx=a.onnx", "fold=NE"], "fold=NE chooses a network of a run or a study"),
