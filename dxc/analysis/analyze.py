@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -280,6 +280,31 @@ def tracked_runs(asked: Questions) -> tuple[pd.DataFrame, pd.DataFrame | None, s
         if baseline.empty:
             raise AnalysisError(f"baseline: study {', '.join(named)} has no finished run")
     return found.frame, baseline, "+".join(studies), notes
+
+
+def runs_of_table(asked: Questions) -> tuple[pd.DataFrame, str, list[str]]:
+    """(runs that `where` selects, title, notes) for a table that stands in the place of the front."""
+    runs, _, title, notes = tracked_runs(asked)
+    return runs[meets(runs, asked.where)] if asked.where else runs, title, notes
+
+
+def written(asked: Questions, title: str, write: Callable[[Path], None]) -> Path:
+    """Write the files of such a table. Returns their folder.
+
+    Args:
+        asked: says where to.
+        title: of the studies.
+        write: writes them into a folder.
+
+    Raises:
+        AnalysisError: a file cannot be written.
+    """
+    folder = Path(asked.out) / folder_name(title)
+    try:
+        write(folder)
+    except OSError as error:
+        raise AnalysisError(f"out={asked.out}: the table cannot be written: {error}") from error
+    return folder
 
 
 def machines_of(runs: pd.DataFrame, objectives: Mapping[str, Metric]) -> dict[str, dict[str, int]]:

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dxc.analysis.analyze import machines_of, tracked_runs
-from dxc.analysis.condition import meets
+from dxc.analysis.analyze import machines_of, runs_of_table, written
 from dxc.analysis.designs import require_comparable
 from dxc.analysis.questions import Questions
 from dxc.analysis.verdicts import is_invalid, of_repeats
 from dxc.config.names import compression_names
 from dxc.errors import AnalysisError
-from dxc.files import folder_name
 from dxc.metrics import METRICS, VERDICTS
 
 if TYPE_CHECKING:
@@ -66,11 +64,9 @@ def compression_table(asked: Questions) -> tuple[CompressionTable, Path]:
     from dxc.report.compression import write_compression
     from dxc.report.console import origin_lines
 
-    runs, _, title, notes = tracked_runs(asked)
-    if asked.where:
-        runs = runs[meets(runs, asked.where)]
-        if runs.empty:
-            raise AnalysisError(f"where={asked.where} leaves no finished run")
+    runs, title, notes = runs_of_table(asked)
+    if runs.empty:
+        raise AnalysisError(f"where={asked.where} leaves no finished run")
     metrics = [name for name in SHOWN if name in METRICS and name in runs and runs[name].notna().any()]
     for name in metrics:
         require_comparable(runs, {name: METRICS[name]}, asked.mix)
@@ -78,11 +74,9 @@ def compression_table(asked: Questions) -> tuple[CompressionTable, Path]:
     origins = origin_lines(rows, machines_of(runs, rows))
     lines = [*(f"note:      {note}" for note in notes), *origins]
     table = CompressionTable(title, compressed(runs, metrics), metrics, lines)
-    folder = Path(asked.out) / folder_name(title)
-    try:
-        write_compression(table.frame, metrics, folder, note="; ".join(origins))
-    except OSError as error:
-        raise AnalysisError(f"out={asked.out}: the table cannot be written: {error}") from error
+    folder = written(
+        asked, title, lambda folder: write_compression(table.frame, metrics, folder, note="; ".join(origins))
+    )
     return table, folder
 
 

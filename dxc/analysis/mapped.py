@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dxc.analysis.analyze import tracked_runs
-from dxc.analysis.condition import meets
+from dxc.analysis.analyze import runs_of_table, written
 from dxc.analysis.questions import Questions
 from dxc.errors import AnalysisError
-from dxc.files import folder_name
 from dxc.metrics import METRICS
 from dxc.text import counted
 from dxc.tracking.patience import StoredRun
@@ -68,9 +66,7 @@ def map_table(asked: Questions) -> tuple[MapTable, Path]:
     """
     from dxc.report.map_table import write_map_table
 
-    runs, _, title, notes = tracked_runs(asked)
-    if asked.where:
-        runs = runs[meets(runs, asked.where)]
+    runs, title, notes = runs_of_table(asked)
     reader = Reader(asked.tracking.uri, artifacts=asked.tracking.artifacts)
     maps = [each for name in asked.study for each in reader.maps(reader.study(name))]
     frame = mapped(runs, maps)
@@ -81,11 +77,7 @@ def map_table(asked: Questions) -> tuple[MapTable, Path]:
             "pick=front truth=... makes them"
         )
     lines = [f"note:      {note}" for note in [*notes, *_remarks(frame)]]
-    folder = Path(asked.out) / folder_name(title)
-    try:
-        write_map_table(frame, folder)
-    except OSError as error:
-        raise AnalysisError(f"out={asked.out}: the table cannot be written: {error}") from error
+    folder = written(asked, title, lambda folder: write_map_table(frame, folder))
     return MapTable(title, frame, lines), folder
 
 

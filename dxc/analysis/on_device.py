@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dxc.analysis.analyze import tracked_runs
+from dxc.analysis.analyze import runs_of_table, written
 from dxc.analysis.choice import PRIZES, choose, prize_metrics
 from dxc.analysis.condition import meets
 from dxc.analysis.deployed import deployed
 from dxc.analysis.questions import Questions
 from dxc.errors import AnalysisError, first_line
-from dxc.files import folder_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,9 +48,7 @@ def deployment_table(asked: Questions) -> tuple[DeploymentTable, Path]:
     """
     from dxc.report.on_device import missing, write_deployment
 
-    runs, _, title, notes = tracked_runs(asked)
-    if asked.where:
-        runs = runs[meets(runs, asked.where)]
+    runs, title, notes = runs_of_table(asked)
     frame = deployed(runs)
     if frame.empty:
         raise AnalysisError(
@@ -59,11 +56,7 @@ def deployment_table(asked: Questions) -> tuple[DeploymentTable, Path]:
             f"python deploy.py study={asked.study[0]} hardware=... does it"
         )
     lines = [f"note:      {note}" for note in (*notes, *missing(frame))] + prizes(frame, asked.choose.where)
-    folder = Path(asked.out) / folder_name(title)
-    try:
-        write_deployment(frame, folder)
-    except OSError as error:
-        raise AnalysisError(f"out={asked.out}: the table cannot be written: {error}") from error
+    folder = written(asked, title, lambda folder: write_deployment(frame, folder))
     return DeploymentTable(title, frame, lines), folder
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dxc.metrics import label_of, metric_of
 from dxc.report import figures, tables
-from dxc.report.terminal import Column, new_console, print_table, print_text
+from dxc.report.terminal import new_console, print_frame, print_text
 from dxc.text import counted, for_figure
 
 if TYPE_CHECKING:
@@ -132,11 +132,7 @@ def print_compression(
     print_text(console, f"{counted(len(frame), 'design')} of {title}")
     content = compression_in_text(frame, metrics)
     words = ("network", "numbers")
-    print_table(
-        console,
-        [Column(name, list(content[name]), words=name in words) for name in content],
-        title="compressed designs",
-    )
+    print_frame(console, content, title="compressed designs", words=words)
     for line in lines:
         print_text(console, line)
     print_text(console, f"report:    {os.path.relpath(folder)}")

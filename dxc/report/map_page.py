@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from markupsafe import Markup
 
+from dxc.evaluation.crossings import WITHIN_M
 from dxc.files import write_atomically
 from dxc.metrics import MAP_FIGURES, label_of, metric_of
 from dxc.report import figures, tables
 from dxc.report.maps import Extent, Floats, crossing_map, map_precision_recall, reliability_diagram
 from dxc.report.templates import picture, style, template
-from dxc.report.terminal import Column, new_console, print_table, print_text
+from dxc.report.terminal import new_console, print_frame, print_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,20 +127,15 @@ def write_maps(table: pd.DataFrame, folder: Path, *, alarms_per_km2: float) -> N
         alarms_per_km2: false alarms at which recall is read.
     """
     judged = table["map_recall_at_false_alarms"].notna().any()
-    note = f"fixed false alarms: {alarms_per_km2:g} a km2; matches within 15 m" if judged else ""
+    note = f"fixed false alarms: {alarms_per_km2:g} a km2; matches within {WITHIN_M:g} m" if judged else ""
     tables.write(maps_in_text(table), folder, MAPS, note=note)
 
 
 def print_maps(result: SeveralMapped) -> None:
     """Print several maps: a row each, and where they lie."""
     console = new_console()
-    text = maps_in_text(result.table())
-    words = ("design", "held out", "map")
-    print_table(
-        console,
-        [Column(name, list(text[name]), words=name in words) for name in text.columns],
-        title="Maps, with matches within 15 m",
-    )
+    title = f"Maps, with matches within {WITHIN_M:g} m"
+    print_frame(console, maps_in_text(result.table()), title=title, words=("design", "held out", "map"))
     for label, line in result.said():
         print_text(console, f"{label}: {line}")
     if result.files is not None:
@@ -151,12 +147,8 @@ def print_map(result: Mapped) -> None:
     console = new_console()
     scores = result.table()
     if scores is not None:
-        table = score_in_text(scores)
-        print_table(
-            console,
-            [Column(name, list(table[name])) for name in table.columns],
-            title="The map against true crossings, by the distance of a match",
-        )
+        title = "The map against true crossings, by the distance of a match"
+        print_frame(console, score_in_text(scores), title=title)
     for label, text in [*result.said(), *result.answers()]:
         print_text(console, f"{label}: {text}")
     if result.evaluation is not None:

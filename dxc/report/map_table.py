@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dxc.evaluation.crossings import WITHIN_M
 from dxc.metrics import METRICS, label_of
 from dxc.report import tables
-from dxc.report.terminal import Column, new_console, print_table, print_text
+from dxc.report.terminal import new_console, print_frame, print_text
 from dxc.text import counted
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _of(frame: pd.DataFrame) -> str:
     stride = f", a window every {first['stride_m']:g} m" if len(set(frame["stride_m"])) == 1 else ""
     return (
         f"{first['area']}, mode {first['mode']}{along}{stride}{fold}; fixed false alarms: "
-        f"{first['alarms_per_km2']:g} a km2, matches within 15 m"
+        f"{first['alarms_per_km2']:g} a km2, matches within {WITHIN_M:g} m"
     )
 
 
@@ -98,12 +99,7 @@ def print_map_table(frame: pd.DataFrame, folder: Path, *, title: str, lines: Seq
     console = new_console()
     print_text(console, f"{counted(len(frame), 'map')} by designs of {title}")
     for _, ranked in frame.groupby("ranking"):
-        content = maps_in_text(ranked)
-        print_table(
-            console,
-            [Column(name, list(content[name]), words=name in WORDS) for name in content],
-            title=_of(ranked),
-        )
+        print_frame(console, maps_in_text(ranked), title=_of(ranked), words=WORDS)
     for line in lines:
         print_text(console, line)
     print_text(console, f"report:    {os.path.relpath(folder)}")

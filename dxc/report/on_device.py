@@ -22,7 +22,7 @@ from dxc.metrics import (
 from dxc.pareto import non_dominated
 from dxc.report import figures, tables
 from dxc.report.templates import picture
-from dxc.report.terminal import Column, new_console, print_table, print_text
+from dxc.report.terminal import new_console, print_frame, print_text
 from dxc.text import counted, for_html
 
 if TYPE_CHECKING:
@@ -208,12 +208,7 @@ def print_deployment(frame: pd.DataFrame, folder: Path, *, title: str, lines: Se
     """
     console = new_console()
     print_text(console, f"{counted(len(frame), 'design')} of {title} on a device")
-    content = deployment_in_text(frame)
-    print_table(
-        console,
-        [Column(name, list(content[name]), words=name in WORDS) for name in content],
-        title="designs on their device",
-    )
+    print_frame(console, deployment_in_text(frame), title="designs on their device", words=WORDS)
     if said := _of(frame):
         print_text(console, f"measured:  on {said}")
     for line in lines:

@@ -14,7 +14,7 @@ from dxc.files import write_atomically
 from dxc.metrics import label_of, metric_of
 from dxc.report import figures, tables
 from dxc.report.templates import picture, style, template
-from dxc.report.terminal import Column, new_console, print_table, print_text
+from dxc.report.terminal import new_console, print_frame, print_text
 from dxc.text import for_figure, for_html
 
 if TYPE_CHECKING:
@@ -215,11 +215,8 @@ def print_scaling(scaled: Scaled) -> None:
     console = new_console()
     table = scaling_in_text(scaled.frame, scaled.published)
     details = {_heading(name) for name in DETAILS}
-    columns = [
-        Column(name, list(table[name]), words=name in ("what", "scaling", "bound by"), detail=name in details)
-        for name in table.columns
-    ]
-    print_table(console, columns, title="What more devices buy")
+    words = ("what", "scaling", "bound by")
+    print_frame(console, table, title="What more devices buy", words=words, details=details)
     for label, text in scaled.lines:
         print_text(console, f"{label}: {text}" if label else f"  {text}")
     if scaled.folder.is_dir():

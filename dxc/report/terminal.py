@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -18,6 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dxc.text import for_rich, for_terminal
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PIPE_COLUMNS = 120
 LEAST = 20  # a column of words becomes no narrower than this before other columns move to a second table
@@ -141,6 +145,29 @@ def print_table(console: Console, columns: Sequence[Column], *, title: str = "")
             table.add_row(*map(for_rich, row))
         needed = Console(width=1000, height=console.height).measure(table).maximum
         Console(width=max(console.width, needed), height=console.height, file=console.file).print(table, "")
+
+
+def print_frame(
+    console: Console,
+    frame: pd.DataFrame,
+    *,
+    title: str = "",
+    words: Collection[str] = (),
+    details: Collection[str] = (),
+) -> None:
+    """Print a table of text; see print_table.
+
+    Args:
+        console: where to.
+        frame: its columns and cells, as text. The first column says what a row is.
+        title: a line above.
+        words: columns of words.
+        details: columns that go below first where there is no room.
+    """
+    columns = [
+        Column(name, list(frame[name]), words=name in words, detail=name in details) for name in frame.columns
+    ]
+    print_table(console, columns, title=title)
 
 
 def blocks(columns: Sequence[Column], width: int) -> list[list[Column]]:
