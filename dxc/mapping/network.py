@@ -21,6 +21,7 @@ from dxc.deploy.metadata import FOLDS
 from dxc.errors import AnalysisError, ExportError
 from dxc.mapping.settings import MapSettings
 from dxc.metrics import Metric
+from dxc.tracking.patience import StoredRun
 from dxc.tracking.reader import Reader
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def exported_folds(reader: Reader, run_id: str) -> list[str]:
     Raises:
         AnalysisError: it has no networks of its folds, or these are no regions.
     """
-    _require_regions(reader, run_id)
+    _of_regions(reader, run_id)
     names = _files(reader, run_id)
     if not names:
         raise AnalysisError(f"run {run_id} has no networks of its folds. {AGAIN}")
@@ -142,15 +143,20 @@ def _evaluated(reader: Reader, run_id: str) -> set[str]:
             return set()
 
 
-def _require_regions(reader: Reader, run_id: str) -> None:
-    """Raise AnalysisError where folds of a run are no regions: then each network saw chips of every region."""
-    split = reader.run(run_id)[0].params.get("data.split", "")
+def _of_regions(reader: Reader, run_id: str) -> StoredRun:
+    """A run whose folds are regions.
+
+    Raises AnalysisError where they are not: then each network saw chips of every region.
+    """
+    run = reader.run(run_id)[0]
+    split = run.params.get("data.split", "")
     if split != "region":
         told = f"was trained with data.split={split:.40}" if split else "does not say its data.split"
         raise AnalysisError(
             f"fold: run {run_id} {told}. Only with data.split=region is a fold a region, which its network did not "
             "see. Train with data.split=region fold_files=true, or leave fold out."
         )
+    return run
 
 
 def _of_fold(reader: Reader, run_id: str, fold: str, folder: Path) -> Path | None:
@@ -158,11 +164,11 @@ def _of_fold(reader: Reader, run_id: str, fold: str, folder: Path) -> Path | Non
 
     Raises AnalysisError where the run has no such network.
     """
-    _require_regions(reader, run_id)
+    run = _of_regions(reader, run_id)
     names = _files(reader, run_id)
     if fold in names:
         return reader.artifact(run_id, f"{FOLDS}/{fold}{ONNX}", folder)
-    exported = reader.run(run_id)[0].tags.get("dxc.exported_fold", "")
+    exported = run.tags.get("dxc.exported_fold", "")
     if fold == exported:
         return reader.artifact(run_id, NETWORK, folder)
     there = names or [exported] * bool(exported)

@@ -41,9 +41,8 @@ def write_probabilities(path: Path, grid: Grid, crs: CRS, tiles: Iterable[tuple[
         "blockysize": 256, "compress": "deflate",
     }  # fmt: skip
     with whole_file(path) as draft, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_CACHEMAX=64):
-        flat = draft.with_name(
-            f"{draft.name}.flat.tif"
-        )  # whole_file removes it, as all that begins like the draft
+        # whole_file removes all that begins like the draft
+        flat = draft.with_name(f"{draft.name}.flat.tif")
         with rasterio.open(flat, "w", **profile) as file:
             file.scales, file.offsets = (SCALE,), (0.0,)
             file.set_band_description(1, "probability of a crossing")

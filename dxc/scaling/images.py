@@ -145,6 +145,12 @@ class MadeImages:
         return self._rank.to_device(images, labels)
 
 
+def require_rgb(source: str, channels: int) -> None:
+    """Raise ConfigError where a network would not get red, green and blue, which a source of photos has."""
+    if channels != 3:
+        raise ConfigError(f"source={source} has 3 channels, red, green and blue, and not {channels}")
+
+
 class FolderSource(Part):
     """The section source=imagefolder."""
 
@@ -171,8 +177,7 @@ def found_folder(source: Mapping[str, Any], channels: int, size: int, folder: Pa
     """
     asked = checked(FolderSource, source, "source")
     root = Path(asked.root)
-    if channels != 3:
-        raise ConfigError(f"source=imagefolder has 3 channels, red, green and blue, and not {channels}")
+    require_rgb(asked.kind, channels)
     if not root.is_dir():
         raise DataError(
             f"source.root={root} is no folder; it holds one folder for each class, or train/ and val/"

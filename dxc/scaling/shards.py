@@ -45,6 +45,7 @@ from dxc.scaling.images import (
     load_listing,
     prepared,
     refuse_or_warn,
+    require_rgb,
 )
 from dxc.text import counted
 
@@ -93,8 +94,7 @@ def found_shards(source: Mapping[str, Any], channels: int, size: int, folder: Pa
         DataError: shards cannot be used.
     """
     asked = checked(ShardSource, source, "source")
-    if channels != 3:
-        raise ConfigError(f"source=webdataset has 3 channels, red, green and blue, and not {channels}")
+    require_rgb(asked.kind, channels)
     if asked.classes < 2:
         raise ConfigError("source.classes must be at least 2, to tell classes apart")
     listed = local_files(asked.shards, "source.shards")
