@@ -35,9 +35,7 @@ REACH_M = 25.0
 DIRECTIONS = 32  # in which the line is looked for
 SECTOR_DEG = 45.0  # width of the sector in which the lowest cell of a direction is taken
 LEAST_M = 3.0  # the ends lie at least this far from the crossing: its own pixels are embankment
-MISS_M = (
-    2.0  # greatest distance of the line from the crossing; half of what the flow is judged by leaves room
-)
+MISS_M = 4.0  # greatest distance of the line from the crossing: points of a map err by as much
 CELLS_AT_ONCE = 4_000_000  # of a strip of the DEM that is written again
 LEAST_CUT_M = 0.001  # a cell that is higher than the line by less stays: it is on it
 TYPES = ("int16", "int32", "uint16", "uint32", "float32", "float64")

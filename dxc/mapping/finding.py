@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,6 +70,8 @@ class Finder:
         near: lines near which windows lie, in the CRS of the map; None: everywhere.
         near_m: how near.
         screen: looks where windows are worth it; None: all of them.
+        refine: look half a stride around each window that is kept, too. A crossing lies in the middle of the windows
+            that see it, and with four times as many of them the middle is known better. Boxes need none of that.
         batch: windows in one execution.
     """
 
@@ -81,11 +84,15 @@ class Finder:
         near: np.ndarray | None = None,
         near_m: float = 0,
         screen: Screen | None = None,
+        refine: bool = True,
         batch: int = 32,
     ) -> None:
         self._predictor, self._ground, self._grid = predictor, ground, grid
         self._lines = None if near is None else shapely.STRtree(near)
         self._near_m, self._screen, self._batch = near_m, screen, batch
+        boxed = "box" in predictor.metadata.outputs
+        self._between = grid.stride // 2 if refine and not boxed else 0
+        """From a window to those around it that are looked at too, in pixels; 0: none are."""
 
     def wanted(self, tile: Tile) -> tuple[np.ndarray, np.ndarray]:
         """Which windows of a tile have their centre in the area, and which of these near a line, bool (rows, columns)
@@ -108,7 +115,7 @@ class Finder:
         nothing = np.zeros(0)
         if not wanted.any():
             return Found(probability, nothing, nothing, nothing.astype(np.float32), seen, holes, 0)
-        stride, size = self._grid.stride, self._grid.size
+        stride, size, between = self._grid.stride, self._grid.size, self._between
         # only what the wanted windows show is read
         rows, columns = np.flatnonzero(wanted.any(axis=1)), np.flatnonzero(wanted.any(axis=0))
         part = Tile(
@@ -118,14 +125,16 @@ class Finder:
         here = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         wanted = wanted[here]
         left, top = self._grid.corner(part)
-        width, height = (part.columns - 1) * stride + size, (part.rows - 1) * stride + size
+        left, top = left - between, top + between
+        width, height = ((count - 1) * stride + size + 2 * between for count in (part.columns, part.rows))
         grow = self._screen.margins(left, top, width, height) if self._screen else (0, 0, 0, 0)
         west, north, east, south = grow
         bands, valid = self._ground.read(
             left - west, top + north, width + west + east, height + north + south
         )
+        seen_whole = valid[north : north + height, west : west + width]
         half = size // 2
-        centre = valid[north + half :: stride, west + half :: stride][: part.rows, : part.columns]
+        centre = seen_whole[between + half :: stride, between + half :: stride][: part.rows, : part.columns]
         wanted = wanted & centre
         holes[here] = inside[here] & ~centre
         seen -= int(holes.sum())
@@ -133,27 +142,41 @@ class Finder:
             x, y = self._grid.centres(part)
             wanted &= self._screen.passes(bands, left - west, top + north, x, y)
         bands = {name: band[north : north + height, west : west + width] for name, band in bands.items()}
-        at = np.argwhere(wanted)
+        at = np.argwhere(wanted) * stride + between
         answers, boxes = self._answers(bands, at)
         probability[here][wanted] = answers
-        x, y = self._grid.centres(part)
-        xs, ys = x[at[:, 1]], y[at[:, 0]]
+        if between:
+            more = self._around(at[answers >= KEPT], left, top, seen_whole)
+            at, answers = np.concatenate([at, more]), np.concatenate([answers, self._answers(bands, more)[0]])
+        xs, ys = left + at[:, 1] + half + 0.5, top - at[:, 0] - half - 0.5
         if boxes is not None:
-            xs, ys = (
-                left + at[:, 1] * stride + boxes[:, 0] * size,
-                top - at[:, 0] * stride - boxes[:, 1] * size,
-            )
+            xs, ys = left + at[:, 1] + boxes[:, 0] * size, top - at[:, 0] - boxes[:, 1] * size
         kept = answers >= KEPT
         if boxes is not None:  # the centre of a box may lie beyond the raster's edge
             kept &= shapely.contains_xy(self._ground.area, xs, ys)
         return Found(probability, xs[kept], ys[kept], answers[kept], seen, holes, len(at))
 
+    def _around(self, at: np.ndarray, left: int, top: int, valid: np.ndarray) -> np.ndarray:
+        """The windows half a stride around some windows, each once: rows and columns of their corners (n, 2).
+
+        Args:
+            at: rows and columns of the corners of the windows (k, 2) in a rectangle.
+            left, top: of the rectangle, metres.
+            valid: which pixels of the rectangle have data, bool (height, width).
+        """
+        steps = np.array(list(itertools.product((-1, 0, 1), repeat=2))) * self._between
+        more = np.unique((at[:, None] + steps[steps.any(axis=1)]).reshape(-1, 2), axis=0)
+        row, column = more.T + self._grid.size // 2
+        inside = shapely.contains_xy(self._ground.area, left + column + 0.5, top - row - 0.5)
+        return more[inside & valid[row, column]]
+
     def _answers(self, bands: dict[str, np.ndarray], at: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Probabilities (n,) of the windows at rows and columns (n, 2) of a rectangle; a detector's boxes (n, 4)."""
-        stride, size = self._grid.stride, self._grid.size
+        """Probabilities (n,) of the windows whose corners lie at rows and columns (n, 2) of a rectangle; a detector's
+        boxes (n, 4)."""
+        size = self._grid.size
         probabilities, boxes = [np.zeros(0, np.float32)], [np.zeros((0, 4), np.float32)]
         for start in range(0, len(at), self._batch):
-            corners = at[start : start + self._batch] * stride
+            corners = at[start : start + self._batch]
             windows = {
                 name: np.stack([band[r : r + size, c : c + size] for r, c in corners])
                 for name, band in bands.items()

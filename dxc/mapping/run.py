@@ -194,7 +194,7 @@ def _make_map(
     screen = _screen(settings, network, said, size, threads) if mode == "dense" else None
     out, grid = settings.out, Grid.over(ground.area, stride=stride, size=size)
     job = {
-        "version": 2, "network": network.identity, "stride_m": stride, "mode": mode,
+        "version": 3, "network": network.identity, "stride_m": stride, "mode": mode,
         "screen": screen.threshold if screen else None,
         **settings.model_dump(mode="json", exclude=WHERE_NO_RESULT_DEPENDS),
     }  # fmt: skip
@@ -210,7 +210,8 @@ def _make_map(
     with disk_trouble(out), ground:
         finder = Finder(
             predictor, ground, grid,
-            near=finder_lines, near_m=settings.corridor_m, screen=screen, batch=settings.batch,
+            near=finder_lines, near_m=settings.corridor_m, screen=screen, refine=settings.refine,
+            batch=settings.batch,
         )  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         tiles = list(grid.tiles(settings.tile_m))

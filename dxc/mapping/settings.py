@@ -81,6 +81,7 @@ class MapSettings(Part):
     corridor_m: Limit = 15
     stride_m: Positive | None = None
     jitter_m: Limit | None = None
+    refine: Flag = True
     screen_logit: Annotated[
         int | float | None, must_be(lambda value: value is None or is_number(value), "a number, or null")
     ] = None

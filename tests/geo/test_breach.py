@@ -44,6 +44,20 @@ def test_the_line_joins_the_lowest_cells_on_both_sides(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("off_m", "along_the_bed"), [(3.0, True), (6.0, False)])
+def test_a_point_beside_the_stream_still_finds_its_bed(
+    tmp_path: Path, off_m: float, along_the_bed: bool
+) -> None:
+    """Points of a map err by some metres. A line passes its point within 4 m. The bed is a ditch of one cell."""
+    ground = np.broadcast_to(100 - 0.02 * np.arange(EDGE)[:, None], (EDGE, EDGE)).copy()
+    ground[:, 30] -= 2
+    ground[BANK] = 103
+    (line,) = breach_lines(
+        dem_of(tmp_path, ground.astype(np.float32)), np.array([[CROSSING[0] + off_m, CROSSING[1]]])
+    ).lines
+    assert bool(np.all(line.xyz[:, 0] == LEFT + 30.5)) == along_the_bed
+
+
 def test_only_cells_above_the_line_are_lowered(tmp_path: Path) -> None:
     dem = dem_of(tmp_path, valley(), nodata=-9999)
     lines = breach_lines(dem, np.array([CROSSING])).lines

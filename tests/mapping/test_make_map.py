@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import rasterio
 import shapely
+import torch
 
 from dxc.config.checked import checked
 from dxc.deploy.predictor import Predictor
@@ -31,6 +32,7 @@ from tests.mapping.world import (
     SIZE,
     WEST,
     WIDTH,
+    SeesSpots,
     elevations,
     write_dem,
     write_network,
@@ -76,6 +78,34 @@ def test_every_crossing_has_one_point_where_it_lies(world: dict[str, Path], tmp_
     hole = 30 * 40
     assert area["km2"].item() == pytest.approx((330 * 260 - hole) / 1e6, rel=1e-3)
     assert area.geometry.area.item() / 1e6 == area["km2"].item()
+
+
+class SeesOnlySpots(SeesSpots):
+    """Is certain that there is nothing where no spot is."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = 1.5 * super().forward(image) - torch.tensor([0.0, 4.0])
+        return scores
+
+
+def test_windows_between_others_place_points_closer(world: dict[str, Path], tmp_path: Path) -> None:
+    true = np.array(CROSSINGS) + 0.5
+    sharp = {**world, "onnx": write_network(tmp_path / "sharp.onnx", SeesOnlySpots())}
+    away, windows, pixels = {}, {}, {}
+    for refine in (False, True):
+        out = tmp_path / f"{refine}.gpkg"
+        windows[refine] = _map(sharp, out, stride_m=9, threshold=0.1, refine=refine).windows
+        points = _points(out)
+        assert len(points) == len(CROSSINGS)
+        offsets = points[:, 0, None] - (WEST + true[:, 0]), points[:, 1, None] - (NORTH - true[:, 1])
+        away[refine] = np.hypot(*offsets).min(axis=1)
+        with rasterio.open(out.with_name(f"{refine}_probability.tif")) as file:
+            pixels[refine] = file.read()
+    assert away[True].mean() < 0.7 * away[False].mean()
+    # 1 to 4 windows of the lattice see a crossing; one has 8 more around it, a square of 4 has 21
+    more = windows[True] - windows[False]
+    assert 8 * len(CROSSINGS) <= more <= 21 * len(CROSSINGS)
+    np.testing.assert_array_equal(pixels[True], pixels[False])  # the raster shows the lattice
 
 
 def test_a_map_does_not_depend_on_its_tiles(world: dict[str, Path], tmp_path: Path) -> None:
@@ -159,7 +189,7 @@ def test_water_gets_through_at_every_point(world: dict[str, Path], tmp_path: Pat
 
 
 def test_corridor_looks_only_near_roads_of_another_crs(world: dict[str, Path], tmp_path: Path) -> None:
-    report = _map(world, tmp_path / "map.gpkg", roads=world["roads"], stride_m=4, corridor_m=12)
+    report = _map(world, tmp_path / "map.gpkg", roads=world["roads"], stride_m=4, corridor_m=12, refine=False)
     assert report.mode == "corridor"
     frame = gpd.read_file(tmp_path / "map.gpkg", layer="crossings")
     # two of the five crossings lie near the road, 2 and 3 m from it

@@ -78,6 +78,14 @@ def test_no_two_points_lie_closer_than_asked() -> None:
     assert (np.diff(found.p) <= 0).all()
 
 
+def test_a_window_that_two_tiles_looked_at_counts_once() -> None:
+    x, y, p = np.array([0.0, 5.0]), np.zeros(2), np.array([0.8, 0.8])
+    once = merge(x, y, p, apart_m=30, spread_m=10, least=0.5)
+    twice = merge(np.append(x, 5), np.append(y, 0), np.append(p, 0.7), apart_m=30, spread_m=10, least=0.5)
+    assert once.x.tolist() == twice.x.tolist() == [2.5]
+    assert twice.p.tolist() == once.p.tolist()
+
+
 def test_nothing_certain_gives_no_point() -> None:
     assert len(merge(np.zeros(2), np.zeros(2), np.full(2, 0.4), apart_m=30, spread_m=5, least=0.5).x) == 0
 
