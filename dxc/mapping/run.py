@@ -182,7 +182,7 @@ def _make_map(
     size = _window_size(said)
     jitter = settings.jitter_m if settings.jitter_m is not None else said.jitter_m
     stride = stride_for(settings.stride_m, jitter, size)
-    mode = settings.mode if settings.mode != "auto" else "corridor" if settings.roads else "chips"
+    mode = settings.way
     ground = _ground(settings, said, settings.dem, settings.photo)
     dem, no_lines = _dem(settings, ground)
     roads = None
@@ -377,7 +377,7 @@ def _screen(settings: MapSettings, network: MapNetwork, said: Metadata, size: in
         )
     ground = _ground(settings, said, settings.fit.dem, settings.fit.photo)
     assert settings.fit.crossings is not None  # fit.given
-    crossings = _truth(settings.fit.crossings, None, ground)
+    crossings = _truth(settings.fit.crossings, settings.fit.layer, ground)
     with ground:
         best = np.array([screen.best_near(ground, x, y) for x, y in crossings])
     screen.threshold = fitted_threshold(best, settings.screen_recall)

@@ -55,6 +55,7 @@ class Fit(Part):
     dem: Rasters = None
     photo: Rasters = None
     crossings: File = None
+    layer: Name = None
 
     @property
     def given(self) -> bool:
@@ -145,7 +146,7 @@ class MapSettings(Part):
                 raise ValueError(
                     f"breached={self.breached} is a GeoTIFF: breached={self.breached.stem or 'breached'}.tif."
                 )
-        if self.mode == "dense" and self.screen_logit is None:
+        if self.way == "dense" and self.screen_logit is None:
             mapped, fitted = (
                 [path for paths in (of.dem, of.photo) for path in paths or ()] for of in (self, self.fit)
             )
@@ -153,8 +154,8 @@ class MapSettings(Part):
                 of = "" if self.fold is None else f" of fold={self.fold}"
                 raise ValueError(
                     f"fit: the threshold{of} would be fitted on the region that it maps. Give another region in fit, "
-                    "one that the network was trained on, or screen_logit; of several folds, map each by a command of "
-                    "its own."
+                    "one that the network was trained on, or screen_logit; with fold=all and truth, leave fit out: "
+                    "each region is fitted on another one."
                 )
         given = [
             self.roads,
@@ -172,6 +173,15 @@ class MapSettings(Part):
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return self
+
+    @property
+    def way(self) -> str:
+        """The mode; for auto what it stands for."""
+        if self.mode != "auto":
+            return self.mode
+        if self.roads is not None:
+            return "corridor"
+        return "dense" if self.fit.given or self.screen_logit is not None else "chips"
 
     @property
     def raster(self) -> Path:

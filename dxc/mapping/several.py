@@ -32,7 +32,7 @@ from dxc.evaluation.crossings import (
 from dxc.geo.chips import disk_trouble
 from dxc.mapping.network import chosen_run, exported_folds, front_of
 from dxc.mapping.run import MapReport, make_map
-from dxc.mapping.settings import MapSettings
+from dxc.mapping.settings import Fit, MapSettings
 from dxc.mapping.tracked import record_in_design
 from dxc.metrics import MAP_FIGURES
 from dxc.report.map_page import POOLED, write_maps
@@ -74,9 +74,11 @@ def asked_maps(cfg: DictConfig) -> list[MapSettings]:
     asked = []
     for run_id in run_ids:
         folds = listed if listed is not None else exported_folds(reader, run_id) if several else [None]
-        for fold in dict.fromkeys(folds):
-            one = settings if fold is None else _of_fold(cfg, fold)
-            values: dict[str, Any] = {"run": run_id, "study": None}
+        regions = {fold: settings if fold is None else _of_fold(cfg, fold) for fold in folds}
+        for one, following in zip(
+            regions.values(), [*regions.values()][1:] + [*regions.values()][:1], strict=True
+        ):
+            values: dict[str, Any] = {"run": run_id, "study": None, "fit": _fit(one, following)}
             if front:
                 trial = reader.run(run_id)[0].tags.get("dxc.trial", run_id[:12])
                 values["out"] = _marked(one.out, trial)
@@ -84,6 +86,14 @@ def asked_maps(cfg: DictConfig) -> list[MapSettings]:
             asked.append(one.model_copy(update=values))
     _require_apart(asked)
     return asked
+
+
+def _fit(one: MapSettings, other: MapSettings) -> Fit:
+    """The region on which a dense pass is fitted where a map names none: that of another map, whose crossings are
+    known, and which every network but its own was trained on."""
+    if one.way != "dense" or one.fit.given or one.screen_logit is not None or one.fold == other.fold:
+        return one.fit
+    return Fit(dem=other.dem, photo=other.photo, crossings=other.truth, layer=other.truth_layer)
 
 
 def _of_fold(cfg: DictConfig, fold: str) -> MapSettings:

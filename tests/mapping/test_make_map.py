@@ -260,7 +260,8 @@ def test_dense_mode_asks_windows_only_where_the_dense_pass_answers(
     nowhere = _map(world, tmp_path / "c.gpkg", onnx=network, mode="dense", screen_logit=1e9)
     assert everywhere.windows == chips.windows > nowhere.windows == 0
     assert everywhere.km2 == chips.km2 == nowhere.km2
-    fitted = _map(world, tmp_path / "d.gpkg", onnx=network, mode="dense", fit=fit, screen_recall=0.99)
+    fitted = _map(world, tmp_path / "d.gpkg", onnx=network, fit=fit, screen_recall=0.99)
+    assert fitted.mode == "dense"  # the default where fit is given
     assert 0 < fitted.windows <= chips.windows
     with pytest.raises(ConfigError, match=r"a region that the network was trained on: give fit.dem"):
         _map(world, tmp_path / "e.gpkg", onnx=network, mode="dense")

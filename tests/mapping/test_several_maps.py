@@ -297,6 +297,17 @@ def test_a_map_that_cannot_be_tracked_is_made_and_tracked_by_the_next_call(
     assert sum(each.data.tags["dxc.kind"] == "map" for each in runs) == 2
 
 
+def test_a_dense_pass_is_fitted_on_another_region(store_file: Path, regions: Path, tmp_path: Path) -> None:
+    run = f"run={_start_run(store_file, tmp_path)}"
+    asked = _asked(store_file, regions, run, "fold=all", "mode=dense")
+    fitted = {each.fold: (each.fit.photo, each.fit.crossings) for each in asked}
+    own = {each.fold: (each.photo, each.truth) for each in asked}
+    assert fitted == {"IL": own["NE"], "NE": own["IL"]}
+    given = _asked(store_file, regions, run, "fold=all", "mode=dense", "screen_logit=-3")
+    assert not any(each.fit.given for each in given)
+    assert not any(each.fit.given for each in _asked(store_file, regions, run, "fold=all"))
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
