@@ -11,6 +11,7 @@ round the held-out region is mapped, and it has no part in anything before. Mode
 
     corridor    windows near roads
     dense       a dense pass of the network says where windows are worth it; it is fitted on a training region
+    screened    both: windows near roads where the dense pass says so
     chips       windows everywhere, chip by chip
 
 The training regions are mapped in the modes of --mine, with points from a probability of --mine-threshold on. Points of
@@ -18,7 +19,10 @@ the held-out region are matched one to one with the true crossings within 15 m. 
 0.5; a threshold keeps those of them that are at least so probable. Intervals (95 %) draw subwatersheds. Flow passes
 where the runoff of a hectare or more gets within 5 m of a true crossing on the elevation model with breach lines.
 Seconds and processor time (`cpu`, which other programs change less) are those of the whole command, and so is the peak
-of memory. Extents are squares of 2, 4 and 8 km, filled with mirrored copies of a region.
+of memory. Extents are squares of 2, 4 and 8 km, filled with mirrored copies of a region, and the network is that of the
+last round without the region. Two more ways are there to compare with, on the smaller squares: chips, and
+
+    whole       windows everywhere of rasters that are read whole, as float64, as tools do that hold them in memory
 
 Whatever is finished lies in --work, and the same command goes on from there. Give another folder after a change of the
 code.
@@ -48,8 +52,10 @@ from dxc.config.plan import Plan
 from dxc.data.folds import Fold
 from dxc.deploy.export import export_onnx
 from dxc.deploy.metadata import Metadata
-from dxc.evaluation.crossings import Blocks, MapScore, evaluate_map
+from dxc.deploy.predictor import Predictor
+from dxc.evaluation.crossings import BlockCounts, Blocks, MapScore, evaluate_map
 from dxc.files import write_atomically
+from dxc.geo.bands import PHOTO_BANDS
 from dxc.geo.breach import Dem, breach_lines
 from dxc.geo.chips import cut_region
 from dxc.geo.flow import flow_at, subwatersheds
@@ -61,8 +67,6 @@ from dxc.training.crossval import train_fold
 
 JITTER_M = 5
 LEAST_P = 0.5
-APART_M = 1e7
-"""Regions are moved so far apart that the maps of several are evaluated as one."""
 METER = """
 import json, resource, subprocess, sys, time
 started = time.perf_counter()
@@ -88,8 +92,9 @@ class Mapped(NamedTuple):
     def km2(self) -> float:
         return float(gpd.read_file(self.out, layer="mapped_area")["km2"].item())
 
-    def cost(self) -> dict[str, float]:
-        km2 = self.km2
+    def cost(self, km2: float | None = None) -> dict[str, float]:
+        """What a km2 took; km2 is that of the map unless it is given."""
+        km2 = self.km2 if km2 is None else km2
         return {
             "km2": km2, "seconds_per_km2": self.seconds / km2, "cpu_seconds_per_km2": self.cpu_seconds / km2,
             "km2_per_hour": 3600 * km2 / self.seconds, "peak_memory_mb": self.peak_memory_mb,
@@ -182,15 +187,22 @@ def mapped(
     if not (out.exists() and said.exists()):
         out.parent.mkdir(parents=True, exist_ok=True)
         command = [
-            sys.executable, str(ROOT / "map.py"), f"onnx={onnx}", f"dem={files.dem}", f"photo={files.photo}",
+            str(ROOT / "map.py"), f"onnx={onnx}", f"dem={files.dem}", f"photo={files.photo}",
             f"out={out}", f"stride_m={arguments.stride}", f"threshold={threshold}", f"threads={arguments.threads}",
             "overwrite=true", "progress=false", f"hydra.run.dir={out.parent}/run", *more,
         ]  # fmt: skip
-        done = subprocess.run([sys.executable, "-c", METER, *command], capture_output=True, text=True)
-        if done.returncode != 0:
-            raise SystemExit(f"map.py failed:\n{done.stdout}{done.stderr}")
-        write_atomically(said, done.stdout.splitlines()[-1])
+        write_atomically(said, json.dumps(metered(command)))
     return Mapped(out, *json.loads(said.read_text()))
+
+
+def metered(script: list[str]) -> list[float]:
+    """Run a script of Python: its seconds, its processor seconds and its peak of memory in MB."""
+    command = [sys.executable, "-c", METER, sys.executable, *script]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{script[0]} failed:\n{done.stdout}{done.stderr}")
+    used: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return used
 
 
 def keys_of(mode: str, files: RegionFiles, known: RegionFiles) -> list[str]:
@@ -199,7 +211,12 @@ def keys_of(mode: str, files: RegionFiles, known: RegionFiles) -> list[str]:
         return [f"roads={files.roads}"]
     if mode == "chips":
         return ["mode=chips"]
-    return ["mode=dense", *(f"fit.{key}={getattr(known, key)}" for key in ("dem", "photo", "crossings"))]
+    near = [f"roads={files.roads}"] if mode == "screened" else []
+    return [
+        "mode=dense",
+        *near,
+        *(f"fit.{key}={getattr(known, key)}" for key in ("dem", "photo", "crossings")),
+    ]
 
 
 def compared(made: Mapped, files: RegionFiles, parts: Sequence[shapely.Geometry]) -> Compared:
@@ -213,27 +230,6 @@ def compared(made: Mapped, files: RegionFiles, parts: Sequence[shapely.Geometry]
     return Compared(true, found, points["probability"].to_numpy(float), blocks)
 
 
-def together(maps: Sequence[Compared]) -> Compared:
-    """Maps of several regions as one."""
-    first = np.cumsum([0, *(len(each.blocks.km2) for each in maps)])
-
-    def moved(name: str) -> np.ndarray:
-        apart = [np.array([APART_M * i, 0]) for i in range(len(maps))]
-        return np.concatenate([getattr(each, name) + to for each, to in zip(maps, apart, strict=True)])
-
-    def numbered(name: str) -> np.ndarray:
-        of = [getattr(each.blocks, name) for each in maps]
-        return np.concatenate([np.where(each < 0, -1, each + n) for each, n in zip(of, first, strict=False)])
-
-    return Compared(
-        moved("truth"), moved("found"), np.concatenate([each.p for each in maps]),
-        Blocks(
-            np.concatenate([each.blocks.km2 for each in maps]), numbered("truth"), numbered("predicted"),
-            np.concatenate([each.blocks.road_km for each in maps]),  # compared() gives it
-        ),
-    )  # fmt: skip
-
-
 def flow_passes(files: RegionFiles, map_: Compared, threshold: float) -> float:
     """The share of true crossings that water passes, with the breach lines of the points of a threshold."""
     dem = Dem.look(open_mosaic("DEM", [files.dem]).file)
@@ -242,9 +238,13 @@ def flow_passes(files: RegionFiles, map_: Compared, threshold: float) -> float:
     return float(after.passes()[np.isfinite(after.area_ha)].mean())
 
 
-def figures(score: MapScore) -> dict[str, Any]:
-    main = score.main
-    found: dict[str, Any] = {"crossings": score.truth, "points": score.predicted, "hits": main.hits}
+def figures(scores: Sequence[MapScore]) -> dict[str, Any]:
+    """Of maps as if they were one."""
+    counts = BlockCounts.joined([each.counts for each in scores])
+    main = counts.figures(scores[0].within_m)
+    found: dict[str, Any] = {
+        "crossings": int(counts.truth.sum()), "points": int(counts.predicted.sum()), "hits": main.hits
+    }  # fmt: skip
     for name in ("recall", "precision", "false_alarms_per_km2", "false_alarms_per_road_km"):
         interval = getattr(main, name)
         found |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
@@ -305,7 +305,7 @@ def held_out(
                     "threshold": threshold, "chips_with": sum(each.positives for each in cuts),
                     "chips_without": sum(each.negatives for each in cuts),
                     "hard_negatives": sum(each.hard_negatives for each in cuts), **cost,
-                    **figures(map_.score(threshold)), "flow_passes": flow_passes(regions[region], map_, threshold),
+                    **figures([map_.score(threshold)]), "flow_passes": flow_passes(regions[region], map_, threshold),
                 }  # fmt: skip
                 rows.append(row)
                 print(f"  {told(row)}, flow passes {row['flow_passes']:.3f}", flush=True)
@@ -329,7 +329,7 @@ def maps_part(arguments: argparse.Namespace, regions: dict[str, RegionFiles]) ->
                 maps.setdefault(key, []).append(map_)
             summary = [
                 {"normalise": normalise, "mode": mode, "round": number, "threshold": threshold, "maps": len(alike),
-                 **figures(together(alike).score(threshold))}
+                 **figures([each.score(threshold) for each in alike])}
                 for (mode, number), alike in sorted(maps.items()) for threshold in arguments.thresholds
             ]  # fmt: skip
             if arguments.save:
@@ -340,41 +340,87 @@ def maps_part(arguments: argparse.Namespace, regions: dict[str, RegionFiles]) ->
 
 
 def extents_part(arguments: argparse.Namespace, regions: dict[str, RegionFiles]) -> None:
-    """Time and memory by the ground that is mapped, by the network without the first region."""
+    """Time and memory by the ground that is mapped, by a network that has not seen the first region."""
     region, normalise = arguments.regions[0], "fixed"
     others = [name for name in regions if name != region]
-    place = arguments.work / f"{normalise}-{region}-0" / "round0"
-    for name in others:
-        cut(regions[name], place / "chips", name, 0, [], arguments)
-    onnx = place / "model.onnx"
-    if not onnx.exists():
-        trained(place / "chips", normalise, 0, onnx, arguments)
-    edges = (400, 800) if arguments.tiny else (2000, 4000, 8000)
+    home = arguments.work / f"{normalise}-{region}-0"
+    if not (networks := sorted(home.glob("round*/model.onnx"))):
+        for name in others:
+            cut(regions[name], home / "round0" / "chips", name, 0, [], arguments)
+        networks = [home / "round0" / "model.onnx"]
+        trained(home / "round0" / "chips", normalise, 0, networks[0], arguments)
+    onnx = networks[-1]
+    edges = (400, 800, 1600) if arguments.tiny else (2000, 4000, 8000)
+    modes = (
+        "corridor",
+        "screened",
+        "dense",
+        "whole",
+        "chips",
+    )  # the last only on the smallest, the fourth not on the largest
     rows = []
-    for edge in edges:
+    for number, edge in enumerate(edges):
         square = part_of(regions[region], arguments.work / "squares" / f"{region}-{edge}", edge)
-        for mode in ("corridor", "dense", "chips") if edge == edges[0] else ("corridor", "dense"):
-            keys = keys_of(mode, square, regions[others[0]])
+        for mode in modes[: len(modes) - number]:
             out = arguments.work / "squares" / f"{region}-{edge}-{mode}.gpkg"
-            out.with_suffix(".json").unlink(missing_ok=True)  # measured anew
-            cost = mapped(onnx, square, out, arguments, *keys).cost()
+            if mode == "whole":
+                command = [
+                    __file__,
+                    "--read-whole",
+                    onnx,
+                    square.dem,
+                    square.photo,
+                    "--stride",
+                    arguments.stride,
+                ]
+                used = metered([str(each) for each in [*command, "--threads", arguments.threads]])
+                made = Mapped(out, *used)
+                cost = made.cost((edge / 1000) ** 2)
+            else:
+                out.with_suffix(".json").unlink(missing_ok=True)  # measured anew
+                keys = keys_of(mode, square, regions[others[0]])
+                cost = mapped(onnx, square, out, arguments, *keys).cost()
             rows.append({"extent_m": edge, "mode": mode, "threads": arguments.threads, **cost})
             print(f"{edge / 1000:g} x {edge / 1000:g} km, {mode}: {told_cost(cost)}", flush=True)
+            if arguments.save:
+                kept(extents=rows, extent_settings=settings_of(arguments) | {"network": onnx.parent.name})
     of = {(row["extent_m"], row["mode"]): row for row in rows}
-    chips = of[edges[0], "chips"]
     ratios = {}
-    for mode in ("corridor", "dense"):
-        small, large = of[edges[0], mode], of[edges[-1], mode]
+    for mode in modes[:-1]:
+        small, large = of[edges[0], mode], of[edges[-1 if (edges[-1], mode) in of else -2], mode]
         ratios[mode] = {
+            "ground": (large["extent_m"] / small["extent_m"]) ** 2,
             "memory": large["peak_memory_mb"] / small["peak_memory_mb"],
-            "speed": chips["cpu_seconds_per_km2"] / small["cpu_seconds_per_km2"],
+            "speed": of[edges[0], "chips"]["cpu_seconds_per_km2"] / large["cpu_seconds_per_km2"],
         }
         print(
-            f"{mode}: {(edges[-1] / edges[0]) ** 2:g} times the ground takes {ratios[mode]['memory']:.2f} times the "
-            f"memory; {ratios[mode]['speed']:.1f} times as fast as chips everywhere (processor time)"
+            f"{mode}: {ratios[mode]['ground']:g} times the ground takes {ratios[mode]['memory']:.2f} times the memory; "
+            f"{ratios[mode]['speed']:.1f} times as fast as chips everywhere (processor time a km2)"
         )
     if arguments.save:
-        kept(extents=rows, extent_ratios=ratios, extent_settings=settings_of(arguments))
+        kept(extent_ratios=ratios)
+
+
+def read_whole(onnx: Path, dem: Path, photo: Path, stride: int, threads: int) -> None:
+    """Windows everywhere, of rasters that are held in memory as float64."""
+    predictor = Predictor(onnx, threads=threads)
+    bands: dict[str, np.ndarray] = {}
+    for path, names in ((dem, ("dem",)), (photo, PHOTO_BANDS)):
+        with rasterio.open(path) as file:
+            bands |= dict(zip(names, file.read(out_dtype="float64"), strict=True))
+    size = 100
+    height, width = bands["dem"].shape
+    answers = np.zeros((height, width), np.float32)
+    corners = list(itertools.product(range(0, height - size + 1, stride), range(0, width - size + 1, stride)))
+    for start in range(0, len(corners), 32):
+        batch = corners[start : start + 32]
+        windows = {
+            name: np.stack([band[row : row + size, column : column + size] for row, column in batch])
+            for name, band in bands.items()
+        }
+        for (row, column), p in zip(batch, predictor.predict(windows).presence, strict=True):
+            answers[row + size // 2, column + size // 2] = p
+    print(f"{len(corners)} windows, {int((answers >= LEAST_P).sum())} of them with a crossing")
 
 
 def kept(**parts: Any) -> None:
@@ -444,6 +490,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "benchmark_map")
     parser.add_argument("--extents", action="store_true", help="time and memory by extent, and nothing else")
+    parser.add_argument("--read-whole", nargs=3, type=Path, help=argparse.SUPPRESS)
     parser.add_argument(
         "--tiny", action="store_true", help="small regions, one held out, one seed, little training"
     )
@@ -451,6 +498,9 @@ def main() -> None:
         "--save", action="store_true", help="write benchmarks/results/map.json after each region"
     )
     arguments = parser.parse_args()
+    if arguments.read_whole:
+        onnx, dem, photo = arguments.read_whole
+        return read_whole(onnx, dem, photo, arguments.stride, arguments.threads)
     if arguments.tiny:
         arguments.regions, arguments.seeds, arguments.chips = ["IL"], 1, 160
         arguments.epochs, arguments.width = 3, 8
