@@ -442,12 +442,12 @@ class Points:
             layer: of a file with several.
             xy: columns of the coordinates in a .csv; None: those with a usual name.
             crs: of the coordinates, where the file does not say it.
-            what: crossings or negatives, for messages. Negatives are never a .csv.
+            what: the key that names the file, for messages. Negatives are never a .csv.
         """
-        if what == "crossings" and is_table(path):
-            return cls._of_table(path, target, columns, layer, xy, crs)
+        if what != "negatives" and is_table(path):
+            return cls._of_table(path, target, columns, layer, xy, crs, what)
         if xy is not None:
-            raise ConfigError("crossings_xy names columns of a .csv: leave it out, the file has geometries.")
+            raise ConfigError(f"{what}_xy names columns of a .csv: leave it out, the file has geometries.")
         return cls._of_layer(path, target, columns, layer, crs, what)
 
     @classmethod
@@ -459,16 +459,17 @@ class Points:
         layer: str | None,
         xy: Sequence[str] | None,
         crs: str | None,
+        what: str,
     ) -> Points:
         if layer is not None:
-            raise ConfigError(f"layer={layer}: a .csv has no layers, leave it out.")
+            raise ConfigError(f"{_layer_key(what)}={layer}: a .csv has no layers, leave it out.")
         if not path.is_file():
-            what = "is no regular file" if path.exists() else "no such file"
-            raise DataError(f"crossings {path}: {what}. Give a local file: {POINT_FORMATS}.")
-        stated = None if crs is None else known_crs("crossings_crs", crs)
-        table = read_points("crossings", path, columns, xy=xy, crs=crs)
+            reason = "is no regular file" if path.exists() else "no such file"
+            raise DataError(f"{what} {path}: {reason}. Give a local file: {POINT_FORMATS}.")
+        stated = None if crs is None else known_crs(f"{what}_crs", crs)
+        table = read_points(what, path, columns, xy=xy, crs=crs)
         own = horizontal(stated or CRS.from_user_input(table.crs))
-        return cls._of(table.ids, table.xy, own, target, table.columns, path)
+        return cls._of(table.ids, table.xy, own, target, table.columns, path, what)
 
     @classmethod
     def _of(
@@ -524,10 +525,15 @@ def _numbers(column: Any) -> np.ndarray:
     return pandas.to_numeric(column, errors="coerce").to_numpy(float, na_value=np.nan)
 
 
+def _layer_key(what: str) -> str:
+    """The key that names a layer of the file of another key."""
+    keys = {"crossings": "layer", "near": "near_layers", "negatives": "negatives_layers"}
+    return keys.get(what, f"{what}_layer")
+
+
 def _layer(what: str, path: Path, kind: str, layers: Sequence[tuple[str, str]], wanted: str | None) -> str:
     """The wanted layer out of (name, geometry type), or the only one of `kind`."""
-    keys = {"crossings": "layer", "near": "near_layers", "negatives": "negatives_layers"}
-    key = keys.get(what, f"{what}_layer")
+    key = _layer_key(what)
     told = ", ".join(f"{name} ({geometry})" for name, geometry in layers) or "none"
     if wanted is not None:
         if wanted not in [name for name, _ in layers]:
@@ -553,12 +559,12 @@ def _read_vector(
     """One layer: a frame of ids, geometries and columns, and its horizontal CRS.
 
     Args:
-        what: crossings, near or negatives, for messages. Only a layer of negatives may be empty.
+        what: the key that names the file, for messages. Only a layer of negatives may be empty.
         kind: Point or LineString, to find the layer where none is named.
         layer: its name.
         stated_crs: the CRS of a file that does not say it.
     """
-    formats = POINT_FORMATS if what == "crossings" else VECTOR_FORMATS
+    formats = POINT_FORMATS if kind == "Point" and what != "negatives" else VECTOR_FORMATS
     opened = vector_name(what, path, formats)
     try:
         layers = [(str(name), str(geometry)) for name, geometry in pyogrio.list_layers(opened)]
@@ -581,16 +587,16 @@ def _read_vector(
             f"{what} {path}: has no column {', '.join(missing)}; it has {', '.join(there) or 'no columns'}."
         )
     if frame.crs is None and stated_crs is not None:
-        return frame, horizontal(known_crs("crossings_crs", stated_crs))
+        return frame, horizontal(known_crs(f"{what}_crs", stated_crs))
     if frame.crs is None or not (frame.crs.is_projected or frame.crs.is_geographic):
         raise DataError(
             f"{what} {path}: has no CRS, so its place on the rasters is unknown. Give it one, e.g. "
             "ogr2ogr -a_srs EPSG:26915 NEW.gpkg FILE (a shapefile needs its .prj)."
         )
     crs = horizontal(CRS.from_wkt(frame.crs.to_wkt()))
-    if stated_crs is not None and known_crs("crossings_crs", stated_crs) != crs:
+    if stated_crs is not None and known_crs(f"{what}_crs", stated_crs) != crs:
         raise ConfigError(
-            f"crossings_crs={stated_crs}: {path} says that it is in {crs_name(crs)}. Leave crossings_crs out, or "
+            f"{what}_crs={stated_crs}: {path} says that it is in {crs_name(crs)}. Leave {what}_crs out, or "
             "correct the file: ogr2ogr -a_srs EPSG:26915 NEW.gpkg FILE."
         )
     return frame, crs

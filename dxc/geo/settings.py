@@ -68,10 +68,11 @@ def _bands(bands: Any) -> Any:
 
 def _columns(names: Any) -> Any:
     if names is not None and not (len(names) == 2 and all(isinstance(name, str) for name in names)):
-        raise ValueError(
-            f" must name two columns, x or longitude first, e.g. crossings_xy=[lon,lat], not {names!r}"
-        )
+        raise ValueError(f" must name two columns, x or longitude first, e.g. [lon,lat], not {names!r}")
     return names
+
+
+Columns = Annotated[list[str] | None, BeforeValidator(_columns)]
 
 
 def _for_each(files: Sequence[Path], layers: list[str | None]) -> list[str | None]:
@@ -96,7 +97,7 @@ class CutSettings(Part):
     region: Annotated[str, BeforeValidator(_region)]
     layer: Text = None
     """Of `crossings`, if it has several."""
-    crossings_xy: Annotated[list[str] | None, BeforeValidator(_columns)] = None
+    crossings_xy: Columns = None
     """Columns of x and y, or longitude and latitude, in a .csv. None: those with a usual name."""
     crossings_crs: Text = None
     """CRS of a .csv (None: EPSG:4326 for columns called longitude and latitude), or of a file that names none."""

@@ -52,7 +52,7 @@ def read_points(
     """Read the points of a CSV, or raise a DataError that says why that cannot be.
 
     Args:
-        what: crossings, for messages.
+        what: the key that names the file, for messages.
         columns: of numbers, to be read too.
         xy: names of the two columns of coordinates; None: those with a usual name.
         crs: of the coordinates; None: DEGREES, if the columns are found and called longitude and latitude.
@@ -63,14 +63,14 @@ def read_points(
     if crs is None and not degrees:
         raise DataError(
             f"{what} {path}: does not say in which CRS {pair[0]} and {pair[1]} are. State it, e.g. "
-            f"crossings_crs=EPSG:26915, or crossings_crs={DEGREES} for degrees."
+            f"{what}_crs=EPSG:26915, or {what}_crs={DEGREES} for degrees."
         )
     if crs is None:
         beyond = (np.abs(points) > (180, 90)).any(axis=1).sum()
         if 2 * beyond > np.isfinite(points[:, 0]).sum():
             raise DataError(
                 f"{what} {path}: {pair[0]} and {pair[1]} are not degrees in {beyond} of {len(points)} rows. State "
-                "their CRS, e.g. crossings_crs=EPSG:26915."
+                f"their CRS, e.g. {what}_crs=EPSG:26915."
             )
         log.info("%s: columns %s and %s are taken as degrees in %s.", path, *pair, DEGREES)
     else:
@@ -142,7 +142,7 @@ def _coordinates(
             return (lower[x], lower[y]), (x, y) in LON_LAT
     raise DataError(
         f"{what} {path}: has no columns longitude and latitude, or x and y; it has {_told(names)}. Name the two, "
-        "x or longitude first: crossings_xy=[COLUMN,COLUMN]."
+        f"x or longitude first: {what}_xy=[COLUMN,COLUMN]."
     )
 
 

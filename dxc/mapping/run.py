@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import shapely
@@ -56,8 +56,9 @@ ended."""
 TYPICAL_WINDOW = 100
 """Edge in metres of the windows of a network that takes any size."""
 WHERE_NO_RESULT_DEPENDS = {
-    "out", "progress", "log", "threads", "batch", "overwrite", "truth", "truth_layer", "tracking", "cache_dir", "run",
-    "study", "pick", "onnx", "fold", "threshold", "merge_m", "breached", "codes", "calibrate", "alarms_per_km2",
+    "out", "progress", "log", "threads", "batch", "overwrite", "tracking", "cache_dir", "run", "study", "pick", "onnx",
+    "truth", "truth_layer", "truth_xy", "truth_crs", "fold", "threshold", "merge_m", "breached", "codes", "calibrate",
+    "alarms_per_km2",
 }  # fmt: skip
 """Settings on which the probabilities of windows do not depend; an interrupted map goes on with others of these."""
 
@@ -190,7 +191,10 @@ def _make_map(
         roads = read_lines(settings.roads, ground.crs, ground.area, settings.roads_layer, "roads")
     truth = None
     if settings.truth is not None:
-        truth = _truth(settings.truth, settings.truth_layer, ground)
+        truth = _truth(
+            "truth", settings.truth, ground,
+            layer=settings.truth_layer, xy=settings.truth_xy, crs=settings.truth_crs,
+        )  # fmt: skip
     screen = _screen(settings, network, said, size, threads) if mode == "dense" else None
     out, grid = settings.out, Grid.over(ground.area, stride=stride, size=size)
     job = {
@@ -350,17 +354,26 @@ def _dem(settings: MapSettings, ground: Ground) -> tuple[Dem | None, str]:
     return dem, ""
 
 
-def _truth(path: Path, layer: str | None, ground: Ground) -> np.ndarray:
-    """True crossings (n, 2) in the mapped area."""
-    xy = Points.read(path, ground.crs, layer=layer).xy
+def _truth(key: str, path: Path, ground: Ground, **file: Any) -> np.ndarray:
+    """True crossings (n, 2) on the ground.
+
+    Args:
+        key: of the file, for messages.
+        path: of the file.
+        ground: whose CRS they get.
+        file: how it is read: layer, xy, crs.
+    """
+    xy = Points.read(path, ground.crs, what=key, **file).xy
     xy = xy[np.isfinite(xy).all(axis=1)]
     inside = shapely.contains_xy(ground.area, *xy.T)
     if not inside.any():
         raise DataError(
-            f"truth {path}: none of its {len(xy)} points lies in the mapped area. Check its CRS, or leave truth out."
+            f"{key} {path}: none of its {len(xy)} points lies on the ground of the rasters. Check its CRS."
         )
     if not inside.all():
-        log.warning("%d of %d points of truth lie outside the mapped area.", (~inside).sum(), len(xy))
+        log.warning(
+            "%d of %d points of %s lie outside the ground of the rasters.", (~inside).sum(), len(xy), key
+        )
     return xy[inside]
 
 
@@ -377,7 +390,10 @@ def _screen(settings: MapSettings, network: MapNetwork, said: Metadata, size: in
         )
     ground = _ground(settings, said, settings.fit.dem, settings.fit.photo)
     assert settings.fit.crossings is not None  # fit.given
-    crossings = _truth(settings.fit.crossings, settings.fit.layer, ground)
+    crossings = _truth(
+        "fit.crossings", settings.fit.crossings, ground, layer=settings.fit.crossings_layer,
+        xy=settings.fit.crossings_xy, crs=settings.fit.crossings_crs,
+    )  # fmt: skip
     with ground:
         best = np.array([screen.best_near(ground, x, y) for x, y in crossings])
     screen.threshold = fitted_threshold(best, settings.screen_recall)
@@ -537,7 +553,7 @@ def _evaluation(
         places[["x", "y"]] = moved(places[["x", "y"]].to_numpy(float))
     return write_evaluation(
         settings.evaluation,
-        title=f"Crossings of {settings.out.stem}",
+        title=f"Evaluation of {settings.out.name}",
         answers=judged.lines(),
         said=report.said(),
         table=judged.score.table(),

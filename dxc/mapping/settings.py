@@ -12,7 +12,7 @@ from dxc.config.checked import Amount, Flag, Limit, Part, Positive, Text, must_b
 from dxc.errors import ConfigError, is_number
 from dxc.geo.bands import PHOTO_BANDS
 from dxc.geo.crossing_layers import checked_codes
-from dxc.geo.settings import Rasters
+from dxc.geo.settings import Columns, Rasters
 
 Mode = Literal["auto", "chips", "dense", "corridor"]
 
@@ -55,7 +55,9 @@ class Fit(Part):
     dem: Rasters = None
     photo: Rasters = None
     crossings: File = None
-    layer: Name = None
+    crossings_layer: Name = None
+    crossings_xy: Columns = None
+    crossings_crs: Name = None
 
     @property
     def given(self) -> bool:
@@ -95,6 +97,8 @@ class MapSettings(Part):
 
     roads_layer: Name = None
     truth_layer: Name = None
+    truth_xy: Columns = None
+    truth_crs: Name = None
     photo_bands: Annotated[
         list[str],
         must_be(

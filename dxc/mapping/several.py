@@ -93,7 +93,10 @@ def _fit(one: MapSettings, other: MapSettings) -> Fit:
     known, and which every network but its own was trained on."""
     if one.way != "dense" or one.fit.given or one.screen_logit is not None or one.fold == other.fold:
         return one.fit
-    return Fit(dem=other.dem, photo=other.photo, crossings=other.truth, layer=other.truth_layer)
+    return Fit(
+        dem=other.dem, photo=other.photo, crossings=other.truth, crossings_layer=other.truth_layer,
+        crossings_xy=other.truth_xy, crossings_crs=other.truth_crs,
+    )  # fmt: skip
 
 
 def _of_fold(cfg: DictConfig, fold: str) -> MapSettings:

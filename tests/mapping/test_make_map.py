@@ -269,6 +269,23 @@ def test_dense_mode_asks_windows_only_where_the_dense_pass_answers(
         _map(world, tmp_path / "e.gpkg", onnx=network, mode="dense", fit={**fit, "photo": world["photo"]})
 
 
+def test_true_crossings_may_be_a_table(world: dict[str, Path], tmp_path: Path) -> None:
+    true = gpd.read_file(world["truth"]).geometry
+    table = tmp_path / "points.csv"
+    pd.DataFrame({"x": true.x, "y": true.y}).to_csv(table, index=False)
+    with pytest.raises(DataError, match=r"^truth .*points.csv: .*truth_crs=EPSG:26915"):
+        _map(world, tmp_path / "none.gpkg", stride_m=8, truth=table)
+    maps = [
+        _map(world, tmp_path / f"{number}.gpkg", stride_m=8, **truth).judged
+        for number, truth in enumerate(
+            ({"truth": table, "truth_crs": "EPSG:26915"}, {"truth": world["truth"]})
+        )
+    ]
+    assert maps[0] is not None and maps[1] is not None
+    assert maps[0].score.main == maps[1].score.main
+    assert maps[0].score.truth == len(CROSSINGS)
+
+
 def test_a_map_of_a_run_is_a_run_of_its_study(world: dict[str, Path], tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
@@ -411,7 +428,7 @@ def test_inputs_that_do_not_fit_are_said(world: dict[str, Path], tmp_path: Path)
     out = tmp_path / "map.gpkg"
     far = gpd.read_file(world["truth"]).translate(50_000)
     far.to_file(tmp_path / "far.gpkg")
-    with pytest.raises(DataError, match="none of its 5 points lies in the mapped area"):
+    with pytest.raises(DataError, match="none of its 5 points lies on the ground of the rasters"):
         _map(world, out, truth=tmp_path / "far.gpkg")
     far_road = gpd.read_file(world["roads"]).to_crs(26915).translate(50_000)
     far_road.to_file(tmp_path / "far_road.gpkg")
