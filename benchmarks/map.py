@@ -377,7 +377,6 @@ def extents_part(arguments: argparse.Namespace, regions: dict[str, RegionFiles])
                 made = Mapped(out, *used)
                 cost = made.cost((edge / 1000) ** 2)
             else:
-                out.with_suffix(".json").unlink(missing_ok=True)  # measured anew
                 keys = keys_of(mode, square, regions[others[0]])
                 cost = mapped(onnx, square, out, arguments, *keys).cost()
             rows.append({"extent_m": edge, "mode": mode, "threads": arguments.threads, **cost})

@@ -64,7 +64,6 @@ from dxc.text import counted
 
 log = logging.getLogger(__name__)
 
-BLOCK_CACHE_MB = 64  # GDAL's default is 5 % of the machine's memory
 CUTS_PER_NEGATIVE = 20  # so many sites may lack data for each one that has data
 SETTINGS_OF_CHIPS = {
     "region", "size_m", "jitter_m", "min_distance_m", "near_share", "crs", "dem_units", "seed", "max_positives",
@@ -232,7 +231,7 @@ def cut_region(**values: Any) -> CutReport:
         log.info("Going on with the chips that an interrupted cut left in %s.", folder)
     with (
         disk_trouble(out),
-        rasterio.Env(GDAL_CACHEMAX=BLOCK_CACHE_MB, **GDAL_OPTIONS),
+        rasterio.Env(**GDAL_OPTIONS),
         Cutter(
             folder, rasters, tuple(settings.photo_bands), size_m, region, settings.workers, shown
         ) as cutter,

@@ -34,6 +34,8 @@ GDAL_OPTIONS = {
     # the only address that may be opened is "none", which is not one
     "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
     "GDAL_VRT_ENABLE_PYTHON": "NO",
+    # MB of blocks that it keeps; its default is 5 % of the machine's memory. Whatever reads first decides
+    "GDAL_CACHEMAX": 64,
 }
 """What GDAL may do. Every thread sets these options while it opens or reads a raster."""
 

@@ -10,7 +10,7 @@ import numpy as np
 import rasterio
 
 from dxc.errors import ConfigError
-from dxc.geo.chips import BLOCK_CACHE_MB, common_ground, fingerprint, look_at_rasters
+from dxc.geo.chips import common_ground, fingerprint, look_at_rasters
 from dxc.geo.formats import GDAL_OPTIONS
 from dxc.geo.mosaic import Sources, open_mosaic
 from dxc.geo.rasters import open_raster
@@ -74,7 +74,7 @@ class Ground:
         """The ground that all rasters cover, in the CRS of the map."""
         self._needed = tuple(needed)
         self._photo_bands = tuple(photo_bands)
-        self._env = rasterio.Env(GDAL_CACHEMAX=BLOCK_CACHE_MB, **GDAL_OPTIONS)
+        self._env = rasterio.Env(**GDAL_OPTIONS)
         self._sources: list[Any] = []
 
     def __enter__(self) -> Ground:

@@ -13,6 +13,7 @@ from rasterio.transform import from_origin
 from rasterio.windows import Window
 
 from dxc.files import whole_file
+from dxc.geo.formats import GDAL_OPTIONS
 from dxc.mapping.grid import Grid, Tile
 
 SCALE = 1 / 255
@@ -40,7 +41,7 @@ def write_probabilities(path: Path, grid: Grid, crs: CRS, tiles: Iterable[tuple[
         "transform": from_origin(west, north, grid.stride, grid.stride), "tiled": True, "blockxsize": 256,
         "blockysize": 256, "compress": "deflate",
     }  # fmt: skip
-    with whole_file(path) as draft, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_CACHEMAX=64):
+    with whole_file(path) as draft, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, **GDAL_OPTIONS):
         # whole_file removes all that begins like the draft
         flat = draft.with_name(f"{draft.name}.flat.tif")
         with rasterio.open(flat, "w", **profile) as file:
