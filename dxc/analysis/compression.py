@@ -26,6 +26,8 @@ SHOWN = (
     "peak_memory_mb", "max_power_w", "energy_mj", "net_energy_mj", "fom",
 )  # fmt: skip
 """Metrics of the table, in its order; those that no run has are left out."""
+EVEN_INVALID = ("measured_latency_ms", "energy_mj")
+"""Of these, metrics that are shown where all that was measured does not count, so that the table says so."""
 KINDS = ("none", "dynamic", "static")
 
 
@@ -67,7 +69,7 @@ def compression_table(asked: Questions) -> tuple[CompressionTable, Path]:
     runs, title, notes = runs_of_table(asked)
     if runs.empty:
         raise AnalysisError(f"where={asked.where} leaves no finished run")
-    metrics = [name for name in SHOWN if name in METRICS and name in runs and runs[name].notna().any()]
+    metrics = shown(runs)
     for name in metrics:
         require_comparable(runs, {name: METRICS[name]}, asked.mix)
     rows = {name: METRICS[name] for name in metrics}
@@ -80,12 +82,26 @@ def compression_table(asked: Questions) -> tuple[CompressionTable, Path]:
     return table, folder
 
 
+def shown(runs: pd.DataFrame) -> list[str]:
+    """The metrics of the table of some runs.
+
+    Args:
+        runs: finished runs.
+    """
+
+    def is_shown(name: str) -> bool:
+        known = name in runs and bool(runs[name].notna().any())
+        return known or (name in EVEN_INVALID and bool(is_invalid(runs, name).any()))
+
+    return [name for name in SHOWN if name in METRICS and is_shown(name)]
+
+
 def compressed(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     """CompressionTable.frame of runs.
 
     Args:
         runs: finished runs, with their params as texts.
-        metrics: columns of runs.
+        metrics: of them; one that no run has is a column without values.
     """
     import numpy as np
     import pandas as pd
@@ -108,7 +124,7 @@ def compressed(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
             "finetune_epochs": epochs.where(fraction > 0, np.nan),
             "quantise": pd.Series(kinds, runs.index).astype(str),
             "design": runs["dxc.design"].fillna(runs["run_id"]) if "dxc.design" in runs else runs["run_id"],
-            **{name: runs[name].astype(float).mask(is_invalid(runs, name)) for name in metrics},
+            **{name: number(name, np.nan).mask(is_invalid(runs, name)) for name in metrics},
             **{tag: runs[tag].astype(object) for tag in verdicts},
         }
     )

@@ -35,6 +35,10 @@ POINTS, LINES, AREA = "crossings", "breach_lines", "mapped_area"
 """Names of the layers."""
 
 
+VERSION = {"VERSION": "1.3"}
+"""Of GeoPackage. QGIS 3.22, which comes with Debian 12, warns of newer ones."""
+
+
 class Field(NamedTuple):
     """A field of the USGS specification: its kind, and the longest text or the limits of a number."""
 
@@ -200,7 +204,7 @@ def write_layers(
             for number, (name, geometry, frame, _) in enumerate(layers):
                 pyogrio.write_dataframe(
                     frame, draft, layer=name, driver="GPKG", geometry_type=geometry, append=number > 0,
-                    layer_options={"GEOMETRY_NAME": "geom"},
+                    layer_options={"GEOMETRY_NAME": "geom"}, dataset_options=VERSION if number == 0 else None,
                 )  # fmt: skip
             _write_styles(draft, {name: style for name, _, _, style in layers})
     except (OSError, pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, sqlite3.Error) as error:

@@ -112,7 +112,7 @@ def write_compression(frame: pd.DataFrame, metrics: Sequence[str], folder: Path,
             old.unlink()
     tables.write(compression_in_text(frame, metrics), folder, STEM, note=note)
     for name in AGAINST:
-        if name in metrics and "accuracy" in metrics:
+        if name in metrics and "accuracy" in metrics and frame[name].notna().any():
             figures.save(compression_figure(frame, name), folder, f"{STEM}_{name}")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dxc.analysis.compression import compressed
+from dxc.analysis.compression import compressed, shown
 from dxc.config.names import describe
 from dxc.report.compression import compression_figure, compression_in_text, write_compression
 
@@ -61,6 +61,16 @@ def test_runs_that_say_nothing_of_compression() -> None:
     frame = compressed(runs, METRICS)
     assert list(frame["fraction"]) == [0, 0] and list(frame["quantise"]) == ["none", "none"]
     assert list(compression_in_text(frame, METRICS)["network"]) == ["resnet w4, 5ch b8", "resnet w8, 5ch b8"]
+
+
+def test_energies_that_do_not_count_are_said() -> None:
+    runs = pd.DataFrame([_run(0, 5, "none", 0.9, 8.0), _run(0.5, 3, "none", 0.8, 4.0)])
+    assert "energy_mj" not in shown(runs)
+    runs["dxc.energy"] = ["invalid: windows of 6 s", "not metered"]
+    metrics = shown(runs)
+    assert metrics == ["accuracy", "onnx_mb", "measured_latency_ms", "energy_mj"]
+    text = compression_in_text(compressed(runs, metrics), metrics)
+    assert list(text.iloc[:, -1]) == ["invalid", "-"]
 
 
 def test_params_that_some_runs_lack() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ XYZ = np.array([(LEFT + 10, TOP - 10, 97.0), (LEFT + 50, TOP - 60, np.nan)])
 LINE = np.array([(LEFT + 10, TOP - 5, 98.0), (LEFT + 10, TOP - 17, 96.5)])
 
 
-def _frames(count: int = 2) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame, gpd.GeoDataFrame]:
+def some_layers(count: int = 2) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame, gpd.GeoDataFrame]:
     points = point_frame(
         XYZ[:count], "EPSG:26915", [0.6, 0.95][:count], road_m=[3.5, np.nan][:count], tile=["r0c0", "r0c1"][:count],
         model="ab12",
@@ -39,10 +40,12 @@ def _frames(count: int = 2) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame, gpd.Geo
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "crossings.gpkg"
-    write_layers(path, *_frames(), CODES)
+    write_layers(path, *some_layers(), CODES)
     assert {tuple(each) for each in pyogrio.list_layers(path)} == {
         (POINTS, "Point Z"), (LINES, "LineString Z"), (AREA, "MultiPolygon"), ("layer_styles", None),
     }  # fmt: skip
+    with closing(sqlite3.connect(path)) as store:
+        assert store.execute("PRAGMA user_version").fetchone() == (10300,)
     points = gpd.read_file(path, layer=POINTS)
     np.testing.assert_array_equal(shapely.get_coordinates(points.geometry, include_z=True), XYZ)
     assert points.crs.to_epsg() == 26915
@@ -71,7 +74,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 def test_styles_are_where_qgis_looks_for_them(tmp_path: Path) -> None:
     path = tmp_path / "crossings.gpkg"
-    write_layers(path, *_frames(), CODES)
+    write_layers(path, *some_layers(), CODES)
     with sqlite3.connect(path) as connection:
         rows = connection.execute(
             "SELECT f_table_name, f_geometry_column, useAsDefault, styleQML FROM layer_styles"
@@ -99,7 +102,7 @@ def test_styles_are_where_qgis_looks_for_them(tmp_path: Path) -> None:
 
 def test_a_map_without_crossings_has_its_layers(tmp_path: Path) -> None:
     path = tmp_path / "none.gpkg"
-    write_layers(path, *_frames(0), {})
+    write_layers(path, *some_layers(0), {})
     for layer in (POINTS, LINES):
         frame = gpd.read_file(path, layer=layer)
         assert len(frame) == 0 and {"probability", "rank", "FClass", "UserCode"} <= set(frame.columns)
@@ -107,7 +110,7 @@ def test_a_map_without_crossings_has_its_layers(tmp_path: Path) -> None:
 
 
 def test_lines_and_area_come_to_the_crs_of_the_points(tmp_path: Path) -> None:
-    points, lines, area = _frames()
+    points, lines, area = some_layers()
     path = tmp_path / "a.gpkg"
     write_layers(path, points, lines.to_crs(32615), area.to_crs(4326), {})
     assert gpd.read_file(path, layer=AREA).crs.to_epsg() == 26915
@@ -115,7 +118,7 @@ def test_lines_and_area_come_to_the_crs_of_the_points(tmp_path: Path) -> None:
 
 
 def test_points_without_an_elevation_are_points_all_the_same(tmp_path: Path) -> None:
-    points, lines, area = _frames()
+    points, lines, area = some_layers()
     path = tmp_path / "a.gpkg"
     write_layers(path, points.set_geometry(shapely.force_2d(points.geometry)), lines, area, {})
     read = gpd.read_file(path, layer=POINTS).geometry
@@ -133,7 +136,7 @@ def test_points_without_an_elevation_are_points_all_the_same(tmp_path: Path) -> 
 )
 def test_codes_that_do_not_fit(tmp_path: Path, codes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        write_layers(tmp_path / "a.gpkg", *_frames(), codes)
+        write_layers(tmp_path / "a.gpkg", *some_layers(), codes)
     assert message in str(error.value) and not list(tmp_path.iterdir())
 
 
@@ -141,7 +144,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.gpkg"
-    write_layers(path, *_frames(), CODES)
+    write_layers(path, *some_layers(), CODES)
     before = path.read_bytes()
 
     def full(*_: Any) -> None:
@@ -151,10 +154,10 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(
     with pytest.raises(
         DataError, match="cannot be written .database or disk is full.. Is there room on the disk"
     ):
-        write_layers(path, *_frames(1), CODES)
+        write_layers(path, *some_layers(1), CODES)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
     with pytest.raises(ConfigError, match="ends in .gpkg"):
-        write_layers(tmp_path / "a.shp", *_frames(), {})
+        write_layers(tmp_path / "a.shp", *some_layers(), {})
     with pytest.raises(DataError, match="lacks the columns rank"):
-        points, lines, area = _frames()
+        points, lines, area = some_layers()
         write_layers(path, points.drop(columns="rank"), lines, area, {})
