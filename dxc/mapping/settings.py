@@ -183,9 +183,9 @@ class MapSettings(Part):
         """The mode; for auto what it stands for."""
         if self.mode != "auto":
             return self.mode
-        if self.roads is not None:
-            return "corridor"
-        return "dense" if self.fit.given or self.screen_logit is not None else "chips"
+        if self.fit.given or self.screen_logit is not None:
+            return "dense"
+        return "corridor" if self.roads is not None else "chips"
 
     @property
     def raster(self) -> Path:

@@ -269,6 +269,21 @@ def test_dense_mode_asks_windows_only_where_the_dense_pass_answers(
         _map(world, tmp_path / "e.gpkg", onnx=network, mode="dense", fit={**fit, "photo": world["photo"]})
 
 
+@pytest.mark.parametrize(
+    ("given", "way"),
+    [
+        ({}, "chips"),
+        ({"roads": "roads.gpkg"}, "corridor"),
+        ({"roads": "roads.gpkg", "screen_logit": -3}, "dense"),
+        ({"fit": {"photo": "b.tif", "crossings": "b.gpkg"}}, "dense"),
+        ({"roads": "roads.gpkg", "screen_logit": -3, "mode": "corridor"}, "corridor"),
+    ],
+)
+def test_the_default_mode_follows_from_what_is_given(given: dict[str, Any], way: str, tmp_path: Path) -> None:
+    values = {"onnx": "a.onnx", "photo": "a.tif", "out": "a.gpkg", "tracking": {"uri": "sqlite:///a.db"}}
+    assert checked(MapSettings, {**values, **given}).way == way
+
+
 def test_true_crossings_may_be_a_table(world: dict[str, Path], tmp_path: Path) -> None:
     true = gpd.read_file(world["truth"]).geometry
     table = tmp_path / "points.csv"
