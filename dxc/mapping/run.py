@@ -396,10 +396,13 @@ def _screen(settings: MapSettings, network: MapNetwork, said: Metadata, size: in
     )  # fmt: skip
     with ground:
         best = np.array([screen.best_near(ground, x, y) for x, y in crossings])
-    screen.threshold = fitted_threshold(best, settings.screen_recall)
+    fitted = fitted_threshold(best, settings.screen_recall)
+    screen.threshold = fitted - settings.screen_margin
     log.info(
-        "The dense pass passes log-odds of %.2f or more: it keeps %.0f %% of %d crossings of %s.",
-        screen.threshold, 100 * settings.screen_recall, len(crossings), settings.fit.crossings,
+        "The dense pass passes log-odds of %.2f or more: %.2f keep %.0f %% of %d crossings of %s, and %g less are for other "
+        "ground.",
+        screen.threshold, fitted, 100 * settings.screen_recall, len(crossings), settings.fit.crossings,
+        settings.screen_margin,
     )  # fmt: skip
     return screen
 

@@ -89,6 +89,7 @@ class MapSettings(Part):
         int | float | None, must_be(lambda value: value is None or is_number(value), "a number, or null")
     ] = None
     screen_recall: Share = 0.99
+    screen_margin: Amount = 2
     fit: Fit = Fit()
     threshold: Share = 0.5
     merge_m: Limit = 30

@@ -262,6 +262,8 @@ def test_dense_mode_asks_windows_only_where_the_dense_pass_answers(
     assert everywhere.km2 == chips.km2 == nowhere.km2
     fitted = _map(world, tmp_path / "d.gpkg", onnx=network, fit=fit, screen_recall=0.99)
     assert fitted.mode == "dense"  # the default where fit is given
+    exact = _map(world, tmp_path / "f.gpkg", onnx=network, fit=fit, screen_recall=0.99, screen_margin=0)
+    assert exact.screen_logit is not None and fitted.screen_logit == pytest.approx(exact.screen_logit - 2)
     assert 0 < fitted.windows <= chips.windows
     with pytest.raises(ConfigError, match=r"a region that the network was trained on: give fit.dem"):
         _map(world, tmp_path / "e.gpkg", onnx=network, mode="dense")
