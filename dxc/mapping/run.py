@@ -399,8 +399,8 @@ def _screen(settings: MapSettings, network: MapNetwork, said: Metadata, size: in
     fitted = fitted_threshold(best, settings.screen_recall)
     screen.threshold = fitted - settings.screen_margin
     log.info(
-        "The dense pass passes log-odds of %.2f or more: %.2f keep %.0f %% of %d crossings of %s, and %g less are for other "
-        "ground.",
+        "The dense pass passes log-odds of %.2f or more: %.2f keep %.0f %% of %d crossings of %s, "
+        "and %g less leave room for other ground.",
         screen.threshold, fitted, 100 * settings.screen_recall, len(crossings), settings.fit.crossings,
         settings.screen_margin,
     )  # fmt: skip
