@@ -364,18 +364,12 @@ def extents_part(arguments: argparse.Namespace, regions: dict[str, RegionFiles])
         for mode in modes[: len(modes) - number]:
             out = arguments.work / "squares" / f"{region}-{edge}-{mode}.gpkg"
             if mode == "whole":
-                command = [
-                    __file__,
-                    "--read-whole",
-                    onnx,
-                    square.dem,
-                    square.photo,
-                    "--stride",
-                    arguments.stride,
-                ]
-                used = metered([str(each) for each in [*command, "--threads", arguments.threads]])
-                made = Mapped(out, *used)
-                cost = made.cost((edge / 1000) ** 2)
+                said = out.with_suffix(".json")
+                if not said.exists():
+                    keys = ["--stride", arguments.stride, "--threads", arguments.threads]
+                    command = [__file__, "--read-whole", onnx, square.dem, square.photo, *keys]
+                    write_atomically(said, json.dumps(metered([str(each) for each in command])))
+                cost = Mapped(out, *json.loads(said.read_text())).cost((edge / 1000) ** 2)
             else:
                 keys = keys_of(mode, square, regions[others[0]])
                 cost = mapped(onnx, square, out, arguments, *keys).cost()
