@@ -10,7 +10,7 @@ chips of them (negatives=), and a new network is trained. This makes a round mor
 round the held-out region is mapped, and it has no part in anything before. Modes:
 
     corridor    windows near roads
-    dense       a dense pass of the network says where windows are worth it; it is fitted on a training region
+    dense       a dense pass of the network says where windows are worth it; it is fitted on the training regions
     screened    both: windows near roads where the dense pass says so
     chips       windows everywhere, chip by chip
 
@@ -205,18 +205,16 @@ def metered(script: list[str]) -> list[float]:
     return used
 
 
-def keys_of(mode: str, files: RegionFiles, known: RegionFiles) -> list[str]:
-    """What map.py is told of a mode. `known` is the training region on which the dense pass is fitted."""
+def keys_of(mode: str, files: RegionFiles, known: Sequence[RegionFiles]) -> list[str]:
+    """What map.py is told of a mode. `known` are the training regions on which the dense pass is fitted."""
     if mode == "corridor":
         return [f"roads={files.roads}"]
     if mode == "chips":
         return ["mode=chips"]
     near = [f"roads={files.roads}"] if mode == "screened" else []
-    return [
-        "mode=dense",
-        *near,
-        *(f"fit.{key}={getattr(known, key)}" for key in ("dem", "photo", "crossings")),
-    ]
+    keys = ("dem", "photo", "crossings")
+    fit = ["{" + ",".join(f"{key}:{getattr(each, key)}" for key in keys) + "}" for each in known]
+    return ["mode=dense", *near, f"fit=[{','.join(fit)}]"]
 
 
 def compared(made: Mapped, files: RegionFiles, parts: Sequence[shapely.Geometry]) -> Compared:
@@ -294,7 +292,7 @@ def held_out(
         if not onnx.exists():
             trained(place / "chips", normalise, seed, onnx, arguments)
         for mode in modes:
-            keys = keys_of(mode, regions[region], regions[others[0]])
+            keys = keys_of(mode, regions[region], [regions[name] for name in others])
             made = mapped(onnx, regions[region], place / f"{mode}.gpkg", arguments, *keys)
             maps[mode, number] = map_ = compared(made, regions[region], parts)
             cost = made.cost()
@@ -311,7 +309,7 @@ def held_out(
                 print(f"  {told(row)}, flow passes {row['flow_passes']:.3f}", flush=True)
         if number < arguments.rounds:
             for name, mode in itertools.product(others, arguments.mine):
-                known = regions[next(other for other in others if other != name)]
+                known = [regions[other] for other in others if other != name]
                 out, keys = place / f"mined-{name}-{mode}-{least:g}.gpkg", keys_of(mode, regions[name], known)
                 mapped(onnx, regions[name], out, arguments, *keys, threshold=least)
                 negatives[name].append(out)
@@ -366,7 +364,7 @@ def extents_part(arguments: argparse.Namespace, regions: dict[str, RegionFiles])
                     write_atomically(said, json.dumps(metered([str(each) for each in command])))
                 cost = Mapped(out, *json.loads(said.read_text())).cost((edge / 1000) ** 2)
             else:
-                keys = keys_of(mode, square, regions[others[0]])
+                keys = keys_of(mode, square, [regions[name] for name in others])
                 cost = mapped(onnx, square, out, arguments, *keys).cost()
             rows.append({"extent_m": edge, "mode": mode, "threads": arguments.threads, **cost})
             print(f"{edge / 1000:g} x {edge / 1000:g} km, {mode}: {told_cost(cost)}", flush=True)

@@ -39,7 +39,7 @@ from dxc.mapping.merging import Merged, merge
 from dxc.mapping.network import MapNetwork, network_of
 from dxc.mapping.raster import write_probabilities
 from dxc.mapping.screen import Screen, fitted_threshold
-from dxc.mapping.settings import MapSettings
+from dxc.mapping.settings import Fit, MapSettings
 from dxc.mapping.tracked import track
 from dxc.report.map_page import write_evaluation
 from dxc.text import counted, duration
@@ -378,33 +378,36 @@ def _truth(key: str, path: Path, ground: Ground, **file: Any) -> np.ndarray:
 
 
 def _screen(settings: MapSettings, network: MapNetwork, said: Metadata, size: int, threads: int) -> Screen:
-    """The dense pass with its threshold, which is given or fitted on a training region."""
+    """The dense pass with its threshold, which is given, or the lowest of those of training regions."""
     screen = Screen(network.path, said, size, provider=settings.provider, threads=threads)
     if settings.screen_logit is not None:
         screen.threshold = float(settings.screen_logit)
         return screen
-    if not settings.fit.given:
+    if not all(each.crossings for each in settings.fit or [Fit()]):
         raise ConfigError(
-            "mode=dense: the dense pass needs a threshold, which is fitted on a region that the network was trained "
-            "on: give fit.dem, fit.photo and fit.crossings, or the log-odds themselves: screen_logit=NUMBER."
+            "mode=dense: the dense pass needs a threshold, which is fitted on regions that the network was trained on: "
+            "give 'fit=[{dem:FILE,photo:FILE,crossings:FILE}]', or the log-odds themselves: screen_logit=NUMBER."
         )
-    ground = _ground(settings, said, settings.fit.dem, settings.fit.photo)
-    assert settings.fit.crossings is not None  # fit.given
+    screen.threshold = min(_fitted(settings, each, screen, said) for each in settings.fit)
+    return screen
+
+
+def _fitted(settings: MapSettings, region: Fit, screen: Screen, said: Metadata) -> float:
+    """The log-odds that let most crossings of a region through."""
+    ground = _ground(settings, said, region.dem, region.photo)
+    assert region.crossings is not None  # the caller looks
     crossings = _truth(
-        "fit.crossings", settings.fit.crossings, ground, layer=settings.fit.crossings_layer,
-        xy=settings.fit.crossings_xy, crs=settings.fit.crossings_crs,
+        "fit.crossings", region.crossings, ground,
+        layer=region.crossings_layer, xy=region.crossings_xy, crs=region.crossings_crs,
     )  # fmt: skip
     with ground:
         best = np.array([screen.best_near(ground, x, y) for x, y in crossings])
     fitted = fitted_threshold(best, settings.screen_recall)
-    screen.threshold = fitted - settings.screen_margin
     log.info(
-        "The dense pass passes log-odds of %.2f or more: %.2f keep %.0f %% of %d crossings of %s, "
-        "and %g less leave room for other ground.",
-        screen.threshold, fitted, 100 * settings.screen_recall, len(crossings), settings.fit.crossings,
-        settings.screen_margin,
+        "The dense pass: log-odds of %.2f keep %.0f %% of %d crossings of %s.",
+        fitted, 100 * settings.screen_recall, len(crossings), region.crossings,
     )  # fmt: skip
-    return screen
+    return fitted
 
 
 # ------------------------------------------------------------------------------------------- tiles

@@ -154,7 +154,7 @@ def fitted_threshold(best: np.ndarray, recall: float) -> float:
     """
     if not len(best):
         raise DataError(
-            "fit.crossings: no crossing lies in fit.dem and fit.photo. Give those of that region."
+            "fit: no crossing lies in its dem and photo. Give those of that region."
         )
     kept = math.ceil(recall * len(best) - 1e-9)  # 0.9 x 100 is not 90 in binary
     return float(np.sort(best)[len(best) - kept])

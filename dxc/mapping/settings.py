@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -59,9 +60,11 @@ class Fit(Part):
     crossings_xy: Columns = None
     crossings_crs: Name = None
 
-    @property
-    def given(self) -> bool:
-        return self.crossings is not None
+
+def _regions(value: Any) -> Any:
+    """One region, or several; the empty one of the defaults is none."""
+    listed = [value] if isinstance(value, Mapping | Fit) else value
+    return [each for each in listed if not isinstance(each, Mapping) or any(each.values())] if listed else []
 
 
 class MapSettings(Part):
@@ -89,8 +92,7 @@ class MapSettings(Part):
         int | float | None, must_be(lambda value: value is None or is_number(value), "a number, or null")
     ] = None
     screen_recall: Share = 0.99
-    screen_margin: Amount = 2
-    fit: Fit = Fit()
+    fit: Annotated[list[Fit], BeforeValidator(_regions)] = Field(default=[])
     threshold: Share = 0.5
     merge_m: Limit = 30
     alarms_per_km2: Amount = 1
@@ -153,20 +155,21 @@ class MapSettings(Part):
                 )
         if self.way == "dense" and self.screen_logit is None:
             mapped, fitted = (
-                [path for paths in (of.dem, of.photo) for path in paths or ()] for of in (self, self.fit)
+                [path for of in places for paths in (of.dem, of.photo) for path in paths or ()]
+                for places in ([self], self.fit)
             )
             if any(_overlap(one, other) for one in mapped for other in fitted):
                 of = "" if self.fold is None else f" of fold={self.fold}"
                 raise ValueError(
                     f"fit: the threshold{of} would be fitted on the region that it maps. Give another region in fit, "
                     "one that the network was trained on, or screen_logit; with fold=all and truth, leave fit out: "
-                    "each region is fitted on another one."
+                    "each region is fitted on the others."
                 )
         given = [
             self.roads,
             self.truth,
             self.onnx,
-            self.fit.crossings,
+            *(each.crossings for each in self.fit),
             *(self.dem or ()),
             *(self.photo or ()),
         ]
@@ -184,7 +187,7 @@ class MapSettings(Part):
         """The mode; for auto what it stands for."""
         if self.mode != "auto":
             return self.mode
-        if self.fit.given or self.screen_logit is not None:
+        if self.fit or self.screen_logit is not None:
             return "dense"
         return "corridor" if self.roads is not None else "chips"
 

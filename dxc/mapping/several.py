@@ -75,10 +75,9 @@ def asked_maps(cfg: DictConfig) -> list[MapSettings]:
     for run_id in run_ids:
         folds = listed if listed is not None else exported_folds(reader, run_id) if several else [None]
         regions = {fold: settings if fold is None else _of_fold(cfg, fold) for fold in folds}
-        for one, following in zip(
-            regions.values(), [*regions.values()][1:] + [*regions.values()][:1], strict=True
-        ):
-            values: dict[str, Any] = {"run": run_id, "study": None, "fit": _fit(one, following)}
+        for one in regions.values():
+            others = [each for each in regions.values() if each.fold != one.fold]
+            values: dict[str, Any] = {"run": run_id, "study": None, "fit": _fit(one, others)}
             if front:
                 trial = reader.run(run_id)[0].tags.get("dxc.trial", run_id[:12])
                 values["out"] = _marked(one.out, trial)
@@ -88,15 +87,18 @@ def asked_maps(cfg: DictConfig) -> list[MapSettings]:
     return asked
 
 
-def _fit(one: MapSettings, other: MapSettings) -> Fit:
-    """The region on which a dense pass is fitted where a map names none: that of another map, whose crossings are
-    known, and which every network but its own was trained on."""
-    if one.way != "dense" or one.fit.given or one.screen_logit is not None or one.fold == other.fold:
+def _fit(one: MapSettings, others: Sequence[MapSettings]) -> list[Fit]:
+    """The regions on which a dense pass is fitted where a map names none: those of the other maps whose crossings are
+    known. Its network was trained on all of them."""
+    if one.way != "dense" or one.fit or one.screen_logit is not None:
         return one.fit
-    return Fit(
-        dem=other.dem, photo=other.photo, crossings=other.truth, crossings_layer=other.truth_layer,
-        crossings_xy=other.truth_xy, crossings_crs=other.truth_crs,
-    )  # fmt: skip
+    return [
+        Fit(
+            dem=other.dem, photo=other.photo, crossings=other.truth, crossings_layer=other.truth_layer,
+            crossings_xy=other.truth_xy, crossings_crs=other.truth_crs,
+        )
+        for other in others if other.truth is not None
+    ]  # fmt: skip
 
 
 def _of_fold(cfg: DictConfig, fold: str) -> MapSettings:

@@ -300,12 +300,16 @@ def test_a_map_that_cannot_be_tracked_is_made_and_tracked_by_the_next_call(
 def test_a_dense_pass_is_fitted_on_another_region(store_file: Path, regions: Path, tmp_path: Path) -> None:
     run = f"run={_start_run(store_file, tmp_path)}"
     asked = _asked(store_file, regions, run, "fold=all", "mode=dense")
-    fitted = {each.fold: (each.fit.photo, each.fit.crossings) for each in asked}
-    own = {each.fold: (each.photo, each.truth) for each in asked}
+    fitted = {each.fold: [(fit.photo, fit.crossings) for fit in each.fit] for each in asked}
+    own = {each.fold: [(each.photo, each.truth)] for each in asked}
     assert fitted == {"IL": own["NE"], "NE": own["IL"]}
     given = _asked(store_file, regions, run, "fold=all", "mode=dense", "screen_logit=-3")
-    assert not any(each.fit.given for each in given)
-    assert not any(each.fit.given for each in _asked(store_file, regions, run, "fold=all"))
+    assert not any(each.fit for each in given)
+    assert not any(each.fit for each in _asked(store_file, regions, run, "fold=all"))
+    two = "fit=[{photo:a.tif,crossings:a.gpkg},{photo:b.tif,crossings:b.gpkg}]"
+    listed = _asked(store_file, regions, run, "fold=NE", two)
+    assert [str(fit.crossings) for fit in listed[0].fit] == ["a.gpkg", "b.gpkg"]
+    assert listed[0].way == "dense"
 
 
 @pytest.mark.parametrize(
@@ -320,11 +324,11 @@ def test_a_dense_pass_is_fitted_on_another_region(store_file: Path, regions: Pat
         (["fold=[]"], "fold is an empty list"),
         ([], r"\$\{fold\} stands in a path, and no fold is given"),
         (
-            ["fold=all", "mode=dense", "fit.photo=REGIONS/NE/photo.tif", "fit.crossings=a.gpkg"],
+            ["fold=all", "mode=dense", "fit=[{photo:REGIONS/NE/photo.tif,crossings:a.gpkg}]"],
             "the threshold of fold=NE would be fitted on the region that it maps",
         ),
         (
-            ["fold=NE", "mode=dense", "fit.photo=REGIONS/NE/", "fit.crossings=a.gpkg"],
+            ["fold=NE", "mode=dense", "fit=[{photo:REGIONS/NE/,crossings:a.gpkg}]"],
             "the threshold of fold=NE would be fitted on the region that it maps",
         ),
         (["run=null", "onnx=a.onnx", "fold=NE"], "fold=NE chooses a network of a run or a study"),
