@@ -153,9 +153,7 @@ def fitted_threshold(best: np.ndarray, recall: float) -> float:
         DataError: there is no crossing.
     """
     if not len(best):
-        raise DataError(
-            "fit: no crossing lies in its dem and photo. Give those of that region."
-        )
+        raise DataError("fit: no crossing lies in its dem and photo. Give those of that region.")
     kept = math.ceil(recall * len(best) - 1e-9)  # 0.9 x 100 is not 90 in binary
     return float(np.sort(best)[len(best) - kept])
 
