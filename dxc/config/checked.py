@@ -7,7 +7,7 @@ object of it, or raises ConfigError with a line for each value that cannot work.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictBool, StrictStr, ValidationError
 
@@ -102,9 +102,12 @@ _TYPES = ("str", "int", "float", "bool", "list", "dict")
 
 
 def _keys(kind: Any, path: list[str]) -> Iterable[str]:
-    """The keys of a class, or of the class of one of its keys."""
+    """The keys of a class, or of the class of one of its keys, or of the entries of a list there."""
     for name in path:
-        kind = kind.model_fields[name].annotation
+        key, is_entry, _ = name.partition("[")
+        kind = kind.model_fields[key].annotation
+        if is_entry:
+            (kind,) = get_args(kind)
     return [field.alias or name for name, field in kind.model_fields.items() if not field.exclude]
 
 

@@ -333,6 +333,12 @@ def test_a_dense_pass_is_fitted_on_another_region(store_file: Path, regions: Pat
         ),
         (["run=null", "onnx=a.onnx", "fold=NE"], "fold=NE chooses a network of a run or a study"),
         (["fold=all", "corridor_m=-1"], "corridor_m must be a number over 0"),
+        (["fold=NE", "fit=3"], r"fit must be a list of regions, \[\{dem:FILE"),
+        (["fold=NE", "fit=[3]"], r"fit\[0\] must be a section with keys, not 3"),
+        (
+            ["fold=NE", "fit={dem:a.tif,truth:b.gpkg}"],
+            r"fit\[0\] has no truth; it has crossings, .*dem, photo",
+        ),
     ],
 )
 def test_mistakes_are_said(
