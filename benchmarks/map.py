@@ -184,25 +184,32 @@ def mapped(
 ) -> Mapped:
     """python map.py"""
     said = out.with_suffix(".json")
-    if not (out.exists() and said.exists()):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        command = [
-            str(ROOT / "map.py"), f"onnx={onnx}", f"dem={files.dem}", f"photo={files.photo}",
-            f"out={out}", f"stride_m={arguments.stride}", f"threshold={threshold}", f"threads={arguments.threads}",
-            "overwrite=true", "progress=false", f"hydra.run.dir={out.parent}/run", *more,
-        ]  # fmt: skip
-        write_atomically(said, json.dumps(metered(command)))
-    return Mapped(out, *json.loads(said.read_text()))
+    if not out.exists():
+        said.unlink(missing_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = [
+        str(ROOT / "map.py"), f"onnx={onnx}", f"dem={files.dem}", f"photo={files.photo}",
+        f"out={out}", f"stride_m={arguments.stride}", f"threshold={threshold}", f"threads={arguments.threads}",
+        "overwrite=true", "progress=false", f"hydra.run.dir={out.parent}/run", *more,
+    ]  # fmt: skip
+    return Mapped(out, *metered(said, command))
 
 
-def metered(script: list[str]) -> list[float]:
-    """Run a script of Python: its seconds, its processor seconds and its peak of memory in MB."""
+def metered(said: Path, script: list[str]) -> list[float]:
+    """Run a script of Python: its seconds, its processor seconds and its peak of memory in MB. What `said` holds of an
+    earlier call is taken."""
+    if not said.exists():
+        _run_metered(said, script)
+    used: list[float] = json.loads(said.read_text())
+    return used
+
+
+def _run_metered(said: Path, script: list[str]) -> None:
     command = [sys.executable, "-c", METER, sys.executable, *script]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{script[0]} failed:\n{done.stdout}{done.stderr}")
-    used: list[float] = json.loads(done.stdout.splitlines()[-1])
-    return used
+    write_atomically(said, done.stdout.splitlines()[-1])
 
 
 def keys_of(mode: str, files: RegionFiles, known: Sequence[RegionFiles]) -> list[str]:
@@ -357,12 +364,10 @@ def extents_part(arguments: argparse.Namespace, regions: dict[str, RegionFiles])
         for mode in modes[: len(modes) - number]:
             out = arguments.work / "squares" / f"{region}-{edge}-{mode}.gpkg"
             if mode == "whole":
-                said = out.with_suffix(".json")
-                if not said.exists():
-                    keys = ["--stride", arguments.stride, "--threads", arguments.threads]
-                    command = [__file__, "--read-whole", onnx, square.dem, square.photo, *keys]
-                    write_atomically(said, json.dumps(metered([str(each) for each in command])))
-                cost = Mapped(out, *json.loads(said.read_text())).cost((edge / 1000) ** 2)
+                keys = ["--stride", arguments.stride, "--threads", arguments.threads]
+                command = [__file__, "--read-whole", onnx, square.dem, square.photo, *keys]
+                used = metered(out.with_suffix(".json"), [str(each) for each in command])
+                cost = Mapped(out, *used).cost((edge / 1000) ** 2)
             else:
                 keys = keys_of(mode, square, [regions[name] for name in others])
                 cost = mapped(onnx, square, out, arguments, *keys).cost()

@@ -149,10 +149,9 @@ class Finder:
             more = self._around(at[answers >= KEPT], left, top, seen_whole)
             at, answers = np.concatenate([at, more]), np.concatenate([answers, self._answers(bands, more)[0]])
         xs, ys = left + at[:, 1] + half + 0.5, top - at[:, 0] - half - 0.5
-        if boxes is not None:
-            xs, ys = left + at[:, 1] + boxes[:, 0] * size, top - at[:, 0] - boxes[:, 1] * size
         kept = answers >= KEPT
         if boxes is not None:  # the centre of a box may lie beyond the raster's edge
+            xs, ys = left + at[:, 1] + boxes[:, 0] * size, top - at[:, 0] - boxes[:, 1] * size
             kept &= shapely.contains_xy(self._ground.area, xs, ys)
         return Found(probability, xs[kept], ys[kept], answers[kept], seen, holes, len(at))
 

@@ -383,7 +383,7 @@ def _screen(settings: MapSettings, network: MapNetwork, said: Metadata, size: in
     if settings.screen_logit is not None:
         screen.threshold = float(settings.screen_logit)
         return screen
-    if not all(each.crossings for each in settings.fit or [Fit()]):
+    if not settings.fit or not all(each.crossings for each in settings.fit):
         raise ConfigError(
             "mode=dense: the dense pass needs a threshold, which is fitted on regions that the network was trained on: "
             "give 'fit=[{dem:FILE,photo:FILE,crossings:FILE}]', or the log-odds themselves: screen_logit=NUMBER."

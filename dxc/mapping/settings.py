@@ -62,13 +62,13 @@ class Fit(Part):
 
 
 def _regions(value: Any) -> Any:
-    """One region, or several; one whose keys are all null is none."""
+    """One region, or several, or none."""
     listed = [value] if isinstance(value, Mapping | Fit) else value
     if not (listed is None or isinstance(listed, list | tuple)):
         raise ValueError(
             f" must be a list of regions, [{{dem:FILE,photo:FILE,crossings:FILE}}], not {value!r:.80}"
         )
-    return [each for each in listed if not isinstance(each, Mapping) or any(each.values())] if listed else []
+    return listed or []
 
 
 class MapSettings(Part):
