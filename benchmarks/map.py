@@ -12,7 +12,7 @@ round the held-out region is mapped, and it has no part in anything before. Mode
     corridor    windows near roads
     dense       a dense pass of the network says where windows are worth it; it is fitted on the training regions
     screened    both: windows near roads where the dense pass says so
-    chips       windows everywhere, chip by chip
+    chips       windows everywhere, every single one
 
 The training regions are mapped in the modes of --mine, with points from a probability of --mine-threshold on. Points of
 the held-out region are matched one to one with the true crossings within 15 m. Its maps show points of a probability of
@@ -217,7 +217,7 @@ def keys_of(mode: str, files: RegionFiles, known: Sequence[RegionFiles]) -> list
     if mode == "corridor":
         return [f"roads={files.roads}"]
     if mode == "chips":
-        return ["mode=chips"]
+        return ["mode=chips", "every_window=true"]
     near = [f"roads={files.roads}"] if mode == "screened" else []
     keys = ("dem", "photo", "crossings")
     fit = ["{" + ",".join(f"{key}:{getattr(each, key)}" for key in keys) + "}" for each in known]

@@ -32,7 +32,9 @@ OF_DESIGN = ("accuracy", "average_precision", "latency_ms", "measured_latency_ms
 ONE_RANKING = ("area", "mode", "fold", "roads", "alarms_per_km2")
 """Maps are ranked among those that are equal in these."""
 SAME_MAP = ("dxc.mapped", "dxc.mapped_by", "dxc.map_mode", "dxc.map_roads")
-SAME_MAP_PARAMS = ("stride_m", "merge_m", "threshold", "alarms_per_km2", "calibrate", "refine")
+SAME_MAP_PARAMS = (
+    "stride_m", "merge_m", "threshold", "alarms_per_km2", "calibrate", "every_window", "refine",
+)  # fmt: skip
 """Of maps that are equal in these tags and params, the newest counts."""
 
 
@@ -85,8 +87,8 @@ def mapped(runs: pd.DataFrame, maps: Sequence[StoredRun]) -> pd.DataFrame:
     """One row a map, the best of each ranking first; rankings are in the order of their first maps.
 
     Columns: ranking (number, from 1), rank (among the maps of a ranking), name, area, mode, fold, roads (along which
-    it looked, how far from them, and a digest; '' without), stride_m, threshold, merge_m, calibrate, refine, machine,
-    alarms_per_km2, OF_DESIGN, OF_MAP, run_id (of the map), design_run.
+    it looked, how far from them, and a digest; '' without), stride_m, threshold, merge_m, calibrate, every_window,
+    refine, machine, alarms_per_km2, OF_DESIGN, OF_MAP, run_id (of the map), design_run.
 
     Args:
         runs: of designs, finished.
@@ -119,6 +121,7 @@ def mapped(runs: pd.DataFrame, maps: Sequence[StoredRun]) -> pd.DataFrame:
                 "threshold": _number(each.params, "threshold"),
                 "merge_m": _number(each.params, "merge_m"),
                 "calibrate": each.params.get("calibrate", ""),
+                "every_window": each.params.get("every_window", "").lower(),
                 "refine": each.params.get("refine", "").lower(),
                 "machine": each.tags.get("dxc.measured_on", ""),
                 "alarms_per_km2": _number(each.params, "alarms_per_km2"),

@@ -29,6 +29,18 @@ class Tile(NamedTuple):
     rows: int
     columns: int
 
+    def grown(self, ring: int) -> Tile:
+        """The tile with as many windows more on each side."""
+        return Tile(
+            self.number, self.row - ring, self.column - ring, self.rows + 2 * ring, self.columns + 2 * ring
+        )
+
+    def every_second(self) -> np.ndarray:
+        """Every second window, as the black squares of a chessboard over the whole lattice: bool (rows, columns)."""
+        row, column = np.ogrid[: self.rows, : self.columns]
+        black: np.ndarray = (row + column + self.row + self.column) % 2 == 0
+        return black
+
 
 class Grid(NamedTuple):
     """A lattice of square windows over an area. Window (r, c) has its upper left corner at x = c stride, y = -r stride,

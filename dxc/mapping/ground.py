@@ -117,8 +117,16 @@ class Ground:
 
 
 def _nearest(valid: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Row and column (height, width) of the nearest pixel with data."""
+    """Row and column of the nearest pixel with data, arrays that index (height, width)."""
     from scipy.ndimage import distance_transform_edt
 
+    rows, columns = np.flatnonzero(valid.any(axis=1)), np.flatnonzero(valid.any(axis=0))
+    first, last = (rows[0], columns[0]), (rows[-1], columns[-1])
+    if valid[first[0] : last[0] + 1, first[1] : last[1] + 1].all():
+        # at the edge of a raster, which is the usual case and takes no search
+        row, column = (
+            np.arange(edge).clip(*ends) for edge, *ends in zip(valid.shape, first, last, strict=True)
+        )
+        return np.ix_(row, column)
     indices = distance_transform_edt(~valid, return_distances=False, return_indices=True)
     return tuple(indices)

@@ -105,9 +105,15 @@ class MapReport:
     def said(self) -> list[tuple[str, str]]:
         """Labels and texts for people; what is known of the evaluation is in judged."""
         pace = f", {self.seconds_per_km2:.1f} s a km2" if self.fresh_km2 else ""
-        screened = (
-            "" if self.screen_logit is None else f", threshold of the dense pass {self.screen_logit:.2f}"
-        )
+        screened = []
+        if self.screen_logit is not None:
+            screened = [
+                (
+                    "dense pass",
+                    f"places of log-odds from {self.screen_logit:g} on; another map by this network can be given "
+                    f"screen_logit={self.screen_logit:g} instead of fit",
+                )
+            ]
         found = [
             (
                 "map",
@@ -115,7 +121,8 @@ class MapReport:
                 f"{duration(self.seconds)}{pace}",
             ),
             ("network", self.network.why),
-            ("mode", f"{self.mode}, a window every {self.stride_m} m{screened}"),
+            ("mode", f"{self.mode}, a window every {self.stride_m} m"),
+            *screened,
             ("probabilities", self.probabilities),
             ("breach lines", self.lines),
             ("points", f"{self.out}"),
@@ -198,7 +205,7 @@ def _make_map(
     screen = _screen(settings, network, said, size, threads) if mode == "dense" else None
     out, grid = settings.out, Grid.over(ground.area, stride=stride, size=size)
     job = {
-        "version": 3, "network": network.identity, "stride_m": stride, "mode": mode,
+        "version": 4, "network": network.identity, "stride_m": stride, "mode": mode,
         "screen": screen.threshold if screen else None,
         **settings.model_dump(mode="json", exclude=WHERE_NO_RESULT_DEPENDS),
     }  # fmt: skip
@@ -215,7 +222,7 @@ def _make_map(
         finder = Finder(
             predictor, ground, grid,
             near=finder_lines, near_m=settings.corridor_m, screen=screen, refine=settings.refine,
-            batch=settings.batch,
+            every_window=settings.every_window or stride > stride_for(None, jitter, size), batch=settings.batch,
         )  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         tiles = list(grid.tiles(settings.tile_m))
@@ -388,7 +395,8 @@ def _screen(settings: MapSettings, network: MapNetwork, said: Metadata, size: in
             "mode=dense: the dense pass needs a threshold, which is fitted on regions that the network was trained on: "
             "give 'fit=[{dem:FILE,photo:FILE,crossings:FILE}]', or the log-odds themselves: screen_logit=NUMBER."
         )
-    screen.threshold = min(_fitted(settings, each, screen, said) for each in settings.fit)
+    fitted = min(_fitted(settings, each, screen, said) for each in settings.fit)
+    screen.threshold = math.floor(100 * fitted) / 100  # two digits that can be given to another map
     return screen
 
 

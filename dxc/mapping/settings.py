@@ -91,6 +91,7 @@ class MapSettings(Part):
     corridor_m: Limit = 15
     stride_m: Positive | None = None
     jitter_m: Limit | None = None
+    every_window: Flag = False
     refine: Flag = True
     screen_logit: Annotated[
         int | float | None, must_be(lambda value: value is None or is_number(value), "a number, or null")

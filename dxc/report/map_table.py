@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 STEM = "maps"
 OWN = re.compile(rf"{STEM}_\d+\.(md|tex|csv)")
 """Names of the files that write_map_table() writes."""
-WORDS = ("design", "calibrate", "refine", "machine")
+WORDS = ("design", "calibrate", "every window", "refine", "machine")
 """Columns of words; the others are of numbers."""
 WHERE_DIFFERENT = {
     "stride_m": "stride (m)",
     "threshold": "threshold",
     "merge_m": "merge (m)",
     "calibrate": "calibrate",
+    "every_window": "every window",
     "refine": "refine",
 }
 """Columns that are shown where maps differ in them, and their headings."""

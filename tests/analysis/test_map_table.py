@@ -108,11 +108,12 @@ def test_maps_are_ranked_among_those_of_one_area_mode_and_fold(
         stride_m=range(5),
         threshold=[0.5, 0.5, 0.1, 0.5, 0.5],
         calibrate=["auto", *["none"] * 4],
+        every_window=["true", *["false"] * 4],
         refine=["true", *["false"] * 4],
         machine=list("abcde"),
     )
     shown = maps_in_text(differing)
-    assert list(shown)[-5:] == ["stride (m)", "threshold", "calibrate", "refine", "machine"]
+    assert list(shown)[-6:] == ["stride (m)", "threshold", "calibrate", "every window", "refine", "machine"]
     assert shown["threshold"].tolist()[:3] == ["0.5", "0.5", "0.1"]
     assert "4 rankings: maps of different areas, modes, folds and corridors" in table.lines[-1]
     print_map_table(frame, folder, title=table.title, lines=table.lines)

@@ -108,11 +108,62 @@ def test_windows_between_others_place_points_closer(world: dict[str, Path], tmp_
     np.testing.assert_array_equal(pixels[True], pixels[False])  # the raster shows the lattice
 
 
-def test_a_map_does_not_depend_on_its_tiles(world: dict[str, Path], tmp_path: Path) -> None:
+class SeesFar(torch.nn.Module):
+    """Is certain of a bright spot whose centre lies up to 8 pixels from its own on each axis, and sees some of it up to
+    11 pixels away."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        part = torch.relu(image[:, 0, SIZE // 2 - 10 : SIZE // 2 + 11, SIZE // 2 - 10 : SIZE // 2 + 11] - 0.5)
+        there = 16 * part.sum(dim=(1, 2)) / 12.5 - 8  # -8 without a spot, 8 with a whole one of 25 pixels
+        return torch.stack([torch.zeros_like(there), there], dim=1)
+
+
+def test_every_second_window_finds_what_all_find(world: dict[str, Path], tmp_path: Path) -> None:
+    far = {**world, "onnx": write_network(tmp_path / "far.onnx", SeesFar())}
+    found, windows, pixels = {}, {}, {}
+    for every in (False, True):
+        out = tmp_path / f"{every}.gpkg"
+        windows[every] = _map(far, out, stride_m=8, refine=False, every_window=every).windows
+        found[every] = _points(out)
+        with rasterio.open(out.with_name(f"{every}_probability.tif")) as file:
+            pixels[every] = file.read(1, masked=True).astype(int).filled(-1)
+            place = file.transform
+    np.testing.assert_allclose(found[False], found[True], atol=1e-5)
+    # window (r, c) of the lattice has its centre at x = 8 c + 16.5, y = -(8 r + 16.5)
+    rows, columns = np.indices(pixels[True].shape)
+    first_column, first_row = (place.c + 4 - 16.5) / 8, -(place.f - 4 + 16.5) / 8
+    black = (rows + columns + first_row + first_column) % 2 == 0
+    there = pixels[True] >= 0
+    beside = np.pad(pixels[True] * (black & there), 1)
+    highest = np.max([beside[:-2, 1:-1], beside[2:, 1:-1], beside[1:-1, :-2], beside[1:-1, 2:]], axis=0)
+    number = np.pad((black & there).astype(int), 1)
+    count = number[:-2, 1:-1] + number[2:, 1:-1] + number[1:-1, :-2] + number[1:-1, 2:]
+    spared = there & ~black & (count >= 2) & (highest < 0.02 * 255)
+    assert 0.4 < spared.sum() / there.sum() < 0.5
+    assert windows[True] == there.sum()
+    assert windows[False] == there.sum() - spared.sum()
+    np.testing.assert_array_equal(pixels[False], np.where(spared, highest, pixels[True]))
+
+
+def test_a_larger_stride_looks_at_every_window(world: dict[str, Path], tmp_path: Path) -> None:
+    """Each of them may be the only one that sees a crossing: the jitter of the network is 4 m."""
+    far = {**world, "onnx": write_network(tmp_path / "far.onnx", SeesFar())}
+    windows = [
+        _map(far, tmp_path / f"{every}.gpkg", stride_m=12, refine=False, every_window=every).windows
+        for every in (False, True)
+    ]
+    assert windows[0] == windows[1]
+
+
+@pytest.mark.parametrize("model", [SeesSpots, SeesFar])
+def test_a_map_does_not_depend_on_its_tiles(
+    world: dict[str, Path], tmp_path: Path, model: type[torch.nn.Module]
+) -> None:
+    given = {**world, "onnx": write_network(tmp_path / "network.onnx", model())}
     maps = []
-    for tile_m in (60, 100, 1000):
+    for tile_m in (30, 100, 1000):
         out = tmp_path / f"{tile_m}.gpkg"
-        _map(world, out, tile_m=tile_m, stride_m=8)
+        _map(given, out, tile_m=tile_m, stride_m=8)
         with rasterio.open(out.with_name(f"{tile_m}_probability.tif")) as file:
             maps.append((_points(out), file.read(masked=True)))
     for points, pixels in maps[1:]:
