@@ -20,7 +20,8 @@ the held-out region are matched one to one with the true crossings within 15 m. 
 where the runoff of a hectare or more gets within 5 m of a true crossing on the elevation model with breach lines.
 Seconds and processor time (`cpu`, which other programs change less) are those of the whole command, and so is the peak
 of memory. Extents are squares of 2, 4 and 8 km, filled with mirrored copies of a region, and the network is that of the
-last round without the region. Two more ways are there to compare with, on the smaller squares: chips, and
+last round without the region. The middle one is mapped with all cores, too. Two more ways are there to compare with, on
+the smaller squares: chips, and
 
     whole       windows everywhere of rasters that are read whole, as float64, as tools do that hold them in memory
 
@@ -49,6 +50,7 @@ from hydra import compose, initialize_config_dir
 from rasterio.windows import Window
 
 from dxc.config.plan import Plan
+from dxc.data.cache import usable_cores
 from dxc.data.folds import Fold
 from dxc.deploy.export import export_onnx
 from dxc.deploy.metadata import Metadata
@@ -63,6 +65,7 @@ from dxc.geo.mosaic import open_mosaic
 from dxc.geo.record import Record
 from dxc.hardware.spec import device_name
 from dxc.synthetic.source import REGIONS, RegionFiles, make_region, region_files
+from dxc.text import counted
 from dxc.training.crossval import train_fold
 
 JITTER_M = 5
@@ -226,13 +229,17 @@ def keys_of(mode: str, files: RegionFiles, known: Sequence[RegionFiles]) -> list
 
 def compared(made: Mapped, files: RegionFiles, parts: Sequence[shapely.Geometry]) -> Compared:
     points, truth = gpd.read_file(made.out, layer="crossings"), gpd.read_file(files.crossings)
-    with rasterio.open(files.dem) as file:
-        whole = shapely.box(*file.bounds)  # crossings away from the roads count too
+    whole = shapely.box(*_bounds(files.dem))  # crossings away from the roads count too
     found, true = (np.column_stack([each.geometry.x, each.geometry.y]) for each in (points, truth))
     blocks = Blocks.of_polygons(
         parts, true, found, area=whole, roads=list(gpd.read_file(files.roads).geometry)
     )
     return Compared(true, found, points["probability"].to_numpy(float), blocks)
+
+
+def _bounds(raster: Path) -> tuple[float, ...]:
+    with rasterio.open(raster) as file:
+        return tuple(file.bounds)
 
 
 def flow_passes(files: RegionFiles, map_: Compared, threshold: float) -> float:
@@ -356,40 +363,78 @@ def extents_part(arguments: argparse.Namespace, regions: dict[str, RegionFiles])
         trained(home / "round0" / "chips", normalise, 0, networks[0], arguments)
     onnx = networks[-1]
     edges = (400, 800, 1600) if arguments.tiny else (2000, 4000, 8000)
-    # a larger square leaves out the last: these are slow
-    modes = ("corridor", "screened", "dense", "whole", "chips")
-    rows = []
-    for number, edge in enumerate(edges):
+    rows: list[dict[str, Any]] = []
+    for edge, mode, threads in measured_extents(edges, arguments.threads, usable_cores()):
         square = part_of(regions[region], arguments.work / "squares" / f"{region}-{edge}", edge)
-        for mode in modes[: len(modes) - number]:
-            out = arguments.work / "squares" / f"{region}-{edge}-{mode}.gpkg"
-            if mode == "whole":
-                keys = ["--stride", arguments.stride, "--threads", arguments.threads]
-                command = [__file__, "--read-whole", onnx, square.dem, square.photo, *keys]
-                used = metered(out.with_suffix(".json"), [str(each) for each in command])
-                cost = Mapped(out, *used).cost((edge / 1000) ** 2)
-            else:
-                keys = keys_of(mode, square, [regions[name] for name in others])
-                cost = mapped(onnx, square, out, arguments, *keys).cost()
-            rows.append({"extent_m": edge, "mode": mode, "threads": arguments.threads, **cost})
-            print(f"{edge / 1000:g} x {edge / 1000:g} km, {mode}: {told_cost(cost)}", flush=True)
-            if arguments.save:
-                kept(extents=rows, extent_settings=settings_of(arguments) | {"network": onnx.parent.name})
-    of = {(row["extent_m"], row["mode"]): row for row in rows}
-    ratios = {}
-    for mode in modes[:-1]:
-        small, large = of[edges[0], mode], of[edges[-1 if (edges[-1], mode) in of else -2], mode]
-        ratios[mode] = {
-            "ground": (large["extent_m"] / small["extent_m"]) ** 2,
-            "memory": large["peak_memory_mb"] / small["peak_memory_mb"],
-            "speed": of[edges[0], "chips"]["cpu_seconds_per_km2"] / large["cpu_seconds_per_km2"],
-        }
+        out = arguments.work / "squares" / f"{region}-{edge}-{mode}-{threads}.gpkg"
+        row: dict[str, Any] = {"extent_m": edge, "mode": mode, "threads": threads}
+        if mode == "whole":
+            keys = ["--stride", arguments.stride, "--threads", threads]
+            command = [__file__, "--read-whole", onnx, square.dem, square.photo, *keys]
+            used = metered(out.with_suffix(".json"), [str(each) for each in command])
+            row |= Mapped(out, *used).cost((edge / 1000) ** 2)
+            found = ""
+        else:
+            keys = keys_of(mode, square, [regions[name] for name in others])
+            made = mapped(
+                onnx, square, out, argparse.Namespace(**vars(arguments) | {"threads": threads}), *keys
+            )
+            row |= made.cost()
+            main = compared(made, square, [shapely.box(*_bounds(square.dem))]).score(LEAST_P).main
+            row |= {"recall": main.recall.value, "precision": main.precision.value}
+            found = f"; recall {main.recall.value:.3f}, precision {main.precision.value:.3f}"
+        rows.append(row)
         print(
-            f"{mode}: {ratios[mode]['ground']:g} times the ground takes {ratios[mode]['memory']:.2f} times the memory; "
-            f"{ratios[mode]['speed']:.1f} times as fast as chips everywhere (processor time a km2)"
+            f"{edge / 1000:g} x {edge / 1000:g} km, {mode}, {counted(threads, 'thread')}: {told_cost(row)}{found}",
+            flush=True,
         )
+        if arguments.save:
+            kept(extents=rows, extent_settings=settings_of(arguments) | {"network": onnx.parent.name})
+    ratios = extent_ratios(rows, edges, arguments.threads)
+    for mode, of in ratios.items():
+        print(f"{mode}: {of['ground']:g} times the ground takes {of['memory']:.2f} times the memory")
+        for name, ratio in of.items():
+            if name.startswith("speed"):
+                print(f"  {ratio:.1f} times as fast as chips everywhere ({name.removeprefix('speed_')})")
     if arguments.save:
         kept(extent_ratios=ratios)
+
+
+def measured_extents(edges: Sequence[int], threads: int, cores: int) -> list[tuple[int, str, int]]:
+    """Which edge, mode and threads are measured. Slow modes leave out the largest square, and all cores map the middle
+    one."""
+    quick, slow = ["corridor", "screened", "dense"], ["chips", "whole"]
+    measured = [(edge, mode, threads) for edge in edges for mode in quick + slow * (edge != edges[-1])]
+    return measured + [(edges[1], mode, cores) for mode in [*quick, "chips"] if cores != threads]
+
+
+def extent_ratios(
+    rows: list[dict[str, Any]], edges: Sequence[int], threads: int
+) -> dict[str, dict[str, float]]:
+    """Of each mode but chips: memory of its largest square by that of its smallest, and how many times as fast as chips
+    it is, by processor seconds with one number of threads and by seconds with all cores. The largest square is compared
+    with chips on the middle one: their time a km2 is that of a window."""
+    of = {(row["extent_m"], row["mode"], row["threads"]): row for row in rows}
+    ratios: dict[str, dict[str, float]] = {}
+    for mode in ("corridor", "screened", "dense", "whole"):
+        own = [(edge, of[edge, mode, threads]) for edge in edges if (edge, mode, threads) in of]
+        (small, first), (large, last) = own[0], own[-1]
+        ratios[mode] = {
+            "ground": (large / small) ** 2,
+            "memory": last["peak_memory_mb"] / first["peak_memory_mb"],
+        }
+        for edge, row in own:
+            chips = of[min(edge, edges[1]), "chips", threads]
+            ratios[mode][f"speed_{edge / 1000:g}_km"] = (
+                chips["cpu_seconds_per_km2"] / row["cpu_seconds_per_km2"]
+            )
+        for (edge, name, count), row in of.items():
+            if name == mode and count != threads:
+                chips = of[edge, "chips", count]
+                ratios[mode][f"speed_{edge / 1000:g}_km_all_cores"] = (
+                    chips["seconds_per_km2"] / row["seconds_per_km2"]
+                )
+    return ratios
 
 
 def read_whole(onnx: Path, dem: Path, photo: Path, stride: int, threads: int) -> None:
