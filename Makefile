@@ -1,4 +1,4 @@
-# make setup | demo | demo-map | test | test-slow | test-slurm | test-browser | test-device | lint | docs | bench | gpu | ui | clean
+# make setup | demo | demo-map | test | test-long | test-slow | test-slurm | test-browser | test-device | lint | docs | bench | gpu | ui | clean
 # Every target does the set-up it misses.
 
 VENV := .venv
@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 PORT ?= 5000
 ARGS ?=
 
-.PHONY: setup demo demo-map test test-slow test-slurm test-browser test-device lint docs bench gpu ui clean
+.PHONY: setup demo demo-map test test-long test-slow test-slurm test-browser test-device lint docs bench gpu ui clean
 .DEFAULT_GOAL := setup
 
 # The first of these that is Python 3.11 to 3.13; or name one: make setup PYTHON=/path/to/python3.12
@@ -65,7 +65,11 @@ demo-map: setup
 test: setup
 	$(PY) -m pytest -q -n 2 --dist worksteal $(ARGS)
 
-# What takes more than about 20 s a test, and is left out above.
+# What takes more than about 3 s a test, and is left out above: mostly whole programs.
+test-long: setup
+	$(PY) -m pytest -q -n 2 --dist worksteal -m 'long and not slow' $(ARGS)
+
+# What takes more than about 20 s a test.
 test-slow: setup
 	$(PY) -m pytest -q -n 2 --dist worksteal -m slow $(ARGS)
 

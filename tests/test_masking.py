@@ -111,6 +111,7 @@ def test_a_secret_in_a_configuration_file(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("DXC_TRACKING_URI")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sweep", [[], ["seed=1,2", "hydra.sweep.dir={tmp_path}/out", "-m"]])
 def test_nothing_of_a_password_is_written_or_shown(sweep: list[str], tmp_path: Path) -> None:
     """train.py with a server that does not answer: its error, Hydra's files, the log."""

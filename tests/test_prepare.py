@@ -63,6 +63,7 @@ def folder(tmp_path: Path) -> Path:
 FILES = ("dem=dem.tif", "photo=naip.tif", "crossings=points.gpkg")
 
 
+@pytest.mark.long
 def test_from_files_to_a_data_source(folder: Path) -> None:
     done = prepare(folder, *FILES, "out=chips", "region=NE")
     assert done.returncode == 0, done.stderr
@@ -123,6 +124,7 @@ def test_a_sheet_of_the_chips_is_left_and_may_fail(folder: Path) -> None:
     assert len([*(folder / "chips" / "IL").rglob("*.tif")]) == 4
 
 
+@pytest.mark.long
 def test_boxes_from_the_command_line(folder: Path) -> None:
     for boxes, found in (
         ("boxes=20", {1: [[40, 40, 60, 60]], 2: [[40, 40, 60, 60]]}),
@@ -139,6 +141,7 @@ def test_boxes_from_the_command_line(folder: Path) -> None:
         assert read == list(found.values())
 
 
+@pytest.mark.long
 def test_errors_are_one_message_without_a_trace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of them as commands, the others by the call that a command is."""
     monkeypatch.chdir(folder)
@@ -264,6 +267,7 @@ def train(
 QUICK = ("boxes and photo_bands", "elevation alone")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=[] if case in QUICK else [pytest.mark.slow]) for case in CASES]
 )
@@ -280,6 +284,7 @@ def test_the_printed_command_runs(case: str, survey: Path, train: Callable[[str]
     assert said.photo_bands == tuple(band for band in said.bands if band != "dem")
 
 
+@pytest.mark.long
 def test_the_printed_command_runs_whatever_the_folder_is_called(
     survey: Path, train: Callable[[str], Result]
 ) -> None:

@@ -129,6 +129,7 @@ time.sleep(600)
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", POOLS)
 def test_the_workers_of_a_pool(name: str, tmp_path: Path) -> None:
     with _started(SAY_READY + POOLS[name], str(tmp_path)) as process:

@@ -174,6 +174,7 @@ def test_two_equal_runs(make_chips: ChipMaker, tmp_path: Path) -> None:
     assert "resnet18 k3 s2 p1 w4, 7ch b8" in done.stdout
 
 
+@pytest.mark.long
 def test_a_run_carries_what_its_network_costs(make_chips: ChipMaker, tmp_path: Path) -> None:
     """With the defaults of hardware=cpu, twice: as it should be, and with a device that cannot be measured."""
     root = make_chips(per_class=6)
@@ -224,6 +225,7 @@ def test_hardware_for_a_gpu_trains_on_the_processor_without_one(
     assert only.data.tags["dxc.precision"] in ("32-true", "bf16-mixed")
 
 
+@pytest.mark.long
 def test_left_out_chips_are_an_artifact(make_chips: ChipMaker, tmp_path: Path) -> None:
     root = make_chips(per_class=6)
     (root / "NE/NEDEM/T/NE_T_000.tif").write_text("no raster")
@@ -340,6 +342,7 @@ def test_mistakes_get_one_message(
     assert len(_runs(tmp_path)[1]) == says.startswith(late)
 
 
+@pytest.mark.long
 def test_a_mistake_on_the_command_line(make_chips: ChipMaker, tmp_path: Path) -> None:
     done = _train(make_chips(), tmp_path, "model.pool=avg")
     assert done.returncode == 2

@@ -45,6 +45,7 @@ def _train(root: Path, *overrides: str) -> Result:
     return run(Plan.of(_composed(root, *overrides)), root.parent / "out")
 
 
+@pytest.mark.long
 def test_what_a_run_leaves(make_chips: ChipMaker) -> None:
     root = make_chips(per_class=10, size=40, boxes=True)
     result = _train(root, "optimizer=sgd", "scheduler=step", "study=boxes")

@@ -51,6 +51,7 @@ def _analyze(store: str, *overrides: str) -> tuple[Analysis, Path]:
         return analyze(Questions.of(resolved(compose("analyze", overrides=[*common, *overrides]))))
 
 
+@pytest.mark.long
 def test_one_run(store_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     analysis, folder = _analyze(_store(store_file, [0.9]))
     assert list(analysis.front["name"]) == ["network 0"]

@@ -241,6 +241,7 @@ def _interpolated() -> str:
     return text.replace("root: here", "root: ${oc.env:DXC_CANARY}")
 
 
+@pytest.mark.long
 def test_an_interpolation_is_printed_and_not_resolved(hostile: Hostile) -> None:
     """Neither by the analysis nor by the command that it prints."""
     hostile.run(

@@ -243,6 +243,7 @@ def test_other_threads_are_another_measurement() -> None:
     assert line.startswith("latency:   net: the smallest measured latency")
 
 
+@pytest.mark.long
 def test_the_front_of_the_device_and_its_power_are_on_the_page(store_file: Path) -> None:
     store = _store(store_file)
     objectives = "objectives=[device_accuracy,measured_latency_ms,energy_mj]"

@@ -28,6 +28,7 @@ def _config(*overrides: str, script: str = "train") -> dict:
         return resolved(compose(script, overrides=list(overrides)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "overrides",
     [

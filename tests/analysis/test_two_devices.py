@@ -61,6 +61,7 @@ def _analyze(folder: Path, *overrides: str) -> Analysis:
         return analyze(Questions.of(resolved(compose("analyze", overrides=[*places, *requested]))))[0]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("store_file")
 def test_two_devices_are_two_designs(make_chips: ChipMaker, tmp_path: Path) -> None:
     _package(tmp_path / "packages" / "fast", 1)
@@ -104,6 +105,7 @@ def test_two_devices_are_two_designs(make_chips: ChipMaker, tmp_path: Path) -> N
             assert again.data.metrics[name] == pytest.approx(data.metrics[name]), name
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("store_file")
 def test_a_package_that_was_calibrated_anew_is_another(make_chips: ChipMaker, tmp_path: Path) -> None:
     """The configuration is the same, so is the design; its latencies are of two devices all the same."""

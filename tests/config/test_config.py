@@ -291,6 +291,7 @@ def test_knobs_without_a_meaning_by_context() -> None:
     )
 
 
+@pytest.mark.long
 def test_what_images_of_a_published_set_depend_on() -> None:
     known = ("data=cifar10", "model=resnet8")
     plain = trial_hash(_compose(*known))

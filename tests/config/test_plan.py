@@ -183,6 +183,7 @@ def test_what_changes_a_compressed_design(given: list[str], more: str, same: boo
     assert (Plan.of(_composed(*given)).trial == Plan.of(_composed(*given, more)).trial) is same
 
 
+@pytest.mark.long
 def test_the_published_grid_of_compressed_networks() -> None:
     with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
         composed = compose("train", overrides=["experiment=edge_milestones"], return_hydra_config=True)

@@ -249,6 +249,7 @@ def _deploy_in_a_process(device: Device, request: dict[str, Any]) -> subprocess.
     return subprocess.Popen(command, stdout=subprocess.PIPE)
 
 
+@pytest.mark.long
 def test_a_run_outlives_whoever_started_it(network: Path, images: np.ndarray, device: Device) -> None:
     """Killed with kill -9, its run goes on. The next one follows it, and it is not run twice."""
     request = sent(device, network, images, np.zeros(COUNT, np.int64), seconds=1.5)

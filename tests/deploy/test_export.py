@@ -151,6 +151,7 @@ def test_several_outputs_have_their_names(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("level", [1, 2, 3, 4, 5])
 def test_one_file_for_images_of_any_size(level: int, tmp_path: Path) -> None:
     model = _sppnet(level)

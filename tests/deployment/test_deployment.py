@@ -49,6 +49,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     steady_latencies(monkeypatch)
 
 
+@pytest.mark.long
 def test_a_study_is_proved_on_this_machine(
     proved: tuple[Path, Deployment], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +111,7 @@ def test_a_study_is_proved_on_this_machine(
     assert result.sent_bytes <= sum(sizes) + pixels.nbytes + 8 * len(labels) + 300
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("steady")
 def test_what_was_measured_is_not_measured_again(
     proved: tuple[Path, Deployment], monkeypatch: pytest.MonkeyPatch
@@ -157,6 +159,7 @@ def test_what_was_measured_is_not_measured_again(
     assert back.proofs[0].metrics == one_thread["metrics"] != two_threads["metrics"]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("steady")
 def test_values_of_two_devices_never_mix(proved: tuple[Path, Deployment]) -> None:
     """A run holds the values of one device. What another gave goes, and an analysis of both refuses."""
@@ -360,6 +363,7 @@ class FakeMeter:
         return Verdict({"energy_mj": self.energy_mj, "max_power_w": 5.0}, {"samples": [[0.0, 5.0]]}, "")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("steady")
 def test_a_meter_is_given_the_windows_of_each_network(
     study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -446,6 +450,7 @@ def test_what_is_printed_of_invalid_figures(tmp_path: Path, capsys: pytest.Captu
     assert (bad["energy_mj"], bad["meter"]) == ("", "SmartPower 2")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("steady")
 def test_without_labels_there_is_no_accuracy(proved: tuple[Path, Deployment]) -> None:
     """Random images give latency and memory; an accuracy that an earlier deployment gave does not stay beside them."""

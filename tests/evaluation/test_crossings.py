@@ -127,6 +127,7 @@ def test_blocks_share_out_points_area_and_roads() -> None:
     assert grid.road_km is not None and grid.road_km.sum() == pytest.approx(2.5)
 
 
+@pytest.mark.long
 def test_intervals_cover_as_often_as_they_say() -> None:
     """Crossings of a block are found or missed together: drawn one by one, intervals would be far too narrow."""
     truth = np.array(

@@ -277,6 +277,7 @@ def test_limits_count_the_weights_beside_the_file(tmp_path: Path) -> None:
     assert any(note.startswith("not sized: ") and "there is no such file" in note for note in found.notes)
 
 
+@pytest.mark.long
 def test_the_comparison_as_a_command(network: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dxc.hardware", str(network), "hardware.measure=false"]
     done = subprocess.run(

@@ -210,6 +210,7 @@ def with_constant_nodes(path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_a_resnet_50_with_constant_nodes(tmp_path: Path, shipped: Package) -> None:
     """The published network at 224 x 224 pixels. torch's own count agrees."""
     model = resnet50()

@@ -68,6 +68,7 @@ def _map(
     return report, gpd.read_file(out, layer="crossings")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tile_m", [70, 1000])
 def test_points_lie_where_the_boxes_are(world: dict[str, Path], tmp_path: Path, tile_m: int) -> None:
     """Each crossing is seen by windows up to 13 m away, of several tiles; its point lies in the middle of its spot."""

@@ -60,6 +60,7 @@ def _points(out: Path) -> np.ndarray:
     return np.column_stack([frame.geometry.x, frame.geometry.y, frame["probability"]])
 
 
+@pytest.mark.long
 def test_every_crossing_has_one_point_where_it_lies(world: dict[str, Path], tmp_path: Path) -> None:
     report = _map(world, tmp_path / "map.gpkg", stride_m=4, truth=world["truth"], tile_m=100)
     points = _points(tmp_path / "map.gpkg")
@@ -199,6 +200,7 @@ def test_raster_holds_what_the_network_says_of_the_chip_around_each_pixel(
         assert hole == [True, False]
 
 
+@pytest.mark.long
 def test_water_gets_through_at_every_point(world: dict[str, Path], tmp_path: Path) -> None:
     """With an elevation model of two tiles, which the network itself is not fed with."""
     out, cut = tmp_path / "map.gpkg", tmp_path / "breached.tif"
@@ -300,6 +302,7 @@ def test_the_name_of_the_ground_does_not_depend_on_the_channels(
     assert mapped(first, ["red"]) not in of_first
 
 
+@pytest.mark.long
 def test_dense_mode_asks_windows_only_where_the_dense_pass_answers(
     world: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -342,6 +345,7 @@ def test_the_default_mode_follows_from_what_is_given(given: dict[str, Any], way:
     assert checked(MapSettings, {**values, **given}).way == way
 
 
+@pytest.mark.long
 def test_true_crossings_may_be_a_table(world: dict[str, Path], tmp_path: Path) -> None:
     true = gpd.read_file(world["truth"]).geometry
     table = tmp_path / "points.csv"
@@ -359,6 +363,7 @@ def test_true_crossings_may_be_a_table(world: dict[str, Path], tmp_path: Path) -
     assert maps[0].score.truth == len(CROSSINGS)
 
 
+@pytest.mark.long
 def test_a_map_of_a_run_is_a_run_of_its_study(world: dict[str, Path], tmp_path: Path) -> None:
     from mlflow import MlflowClient
 

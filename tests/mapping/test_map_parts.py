@@ -155,6 +155,7 @@ def _network(run_id: str | None) -> MapNetwork:
     return MapNetwork(Path("model.onnx"), "ab", run_id, "first", "run")
 
 
+@pytest.mark.long
 def test_probabilities_are_those_of_chips_that_were_held_out(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     settings = checked(MapSettings, {"run": "a", "dem": "dem.tif", "out": "a.gpkg", "tracking": {"uri": uri}})

@@ -70,6 +70,7 @@ def _asked(store: Path, regions: Path, *overrides: str) -> list[MapSettings]:
         return asked_maps(compose("map", overrides=[*given, *overrides]))
 
 
+@pytest.mark.long
 def test_one_fold_is_mapped_by_the_network_that_did_not_see_it(
     store_file: Path, regions: Path, tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_without_fold_files_only_the_exported_fold_is_there(
         _asked(store_file, regions, f"run={run_id}", "fold=all")
 
 
+@pytest.mark.long
 def test_all_folds_are_one_table(
     store_file: Path, regions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,6 +144,7 @@ def test_all_folds_are_one_table(
     assert design.tags["dxc.map_fold"] == "IL, NE" and design.tags["dxc.mapped"].startswith("IL, NE (")
 
 
+@pytest.mark.long
 def test_an_error_of_one_region_does_not_stop_the_others(
     store_file: Path, regions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +210,7 @@ def test_names_of_folds_are_data(
     assert "'${oc.env:SECRET}'" in caplog.text and "of_this_machine" not in caplog.text
 
 
+@pytest.mark.long
 def test_a_fold_that_was_not_exported_is_a_row(store_file: Path, regions: Path, tmp_path: Path) -> None:
     run_id = _start_run(store_file, tmp_path, folds=("NE",), tags={"dxc.exported_fold": "NE"})
     made = make_maps(_asked(store_file, regions, f"run={run_id}", "fold=all", "log=false"))
@@ -231,6 +235,7 @@ def test_folds_that_are_no_regions_are_refused(
         network_of(settings, tmp_path)
 
 
+@pytest.mark.long
 def test_another_map_is_not_taken_for_that_of_the_command_before(
     store_file: Path, regions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +265,7 @@ def test_another_map_is_not_taken_for_that_of_the_command_before(
     assert tracked == ["NE", "NE"]
 
 
+@pytest.mark.long
 def test_a_map_that_cannot_be_tracked_is_made_and_tracked_by_the_next_call(
     store_file: Path, regions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,6 +357,7 @@ def test_mistakes_are_said(
         _asked(store_file, regions, *run, *given)
 
 
+@pytest.mark.long
 def test_each_design_of_the_front_has_a_map(
     store_file: Path, regions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

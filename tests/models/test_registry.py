@@ -204,6 +204,7 @@ def test_a_new_network_is_checked_trained_exported_and_costed(
     assert costs.metrics["latency_ms/ort_cpu_xeon"] == costs.metrics["latency_ms"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("option", ["mobilenet_v1", "resnet8", "resnet50"])
 def test_predictors_know_every_kernel_of_networks_for_small_images(option: str, tmp_path: Path) -> None:
     plan = Plan.of(_compose(f"model={option}", "data=cifar10", "hardware.measure=false"))

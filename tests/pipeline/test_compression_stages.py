@@ -75,6 +75,7 @@ def _run(plan: Plan, folder: Path) -> tuple[Result, dict[str, str], Path]:
     return result, record.content["tags"], folder / "artifacts" / "model.onnx"
 
 
+@pytest.mark.long
 def test_what_was_done_is_not_done_again(make_chips: ChipMaker, tmp_path: Path, work: Counter[str]) -> None:
     root = make_chips(per_class=8)
     base, base_tags, _ = _run(_plan(root), tmp_path / "0")
@@ -258,6 +259,7 @@ def test_the_stages_of_a_network_depend_on_no_study_and_no_run(make_chips: ChipM
     assert one[0][1] == train_identity(_plan(root), "chips")
 
 
+@pytest.mark.long
 def test_identities_of_pruning_in_steps(make_chips: ChipMaker) -> None:
     """Half in two steps begins as a quarter in one; steps mean nothing where nothing is trained between them."""
     root = make_chips(per_class=2)
@@ -280,6 +282,7 @@ def test_identities_of_pruning_in_steps(make_chips: ChipMaker) -> None:
         _plan(root, "compress.steps=0")
 
 
+@pytest.mark.long
 def test_pruned_in_steps(make_chips: ChipMaker, tmp_path: Path, work: Counter[str]) -> None:
     """As many channels go as at once, each step is fine-tuned, and the first serves another design."""
     root = make_chips(per_class=8)
@@ -295,6 +298,7 @@ def test_pruned_in_steps(make_chips: ChipMaker, tmp_path: Path, work: Counter[st
     assert work == {"trained": 2, "pruned": 4, "finetuned": 4}
 
 
+@pytest.mark.long
 def test_a_detector_is_compressed_too(make_chips: ChipMaker, tmp_path: Path) -> None:
     root = make_chips(per_class=8, boxes=True)
     knobs = ["model.features=16", "compress.fraction=0.5", "compress.quantise=static"]

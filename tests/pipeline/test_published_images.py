@@ -94,6 +94,7 @@ def test_its_size_is_known_before_training(done: Path) -> None:
     assert costs["onnx_mb"] == pytest.approx((done / "out" / "model.onnx").stat().st_size / 1e6, abs=0.0002)
 
 
+@pytest.mark.long
 def test_the_printed_command_is_of_the_same_trial(done: Path) -> None:
     plan = _plan(done)
     command = command_of(done / "out" / "config.yaml", plan.trial)
@@ -101,6 +102,7 @@ def test_the_printed_command_is_of_the_same_trial(done: Path) -> None:
     assert "num_classes" not in command and "classes" not in command
 
 
+@pytest.mark.long
 def test_a_checkpoint_is_evaluated_and_trained_on(done: Path, tmp_path: Path) -> None:
     base = done / "out" / "checkpoints" / "given.pt"
     (tmp_path / "cache").symlink_to(done / "cache")

@@ -35,6 +35,7 @@ def _plan(root: Path, *further: str) -> DictConfig:
         return Plan.of(compose("train", overrides=[*overrides, *further]))
 
 
+@pytest.mark.long
 def test_kept_folds_and_a_second_attempt(
     make_chips: ChipMaker, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -101,6 +102,7 @@ def test_kept_folds_and_a_second_attempt(
     assert third.fold_scores == first.fold_scores
 
 
+@pytest.mark.long
 def test_the_network_of_every_fold_is_exported_where_asked_for(make_chips: ChipMaker, tmp_path: Path) -> None:
     """In float32 and in 8 bits: each file answers as its fold's validation said of the region that it did not see."""
     root = make_chips(regions=("NE", "IL"), per_class=6)
@@ -190,6 +192,7 @@ def test_preview_shows_chips_that_cannot_be_split(make_chips: ChipMaker, tmp_pat
         preview(_plan(tmp_path, "preview='no way'"), tmp_path / "out")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "pickle", "weights"])
 def test_a_damaged_fold_is_trained_again(
     damage: str, make_chips: ChipMaker, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -386,6 +386,7 @@ def _assert_readable(figure: Figure) -> None:
     assert min(float(text.get_fontsize()) for text in _texts(figure)) >= 6
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objectives", [2, 3, 5])
 def test_labels_do_not_overlap(by_chance: Callable[..., Designs], objectives: int) -> None:
     designs, known, knobs = by_chance(200, objectives)
@@ -396,6 +397,7 @@ def test_labels_do_not_overlap(by_chance: Callable[..., Designs], objectives: in
         _assert_readable(figure)
 
 
+@pytest.mark.long
 def test_long_names_do_not_overlap(by_chance: Callable[..., Designs]) -> None:
     designs, known, knobs = by_chance(40)
     designs["name"] = [
@@ -413,6 +415,7 @@ def test_long_names_do_not_overlap(by_chance: Callable[..., Designs]) -> None:
         _assert_readable(figure)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", ["one", "identical", "no spreads", "many"])
 def test_draws(case: str, tmp_path: Path, by_chance: Callable[..., Designs]) -> None:
     designs, known, knobs = by_chance(2000 if case == "many" else 20, 3)

@@ -109,6 +109,7 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
+@pytest.mark.long
 def test_an_analysis_of_hostile_names(store_file: Path, tmp_path: Path) -> None:
     uri = _store(store_file)
     written = _on_a_terminal(

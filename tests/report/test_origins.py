@@ -118,6 +118,7 @@ def test_where_runs_differ_each_machine_is_named(store_file: Path) -> None:
     assert answer(several)[1:3] == machines_in_words(several)
 
 
+@pytest.mark.long
 def test_figures_carry_the_line(by_chance: Callable[..., Designs]) -> None:
     designs, known, knobs = by_chance(40)
     note = (

@@ -23,6 +23,7 @@ from dxc.scaling.worker import Request, Run, measured_blocks
 from tests.scaling.runs import SMALL, result_of, written
 
 
+@pytest.mark.long
 def test_two_ranks_train_for_the_time_and_measure_their_communication(tmp_path: Path) -> None:
     """A pause of 50 ms stands for computation: so the times of a step are known on any machine."""
     written(tmp_path, simulated_step_ms=50)
@@ -68,6 +69,7 @@ def test_one_rank_ends_at_its_target(tmp_path: Path) -> None:
     assert "compute_s" not in result
 
 
+@pytest.mark.long
 def test_a_rank_that_dies_ends_the_run_with_one_clear_error(tmp_path: Path) -> None:
     written(tmp_path, seconds=60)
     killed = threading.Event()

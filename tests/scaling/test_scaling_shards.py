@@ -302,6 +302,7 @@ def test_members_about_a_shard_and_zeros_after_it_do_no_harm(folder: Path) -> No
     assert sorted(_numbers(islice(_of_rank(_look(folder)).train(EACH), 4))) == list(range(24))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_cannot_be_decoded_is_named_or_counted(folder: Path, workers: int) -> None:
     members = _members(range(EACH))

@@ -75,6 +75,7 @@ def _states(scaled: Scaled) -> dict[int, str]:
     return dict(zip(scaled.frame["devices"], scaled.frame["state"], strict=True))
 
 
+@pytest.mark.long
 def test_a_study_is_run_once_and_what_is_not_here_is_predicted(asked: Asked, launched: list[int]) -> None:
     settings = asked("devices='1,2,8'", "price_per_gpu_hour=3")
     scaled = scale(settings)
@@ -145,6 +146,7 @@ def test_each_device_needs_a_shard(asked: Asked, launched: list[int], tmp_path: 
     )
 
 
+@pytest.mark.long
 def test_runs_in_mlflow(asked: Asked, launched: list[int], tmp_path: Path) -> None:
     settings = asked("devices='1,2'", "tracking.log=true")
     scale(settings)

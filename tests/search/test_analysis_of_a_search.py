@@ -132,6 +132,7 @@ def test_what_a_search_found(searching: Searching) -> None:
         assert "has no config.yaml any more" in again.commands[0]
 
 
+@pytest.mark.long
 def test_lost_predictions_leave_the_folds(found: Searching) -> None:
     client = MlflowClient(found.uri)
     for run in found.trials():
@@ -141,6 +142,7 @@ def test_lost_predictions_leave_the_folds(found: Searching) -> None:
     assert analysis.designs["p_front"].between(0, 1).all()
 
 
+@pytest.mark.long
 def test_the_front_profile(found: Searching) -> None:
     runs = found.trials()
     client = MlflowClient(found.uri)
@@ -206,6 +208,7 @@ def test_a_baseline_of_other_predictors_is_not_mixed_silently(searching: Searchi
     assert mixed.baseline is not None and len(mixed.baseline.frame) == 1
 
 
+@pytest.mark.long
 def test_for_which_machine_a_search_predicts(
     searching: Searching, capsys: pytest.CaptureFixture[str]
 ) -> None:

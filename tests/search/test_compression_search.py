@@ -31,6 +31,7 @@ FIXED = [
 AXES = ["compress.fraction=0,0.5", "compress.quantise=none,static"]
 
 
+@pytest.mark.long
 def test_trials_share_what_they_have_in_common(searching: Searching) -> None:
     runs = searching(*FIXED, *AXES, "search.tuner=grid")
     assert [run.tags["dxc.state"] for run in runs] == ["finished"] * 4

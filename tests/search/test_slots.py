@@ -217,6 +217,7 @@ def small_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
     return seen
 
 
+@pytest.mark.long
 @pytest.mark.skipif(CUDA, reason="there is a GPU")
 def test_too_little_memory_means_fewer_at_once(
     searching: Searching, small_gpu: dict[str, list], caplog: pytest.LogCaptureFixture
@@ -246,6 +247,7 @@ def test_too_little_memory_for_one_alone_is_a_failure(
     assert failed.tags["dxc.reason"].startswith("OutOfMemoryError: CUDA out of memory")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(CUDA, reason="there is a GPU")
 def test_a_search_that_was_killed_short_of_memory_goes_on(
     searching: Searching, small_gpu: dict[str, list]
@@ -271,6 +273,7 @@ PARETO = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.skipif(CUDA, reason="there is a GPU")
 def test_going_on_with_another_number_of_gpus(searching: Searching, monkeypatch: pytest.MonkeyPatch) -> None:
     """Begun on four GPUs, stopped, and finished on one: no param, no identity and no kept fold depends on them."""
@@ -308,6 +311,7 @@ def test_going_on_with_another_number_of_gpus(searching: Searching, monkeypatch:
         assert whole["accuracies"][0] == part["accuracies"][0]  # the fold was taken, not trained again
 
 
+@pytest.mark.long
 @pytest.mark.skipif(CUDA, reason="there is a GPU")
 @pytest.mark.parametrize(
     ("overrides", "launcher", "expected"),

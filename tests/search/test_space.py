@@ -54,6 +54,7 @@ def test_six_variants_share_networks() -> None:
         ("data=5ch", "hardware.precision=32-true,bf16-mixed", "model.kernel=3", "model.padding=1", "model.pool=max"),
     ],
 )  # fmt: skip
+@pytest.mark.long
 def test_identity_is_what_hydra_composes(arguments: tuple[str, ...]) -> None:
     if any("hardware." in each for each in arguments):
         with pytest.raises(ConfigError, match="hardware.precision is not an axis"):

@@ -24,6 +24,7 @@ from dxc.tracking.store import Store
 from tests.search.searches import Searching, composed
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("with_figures")
 def test_a_whole_grid(searching: Searching, capsys: pytest.CaptureFixture[str]) -> None:
     """Eight points are five trials; each is trained once and is everything that a run of train.py is."""
@@ -59,6 +60,7 @@ def test_a_whole_grid(searching: Searching, capsys: pytest.CaptureFixture[str]) 
     assert "front of study 'first'" in shown and "6 finished" in shown
 
 
+@pytest.mark.long
 def test_what_was_trained_whole_carries_its_profile(searching: Searching) -> None:
     """As a run of train.py does; a part of a trial has none. Neither its own numbers nor those of later trials
     depend on it."""
@@ -91,6 +93,7 @@ def test_what_was_trained_whole_carries_its_profile(searching: Searching) -> Non
     assert numbers[0] == numbers[1] and len(numbers[0]) > 10
 
 
+@pytest.mark.long
 def test_the_same_trial_as_train(searching: Searching, tmp_path: Path) -> None:
     """A trial is what train.py makes of the same configuration: identity and numbers. It is measured too."""
     from dxc.pipeline.run import run
@@ -108,6 +111,7 @@ def test_the_same_trial_as_train(searching: Searching, tmp_path: Path) -> None:
     assert result.metrics["fit_seconds"] != trial.metrics["fit_seconds"]  # trained anew
 
 
+@pytest.mark.long
 def test_train_takes_the_folds_of_a_trial(
     searching: Searching, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -156,6 +160,7 @@ def test_a_search_that_trains_anew(searching: Searching, monkeypatch: pytest.Mon
     assert sorted(trained) == sorted(2 * each_once)
 
 
+@pytest.mark.long
 def test_going_on_to_the_same_total(searching: Searching) -> None:
     """Stopped after two trials, the same command trains the others and only those; then there is nothing to do."""
 
@@ -230,6 +235,7 @@ def test_limits_before_training(searching: Searching, capsys: pytest.CaptureFixt
     assert "not trained: onnx_mb 0.712" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_limits_that_rule_out_nothing_are_said(
     searching: Searching, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,6 +307,7 @@ def test_a_hopeless_search_stops(searching: Searching) -> None:
     assert parent.status == "KILLED"
 
 
+@pytest.mark.long
 def test_another_configuration_is_refused(searching: Searching) -> None:
     searching("search.max_trials=1")
     with pytest.raises(SearchError) as raised:
@@ -364,6 +371,7 @@ def test_median_stopping(searching: Searching) -> None:
     assert len(limits) == 8 and not searching.launched[8:]
 
 
+@pytest.mark.long
 def test_the_front_search(searching: Searching) -> None:
     """Parts first; the epochs that were asked for are not exceeded; what is finished was trained in full, once."""
     overrides = [
@@ -422,6 +430,7 @@ def _stopped_in_part(searching: Searching, *overrides: str) -> str:
     return trial
 
 
+@pytest.mark.long
 def test_going_on_with_other_settings(searching: Searching) -> None:
     """What is no part of the identity may differ when a trial goes on, which MLflow's params may not."""
     trial = _stopped_in_part(searching, *PARETO)
@@ -480,6 +489,7 @@ def test_another_gpu(store_file: Path, tmp_path: Path) -> None:
         assert run.tags["dxc.went_on_with"] == expected
 
 
+@pytest.mark.long
 def test_dry_run(searching: Searching, capsys: pytest.CaptureFixture[str]) -> None:
     searching_runs = searching("search.dry_run=true", "model.width=4,8", "search.limits.onnx_mb=0.3")
     shown = capsys.readouterr().out
@@ -538,6 +548,7 @@ def test_a_store_that_goes_away(searching: Searching) -> None:
     assert "model.onnx" in {each.path for each in MlflowClient(searching.uri).list_artifacts(run.run_id)}
 
 
+@pytest.mark.long
 def test_two_searches_at_once(searching: Searching) -> None:
     """A second search begins while the first is about to train: together they reach the total, no trial twice."""
     second = Searching(searching.tmp_path / "chips", searching.tmp_path)

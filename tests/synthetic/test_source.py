@@ -154,6 +154,7 @@ def test_regions_lie_in_their_utm_zones() -> None:
         assert 160_000 < spec.origin[0] < 834_000
 
 
+@pytest.mark.long
 def test_chips_are_as_many_as_asked_with_both_classes(source: SyntheticSource) -> None:
     root = source.prepare()
     assert sorted(p.name for p in root.iterdir()) == sorted(spec.name for spec in REGIONS)

@@ -207,6 +207,7 @@ def test_what_was_asked_for_is_the_identity(tmp_path: Path) -> None:
     assert len({each.trial for each in (auto, full, mixed)}) == 3
 
 
+@pytest.mark.long
 def test_folds_of_auto_serve_on_another_machine(
     make_chips: ChipMaker, tmp_path: Path, processor: Callable[[str], None], timed: dict[str, Any],
     caplog: pytest.LogCaptureFixture,

@@ -65,6 +65,7 @@ def kernels_of(model: onnx.ModelProto, tmp_path: Path) -> list[Kernel]:
     return detect(graph_of(model, "network"), rules)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", families())
 def test_calibration_networks_run(family: str) -> None:
     for seed in range(4):
@@ -162,6 +163,7 @@ def test_the_shipped_package_says_that_it_leaves_the_fifth_level_out(tmp_path: P
     )
 
 
+@pytest.mark.long
 def test_kernels_add_up_to_their_network() -> None:
     """In every family all time of ONNX Runtime belongs to a kernel, and the kernels add up to the plain time."""
     for family in families():
@@ -171,6 +173,7 @@ def test_kernels_add_up_to_their_network() -> None:
             assert sum(ms for _, _, ms in share_out(record, overhead)) == pytest.approx(record.ms)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["mobilenet", RANDOM_KERNELS])
 def test_kernels_of_quantised_networks_add_up_too(family: str) -> None:
     """All of them compute with integers, and have predictors of their own."""
@@ -333,6 +336,7 @@ def hardware(tmp_path: Path, **facts: object) -> Hardware:
     return Hardware(name="cpu", packages_dir=str(tmp_path), **facts)  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_an_interrupted_calibration_goes_on(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -379,6 +383,7 @@ def test_an_interrupted_calibration_goes_on(
     calibrate.calibrate("mine", hardware(tmp_path), networks=9, overwrite=True, progress=False)
 
 
+@pytest.mark.long
 def test_a_package_says_what_it_describes_and_predicts(quick: None, tmp_path: Path) -> None:
     folder = calibrate.calibrate("mine", hardware(tmp_path), networks=24, progress=False)
     package = load_package(folder)

@@ -504,6 +504,7 @@ def test_weights_outside_of_the_folder_are_not_measured(tmp_path: Path) -> None:
         measure(path, stop=QUICK)
 
 
+@pytest.mark.long
 def test_a_device_without_python_or_packages_is_told_what_it_needs(
     network: Path, sshd: Server, tmp_path: Path
 ) -> None:
@@ -517,6 +518,7 @@ def test_a_device_without_python_or_packages_is_told_what_it_needs(
     assert list((tmp_path / "there").iterdir()) == []  # it is removed after an error too
 
 
+@pytest.mark.long
 def test_a_device_out_of_memory_space_or_time_is_said(
     network: Path, sshd: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,7 @@ def test_the_largest_error_by_hand() -> None:
     assert largest_error([np.array(2.0)], [np.array(2.0)]) == 0.0
 
 
+@pytest.mark.long
 def test_files_that_torch_cannot_time(network: Path, tmp_path: Path) -> None:
     erf = one_operator(tmp_path / "erf.onnx", "Erf", shape=["n", 3, 4, 4])
     with pytest.raises(
@@ -141,6 +142,7 @@ def test_without_a_gpu_it_is_said(network: Path) -> None:
         measure(network, runtime="torch", provider="cuda", stop=QUICK)
 
 
+@pytest.mark.long
 def test_what_cannot_be_captured_is_timed_operator_by_operator(
     network: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

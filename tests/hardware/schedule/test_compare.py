@@ -84,6 +84,7 @@ def test_the_share_of_the_roofline(networks: Path, gpu: None) -> None:
     assert row["roofline_ms"] == pytest.approx(1000 * 2 * macs / 1e12)
 
 
+@pytest.mark.long
 def test_it_says_where_nothing_is_gained(networks: Path) -> None:
     found = compare_schedules(networks / "resnet.onnx", [1, 2], device="cpu")
     assert found.metrics().keys() == {"sequential_latency_ms", "scheduled_latency_ms"}
@@ -170,6 +171,7 @@ def test_plans_in_words() -> None:
 # --- torch.compile ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_torch_compile_in_a_process_of_its_own(networks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the backend that compiles nothing; one mode, since a process takes seconds."""
     monkeypatch.setattr(compiled, "MODES", {"compiled_graph": "max-autotune"})
@@ -234,6 +236,7 @@ def test_the_table_fits_80_columns(
     assert len([line for line in printed if line.startswith("found: scheduling gains over")]) == 1
 
 
+@pytest.mark.long
 def test_the_command(networks: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dxc.hardware.schedule", str(networks / "resnet.onnx")]
     done = subprocess.run(

@@ -136,6 +136,7 @@ def test_bars_hold_the_truth_whatever_the_phase(name: str, rate: float) -> None:
             assert found.energy_mj == pytest.approx(truth, rel=7e-3)  # a second of the ramp
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("rate", "std", "hold", "widest"),
     [(1, 0.3, 1, 0.04), (10, 0.3, 1, 0.02), (10, 0.3, 10, 0.04), (1, 1.0, 1, 0.1)],
