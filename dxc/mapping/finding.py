@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import shapely
@@ -18,8 +18,9 @@ from dxc.mapping.screen import Screen
 KEPT = 0.05
 """Windows of a lower probability are not kept as candidates; the raster shows them."""
 HINT = 0.02
-"""Beside a window of this probability, all are looked at. Of four networks at a stride of twice the jitter, no crossing
-was lost with 0.05 either; a network that sees less far has some room."""
+"""Beside a window of this probability, all are looked at. At a stride of twice the jitter, a crossing lies within the
+jitter of one window, and up to a stride from the next. Networks see a little of it there: with 0.05, four networks lost
+no crossing of two regions; benchmarks/map.py compares."""
 UNSEEN = np.float32(np.nan)
 
 
@@ -76,9 +77,8 @@ class Finder:
         screen: looks where windows are worth it; None: all of them.
         refine: look half a stride around each window that is kept, too. A crossing lies in the middle of the windows
             that see it, and with four times as many of them the middle is known better. Boxes need none of that.
-        every_window: False: look at every second window first, as at the black squares of a chessboard. Several windows
-            see a crossing, so the others are looked at only where one beside them has a HINT of it. Detectors look at
-            every window.
+        every_window: False: look at every second window first, as at the black squares of a checkerboard, and at the
+            others only where one beside them has a HINT of a crossing. Not for boxes.
         batch: windows in one execution.
     """
 
@@ -101,7 +101,7 @@ class Finder:
         boxed = "box" in predictor.metadata.outputs
         self._between = grid.stride // 2 if refine and not boxed else 0
         """From a window to those around it that are looked at too, in pixels; 0: none are."""
-        self._every_window = every_window or boxed
+        self._every_window = every_window
 
     def wanted(self, tile: Tile) -> tuple[np.ndarray, np.ndarray]:
         """Which windows of a tile have their centre in the area, and which of these near a line, bool (rows, columns)
@@ -126,7 +126,7 @@ class Finder:
         inside, wanted = self.wanted(tile)
         inside = inside & own
         first = np.ones_like(own) if self._every_window else tile.every_second()
-        wanted &= own | first
+        wanted &= own | (first & _any_beside(own & wanted & ~first))
         seen = int(inside.sum())
         probability = np.full(wanted.shape, UNSEEN)
         holes = np.zeros(wanted.shape, bool)
@@ -158,24 +158,22 @@ class Finder:
         wanted = wanted & centre
         holes[here] = inside[here] & ~centre
         seen -= int(holes.sum())
-        if self._screen is not None and wanted.any():
+        if self._screen is not None and (wanted & own).any():
             x, y = self._grid.centres(part)
             wanted &= self._screen.passes(bands, left - west, top + north, x, y)
         bands = {name: band[north : north + height, west : west + width] for name, band in bands.items()}
-        said, shown, boxes, windows = self._on_lattice(bands, wanted, first, own)
+        said, shown, looked, boxes = self._on_lattice(bands, wanted, first, own)
         probability[here] = shown
-        looked = own & np.isfinite(said)
         at, answers = self._corners(looked), said[looked]
         if between:
             more = self._around(at[answers >= KEPT], left, top, seen_whole)
             at, answers = np.concatenate([at, more]), np.concatenate([answers, self._answers(bands, more)[0]])
-            windows += len(more)
         xs, ys = left + at[:, 1] + half + 0.5, top - at[:, 0] - half - 0.5
         kept = answers >= KEPT
         if boxes is not None:  # the centre of a box may lie beyond the raster's edge
             xs, ys = left + at[:, 1] + boxes[:, 0] * size, top - at[:, 0] - boxes[:, 1] * size
             kept &= shapely.contains_xy(self._ground.area, xs, ys)
-        return Found(probability[mine], xs[kept], ys[kept], answers[kept], seen, holes[mine], windows)
+        return Found(probability[mine], xs[kept], ys[kept], answers[kept], seen, holes[mine], len(at))
 
     def _corners(self, cells: np.ndarray) -> np.ndarray:
         """Rows and columns (n, 2) of the corners of some windows, bool (rows, columns), in what was read."""
@@ -184,7 +182,7 @@ class Finder:
 
     def _on_lattice(
         self, bands: dict[str, np.ndarray], wanted: np.ndarray, first: np.ndarray, own: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, int]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         """Look at windows of the lattice.
 
         Args:
@@ -195,20 +193,21 @@ class Finder:
 
         Returns:
             Their probabilities, float32 (rows, columns), NaN where none was looked at; the same with the greatest
-            probability beside them for those that were spared; a detector's boxes (n, 4); how many windows the network
-            answered.
+            probability beside them for those that were spared; which windows of the tile were looked at, likewise bool;
+            a detector's boxes of these (n, 4).
         """
         said = np.full(wanted.shape, UNSEEN)
-        looked = wanted & first
+        looked = wanted & first & (own | _any_beside(wanted & own & ~first))
         said[looked], boxes = self._answers(bands, self._corners(looked))
         others = wanted & own & ~first
-        highest, count = _beside(said)
-        # with one beside it, a window may be the only one near a crossing
-        spared = others & (count >= 2) & (highest < HINT)
+        highest = np.fmax.reduce(_four_beside(said, np.float32(-np.inf)))
+        up, down, left, right = _four_beside(looked, False)
+        # at a rim, where none is above or below, a window may be the only one near a crossing
+        spared = others & (up | down) & (left | right) & (highest < HINT)
         rest = others & ~spared
         said[rest] = self._answers(bands, self._corners(rest))[0]
         shown = np.where(spared, highest, said)
-        return said, shown, boxes, int(looked.sum() + rest.sum())
+        return said, shown, own & (looked | rest), boxes
 
     def _around(self, at: np.ndarray, left: int, top: int, valid: np.ndarray) -> np.ndarray:
         """The windows half a stride around some windows, each once: rows and columns of their corners (n, 2).
@@ -243,13 +242,18 @@ class Finder:
         return found, np.concatenate(boxes) if len(boxes) > 1 else None
 
 
-def _beside(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The greatest of the four values beside each cell (-inf where there is none), and how many there are.
+def _four_beside(cells: np.ndarray, none: Any) -> np.ndarray:
+    """What is above, below, left and right of each cell: (4, rows, columns).
 
     Args:
-        values: float (rows, columns); NaN where there is none.
+        cells: (rows, columns).
+        none: what is beyond them.
     """
-    around = np.pad(values, 1, constant_values=np.nan)
-    four = np.stack([around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:]])
-    there = np.isfinite(four)
-    return np.where(there, four, -np.inf).max(axis=0), there.sum(axis=0)
+    around = np.pad(cells, 1, constant_values=none)
+    return np.stack([around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:]])
+
+
+def _any_beside(cells: np.ndarray) -> np.ndarray:
+    """Whether one of the four cells beside each is true, bool (rows, columns)."""
+    any_: np.ndarray = _four_beside(cells, False).any(axis=0)
+    return any_

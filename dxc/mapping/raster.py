@@ -21,7 +21,7 @@ SCALE = 1 / 255
 
 def write_probabilities(path: Path, grid: Grid, crs: CRS, tiles: Iterable[tuple[Tile, np.ndarray]]) -> None:
     """Write the raster, whole or not at all. A pixel is as large as the stride and centred on its window's centre.
-    Windows that were not looked at have no data (a mask).
+    Windows that were not looked at have no data (a mask), but for those that were spared: see mapping.finding.Found.
 
     Args:
         path: of the .tif.

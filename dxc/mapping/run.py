@@ -32,7 +32,7 @@ from dxc.geo.rasters import Points, project_xy, read_lines
 from dxc.geo.record import digest_of
 from dxc.mapping.certainty import calibration_of
 from dxc.mapping.finding import Finder, Found
-from dxc.mapping.grid import Grid, Tile, stride_for
+from dxc.mapping.grid import LEAST_JITTER_M, STRIDE_IN_JITTERS, Grid, Tile, stride_for
 from dxc.mapping.ground import Ground
 from dxc.mapping.judging import Judged, judge
 from dxc.mapping.merging import Merged, merge
@@ -72,6 +72,7 @@ class MapReport:
     network: MapNetwork
     mode: str
     stride_m: int
+    every_window: bool
     crossings: int
     km2: float
     windows: int
@@ -81,6 +82,8 @@ class MapReport:
     """Mapped by this call."""
     judged: Judged | None
     screen_logit: float | None
+    fitted_on: int
+    """Regions on which the dense pass was fitted by this call."""
     probabilities: str
     """What they mean."""
     lines: str
@@ -105,13 +108,14 @@ class MapReport:
     def said(self) -> list[tuple[str, str]]:
         """Labels and texts for people; what is known of the evaluation is in judged."""
         pace = f", {self.seconds_per_km2:.1f} s a km2" if self.fresh_km2 else ""
+        second = "" if self.every_window else ", every second one first"
         screened = []
         if self.screen_logit is not None:
+            again = f"; for other ground give screen_logit={self.screen_logit:g} instead of fit"
             screened = [
                 (
                     "dense pass",
-                    f"places of log-odds from {self.screen_logit:g} on; another map by this network can be given "
-                    f"screen_logit={self.screen_logit:g} instead of fit",
+                    f"log-odds from {self.screen_logit:g} on{again if self.fitted_on else ''}",
                 )
             ]
         found = [
@@ -121,7 +125,7 @@ class MapReport:
                 f"{duration(self.seconds)}{pace}",
             ),
             ("network", self.network.why),
-            ("mode", f"{self.mode}, a window every {self.stride_m} m"),
+            ("mode", f"{self.mode}, a window every {self.stride_m} m{second}"),
             *screened,
             ("probabilities", self.probabilities),
             ("breach lines", self.lines),
@@ -191,6 +195,7 @@ def _make_map(
     jitter = settings.jitter_m if settings.jitter_m is not None else said.jitter_m
     stride = stride_for(settings.stride_m, jitter, size)
     mode = settings.way
+    every_window = settings.every_window or not _overlap(said, stride, jitter)
     ground = _ground(settings, said, settings.dem, settings.photo)
     dem, no_lines = _dem(settings, ground)
     roads = None
@@ -203,11 +208,12 @@ def _make_map(
             layer=settings.truth_layer, xy=settings.truth_xy, crs=settings.truth_crs,
         )  # fmt: skip
     screen = _screen(settings, network, said, size, threads) if mode == "dense" else None
+    fitted_on = len(settings.fit) if screen and settings.screen_logit is None else 0
     out, grid = settings.out, Grid.over(ground.area, stride=stride, size=size)
     job = {
         "version": 4, "network": network.identity, "stride_m": stride, "mode": mode,
         "screen": screen.threshold if screen else None,
-        **settings.model_dump(mode="json", exclude=WHERE_NO_RESULT_DEPENDS),
+        **settings.model_dump(mode="json", exclude=WHERE_NO_RESULT_DEPENDS), "every_window": every_window,
     }  # fmt: skip
     roads_file = [] if settings.roads is None else [fingerprint(settings.roads)]
     digest = digest_of(job, [*ground.inputs, *roads_file])
@@ -222,7 +228,7 @@ def _make_map(
         finder = Finder(
             predictor, ground, grid,
             near=finder_lines, near_m=settings.corridor_m, screen=screen, refine=settings.refine,
-            every_window=settings.every_window or stride > stride_for(None, jitter, size), batch=settings.batch,
+            every_window=every_window, batch=settings.batch,
         )  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         tiles = list(grid.tiles(settings.tile_m))
@@ -264,8 +270,8 @@ def _make_map(
             lowered = breached(dem, breaches.lines, settings.breached)
             lines += f"; {counted(lowered, 'cell')} of the elevation model lowered"
     report = MapReport(
-        out, settings.raster, network, mode, stride, len(frame), km2, windows, seconds, fresh_km2, judged,
-        screen.threshold if screen else None, meaning, lines, mapped, _looked_along(settings, finder_lines),
+        out, settings.raster, network, mode, stride, every_window, len(frame), km2, windows, seconds, fresh_km2, judged,
+        screen.threshold if screen else None, fitted_on, meaning, lines, mapped, _looked_along(settings, finder_lines),
         settings.breached,
     )  # fmt: skip
     if judged is not None:
@@ -317,6 +323,17 @@ class _Before(NamedTuple):
 
 
 # ------------------------------------------------------------------------------------------- inputs
+
+
+def _overlap(said: Metadata, stride_m: int, jitter_m: float | None) -> bool:
+    """Whether windows beside that which is nearest to a crossing see it, too: with chips of a known jitter. A network
+    that has always seen crossings in the middle may see them only there. A detector's windows overlap just enough."""
+    return (
+        "box" not in said.outputs
+        and jitter_m is not None
+        and jitter_m >= LEAST_JITTER_M
+        and stride_m <= STRIDE_IN_JITTERS * jitter_m
+    )
 
 
 def _window_size(said: Metadata) -> int:
@@ -396,6 +413,8 @@ def _screen(settings: MapSettings, network: MapNetwork, said: Metadata, size: in
             "give 'fit=[{dem:FILE,photo:FILE,crossings:FILE}]', or the log-odds themselves: screen_logit=NUMBER."
         )
     fitted = min(_fitted(settings, each, screen, said) for each in settings.fit)
+    if not math.isfinite(fitted):
+        raise DataError(f"fit: the network answers {fitted} where crossings are. Train it again.")
     screen.threshold = math.floor(100 * fitted) / 100  # two digits that can be given to another map
     return screen
 

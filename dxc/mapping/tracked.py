@@ -81,7 +81,13 @@ def track(settings: MapSettings, report: MapReport, threads: int, *, into_design
             settings.tracking.uri,
             study=network.study,
             name=f"map of {network.fold or first.stem}",
-            params={**params, **numbers, "mode": report.mode, "stride_m": report.stride_m},
+            params={
+                **params,
+                **numbers,
+                "mode": report.mode,
+                "stride_m": report.stride_m,
+                "every_window": report.every_window,
+            },
             tags=tags,
             artifacts=settings.tracking.artifacts,
         ) as run:
