@@ -12,7 +12,9 @@ round the held-out region is mapped, and it has no part in anything before. Mode
     corridor    windows near roads
     dense       a dense pass of the network says where windows are worth it; it is fitted on the training regions
     screened    both: windows near roads where the dense pass says so
-    chips       windows everywhere, every single one
+    chips       windows everywhere
+
+A mode with -every looks at every window (every_window=true): chips-every decides chip by chip.
 
 The training regions are mapped in the modes of --mine, with points from a probability of --mine-threshold on. Points of
 the held-out region are matched one to one with the true crossings within 15 m. Its maps show points of a probability of
@@ -21,7 +23,7 @@ where the runoff of a hectare or more gets within 5 m of a true crossing on the 
 Seconds and processor time (`cpu`, which other programs change less) are those of the whole command, and so is the peak
 of memory. Extents are squares of 2, 4 and 8 km, filled with mirrored copies of a region, and the network is that of the
 last round without the region. The middle one is mapped with all cores, too. Two more ways are there to compare with, on
-the smaller squares: chips, and
+the smaller squares: chips-every, and
 
     whole       windows everywhere of rasters that are read whole, as float64, as tools do that hold them in memory
 
@@ -217,10 +219,12 @@ def _run_metered(said: Path, script: list[str]) -> None:
 
 def keys_of(mode: str, files: RegionFiles, known: Sequence[RegionFiles]) -> list[str]:
     """What map.py is told of a mode. `known` are the training regions on which the dense pass is fitted."""
+    if mode.endswith("-every"):
+        return [*keys_of(mode.removesuffix("-every"), files, known), "every_window=true"]
     if mode == "corridor":
         return [f"roads={files.roads}"]
     if mode == "chips":
-        return ["mode=chips", "every_window=true"]
+        return ["mode=chips"]
     near = [f"roads={files.roads}"] if mode == "screened" else []
     keys = ("dem", "photo", "crossings")
     fit = ["{" + ",".join(f"{key}:{getattr(each, key)}" for key in keys) + "}" for each in known]
@@ -394,8 +398,8 @@ def extents_part(arguments: argparse.Namespace, regions: dict[str, RegionFiles])
     for mode, of in ratios.items():
         print(f"{mode}: {of['ground']:g} times the ground takes {of['memory']:.2f} times the memory")
         for name, ratio in of.items():
-            if name.startswith("speed"):
-                print(f"  {ratio:.1f} times as fast as chips everywhere ({name.removeprefix('speed_')})")
+            if "speedup" in name:
+                print(f"  {ratio:.1f} times as fast as every window, chip by chip ({name})")
     if arguments.save:
         kept(extent_ratios=ratios)
 
@@ -403,17 +407,17 @@ def extents_part(arguments: argparse.Namespace, regions: dict[str, RegionFiles])
 def measured_extents(edges: Sequence[int], threads: int, cores: int) -> list[tuple[int, str, int]]:
     """Which edge, mode and threads are measured. Slow modes leave out the largest square, and all cores map the middle
     one."""
-    quick, slow = ["corridor", "screened", "dense"], ["chips", "whole"]
+    quick, slow = ["corridor", "screened", "dense"], ["chips-every", "whole"]
     measured = [(edge, mode, threads) for edge in edges for mode in quick + slow * (edge != edges[-1])]
-    return measured + [(edges[1], mode, cores) for mode in [*quick, "chips"] if cores != threads]
+    return measured + [(edges[1], mode, cores) for mode in [*quick, "chips-every"] if cores != threads]
 
 
 def extent_ratios(
     rows: list[dict[str, Any]], edges: Sequence[int], threads: int
 ) -> dict[str, dict[str, float]]:
-    """Of each mode but chips: memory of its largest square by that of its smallest, and how many times as fast as chips
-    it is, by processor seconds with one number of threads and by seconds with all cores. The largest square is compared
-    with chips on the middle one: their time a km2 is that of a window."""
+    """Of each mode: memory of its largest square by that of its smallest, and how many times as fast as chips-every it
+    is: by processor time with `threads`, by wall time with all cores. The largest square is compared with chips-every
+    on the middle one."""
     of = {(row["extent_m"], row["mode"], row["threads"]): row for row in rows}
     ratios: dict[str, dict[str, float]] = {}
     for mode in ("corridor", "screened", "dense", "whole"):
@@ -424,14 +428,14 @@ def extent_ratios(
             "memory": last["peak_memory_mb"] / first["peak_memory_mb"],
         }
         for edge, row in own:
-            chips = of[min(edge, edges[1]), "chips", threads]
-            ratios[mode][f"speed_{edge / 1000:g}_km"] = (
+            chips = of[min(edge, edges[1]), "chips-every", threads]
+            ratios[mode][f"cpu_speedup_{edge / 1000:g}_km"] = (
                 chips["cpu_seconds_per_km2"] / row["cpu_seconds_per_km2"]
             )
         for (edge, name, count), row in of.items():
             if name == mode and count != threads:
-                chips = of[edge, "chips", count]
-                ratios[mode][f"speed_{edge / 1000:g}_km_all_cores"] = (
+                chips = of[edge, "chips-every", count]
+                ratios[mode][f"wall_speedup_{edge / 1000:g}_km_all_cores"] = (
                     chips["seconds_per_km2"] / row["seconds_per_km2"]
                 )
     return ratios

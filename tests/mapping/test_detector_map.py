@@ -114,3 +114,18 @@ def test_a_detector_that_dxc_trains_maps(world: dict[str, Path], tmp_path: Path)
     away = np.hypot(*(found[:, None] - found[None]).transpose(2, 0, 1))[~np.eye(len(found), dtype=bool)]
     assert away.min() > 15
     assert report.judged is not None and report.judged.score.predicted == len(found)
+
+
+class LosesItself(BoxesSpots):
+    """Answers no number for windows without a spot."""
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        presence, box = super().forward(image)
+        dark = image[:, 0].amax(dim=(1, 2)) < 0.1
+        return torch.where(dark, torch.log(presence * 0 - 1), presence), box
+
+
+def test_windows_without_an_answer_have_no_point(world: dict[str, Path], tmp_path: Path) -> None:
+    _, whole = _map(world, BoxesSpots(), tmp_path / "whole.gpkg")
+    _, points = _map(world, LosesItself(), tmp_path / "map.gpkg")
+    assert len(points) == len(whole) == len(CROSSINGS)

@@ -137,34 +137,46 @@ def test_every_second_window_finds_what_all_find(world: dict[str, Path], tmp_pat
     there = pixels[True] >= 0
     beside = np.pad(pixels[True] * (black & there), 1)
     highest = np.max([beside[:-2, 1:-1], beside[2:, 1:-1], beside[1:-1, :-2], beside[1:-1, 2:]], axis=0)
-    number = np.pad((black & there).astype(int), 1)
-    count = number[:-2, 1:-1] + number[2:, 1:-1] + number[1:-1, :-2] + number[1:-1, 2:]
-    spared = there & ~black & (count >= 2) & (highest < 0.02 * 255)
+    asked = np.pad(black & there, 1)
+    on_both_axes = (asked[:-2, 1:-1] | asked[2:, 1:-1]) & (asked[1:-1, :-2] | asked[1:-1, 2:])
+    spared = there & ~black & on_both_axes & (highest < 0.02 * 255)
     assert 0.4 < spared.sum() / there.sum() < 0.5
     assert windows[True] == there.sum()
     assert windows[False] == there.sum() - spared.sum()
     np.testing.assert_array_equal(pixels[False], np.where(spared, highest, pixels[True]))
+    small = _map(far, tmp_path / "small.gpkg", stride_m=8, refine=False, tile_m=40)
+    assert small.windows == windows[False]
+    assert dict(small.said())["mode"] == "chips, a window every 8 m, every second one first"
 
 
-def test_a_larger_stride_looks_at_every_window(world: dict[str, Path], tmp_path: Path) -> None:
-    """Each of them may be the only one that sees a crossing: the jitter of the network is 4 m."""
-    far = {**world, "onnx": write_network(tmp_path / "far.onnx", SeesFar())}
-    windows = [
-        _map(far, tmp_path / f"{every}.gpkg", stride_m=12, refine=False, every_window=every).windows
-        for every in (False, True)
-    ]
-    assert windows[0] == windows[1]
+@pytest.mark.parametrize(
+    ("jitter_m", "stride_m", "every"),
+    [(4.0, 8, False), (4.0, 9, True), (6.0, 12, False), (0.0, 8, True), (None, 8, True)],
+)
+def test_every_window_is_looked_at_where_they_may_not_overlap_enough(
+    world: dict[str, Path], tmp_path: Path, jitter_m: float | None, stride_m: int, every: bool
+) -> None:
+    """A crossing lies within the jitter of one window, and a network without jitter may see it there alone."""
+    network = write_network(tmp_path / "network.onnx", SeesFar(), jitter_m=jitter_m)
+    given = {"onnx": network, "stride_m": stride_m, "refine": False}
+    report = _map({**world, "onnx": network}, tmp_path / "a.gpkg", **given)
+    assert report.every_window == every
+    assert (report.windows < _map(world, tmp_path / "b.gpkg", **given, every_window=True).windows) == (
+        not every
+    )
 
 
+@pytest.mark.parametrize("along_roads", [False, True])
 @pytest.mark.parametrize("model", [SeesSpots, SeesFar])
 def test_a_map_does_not_depend_on_its_tiles(
-    world: dict[str, Path], tmp_path: Path, model: type[torch.nn.Module]
+    world: dict[str, Path], tmp_path: Path, model: type[torch.nn.Module], along_roads: bool
 ) -> None:
+    more = {"roads": world["roads"], "corridor_m": 25} if along_roads else {}
     given = {**world, "onnx": write_network(tmp_path / "network.onnx", model())}
     maps = []
     for tile_m in (30, 100, 1000):
         out = tmp_path / f"{tile_m}.gpkg"
-        _map(given, out, tile_m=tile_m, stride_m=8)
+        _map(given, out, tile_m=tile_m, stride_m=8, **more)
         with rasterio.open(out.with_name(f"{tile_m}_probability.tif")) as file:
             maps.append((_points(out), file.read(masked=True)))
     for points, pixels in maps[1:]:
