@@ -69,7 +69,7 @@ test: setup
 test-long: setup
 	$(PY) -m pytest -q -n 2 --dist worksteal -m 'long and not slow' $(ARGS)
 
-# What takes more than about 20 s a test.
+# What takes more than about 20 s a test, and is left out of both.
 test-slow: setup
 	$(PY) -m pytest -q -n 2 --dist worksteal -m slow $(ARGS)
 

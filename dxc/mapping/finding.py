@@ -255,5 +255,4 @@ def _four_beside(cells: np.ndarray, none: Any) -> np.ndarray:
 
 def _any_beside(cells: np.ndarray) -> np.ndarray:
     """Whether one of the four cells beside each is true, bool (rows, columns)."""
-    any_: np.ndarray = _four_beside(cells, False).any(axis=0)
-    return any_
+    return np.asarray(_four_beside(cells, False).any(axis=0))
