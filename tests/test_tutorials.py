@@ -36,6 +36,7 @@ PROJECT = (
     "train.py",
     "search.py",
     "analyze.py",
+    "map.py",
     "calibrate.py",
 )
 BLOCK = re.compile(r"(?:<!-- ci:(?P<small>.*?)-->\n\n)?^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.M | re.S)
