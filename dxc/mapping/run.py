@@ -111,11 +111,12 @@ class MapReport:
         second = "" if self.every_window else ", every second one first"
         screened = []
         if self.screen_logit is not None:
-            again = f"; for other ground give screen_logit={self.screen_logit:g} instead of fit"
+            least = f"{self.screen_logit:g}"
+            again = f"; a map of other ground needs no fit if you give screen_logit={least}"
             screened = [
                 (
                     "dense pass",
-                    f"log-odds from {self.screen_logit:g} on{again if self.fitted_on else ''}",
+                    f"windows where it says {least} (log-odds) or more{again * bool(self.fitted_on)}",
                 )
             ]
         found = [

@@ -18,6 +18,7 @@ from dxc.deploy.metadata import read_metadata
 from dxc.errors import ConfigError, DataError
 from dxc.mapping.certainty import calibration_of
 from dxc.mapping.grid import Grid, stride_for
+from dxc.mapping.ground import _nearest
 from dxc.mapping.judging import Judged, judge
 from dxc.mapping.merging import Merged, merge
 from dxc.mapping.network import MapNetwork
@@ -180,6 +181,24 @@ def test_probabilities_are_those_of_chips_that_were_held_out(tmp_path: Path) -> 
     assert found.method == "none" and "give run=RUN_ID" in words
     off = settings.model_copy(update={"calibrate": "none"})
     assert calibration_of(off, _network(run.run_id))[0].method == "none"
+
+
+# ------------------------------------------------------------------------------------------- ground
+
+
+@pytest.mark.parametrize("hole", [False, True])
+def test_pixels_without_data_repeat_the_nearest_that_has(hole: bool) -> None:
+    """Columns 2 to 6 of rows 1 to 4 have data. The nearest pixel is found by hand, with all distances."""
+    valid = np.zeros((7, 9), bool)
+    valid[1:5, 2:7] = True
+    if hole:
+        valid[2, 3] = False
+    rows, columns = np.indices(valid.shape)
+    found = np.broadcast_arrays(*_nearest(valid))
+    assert valid[tuple(found)].all()
+    there = np.argwhere(valid)
+    least = np.hypot(rows[..., None] - there[:, 0], columns[..., None] - there[:, 1]).min(axis=2)
+    np.testing.assert_allclose(np.hypot(rows - found[0], columns - found[1]), least)
 
 
 # ------------------------------------------------------------------------------------------- dense pass
