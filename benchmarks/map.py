@@ -204,17 +204,13 @@ def metered(said: Path, script: list[str]) -> list[float]:
     """Run a script of Python: its seconds, its processor seconds and its peak of memory in MB. What `said` holds of an
     earlier call is taken."""
     if not said.exists():
-        _run_metered(said, script)
+        command = [sys.executable, "-c", METER, sys.executable, *script]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise SystemExit(f"{script[0]} failed:\n{done.stdout}{done.stderr}")
+        write_atomically(said, done.stdout.splitlines()[-1])
     used: list[float] = json.loads(said.read_text())
     return used
-
-
-def _run_metered(said: Path, script: list[str]) -> None:
-    command = [sys.executable, "-c", METER, sys.executable, *script]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SystemExit(f"{script[0]} failed:\n{done.stdout}{done.stderr}")
-    write_atomically(said, done.stdout.splitlines()[-1])
 
 
 def keys_of(mode: str, files: RegionFiles, known: Sequence[RegionFiles]) -> list[str]:

@@ -126,7 +126,7 @@ class Finder:
         inside, wanted = self.wanted(tile)
         inside = inside & own
         first = np.ones_like(own) if self._every_window else tile.every_second()
-        wanted &= own | (first & _any_beside(own & wanted & ~first))
+        wanted = _needed(wanted, first, own)
         seen = int(inside.sum())
         probability = np.full(wanted.shape, UNSEEN)
         holes = np.zeros(wanted.shape, bool)
@@ -161,6 +161,7 @@ class Finder:
         if self._screen is not None and (wanted & own).any():
             x, y = self._grid.centres(part)
             wanted &= self._screen.passes(bands, left - west, top + north, x, y)
+        wanted = _needed(wanted, first, own)
         bands = {name: band[north : north + height, west : west + width] for name, band in bands.items()}
         said, shown, looked, boxes = self._on_lattice(bands, wanted, first, own)
         probability[here] = shown
@@ -197,7 +198,7 @@ class Finder:
             a detector's boxes of these (n, 4).
         """
         said = np.full(wanted.shape, UNSEEN)
-        looked = wanted & first & (own | _any_beside(wanted & own & ~first))
+        looked = wanted & first
         said[looked], boxes = self._answers(bands, self._corners(looked))
         others = wanted & own & ~first
         highest = np.fmax.reduce(_four_beside(said, np.float32(-np.inf)))
@@ -253,6 +254,8 @@ def _four_beside(cells: np.ndarray, none: Any) -> np.ndarray:
     return np.stack([around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:]])
 
 
-def _any_beside(cells: np.ndarray) -> np.ndarray:
-    """Whether one of the four cells beside each is true, bool (rows, columns)."""
-    return np.asarray(_four_beside(cells, False).any(axis=0))
+def _needed(wanted: np.ndarray, first: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """The wanted windows of a tile, and those of the next tiles that say whether one of them is looked at: bool (rows,
+    columns), as the arguments."""
+    undecided = wanted & own & ~first
+    return wanted & (own | (first & _four_beside(undecided, False).any(axis=0)))

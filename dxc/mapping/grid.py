@@ -141,3 +141,15 @@ def stride_for(asked: int | None, jitter_m: float | None, reach_m: float) -> int
             "with more jitter (source.jitter_m, prepare.py jitter_m) and say it: jitter_m=METRES."
         )
     return asked
+
+
+def windows_overlap(stride_m: int, jitter_m: float | None) -> bool:
+    """Whether several windows see a crossing, and not only that whose centre is nearest.
+
+    A network that has always seen crossings in the middle of its chips may see them only there.
+
+    Args:
+        stride_m: from one window to the next.
+        jitter_m: largest distance of crossings from the centres of the training chips; None: not known.
+    """
+    return jitter_m is not None and jitter_m >= LEAST_JITTER_M and stride_m <= STRIDE_IN_JITTERS * jitter_m

@@ -32,7 +32,7 @@ from dxc.geo.rasters import Points, project_xy, read_lines
 from dxc.geo.record import digest_of
 from dxc.mapping.certainty import calibration_of
 from dxc.mapping.finding import Finder, Found
-from dxc.mapping.grid import LEAST_JITTER_M, STRIDE_IN_JITTERS, Grid, Tile, stride_for
+from dxc.mapping.grid import Grid, Tile, stride_for, windows_overlap
 from dxc.mapping.ground import Ground
 from dxc.mapping.judging import Judged, judge
 from dxc.mapping.merging import Merged, merge
@@ -82,8 +82,8 @@ class MapReport:
     """Mapped by this call."""
     judged: Judged | None
     screen_logit: float | None
-    fitted_on: int
-    """Regions on which the dense pass was fitted by this call."""
+    fitted: bool
+    """Whether this call fitted screen_logit."""
     probabilities: str
     """What they mean."""
     lines: str
@@ -116,7 +116,7 @@ class MapReport:
             screened = [
                 (
                     "dense pass",
-                    f"windows where it says {least} (log-odds) or more{again * bool(self.fitted_on)}",
+                    f"windows where it says {least} (log-odds) or more{again if self.fitted else ''}",
                 )
             ]
         found = [
@@ -196,7 +196,8 @@ def _make_map(
     jitter = settings.jitter_m if settings.jitter_m is not None else said.jitter_m
     stride = stride_for(settings.stride_m, jitter, size)
     mode = settings.way
-    every_window = settings.every_window or not _overlap(said, stride, jitter)
+    # boxes say where a crossing lies, so their windows overlap just enough that one sees it
+    every_window = settings.every_window or "box" in said.outputs or not windows_overlap(stride, jitter)
     ground = _ground(settings, said, settings.dem, settings.photo)
     dem, no_lines = _dem(settings, ground)
     roads = None
@@ -209,7 +210,6 @@ def _make_map(
             layer=settings.truth_layer, xy=settings.truth_xy, crs=settings.truth_crs,
         )  # fmt: skip
     screen = _screen(settings, network, said, size, threads) if mode == "dense" else None
-    fitted_on = len(settings.fit) if screen and settings.screen_logit is None else 0
     out, grid = settings.out, Grid.over(ground.area, stride=stride, size=size)
     job = {
         "version": 4, "network": network.identity, "stride_m": stride, "mode": mode,
@@ -272,8 +272,8 @@ def _make_map(
             lines += f"; {counted(lowered, 'cell')} of the elevation model lowered"
     report = MapReport(
         out, settings.raster, network, mode, stride, every_window, len(frame), km2, windows, seconds, fresh_km2, judged,
-        screen.threshold if screen else None, fitted_on, meaning, lines, mapped, _looked_along(settings, finder_lines),
-        settings.breached,
+        screen.threshold if screen else None, settings.screen_logit is None, meaning, lines, mapped,
+        _looked_along(settings, finder_lines), settings.breached,
     )  # fmt: skip
     if judged is not None:
         with disk_trouble(settings.evaluation):
@@ -324,17 +324,6 @@ class _Before(NamedTuple):
 
 
 # ------------------------------------------------------------------------------------------- inputs
-
-
-def _overlap(said: Metadata, stride_m: int, jitter_m: float | None) -> bool:
-    """Whether windows beside that which is nearest to a crossing see it, too: with chips of a known jitter. A network
-    that has always seen crossings in the middle may see them only there. A detector's windows overlap just enough."""
-    return (
-        "box" not in said.outputs
-        and jitter_m is not None
-        and jitter_m >= LEAST_JITTER_M
-        and stride_m <= STRIDE_IN_JITTERS * jitter_m
-    )
 
 
 def _window_size(said: Metadata) -> int:
