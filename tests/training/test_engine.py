@@ -552,7 +552,7 @@ def cuda() -> torch.device:
     [
         (*RESNET, "optimizer=sgd", "scheduler=step", "scheduler.step_size=1"),
         (*RESNET, "optimizer=sgd", "trainer.channels_last=false"),
-        (*SPPNET, "optimizer=sgd", "optimizer.lr=1e-4"),
+        (*SPPNET, "optimizer=sgd", "optimizer.lr=1e-4", "trainer.engine=graph"),
         ("model.width=16", "trainer.precision=bf16-mixed", "optimizer=sgd"),
         ("model.width=16", "optimizer.lr=1e-5"),
         ("model.width=16", "optimizer.lr=1e-5", "optimizer._target_=torch.optim.AdamW"),
@@ -581,6 +581,16 @@ def test_graphs_train_the_same_network_on_a_gpu(
         assert [value for _, value, _ in other.curves] == pytest.approx(
             [value for _, value, _ in one.curves], abs=0.15 if rough else 1e-2
         )
+
+
+@pytest.mark.gpu
+def test_auto_trains_detectors_step_by_step(
+    make_chips: ChipMaker, cuda: torch.device, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = _plan(make_chips(per_class=12, boxes=True), *SPPNET, *_accelerator(cuda))
+    with caplog.at_level("INFO"):
+        assert chosen_engine(plan) == ("eager", cuda)
+    assert "graphs are not shown to train detectors alike" in caplog.text
 
 
 @pytest.mark.gpu
