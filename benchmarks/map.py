@@ -161,7 +161,7 @@ def trained(chips: Path, normalise: str, seed: int, path: Path, arguments: argpa
         overrides = [
             "source=chips", f"source.root={chips}", "data=7ch", f"data.normalise={normalise}", "data.split=region",
             f"seed={seed}", f"trainer.max_epochs={arguments.epochs}", f"model.width={arguments.width}",
-            "scheduler=cosine", "trainer.accelerator=auto", "trainer.precision=32-true", "progress=false",
+            f"data.augment={arguments.augment}", "scheduler=cosine", "trainer.accelerator=auto", "trainer.precision=32-true", "progress=false",
             f"cache_dir={arguments.work / 'cache'}",
         ]  # fmt: skip
         plan = Plan.of(compose("train", overrides=overrides))
@@ -305,7 +305,8 @@ def held_out(
         onnx = place / "model.onnx"
         if not onnx.exists():
             trained(place / "chips", normalise, seed, onnx, arguments)
-        for mode in modes:
+        early = number < arguments.rounds and arguments.early_modes is not None
+        for mode in arguments.early_modes if early else modes:
             keys = keys_of(mode, regions[region], [regions[name] for name in others])
             made = mapped(onnx, regions[region], place / f"{mode}.gpkg", arguments, *keys)
             maps[mode, number] = map_ = compared(made, regions[region], parts)
@@ -334,7 +335,7 @@ def maps_part(arguments: argparse.Namespace, regions: dict[str, RegionFiles]) ->
     rows: list[dict[str, Any]] = []
     for normalise in arguments.normalise:
         maps: dict[tuple[str, int], list[Compared]] = {}
-        for region, seed in itertools.product(arguments.regions, range(arguments.seeds)):
+        for region, seed in itertools.product(arguments.regions, arguments.seeds):
             found, own = held_out(region, seed, normalise, regions, arguments)
             rows += found
             for key, map_ in own.items():
@@ -510,9 +511,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     names = [spec.name for spec in REGIONS]
     parser.add_argument("--regions", nargs="+", default=names, choices=names, help="to hold out, one by one")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=1, help="of hard negatives")
     parser.add_argument("--modes", nargs="+", default=["corridor", "dense", "chips"])
+    parser.add_argument("--early-modes", nargs="*", help="of all rounds but the last; like --modes")
     parser.add_argument(
         "--mine", nargs="+", default=["corridor"], help="modes in which training regions are mapped"
     )
@@ -520,6 +522,7 @@ def main() -> None:
     parser.add_argument("--normalise", nargs="+", default=["fixed"], help="fixed, per_chip (without dense)")
     parser.add_argument("--chips", type=int, default=1200, help="of all regions, half of them crossings")
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--augment", default="flip_rotate", help="none, flip_rotate")
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--stride", type=int, default=2 * JITTER_M)
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.5, 0.9])
@@ -538,11 +541,11 @@ def main() -> None:
         onnx, dem, photo = arguments.read_whole
         return read_whole(onnx, dem, photo, arguments.stride, arguments.threads)
     if arguments.tiny:
-        arguments.regions, arguments.seeds, arguments.chips = ["IL"], 1, 160
+        arguments.regions, arguments.seeds, arguments.chips = ["IL"], [0], 160
         arguments.epochs, arguments.width = 3, 8
     arguments.work = (
         arguments.work.resolve()
-        / f"{arguments.chips}-{arguments.width}-{arguments.epochs}-{arguments.stride}"
+        / f"{arguments.chips}-{arguments.width}-{arguments.epochs}-{arguments.augment}-{arguments.stride}"
     )
     regions = regions_of(arguments, arguments.work)
     (extents_part if arguments.extents else maps_part)(arguments, regions)

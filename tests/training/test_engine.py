@@ -23,6 +23,7 @@ from dxc.compress.prune import channel_fraction_pruning, remove_channel, shaped_
 from dxc.config.compose import PROJECT_ROOT
 from dxc.config.plan import Plan
 from dxc.data.datamodule import ImageDataModule
+from dxc.data.folds import Fold
 from dxc.errors import ConfigError, TrainingError
 from dxc.training import crossval, graph, graph_speed, on_device, speed
 from dxc.training.build import build_task, read_chips
@@ -125,6 +126,30 @@ def test_both_engines_train_the_same_network(
         for name, value in other.predictions.items():
             torch.testing.assert_close(value, one.predictions[name], atol=1e-5, rtol=1e-4)
         assert next(other.model.parameters()).is_contiguous()
+
+
+def test_both_engines_weigh_classes(make_chips: ChipMaker, tmp_path: Path) -> None:
+    """Of the training chips, four of each class weigh the same anyway; with six and two, both engines weigh alike."""
+    root = make_chips(per_class=6)
+    none, balanced = (_plan(root, *RESNET, f"task.class_weight={each}") for each in ("none", "balanced"))
+    datamodule = _datamodule(none)
+    assert datamodule.cache is not None
+    chips = [np.flatnonzero(datamodule.cache.labels == label) for label in (0, 1)]
+    rest = np.concatenate([each[-2:] for each in chips])
+
+    def weights(plan: Plan, counts: tuple[int, int], on: torch.device | None = None) -> torch.Tensor:
+        train = np.concatenate([each[:count] for each, count in zip(chips, counts, strict=True)])
+        fold = Fold("one", train, rest)
+        if on is None:
+            done = train_fold(plan, datamodule, fold, 0, "here")
+        else:
+            ((_, done),) = train_side_by_side(plan, datamodule, {0: fold}, "here", tmp_path, on=on)
+        return torch.cat([each.flatten() for each in done.model.parameters()])
+
+    torch.testing.assert_close(weights(balanced, (4, 4)), weights(none, (4, 4)), atol=1e-6, rtol=1e-5)
+    eager = weights(balanced, (6, 2))
+    assert (eager - weights(none, (6, 2))).abs().max() > 1e-3
+    torch.testing.assert_close(weights(balanced, (6, 2), CPU), eager, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
