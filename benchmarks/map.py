@@ -161,7 +161,7 @@ def trained(chips: Path, normalise: str, seed: int, path: Path, arguments: argpa
         overrides = [
             "source=chips", f"source.root={chips}", "data=7ch", f"data.normalise={normalise}", "data.split=region",
             f"seed={seed}", f"trainer.max_epochs={arguments.epochs}", f"model.width={arguments.width}",
-            f"data.augment={arguments.augment}", f"task.class_weight={arguments.class_weight}", "scheduler=cosine",
+            f"data.augment={arguments.augment}", "scheduler=cosine",
             "trainer.accelerator=auto", "trainer.precision=32-true", "progress=false",
             f"cache_dir={arguments.work / 'cache'}",
         ]  # fmt: skip
@@ -524,7 +524,6 @@ def main() -> None:
     parser.add_argument("--chips", type=int, default=1200, help="of all regions, half of them crossings")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--augment", default="flip_rotate", help="none, flip_rotate")
-    parser.add_argument("--class-weight", default="none", help="none, balanced")
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--stride", type=int, default=2 * JITTER_M)
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.5, 0.9])
@@ -547,8 +546,7 @@ def main() -> None:
         arguments.epochs, arguments.width = 3, 8
     arguments.work = (
         arguments.work.resolve()
-        / f"{arguments.chips}-{arguments.width}-{arguments.epochs}-{arguments.augment}-"
-        f"{arguments.class_weight}-{arguments.stride}"
+        / f"{arguments.chips}-{arguments.width}-{arguments.epochs}-{arguments.augment}-{arguments.stride}"
     )
     regions = regions_of(arguments, arguments.work)
     (extents_part if arguments.extents else maps_part)(arguments, regions)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class ClassificationTask(Task):
-    """Trains a module (B, C, H, W) -> (B, num_classes); see Task for scheduler, class_weight and errors.
+    """Trains a module (B, C, H, W) -> (B, num_classes); see Task for the scheduler and the errors.
 
     Logs train_loss, val_loss and val_accuracy (fraction) once an epoch. `predictions` holds index, label and
     probability: float32 (n,) of label 1 with two classes, else (n, classes).
@@ -41,18 +41,14 @@ class ClassificationTask(Task):
         optimizer: OptimizerFactory,
         *,
         scheduler: SchedulerFactory | None = None,
-        class_weight: str = "none",
     ) -> None:
-        super().__init__(model, optimizer, scheduler=scheduler, class_weight=class_weight)
-        self.loss: nn.Module = self.configure_losses()
+        super().__init__(model, optimizer, scheduler=scheduler)
+        self.loss = self.configure_losses()
         self.val_metrics = self.configure_metrics().clone(prefix="val_")
 
     def configure_losses(self) -> nn.Module:
         """Scores (B, classes) and labels (B,) -> scalar."""
         return nn.CrossEntropyLoss()
-
-    def use_class_weights(self, weights: Tensor) -> None:
-        self.loss.weight = weights.to(self.device)
 
     def configure_metrics(self) -> MetricCollection:
         """Metrics of one validation epoch, from scores (B, classes) and labels (B,)."""

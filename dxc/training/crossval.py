@@ -362,7 +362,6 @@ def train_fold(
     seed = plan.seed + number
     pl.seed_everything(seed, workers=True, verbose=False)
     task = build_task(plan, None if start is None else copy.deepcopy(start.model))
-    _weigh(task, datamodule, fold)
     epochs = plan.trainer.max_epochs
 
     def on_epoch(epoch: int) -> None:
@@ -434,7 +433,6 @@ def validated_fold(
 
     pl.seed_everything(plan.seed, workers=True, verbose=False)
     task = build_task(plan, model)
-    _weigh(task, datamodule, fold)
     datamodule.select(fold, seed=plan.seed)
     trainer = plan.trainer.build(progress=False)
     trainer.validate(task, datamodule=datamodule, verbose=False)
@@ -460,13 +458,6 @@ def _judged(plan: Plan, trainer: pl.Trainer, fold: Fold) -> tuple[float, float]:
             f"define {known}"
         )
     return float(metrics["val_accuracy"]), float(score)
-
-
-def _weigh(task: Task, datamodule: ImageDataModule, fold: Fold) -> None:
-    images = datamodule.cache
-    if images is None:
-        raise RuntimeError("the datamodule has no images before prepare_data()")
-    task.weigh(images.labels[fold.train], len(images.classes))
 
 
 def _fit_by_graphs(

@@ -53,7 +53,6 @@ class DetectionTask(Task):
         model: (B, C, H, W) -> DetectorOutput.
         optimizer: makes the optimizer of the parameters.
         scheduler: see Task.
-        class_weight: see Task; it weighs presence.
         box_loss: smooth_l1 or giou, see dxc.evaluation.boxes.
         box_weight: weight of the box loss.
         min_precision: the precision of recall_at_precision.
@@ -77,7 +76,6 @@ class DetectionTask(Task):
         optimizer: OptimizerFactory,
         *,
         scheduler: SchedulerFactory | None = None,
-        class_weight: str = "none",
         box_loss: str = "smooth_l1",
         box_weight: float = 1.0,
         min_precision: float = 0.9,
@@ -87,15 +85,10 @@ class DetectionTask(Task):
             raise ConfigError(f"task.box_weight must be a number of at least 0, not {box_weight!r}")
         if not is_number(min_precision) or not 0 < min_precision <= 1:
             raise ConfigError(f"task.min_precision must be above 0 and at most 1, not {min_precision!r}")
-        super().__init__(model, optimizer, scheduler=scheduler, class_weight=class_weight)
+        super().__init__(model, optimizer, scheduler=scheduler)
         self.box_loss = BOX_LOSSES[box_loss]
         self.box_weight = box_weight
-        self.presence_weights: Tensor | None
-        self.register_buffer("presence_weights", None, persistent=False)
         self.min_precision = min_precision
-
-    def use_class_weights(self, weights: Tensor) -> None:
-        self.presence_weights = weights.to(self.device)
 
     def batch_loss(self, output: DetectorOutput, batch: Batch) -> Tensor:
         box_loss = least_loss(output.box.float(), batch["boxes"], self.box_loss)
@@ -143,9 +136,5 @@ class DetectionTask(Task):
 
     def _loss(self, presence: Tensor, label: Tensor, box_loss: Tensor) -> Tensor:
         """The loss, from logits, labels and box losses (n,). Box losses are 0 in images without a crossing."""
-        weight = None
-        if self.presence_weights is not None:
-            weight = self.presence_weights.to(presence.device)[label]
-            weight = weight / weight.mean()  # as torch's cross entropy divides by the weights of the batch
-        presence_loss = F.binary_cross_entropy_with_logits(presence, label.float(), weight=weight)
+        presence_loss = F.binary_cross_entropy_with_logits(presence, label.float())
         return presence_loss + self.box_weight * box_loss.sum() / label.sum().clamp(min=1)

@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from dxc.data.datamodule import Batch
-from dxc.errors import TrainingError, require_one_of
+from dxc.errors import TrainingError
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from dxc.evaluation.average_precision import TrueBoxes
     from dxc.training.graph import GraphSteps
-
-CLASS_WEIGHTS = ("none", "balanced")
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -33,11 +30,8 @@ class Task(pl.LightningModule):
         model: the network.
         optimizer: makes the optimizer of the parameters.
         scheduler: makes the learning rate schedule for an optimizer. It is stepped once per epoch. None: no schedule.
-        class_weight: none, or balanced: each class counts the same in the loss, however many images it has (King and
-            Zeng 2001, doi 10.1093/oxfordjournals.pan.a004868; scikit-learn's class_weight="balanced").
 
     Raises:
-        ConfigError: a value that cannot work.
         TrainingError: at the end of an epoch whose loss is not a number.
 
     Logs train_loss, and what a subclass logs in `validated`, once per epoch. After each validation epoch `predictions`
@@ -51,16 +45,9 @@ class Task(pl.LightningModule):
     """Metrics of a fold, logged as val_NAME, of which more is better. The key `score` is one of them."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: OptimizerFactory,
-        *,
-        scheduler: SchedulerFactory | None = None,
-        class_weight: str = "none",
+        self, model: nn.Module, optimizer: OptimizerFactory, *, scheduler: SchedulerFactory | None = None
     ) -> None:
-        require_one_of("task.class_weight", class_weight, CLASS_WEIGHTS)
         super().__init__()
-        self.class_weight = class_weight
         self.model = model
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -68,26 +55,6 @@ class Task(pl.LightningModule):
         self.predictions: dict[str, Tensor] = {}
         self._outputs: list[dict[str, Tensor]] = []
         self._steps: GraphSteps | None = None
-
-    def weigh(self, labels: np.ndarray, classes: int) -> None:
-        """Take the class weights of the images that will train, where class_weight=balanced.
-
-        Args:
-            labels: int (n,), of these images.
-            classes: how many there are; a class that does not occur among the labels counts once.
-        """
-        if self.class_weight == "balanced":
-            counts = np.bincount(labels, minlength=classes)
-            weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
-            self.use_class_weights(torch.tensor(np.where(counts, weights, 1.0), dtype=torch.float32))
-
-    def use_class_weights(self, weights: Tensor) -> None:
-        """Weigh the loss from now on.
-
-        Args:
-            weights: float32 (classes,); their mean over the training images is 1.
-        """
-        raise NotImplementedError
 
     def train_by(self, steps: GraphSteps) -> None:
         """Let the graph engine train. Loaders give numbers of chips then (dxc.training.graph), not batches."""

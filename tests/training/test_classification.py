@@ -13,7 +13,6 @@ from sklearn import metrics as sk
 from torch.utils.data import DataLoader
 
 from dxc.data.datamodule import ChipDataModule, FolderSource
-from dxc.errors import ConfigError
 from dxc.models.resnet import ResNet
 from dxc.training.classification import ClassificationTask, pooled_metrics
 from dxc.training.task import Task
@@ -180,32 +179,3 @@ def test_outputs_of_all_devices_are_predicted_once_and_in_order(devices: int, in
     assert task.predictions["label"].tolist() == [each % 2 if each != 1 else 0 for each in index]
     assert task.predictions["probability"].tolist() == pytest.approx([each / 10 for each in index])
     assert task._outputs == []
-
-
-def test_balanced_classes_count_the_same() -> None:
-    """Three of four images are of class 0: weights 4/(2 x 3) and 4/(2 x 1), and torch divides by those of a batch."""
-    task = ClassificationTask(
-        ResNet(2, width=4), functools.partial(torch.optim.Adam, lr=1e-2), class_weight="balanced"
-    )
-    scores, label = torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.5, 0.0]]), torch.tensor([0, 0, 0, 1])
-    each = torch.nn.functional.cross_entropy(scores, label, reduction="none")
-    torch.testing.assert_close(task.batch_loss(scores, {"label": label}), each.mean())
-    task.weigh(label.numpy(), 2)
-    balanced = (each[:3].mean() + each[3]) / 2  # the mean of the classes' means
-    torch.testing.assert_close(task.batch_loss(scores, {"label": label}), balanced)
-    torch.testing.assert_close(task.loss.weight, torch.tensor([2 / 3, 2.0]))
-
-
-def test_a_class_that_does_not_occur_counts_once() -> None:
-    task = ClassificationTask(
-        ResNet(2, width=4), functools.partial(torch.optim.Adam, lr=1e-2), class_weight="balanced"
-    )
-    task.weigh(np.array([0, 0, 0, 2]), 3)
-    torch.testing.assert_close(task.loss.weight, torch.tensor([2 / 3, 1.0, 2.0]))
-
-
-def test_an_unknown_class_weight() -> None:
-    with pytest.raises(ConfigError, match="task.class_weight"):
-        ClassificationTask(
-            ResNet(2, width=4), functools.partial(torch.optim.Adam, lr=1e-2), class_weight="even"
-        )

@@ -169,18 +169,6 @@ def test_loss_by_hand(box_loss: str, box_weight: float, expected: float) -> None
         )  # slope 1, two crossings
 
 
-def test_balanced_presence_by_hand() -> None:
-    """Two of three images have a crossing, so both classes count the same: (mean of their losses + the other's) / 2."""
-    model, _ = _loss_of_batch()
-    task = DetectionTask(model, SGD, class_weight="balanced", box_weight=0.0)
-    task.weigh(BATCH["label"].numpy(), 2)
-    each = nn.functional.binary_cross_entropy_with_logits(
-        model.presence, BATCH["label"].float(), reduction="none"
-    )
-    expected = ((each[0] + each[2]) / 2 + each[1]) / 2
-    torch.testing.assert_close(task.batch_loss(model(BATCH["image"]), BATCH), expected)
-
-
 def test_what_is_not_given() -> None:
     _, given = _loss_of_batch(box_loss="smooth_l1", box_weight=1.0, min_precision=1)  # the largest there is
     assert _loss_of_batch()[1].item() == given.item()

@@ -21,9 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dxc.compress.prune import channel_fraction_pruning, remove_channel, shaped_like
 from dxc.config.compose import PROJECT_ROOT
-from dxc.config.plan import Plan
+from dxc.config.plan import Plan, Trainer
 from dxc.data.datamodule import ImageDataModule
-from dxc.data.folds import Fold
 from dxc.errors import ConfigError, TrainingError
 from dxc.training import crossval, graph, graph_speed, on_device, speed
 from dxc.training.build import build_task, read_chips
@@ -126,30 +125,6 @@ def test_both_engines_train_the_same_network(
         for name, value in other.predictions.items():
             torch.testing.assert_close(value, one.predictions[name], atol=1e-5, rtol=1e-4)
         assert next(other.model.parameters()).is_contiguous()
-
-
-def test_both_engines_weigh_classes(make_chips: ChipMaker, tmp_path: Path) -> None:
-    """Of the training chips, four of each class weigh the same anyway; with six and two, both engines weigh alike."""
-    root = make_chips(per_class=6)
-    none, balanced = (_plan(root, *RESNET, f"task.class_weight={each}") for each in ("none", "balanced"))
-    datamodule = _datamodule(none)
-    assert datamodule.cache is not None
-    chips = [np.flatnonzero(datamodule.cache.labels == label) for label in (0, 1)]
-    rest = np.concatenate([each[-2:] for each in chips])
-
-    def weights(plan: Plan, counts: tuple[int, int], on: torch.device | None = None) -> torch.Tensor:
-        train = np.concatenate([each[:count] for each, count in zip(chips, counts, strict=True)])
-        fold = Fold("one", train, rest)
-        if on is None:
-            done = train_fold(plan, datamodule, fold, 0, "here")
-        else:
-            ((_, done),) = train_side_by_side(plan, datamodule, {0: fold}, "here", tmp_path, on=on)
-        return torch.cat([each.flatten() for each in done.model.parameters()])
-
-    torch.testing.assert_close(weights(balanced, (4, 4)), weights(none, (4, 4)), atol=1e-6, rtol=1e-5)
-    eager = weights(balanced, (6, 2))
-    assert (eager - weights(none, (6, 2))).abs().max() > 1e-3
-    torch.testing.assert_close(weights(balanced, (6, 2), CPU), eager, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -411,6 +386,26 @@ def test_what_a_graph_cannot_train(further: tuple[str, ...], says: str, tmp_path
     assert (says in reason) and bool(says) == bool(reason)
 
 
+def test_auto_trains_detectors_step_by_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says what else is in the way first: trainer.engine=graph would not help there."""
+    device = torch.device("cuda", 0)
+    gpu = SimpleNamespace(strategy=SimpleNamespace(root_device=device), world_size=1, precision="32-true")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(Trainer, "build", lambda self, **options: gpu)
+    with caplog.at_level("INFO"):
+        assert chosen_engine(_plan(tmp_path, *RESNET)) == ("graph", device)
+        assert chosen_engine(_plan(tmp_path, *SPPNET, "trainer.engine=graph")) == ("graph", device)
+        assert not caplog.records
+        for further in ((), ("optimizer=sgd", "+optimizer.dampening=0.5")):
+            assert chosen_engine(_plan(tmp_path, *SPPNET, *further)) == ("eager", device)
+    assert [record.message.partition("because ")[2] for record in caplog.records] == [
+        "graphs are not shown to train detectors alike on a GPU (trainer.engine=graph takes them)",
+        "optimizer.dampening treats the first step differently",
+    ]
+
+
 def test_the_engine_without_a_gpu(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         assert chosen_engine(_plan(tmp_path)) == ("eager", CPU)
@@ -606,16 +601,6 @@ def test_graphs_train_the_same_network_on_a_gpu(
         assert [value for _, value, _ in other.curves] == pytest.approx(
             [value for _, value, _ in one.curves], abs=0.15 if rough else 1e-2
         )
-
-
-@pytest.mark.gpu
-def test_auto_trains_detectors_step_by_step(
-    make_chips: ChipMaker, cuda: torch.device, caplog: pytest.LogCaptureFixture
-) -> None:
-    plan = _plan(make_chips(per_class=12, boxes=True), *SPPNET, *_accelerator(cuda))
-    with caplog.at_level("INFO"):
-        assert chosen_engine(plan) == ("eager", cuda)
-    assert "graphs are not shown to train detectors alike" in caplog.text
 
 
 @pytest.mark.gpu
