@@ -51,7 +51,7 @@ def generalised_box_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """
     iou, union = _iou_and_union(boxes, others)
     sides = torch.maximum(boxes[..., 2:], others[..., 2:]) - torch.minimum(boxes[..., :2], others[..., :2])
-    hull = sides.prod(dim=-1)
+    hull = _product(sides)
     return iou - (hull - union) / hull.clamp(min=_LEAST_AREA)
 
 
@@ -73,13 +73,19 @@ def smooth_l1_loss(boxes: Tensor, others: Tensor) -> Tensor:
 def _iou_and_union(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     near = torch.maximum(boxes[..., :2], others[..., :2])
     far = torch.minimum(boxes[..., 2:], others[..., 2:])
-    intersection = (far - near).clamp(min=0).prod(dim=-1)
+    intersection = _product((far - near).clamp(min=0))
     union = _area(boxes) + _area(others) - intersection
     return intersection / union.clamp(min=_LEAST_AREA), union
 
 
 def _area(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
+    return _product(boxes[..., 2:] - boxes[..., :2])
+
+
+def _product(sides: Tensor) -> Tensor:
+    """Width times height, (..., 2) -> (...). The gradient of torch's prod asks the device whether a factor is 0, which no CUDA
+    graph can record."""
+    return sides[..., 0] * sides[..., 1]
 
 
 def least_loss(box: Tensor, boxes: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

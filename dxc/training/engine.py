@@ -2,7 +2,7 @@
 
 eager is Lightning's own loop on batches of a DataLoader. It trains everything, everywhere. graph needs one CUDA device
 and a step that is the same every time. Both see the same batches in the same order, so their accuracies agree as those
-of two seeds do. That was shown on a GPU for classifiers only, so `auto` does not take graphs for detectors.
+of two seeds do.
 """
 
 from __future__ import annotations
@@ -61,11 +61,6 @@ def chosen_engine(plan: Plan) -> tuple[EngineName, torch.device]:
         reason = f"it needs a CUDA device, and this training is on {device.type}"
     else:
         reason = why_eager(plan, str(trainer.precision))
-        if not reason and asked == "auto" and plan.boxes:
-            # on an H100, tests of equal networks passed for classifiers and failed for SPP-Net
-            reason = (
-                "graphs are not shown to train detectors alike on a GPU (trainer.engine=graph takes them)"
-            )
     if not reason:
         return "graph", device
     if is_first_process():
