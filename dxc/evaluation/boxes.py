@@ -83,8 +83,10 @@ def _area(boxes: Tensor) -> Tensor:
 
 
 def _product(sides: Tensor) -> Tensor:
-    """Width times height, (..., 2) -> (...). The gradient of torch's prod asks the device whether a factor is 0, which no CUDA
-    graph can record."""
+    """Width times height: (..., 2) -> (...).
+
+    Not by torch's prod: its gradient asks the device whether a factor is 0, which no CUDA graph can record.
+    """
     return sides[..., 0] * sides[..., 1]
 
 
