@@ -142,12 +142,16 @@ class Screen:
         return float(answers[np.ix_(rows, columns)].max())
 
 
-def fitted_threshold(best: np.ndarray, recall: float) -> float:
-    """The greatest threshold that keeps a share of crossings.
+def fitted_threshold(best: np.ndarray, recall: float, margin: float) -> float:
+    """The threshold that keeps a share of the crossings of a training region, lowered by a margin.
+
+    A network is surer of ground that it was trained on. On ground that it has not seen, its answers at crossings spread
+    wider about their median, so a threshold that keeps 99 % of them here would lose more there.
 
     Args:
         best: (n,) greatest log-odds of a dense pass near each crossing of a training region.
         recall: the share to keep.
+        margin: how much lower it lies, as a share of the distance from there to the median of `best`.
 
     Raises:
         DataError: there is no crossing.
@@ -155,7 +159,8 @@ def fitted_threshold(best: np.ndarray, recall: float) -> float:
     if not len(best):
         raise DataError("fit: no crossing lies in its dem and photo. Give those of that region.")
     kept = math.ceil(recall * len(best) - 1e-9)  # 0.9 x 100 is not 90 in binary
-    return float(np.sort(best)[len(best) - kept])
+    least = float(np.sort(best)[len(best) - kept])
+    return least - margin * max(0.0, float(np.median(best)) - least)
 
 
 def dense_network(model: onnx.ModelProto, size: int, path: Path) -> tuple[onnx.ModelProto, int]:

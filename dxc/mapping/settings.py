@@ -97,6 +97,7 @@ class MapSettings(Part):
         int | float | None, must_be(lambda value: value is None or is_number(value), "a number, or null")
     ] = None
     screen_recall: Share = 0.99
+    screen_margin: Amount = 0.5
     fit: Annotated[list[Fit], BeforeValidator(_regions)] = Field(default=[])
     threshold: Share = 0.5
     merge_m: Limit = 30

@@ -261,10 +261,13 @@ def test_windows_pass_within_a_stride_of_an_answer(resnet: Path, monkeypatch: py
 
 def test_threshold_keeps_the_asked_share_of_training_crossings() -> None:
     best = np.arange(100.0)
-    assert fitted_threshold(best, 0.9) == 10  # 90 of 100 are 10 or more
-    assert fitted_threshold(best, 0.995) == 0
+    assert fitted_threshold(best, 0.9, 0) == 10  # 90 of 100 are 10 or more
+    assert fitted_threshold(best, 0.995, 0) == 0
+    # the median is 49.5
+    assert fitted_threshold(best, 0.9, 0.5) == 10 - 0.5 * 39.5
+    assert fitted_threshold(best, 0.1, 0.5) == 90  # above the median: never raised
     with pytest.raises(DataError, match="no crossing lies"):
-        fitted_threshold(np.zeros(0), 0.9)
+        fitted_threshold(np.zeros(0), 0.9, 0.5)
 
 
 @pytest.mark.parametrize("normalise", ["per_chip", "per_column"])
