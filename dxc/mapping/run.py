@@ -421,7 +421,7 @@ def _fitted(settings: MapSettings, region: Fit, screen: Screen, said: Metadata) 
         best = np.array([screen.best_near(ground, x, y) for x, y in crossings])
     fitted = fitted_threshold(best, settings.screen_recall, settings.screen_margin)
     log.info(
-        "The dense pass: log-odds of %.2f keep %.0f %% of %d crossings of %s, with screen_margin=%g.",
+        "The dense pass: log-odds of %.2f, from %.0f %% of the %d crossings of %s and screen_margin=%g.",
         fitted, 100 * settings.screen_recall, len(crossings), region.crossings, settings.screen_margin,
     )  # fmt: skip
     return fitted
