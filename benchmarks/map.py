@@ -296,7 +296,6 @@ def held_out(
     maps: dict[tuple[str, int], Compared] = {}
     negatives: dict[str, list[Path]] = {name: [] for name in others}
     least = arguments.mine_threshold
-    modes = [mode for mode in arguments.modes if mode != "dense" or normalise == "fixed"]
     for number in range(arguments.rounds + 1):
         print(f"{region} held out, {normalise}, seed {seed}, round {number}", flush=True)
         place = home / (f"round{number}-{'-'.join(arguments.mine)}-{least:g}" if number else "round0")
@@ -306,8 +305,9 @@ def held_out(
         onnx = place / "model.onnx"
         if not onnx.exists():
             trained(place / "chips", normalise, seed, onnx, arguments)
-        early = number < arguments.rounds and arguments.early_modes is not None
-        for mode in arguments.early_modes if early else modes:
+        for mode in arguments.modes if number == arguments.rounds else arguments.early_modes:
+            if mode == "dense" and normalise != "fixed":
+                continue
             keys = keys_of(mode, regions[region], [regions[name] for name in others])
             made = mapped(onnx, regions[region], place / f"{mode}.gpkg", arguments, *keys)
             maps[mode, number] = map_ = compared(made, regions[region], parts)
@@ -515,7 +515,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=1, help="of hard negatives")
     parser.add_argument("--modes", nargs="+", default=["corridor", "dense", "chips"])
-    parser.add_argument("--early-modes", nargs="*", help="of all rounds but the last; like --modes")
+    parser.add_argument("--early-modes", nargs="*", help="of all rounds but the last (default: --modes)")
     parser.add_argument(
         "--mine", nargs="+", default=["corridor"], help="modes in which training regions are mapped"
     )
@@ -541,6 +541,8 @@ def main() -> None:
     if arguments.read_whole:
         onnx, dem, photo = arguments.read_whole
         return read_whole(onnx, dem, photo, arguments.stride, arguments.threads)
+    if arguments.early_modes is None:
+        arguments.early_modes = arguments.modes
     if arguments.tiny:
         arguments.regions, arguments.seeds, arguments.chips = ["IL"], [0], 160
         arguments.epochs, arguments.width = 3, 8

@@ -272,7 +272,7 @@ def _make_map(
             lines += f"; {counted(lowered, 'cell')} of the elevation model lowered"
     report = MapReport(
         out, settings.raster, network, mode, stride, every_window, len(frame), km2, windows, seconds, fresh_km2, judged,
-        screen.threshold if screen else None, settings.screen_logit is None, meaning, lines, mapped,
+        screen.threshold if screen else None, bool(screen) and settings.screen_logit is None, meaning, lines, mapped,
         _looked_along(settings, finder_lines), settings.breached,
     )  # fmt: skip
     if judged is not None:

@@ -532,12 +532,15 @@ def test_a_step_stays_on_the_device(further: tuple[str, ...], make_chips: ChipMa
     chips, task = DeviceChips(cache, CPU, channels_last=False), build_task(plan)
     index = torch.arange(4)
     assert chips.images is not None
+
+    def step() -> None:
+        batch = chips.gather(chips.images, index, index)
+        task.batch_loss(task.model(batch["image"]), batch).backward()
+
     with _OnTheDevice():
-        batch = chips.gather(chips.images, index, index)
-        task.batch_loss(task.model(batch["image"]), batch).backward()
+        step()
     with torch.profiler.profile() as seen:  # some operators ask only where no mode is watching
-        batch = chips.gather(chips.images, index, index)
-        task.batch_loss(task.model(batch["image"]), batch).backward()
+        step()
     assert not {"aten::item", "aten::nonzero"} & {event.key for event in seen.key_averages()}
     with _OnTheDevice(), pytest.raises(AssertionError):
         index.new_tensor([1])
