@@ -19,6 +19,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +40,8 @@ PROJECT = (
     "map.py",
     "calibrate.py",
 )
+BUSY = "on a machine that does nothing else"
+"""calibrate.py says so where its times differ too much, and makes no predictor. Other tests run beside this one."""
 BLOCK = re.compile(r"(?:<!-- ci:(?P<small>.*?)-->\n\n)?^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.M | re.S)
 TOKEN = re.compile(
     r"(?P<identity>\b(?:[0-9a-f]{32}|[0-9a-f]{12})\b)|(?P<number>\d[\d,]*(?:\.\d+)?)|(?P<gap>\.\.\.)|(?P<blank>\s+)"
@@ -95,6 +98,8 @@ class Journey:
                 shutil.copy(source, target)
         self.identities: dict[str, str] = {}
         self.printed = ""
+        self.too_busy = False
+        """The command before could not measure; nothing is compared with what it printed."""
 
     def follow(self, step: Step) -> None:
         {"bash": self._run, "text": self._compare, "python": self._write}[step.kind](step)
@@ -122,10 +127,17 @@ class Journey:
             timeout=600,
         )
         self.printed = done.stdout
+        self.too_busy = "calibrate.py" in words and BUSY in self.printed
+        if self.too_busy:
+            warnings.warn(f"the machine is too busy: {self.printed.splitlines()[-1]}", stacklevel=2)
+            assert done.returncode == 2, self.printed  # an error of dxc, and no other
+            return
         assert done.returncode == 0, f"{shlex.join(words)}\n{self.printed}"
         assert "Traceback" not in self.printed
 
     def _compare(self, step: Step) -> None:
+        if self.too_busy:
+            return
         for line in step.body.splitlines():
             pattern, identities = pattern_of(line)
             found = pattern.search(self.printed)
