@@ -17,10 +17,10 @@ from dxc.mapping.screen import Screen
 
 KEPT = 0.05
 """Windows of a lower probability are not kept as candidates; the raster shows them."""
-HINT = 0.02
-"""Beside a window of this probability, all are looked at. At a stride of twice the jitter, a crossing lies within the
-jitter of one window, and up to a stride from the next. Networks see a little of it there: with 0.05, four networks lost
-no crossing of two regions; benchmarks/map.py compares."""
+HINT = 0.01
+"""Around a window of this probability, all are looked at. At a stride of twice the jitter, a crossing lies within the
+jitter of one window, and within a stride, on each axis, of one of those that are looked at first. Networks see a little
+of it there; benchmarks/map.py compares with every window."""
 UNSEEN = np.float32(np.nan)
 
 
@@ -77,8 +77,8 @@ class Finder:
         screen: looks where windows are worth it; None: all of them.
         refine: look half a stride around each window that is kept, too. A crossing lies in the middle of the windows
             that see it, and with four times as many of them the middle is known better. Boxes need none of that.
-        every_window: False: look at every second window first, as at the black squares of a checkerboard, and at the
-            others only where one beside them has a HINT of a crossing. Not for boxes.
+        every_window: False: look at every second window of every second row first, and at the others only where one
+            beside them, or at their corners, has a HINT of a crossing. Not for boxes.
         batch: windows in one execution.
     """
 
@@ -125,8 +125,7 @@ class Finder:
         own[mine] = True
         inside, wanted = self.wanted(tile)
         inside = inside & own
-        first = np.ones_like(own) if self._every_window else tile.every_second()
-        wanted = _needed(wanted, first, own)
+        wanted = _needed(wanted, self._first(tile), own)
         seen = int(inside.sum())
         probability = np.full(wanted.shape, UNSEEN)
         holes = np.zeros(wanted.shape, bool)
@@ -143,7 +142,7 @@ class Finder:
             int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1,
         )  # fmt: skip
         here = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        wanted, first, own = wanted[here], first[here], own[here]
+        wanted, own = wanted[here], own[here]
         left, top = self._grid.corner(part)
         left, top = left - between, top + between
         width, height = ((count - 1) * stride + size + 2 * between for count in (part.columns, part.rows))
@@ -161,9 +160,9 @@ class Finder:
         if self._screen is not None and (wanted & own).any():
             x, y = self._grid.centres(part)
             wanted &= self._screen.passes(bands, left - west, top + north, x, y)
-        wanted = _needed(wanted, first, own)
+        wanted = _needed(wanted, self._first(part), own)
         bands = {name: band[north : north + height, west : west + width] for name, band in bands.items()}
-        said, shown, looked, boxes = self._on_lattice(bands, wanted, first, own)
+        said, shown, looked, boxes = self._on_lattice(bands, part, wanted, own)
         probability[here] = shown
         at, answers = self._corners(looked), said[looked]
         if between:
@@ -176,20 +175,24 @@ class Finder:
             kept &= shapely.contains_xy(self._ground.area, xs, ys)
         return Found(probability[mine], xs[kept], ys[kept], answers[kept], seen, holes[mine], len(at))
 
+    def _first(self, tile: Tile) -> np.ndarray:
+        """Which windows of a tile are looked at first, bool (rows, columns)."""
+        return np.ones((tile.rows, tile.columns), bool) if self._every_window else tile.every_fourth()
+
     def _corners(self, cells: np.ndarray) -> np.ndarray:
         """Rows and columns (n, 2) of the corners of some windows, bool (rows, columns), in what was read."""
         corners: np.ndarray = np.argwhere(cells) * self._grid.stride + self._between
         return corners
 
     def _on_lattice(
-        self, bands: dict[str, np.ndarray], wanted: np.ndarray, first: np.ndarray, own: np.ndarray
+        self, bands: dict[str, np.ndarray], part: Tile, wanted: np.ndarray, own: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         """Look at windows of the lattice.
 
         Args:
             bands: what they show.
+            part: the windows.
             wanted: which of them, bool (rows, columns).
-            first: which of these are looked at in any case, likewise.
             own: which belong to the tile and not to those beside it, likewise.
 
         Returns:
@@ -198,13 +201,15 @@ class Finder:
             a detector's boxes of these (n, 4).
         """
         said = np.full(wanted.shape, UNSEEN)
+        first = self._first(part)
         looked = wanted & first
         said[looked], boxes = self._answers(bands, self._corners(looked))
         others = wanted & own & ~first
-        highest = np.fmax.reduce(_four_beside(said, np.float32(-np.inf)))
-        up, down, left, right = _four_beside(looked, False)
-        # at a rim, where none is above or below, a window may be the only one near a crossing
-        spared = others & (up | down) & (left | right) & (highest < HINT)
+        highest = np.fmax.reduce(_eight_around(said, np.float32(-np.inf)))
+        asked = _eight_around(looked, False).sum(axis=0)
+        possible = _eight_around(self._first(part.grown(1)), False).sum(axis=0)[1:-1, 1:-1]
+        # at a rim, where few of those around it were looked at, a window may be the only one near a crossing
+        spared = others & (2 * asked >= possible) & (highest < HINT)
         rest = others & ~spared
         said[rest] = self._answers(bands, self._corners(rest))[0]
         shown = np.where(spared, highest, said)
@@ -243,19 +248,21 @@ class Finder:
         return found, np.concatenate(boxes) if len(boxes) > 1 else None
 
 
-def _four_beside(cells: np.ndarray, none: Any) -> np.ndarray:
-    """What is above, below, left and right of each cell: (4, rows, columns).
+def _eight_around(cells: np.ndarray, none: Any) -> np.ndarray:
+    """What is beside each cell and at its corners: (8, rows, columns).
 
     Args:
         cells: (rows, columns).
         none: what is beyond them.
     """
-    around = np.pad(cells, 1, constant_values=none)
-    return np.stack([around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:]])
+    rows, columns = cells.shape
+    padded = np.pad(cells, 1, constant_values=none)
+    steps = [step for step in itertools.product(range(3), repeat=2) if step != (1, 1)]
+    return np.stack([padded[down : down + rows, right : right + columns] for down, right in steps])
 
 
 def _needed(wanted: np.ndarray, first: np.ndarray, own: np.ndarray) -> np.ndarray:
     """The wanted windows of a tile, and those of the next tiles that say whether one of them is looked at: bool (rows,
     columns), as the arguments."""
     undecided = wanted & own & ~first
-    return wanted & (own | (first & _four_beside(undecided, False).any(axis=0)))
+    return wanted & (own | (first & _eight_around(undecided, False).any(axis=0)))

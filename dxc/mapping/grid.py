@@ -35,11 +35,11 @@ class Tile(NamedTuple):
             self.number, self.row - ring, self.column - ring, self.rows + 2 * ring, self.columns + 2 * ring
         )
 
-    def every_second(self) -> np.ndarray:
-        """Every second window, as the black squares of a chessboard over the whole lattice: bool (rows, columns)."""
+    def every_fourth(self) -> np.ndarray:
+        """Every second window of every second row of the whole lattice: bool (rows, columns)."""
         row, column = np.ogrid[: self.rows, : self.columns]
-        black: np.ndarray = (row + column + self.row + self.column) % 2 == 0
-        return black
+        even: np.ndarray = ((row + self.row) % 2 == 0) & ((column + self.column) % 2 == 0)
+        return even
 
 
 class Grid(NamedTuple):

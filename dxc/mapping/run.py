@@ -108,7 +108,7 @@ class MapReport:
     def said(self) -> list[tuple[str, str]]:
         """Labels and texts for people; what is known of the evaluation is in judged."""
         pace = f", {self.seconds_per_km2:.1f} s a km2" if self.fresh_km2 else ""
-        second = "" if self.every_window else ", every second one first"
+        sparse = "" if self.every_window else ", every fourth one first"
         screened = []
         if self.screen_logit is not None:
             least = f"{self.screen_logit:g}"
@@ -126,7 +126,7 @@ class MapReport:
                 f"{duration(self.seconds)}{pace}",
             ),
             ("network", self.network.why),
-            ("mode", f"{self.mode}, a window every {self.stride_m} m{second}"),
+            ("mode", f"{self.mode}, a window every {self.stride_m} m{sparse}"),
             *screened,
             ("probabilities", self.probabilities),
             ("breach lines", self.lines),
