@@ -65,6 +65,25 @@ class Found(NamedTuple):
         return cls(**{**values, "seen": int(values["seen"]), "windows": int(values["windows"])})
 
 
+class _View(NamedTuple):
+    """What was read for some windows of the lattice.
+
+    Attributes:
+        bands: raw bands, each (height, width).
+        valid: which pixels have data, bool (height, width).
+        left, top: of the pixels, metres.
+        centres: which windows have data in their middle, bool (rows, columns).
+        passed: which of them a screen lets through, likewise; all without one.
+    """
+
+    bands: dict[str, np.ndarray]
+    valid: np.ndarray
+    left: int
+    top: int
+    centres: np.ndarray
+    passed: np.ndarray
+
+
 class Finder:
     """Runs a network over tiles.
 
@@ -126,54 +145,51 @@ class Finder:
         inside, wanted = self.wanted(tile)
         inside = inside & own
         wanted = _needed(wanted, self._first(tile), own)
-        seen = int(inside.sum())
         probability = np.full(wanted.shape, UNSEEN)
         holes = np.zeros(wanted.shape, bool)
         if not (wanted & own).any():
-            nothing = np.zeros(0)
-            return Found(
-                probability[mine], nothing, nothing, nothing.astype(np.float32), seen, holes[mine], 0
-            )
+            none, seen = np.zeros(0), int(inside.sum())
+            return Found(probability[mine], none, none, none.astype(np.float32), seen, holes[mine], 0)
+        part, here = _bounds(tile, wanted)
+        own, view = own[here], self._view(part)
+        holes[here] = inside[here] & ~view.centres
+        wanted = _needed(wanted[here] & view.centres & view.passed, self._first(part), own)
+        said, probability[here], looked, boxes = self._on_lattice(view.bands, part, wanted, own)
+        at, answers = self._corners(looked), said[looked]
+        if self._between:
+            more = self._around(at[answers >= KEPT], view)
+            answers = np.concatenate([answers, self._answers(view.bands, more)[0]])
+            at = np.concatenate([at, more])
+        size, kept = self._grid.size, answers >= KEPT
+        half = size // 2
+        xs, ys = view.left + at[:, 1] + half + 0.5, view.top - at[:, 0] - half - 0.5
+        if boxes is not None:  # the centre of a box may lie beyond the raster's edge
+            xs, ys = view.left + at[:, 1] + boxes[:, 0] * size, view.top - at[:, 0] - boxes[:, 1] * size
+            kept &= shapely.contains_xy(self._ground.area, xs, ys)
+        seen = int(inside.sum()) - int(holes.sum())
+        return Found(probability[mine], xs[kept], ys[kept], answers[kept], seen, holes[mine], len(at))
+
+    def _view(self, part: Tile) -> _View:
+        """Read what some windows show, and those half a stride around them."""
         stride, size, between = self._grid.stride, self._grid.size, self._between
-        # only what the wanted windows show is read
-        rows, columns = np.flatnonzero(wanted.any(axis=1)), np.flatnonzero(wanted.any(axis=0))
-        part = Tile(
-            tile.number, tile.row + int(rows[0]), tile.column + int(columns[0]),
-            int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1,
-        )  # fmt: skip
-        here = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        wanted, own = wanted[here], own[here]
         left, top = self._grid.corner(part)
         left, top = left - between, top + between
         width, height = ((count - 1) * stride + size + 2 * between for count in (part.columns, part.rows))
-        grow = self._screen.margins(left, top, width, height) if self._screen else (0, 0, 0, 0)
-        west, north, east, south = grow
+        west, north, east, south = (
+            self._screen.margins(left, top, width, height) if self._screen else (0, 0, 0, 0)
+        )
         bands, valid = self._ground.read(
             left - west, top + north, width + west + east, height + north + south
         )
-        seen_whole = valid[north : north + height, west : west + width]
-        half = size // 2
-        centre = seen_whole[between + half :: stride, between + half :: stride][: part.rows, : part.columns]
-        wanted = wanted & centre
-        holes[here] = inside[here] & ~centre
-        seen -= int(holes.sum())
-        if self._screen is not None and (wanted & own).any():
-            x, y = self._grid.centres(part)
-            wanted &= self._screen.passes(bands, left - west, top + north, x, y)
-        wanted = _needed(wanted, self._first(part), own)
-        bands = {name: band[north : north + height, west : west + width] for name, band in bands.items()}
-        said, shown, looked, boxes = self._on_lattice(bands, part, wanted, own)
-        probability[here] = shown
-        at, answers = self._corners(looked), said[looked]
-        if between:
-            more = self._around(at[answers >= KEPT], left, top, seen_whole)
-            at, answers = np.concatenate([at, more]), np.concatenate([answers, self._answers(bands, more)[0]])
-        xs, ys = left + at[:, 1] + half + 0.5, top - at[:, 0] - half - 0.5
-        kept = answers >= KEPT
-        if boxes is not None:  # the centre of a box may lie beyond the raster's edge
-            xs, ys = left + at[:, 1] + boxes[:, 0] * size, top - at[:, 0] - boxes[:, 1] * size
-            kept &= shapely.contains_xy(self._ground.area, xs, ys)
-        return Found(probability[mine], xs[kept], ys[kept], answers[kept], seen, holes[mine], len(at))
+        inner = np.s_[north : north + height, west : west + width]
+        middle = slice(between + size // 2, None, stride)
+        centres = valid[inner][middle, middle][: part.rows, : part.columns]
+        passed = np.ones_like(centres)
+        if self._screen is not None and centres.any():
+            passed = self._screen.passes(bands, left - west, top + north, *self._grid.centres(part))
+        return _View(
+            {name: band[inner] for name, band in bands.items()}, valid[inner], left, top, centres, passed
+        )
 
     def _first(self, tile: Tile) -> np.ndarray:
         """Which windows of a tile are looked at first, bool (rows, columns)."""
@@ -215,19 +231,18 @@ class Finder:
         shown = np.where(spared, highest, said)
         return said, shown, own & (looked | rest), boxes
 
-    def _around(self, at: np.ndarray, left: int, top: int, valid: np.ndarray) -> np.ndarray:
+    def _around(self, at: np.ndarray, view: _View) -> np.ndarray:
         """The windows half a stride around some windows, each once: rows and columns of their corners (n, 2).
 
         Args:
-            at: rows and columns of the corners of the windows (k, 2) in a rectangle.
-            left, top: of the rectangle, metres.
-            valid: which pixels of the rectangle have data, bool (height, width).
+            at: rows and columns of the corners of the windows (k, 2) in the view.
+            view: what was read.
         """
         steps = np.array(list(itertools.product((-1, 0, 1), repeat=2))) * self._between
         more = np.unique((at[:, None] + steps[steps.any(axis=1)]).reshape(-1, 2), axis=0)
         row, column = more.T + self._grid.size // 2
-        inside = shapely.contains_xy(self._ground.area, left + column + 0.5, top - row - 0.5)
-        return more[inside & valid[row, column]]
+        inside = shapely.contains_xy(self._ground.area, view.left + column + 0.5, view.top - row - 0.5)
+        return more[inside & view.valid[row, column]]
 
     def _answers(self, bands: dict[str, np.ndarray], at: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Probabilities (n,) of the windows whose corners lie at rows and columns (n, 2) of a rectangle; a detector's
@@ -259,6 +274,20 @@ def _eight_around(cells: np.ndarray, none: Any) -> np.ndarray:
     padded = np.pad(cells, 1, constant_values=none)
     steps = [step for step in itertools.product(range(3), repeat=2) if step != (1, 1)]
     return np.stack([padded[down : down + rows, right : right + columns] for down, right in steps])
+
+
+def _bounds(tile: Tile, wanted: np.ndarray) -> tuple[Tile, tuple[slice, slice]]:
+    """The smallest part of a tile that has all wanted windows, and its rows and columns in the tile. Only what they show
+    is read.
+
+    Args:
+        tile: the tile.
+        wanted: at least one window, bool (rows, columns).
+    """
+    rows, columns = np.flatnonzero(wanted.any(axis=1)), np.flatnonzero(wanted.any(axis=0))
+    (top, bottom), (left, right) = ((int(each[0]), int(each[-1]) + 1) for each in (rows, columns))
+    part = Tile(tile.number, tile.row + top, tile.column + left, bottom - top, right - left)
+    return part, (slice(top, bottom), slice(left, right))
 
 
 def _needed(wanted: np.ndarray, first: np.ndarray, own: np.ndarray) -> np.ndarray:

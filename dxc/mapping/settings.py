@@ -148,6 +148,13 @@ class MapSettings(Part):
             raise ValueError("neither dem nor photo is given: a map is made of dem=..., photo=... or both.")
         if self.mode == "corridor" and self.roads is None:
             raise ValueError("mode=corridor needs the roads: give roads=roads.gpkg, or mode=chips.")
+        if self.way != "dense":
+            for key in ("fit", "screen_logit"):
+                if getattr(self, key) not in (None, []):
+                    raise ValueError(
+                        f"{key} belongs to the dense pass, and mode={self.mode} has none: give mode=dense, or leave "
+                        f"{key} out."
+                    )
         if self.out.suffix.lower() != ".gpkg":
             raise ValueError(f"out={self.out} must be a GeoPackage: out={self.out.stem or 'crossings'}.gpkg.")
         if self.breached is not None:

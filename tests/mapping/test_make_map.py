@@ -356,7 +356,7 @@ def test_dense_mode_asks_windows_only_where_the_dense_pass_answers(
         ({"roads": "roads.gpkg"}, "corridor"),
         ({"roads": "roads.gpkg", "screen_logit": -3}, "dense"),
         ({"fit": {"photo": "b.tif", "crossings": "b.gpkg"}}, "dense"),
-        ({"roads": "roads.gpkg", "screen_logit": -3, "mode": "corridor"}, "corridor"),
+        ({"roads": "roads.gpkg", "mode": "chips"}, "chips"),
     ],
 )
 def test_the_default_mode_follows_from_what_is_given(given: dict[str, Any], way: str, tmp_path: Path) -> None:
@@ -488,6 +488,7 @@ def test_a_prize_is_for_the_mean_of_repeats_as_in_an_analysis(store_file: Path, 
         ({"run": "a"}, "Give one of run=RUN_ID, study=NAME .* run and onnx are given"),
         ({"photo": None}, "neither dem nor photo is given"),
         ({"mode": "corridor"}, "mode=corridor needs the roads"),
+        ({"mode": "chips", "screen_logit": -3}, "screen_logit belongs to the dense pass, and mode=chips has none"),
         ({"truth": "map.gpkg", "out": "map.gpkg"}, "map.gpkg is an input, which a map does not replace"),
         ({"dem": "a.tif", "breached": "a.tif", "overwrite": True}, "a.tif is an input"),
         ({"breached": "b.tif"}, "breached=b.tif is cut out of an elevation model: give dem"),
