@@ -277,7 +277,7 @@ def _eight_around(cells: np.ndarray, none: Any) -> np.ndarray:
 
 
 def _bounds(tile: Tile, wanted: np.ndarray) -> tuple[Tile, tuple[slice, slice]]:
-    """The smallest part of a tile that has all wanted windows, and its rows and columns in the tile. Only what they show
+    """The smallest part of a tile with all wanted windows, and its rows and columns in the tile. Only what they show
     is read.
 
     Args:
