@@ -20,6 +20,10 @@ MOST_IN_JITTERS = 3
 a stride of 25 m and a jitter of 5 m, 14 % of crossings were missed; at 50 m, 78 %."""
 
 
+MOST_STRIDE_IN_WINDOW = 4
+"""A window of so many strides or more shows a crossing that is a stride from its middle in its inner half."""
+
+
 class Tile(NamedTuple):
     """Windows that are computed together: rows and columns of the lattice, counted from its origin."""
 
@@ -143,13 +147,17 @@ def stride_for(asked: int | None, jitter_m: float | None, reach_m: float) -> int
     return asked
 
 
-def windows_overlap(stride_m: int, jitter_m: float | None) -> bool:
-    """Whether several windows see a crossing, and not only that whose centre is nearest.
+def windows_overlap(stride_m: int, jitter_m: float | None, size: int) -> bool:
+    """Whether one of every fourth window sees something of a crossing wherever it lies.
 
-    A network that has always seen crossings in the middle of its chips may see them only there.
+    A network that has always seen crossings in the middle of its chips may see them only there. And a crossing, which
+    lies up to a stride from the middle of the nearest of these windows on each axis, has to lie well inside it.
 
     Args:
         stride_m: from one window to the next.
         jitter_m: largest distance of crossings from the centres of the training chips; None: not known.
+        size: edge of a window, metres.
     """
-    return jitter_m is not None and jitter_m >= LEAST_JITTER_M and stride_m <= STRIDE_IN_JITTERS * jitter_m
+    if jitter_m is None or jitter_m < LEAST_JITTER_M:
+        return False
+    return stride_m <= min(STRIDE_IN_JITTERS * jitter_m, size / MOST_STRIDE_IN_WINDOW)

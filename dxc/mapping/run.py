@@ -197,7 +197,7 @@ def _make_map(
     stride = stride_for(settings.stride_m, jitter, size)
     mode = settings.way
     # boxes say where a crossing lies, so their windows overlap just enough that one sees it
-    every_window = settings.every_window or "box" in said.outputs or not windows_overlap(stride, jitter)
+    every_window = settings.every_window or "box" in said.outputs or not windows_overlap(stride, jitter, size)
     ground = _ground(settings, said, settings.dem, settings.photo)
     dem, no_lines = _dem(settings, ground)
     roads = None

@@ -158,7 +158,7 @@ def test_every_fourth_window_finds_what_all_find(world: dict[str, Path], tmp_pat
 
 @pytest.mark.parametrize(
     ("jitter_m", "stride_m", "every"),
-    [(4.0, 8, False), (4.0, 9, True), (6.0, 12, False), (0.0, 8, True), (None, 8, True)],
+    [(4.0, 8, False), (6.0, 8, False), (4.0, 9, True), (6.0, 12, True), (0.0, 8, True), (None, 8, True)],
 )
 def test_every_window_is_looked_at_where_they_may_not_overlap_enough(
     world: dict[str, Path], tmp_path: Path, jitter_m: float | None, stride_m: int, every: bool
@@ -488,7 +488,10 @@ def test_a_prize_is_for_the_mean_of_repeats_as_in_an_analysis(store_file: Path, 
         ({"run": "a"}, "Give one of run=RUN_ID, study=NAME .* run and onnx are given"),
         ({"photo": None}, "neither dem nor photo is given"),
         ({"mode": "corridor"}, "mode=corridor needs the roads"),
-        ({"mode": "chips", "screen_logit": -3}, "screen_logit belongs to the dense pass, and mode=chips has none"),
+        (
+            {"mode": "chips", "screen_logit": -3},
+            "screen_logit belongs to the dense pass, and mode=chips has none",
+        ),
         ({"truth": "map.gpkg", "out": "map.gpkg"}, "map.gpkg is an input, which a map does not replace"),
         ({"dem": "a.tif", "breached": "a.tif", "overwrite": True}, "a.tif is an input"),
         ({"breached": "b.tif"}, "breached=b.tif is cut out of an elevation model: give dem"),
