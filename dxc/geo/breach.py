@@ -371,23 +371,33 @@ def breached(dem: Dem, lines: Sequence[BreachLine], out: Path) -> int:
     Raises:
         DataError: `out` is the DEM itself or cannot be written, or the DEM cannot be read.
     """
-    if any(out.exists() and out.samefile(file) for file in dem.raster.file.files if file.exists()):
-        raise DataError(f"{out} is the DEM itself. Give another name for the breached one.")
+    require_breachable(dem, out)
     rows, columns, z = target_cells(dem, lines)
     try:
         with whole_file(out) as draft, rasterio.Env(**GDAL_OPTIONS), dem.open() as source:
-            if source.dtypes[0] not in TYPES:
-                raise DataError(
-                    f"DEM {dem.raster.path}: is {source.dtypes[0]}; a breached DEM is written as one of "
-                    f"{', '.join(TYPES)}."
-                )
-            _require_room(draft.parent, source)
             return _write(dem, source, draft, rows, columns, z)
     except (OSError, RasterioError) as error:
         text = " ".join(str(error.__cause__ or error).split())[:300]
         raise DataError(
             f"{out} cannot be written ({text}). Free some space, or give another place."
         ) from error
+
+
+def require_breachable(dem: Dem, out: Path) -> None:
+    """Raise DataError where `breached` could not write its file, so that nobody waits for that.
+
+    Args:
+        dem: the elevation model.
+        out: the new GeoTIFF; its folder exists.
+    """
+    if any(out.exists() and out.samefile(file) for file in dem.raster.file.files if file.exists()):
+        raise DataError(f"{out} is the DEM itself. Give another name for the breached one.")
+    with rasterio.Env(**GDAL_OPTIONS), dem.open() as source:
+        if source.dtypes[0] not in TYPES:
+            raise DataError(
+                f"DEM {dem.raster.path}: is {source.dtypes[0]}; a breached DEM is written as one of {', '.join(TYPES)}."
+            )
+        _require_room(out.parent, source)
 
 
 def _require_room(folder: Path, source: Any) -> None:

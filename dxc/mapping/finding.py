@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +62,7 @@ class Found(NamedTuple):
         try:
             with np.load(path, allow_pickle=False) as file:
                 values = {name: file[name] for name in cls._fields}
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             return None
         return cls(**{**values, "seen": int(values["seen"]), "windows": int(values["windows"])})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import math
@@ -25,7 +26,7 @@ from dxc.deploy.predictor import Predictor
 from dxc.errors import ConfigError, DataError, DxcError, TrackingError
 from dxc.evaluation.calibration import Calibration
 from dxc.files import write_atomically
-from dxc.geo.breach import REACH_M, Breaches, Dem, breach_lines, breached
+from dxc.geo.breach import REACH_M, Breaches, Dem, breach_lines, breached, require_breachable
 from dxc.geo.chips import disk_trouble, fingerprint
 from dxc.geo.crossing_layers import line_frame, point_frame, write_layers
 from dxc.geo.rasters import Points, project_xy, read_lines
@@ -164,8 +165,8 @@ def make_map(settings: MapSettings, *, one_of_several: bool = False, into_design
         ExportError: the network cannot be run.
         TrackingError: the store, study or run cannot be used. A map that was made and not tracked stays.
     """
-    if not one_of_several:
-        _require_new(settings)
+    if not _unfinished(settings.out):
+        _require_new(settings)  # before anything is looked at; what an interrupted call left is compared below
     with tempfile.TemporaryDirectory() as folder:
         return _make_map(
             settings,
@@ -173,6 +174,11 @@ def make_map(settings: MapSettings, *, one_of_several: bool = False, into_design
             one_of_several=one_of_several,
             into_design=into_design,
         )
+
+
+def _unfinished(out: Path) -> list[Path]:
+    """The folders in which calls that were interrupted kept their tiles."""
+    return sorted(out.parent.glob(f".{glob.escape(out.stem)}.partial-*"))
 
 
 def _require_new(settings: MapSettings) -> None:
@@ -220,10 +226,14 @@ def _make_map(
     digest = digest_of(job, [*ground.inputs, *roads_file])
     folder = out.with_name(f".{out.stem}.partial-{digest}")
     mapped = _mapped(settings, ground)
-    asked = digest_of(settings.model_dump(mode="json", exclude={"progress", "threads"}), [mapped])
-    before = _Before.read(folder / OWN, asked) if one_of_several else None
-    if one_of_several and before is None:
+    asked = digest_of(settings.model_dump(mode="json", exclude={"progress", "threads", "overwrite"}), [mapped])
+    before = _Before.read(folder / OWN, asked)
+    if before is None:
         _require_new(settings)
+    if settings.breached is not None and dem is not None:
+        with disk_trouble(settings.breached):
+            settings.breached.parent.mkdir(parents=True, exist_ok=True)
+        require_breachable(dem, settings.breached)
     finder_lines = roads if mode in ("corridor", "dense") else None
     with disk_trouble(out), ground:
         finder = Finder(
@@ -242,9 +252,8 @@ def _make_map(
     if before is not None and not fresh:
         seconds, fresh_km2 = before.seconds, before.km2
     own = _Before(asked, seconds, fresh_km2, before is not None and before.tracked)
-    if one_of_several:
-        with disk_trouble(out):
-            own.write(folder / OWN)
+    with disk_trouble(out):
+        own.write(folder / OWN)
     breaches, lines = _breaches(dem, no_lines, points, ground)
     frame = _frame(points, ground, roads, network, dem)
     km2 = area.area / 1e6
@@ -286,8 +295,8 @@ def _make_map(
         except DxcError as error:
             if not one_of_several:
                 raise TrackingError(
-                    f"{out} is made, but not tracked: {error}\nTo track it, repeat the command with overwrite=true; "
-                    "its windows are not computed again."
+                    f"{out} is made, but not tracked: {error}\nTo track it, repeat the command: its windows are not "
+                    "computed again."
                 ) from error
             return replace(report, kept=folder, untracked=str(error))
         own = own._replace(tracked=True)
@@ -296,12 +305,16 @@ def _make_map(
             own.write(folder / OWN)
         return replace(report, kept=folder)
     shutil.rmtree(folder, ignore_errors=True)
+    for other in _unfinished(out):
+        log.warning(
+            "%s holds an unfinished map with other settings; remove it if nobody needs it.", other
+        )
     return report
 
 
 class _Before(NamedTuple):
-    """What a command that makes several maps has done of one: what was asked, how long it took, how much was mapped,
-    and whether it is tracked."""
+    """What an earlier call has done of a map: what was asked, how long it took, how much was mapped, and whether it is
+    tracked. Results that exist beside it are its own."""
 
     asked: str
     """Digest of all settings and inputs: the result of a command that asks something else is not of this map."""

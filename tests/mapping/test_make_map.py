@@ -554,3 +554,59 @@ def test_a_full_disk_is_said(world: dict[str, Path], tmp_path: Path, monkeypatch
     monkeypatch.setattr(module, "write_probabilities", full)
     with pytest.raises(DataError, match="the disk is full. Free some space and repeat the command"):
         _map(world, tmp_path / "map.gpkg")
+
+
+@pytest.mark.parametrize("broken", ["write_probabilities", "write_layers", "breached"])
+def test_the_same_command_goes_on_after_a_result_could_not_be_written(
+    world: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    out, lowered = tmp_path / "map.gpkg", tmp_path / "new" / "lowered.tif"
+    given = {"stride_m": 8, "dem": write_dem(tmp_path), "breached": lowered}
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, broken, full)
+        with pytest.raises(DataError, match="the disk is full. Free some space and repeat the command"):
+            _map(world, out, **given)
+    assert not out.exists() or broken == "breached"
+    with monkeypatch.context() as patched:
+        patched.setattr(module.Finder, "find", full)  # nothing is computed again
+        report = _map(world, out, **given)
+    assert report.crossings and lowered.exists() and not list(tmp_path.glob(".map*"))
+    with pytest.raises(ConfigError, match=r"map.gpkg exists already"):
+        _map(world, out, **given)
+
+
+def test_a_result_that_stood_there_before_is_not_replaced(
+    world: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, raster = tmp_path / "map.gpkg", tmp_path / "map_probability.tif"
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_points", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            _map(world, out)
+    raster.write_text("of somebody else")
+    with pytest.raises(ConfigError, match=r"map_probability.tif exists already"):
+        _map(world, out)
+    assert raster.read_text() == "of somebody else"
+
+
+def test_a_tile_that_was_cut_off_is_mapped_again(
+    world: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "map.gpkg"
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "calibration_of", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            _map(world, out)
+    (tile,) = tmp_path.glob(".map.partial-*/tile-0.npz")
+    tile.write_bytes(tile.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"tile-0.npz is damaged. Repeat the command"):
+        _map(world, out)
+    assert _map(world, out).crossings
