@@ -95,7 +95,7 @@ class Mapped(NamedTuple):
 
     @property
     def km2(self) -> float:
-        return float(gpd.read_file(self.out, layer="mapped_area")["km2"].item())
+        return float(gpd.read_file(self.out, layer="mapped_area")["ground_km2"].item())
 
     def cost(self, km2: float | None = None) -> dict[str, float]:
         """What a km2 took; km2 is that of the map unless it is given."""

@@ -319,7 +319,7 @@ METRICS: dict[str, Metric] = {
     "seconds_per_km2": Metric(
         unit="s/km2",
         maximise=False,
-        meaning="wall time of mapping, reading and writing included",
+        meaning="wall time from the start to the merged points; breach lines, files and the evaluation come after",
         title="mapping time",
         table_format=",.2f",
         origin="measured",

@@ -207,6 +207,42 @@ class Raster:
         reproject(data, pixels, **grid)
         return pixels, covered
 
+    def has_data(self, source: Any, x: np.ndarray, y: np.ndarray, step_m: int) -> np.ndarray:
+        """Which places of a lattice have data, by a pixel less than a step away. Reads one pixel a step.
+
+        Args:
+            source: the open dataset of this thread.
+            x: of the places (columns,), from west to east in the target CRS, metres.
+            y: likewise (rows,), from north to south.
+            step_m: from one place to the next.
+
+        Returns:
+            bool (rows, columns).
+        """
+        left, top = math.floor(x[0]), math.ceil(y[0])
+        width, height = math.ceil(x[-1]) - left + 1, top - math.floor(y[-1]) + 1
+        window, _ = self._window(source, left, top, width, height)
+        if window is None:
+            return np.zeros((len(y), len(x)), bool)
+        shape = tuple(
+            min(pixels, math.ceil(metres / step_m) + 1)
+            for pixels, metres in ((window.height, height), (window.width, width))
+        )
+        try:
+            data = source.read(self.bands.indexes, window=window, out_shape=(len(self.bands.indexes), *shape))
+            elevations = _scaled(source, data) if self.what == "DEM" else None
+            valid = self._valid(source, data, elevations, window, shape)
+        except RasterioError as error:
+            raise unreadable(self.what, self.path, window, error) from error
+        xs, ys = (each.ravel() for each in np.meshgrid(x, y))
+        columns, rows = ~source.transform @ project_xy(self.target_crs, self.source_crs, xs, ys)
+        column = np.floor((columns - window.col_off) * shape[1] / window.width)
+        row = np.floor((rows - window.row_off) * shape[0] / window.height)
+        there = (column >= 0) & (column < shape[1]) & (row >= 0) & (row < shape[0])
+        found = np.zeros(len(xs), bool)
+        found[there] = valid[row[there].astype(int), column[there].astype(int)]
+        return found.reshape(len(y), len(x))
+
     def _window(
         self, source: Any, left: int, top: int, width: int, height: int
     ) -> tuple[Window | None, bool]:
@@ -230,9 +266,14 @@ class Raster:
         return (Window(c0, r0, c1 - c0, r1 - r0) if c1 > c0 and r1 > r0 else None), inside
 
     def _valid(
-        self, source: Any, data: np.ndarray, elevations: np.ndarray | None, window: Window
+        self,
+        source: Any,
+        data: np.ndarray,
+        elevations: np.ndarray | None,
+        window: Window,
+        shape: tuple[int, ...] | None = None,
     ) -> np.ndarray:
-        """Which source pixels carry data, bool rows x columns.
+        """Which source pixels carry data, bool rows x columns; `shape` is that of a decimated window.
 
         A photo pixel has no data only if none of its bands has: NAIP declares nodata 0, and a 0 in one band may be
         a dark pixel (red over water).
@@ -248,11 +289,11 @@ class Raster:
         if source.nodata is not None and not math.isnan(source.nodata):
             valid &= (data != np.array(source.nodata).astype(data.dtype)).any(axis=0)
         if self.bands.mask is not None:
-            valid &= source.read(self.bands.mask, window=window) == self.bands.opaque
+            valid &= source.read(self.bands.mask, window=window, out_shape=shape) == self.bands.opaque
         first = self.bands.indexes[0]
         flags = source.mask_flag_enums[first - 1]
         if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
-            valid &= source.read_masks(first, window=window) > 0
+            valid &= source.read_masks(first, window=window, out_shape=shape) > 0
         return valid
 
 

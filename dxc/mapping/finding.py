@@ -34,8 +34,8 @@ class Found(NamedTuple):
             beside them see nothing have the greatest probability of these.
         x, y: float64 (n,), places of the windows with a probability of at least KEPT, metres.
         p: float32 (n,), their probabilities.
-        seen: number of lattice cells of the mapped ground: all that have data, so far as they were read. Roads or a
-            screen may have ruled some out.
+        seen: number of lattice cells of the mapped ground: all that have data, whether or not roads or a screen ruled
+            them out.
         holes: bool (rows, columns), lattice cells of the ground that have no data.
         windows: number of windows that the network answered.
     """
@@ -148,12 +148,15 @@ class Finder:
         inside = inside & own
         wanted = _needed(wanted, self._first(tile), own)
         probability = np.full(wanted.shape, UNSEEN)
-        holes = np.zeros(wanted.shape, bool)
+        unread = inside.copy()
         if not (wanted & own).any():
-            none, seen = np.zeros(0), int(inside.sum())
+            holes = self._without_data(tile, unread)
+            none, seen = np.zeros(0), int(inside.sum()) - int(holes.sum())
             return Found(probability[mine], none, none, none.astype(np.float32), seen, holes[mine], 0)
         part, here = _bounds(tile, wanted)
-        own, view = own[here], self._view(part)
+        unread[here] = False
+        own, view = own[here], self._view(part, wanted[here])
+        holes = self._without_data(tile, unread)
         holes[here] = inside[here] & ~view.centres
         wanted = _needed(wanted[here] & view.centres & view.passed, self._first(part), own)
         said, probability[here], looked, boxes = self._on_lattice(view.bands, part, wanted, own)
@@ -171,8 +174,15 @@ class Finder:
         seen = int(inside.sum()) - int(holes.sum())
         return Found(probability[mine], xs[kept], ys[kept], answers[kept], seen, holes[mine], len(at))
 
-    def _view(self, part: Tile) -> _View:
-        """Read what some windows show, and those half a stride around them."""
+    def _without_data(self, tile: Tile, cells: np.ndarray) -> np.ndarray:
+        """Which of some cells of a tile have no data, bool (rows, columns) each."""
+        if not cells.any():
+            return np.zeros_like(cells)
+        return cells & ~self._ground.has_data(*self._grid.centres(tile), self._grid.stride)
+
+    def _view(self, part: Tile, wanted: np.ndarray) -> _View:
+        """Read what the windows of a part show, and those half a stride around them. There is a dense pass where some
+        of the `wanted` ones, bool (rows, columns), have data."""
         stride, size, between = self._grid.stride, self._grid.size, self._between
         left, top = self._grid.corner(part)
         left, top = left - between, top + between
@@ -187,7 +197,7 @@ class Finder:
         middle = slice(between + size // 2, None, stride)
         centres = valid[inner][middle, middle][: part.rows, : part.columns]
         passed = np.ones_like(centres)
-        if self._screen is not None and centres.any():
+        if self._screen is not None and (centres & wanted).any():
             passed = self._screen.passes(bands, left - west, top + north, *self._grid.centres(part))
         return _View(
             {name: band[inner] for name, band in bands.items()}, valid[inner], left, top, centres, passed

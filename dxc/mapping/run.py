@@ -166,7 +166,9 @@ def make_map(settings: MapSettings, *, one_of_several: bool = False, into_design
         TrackingError: the store, study or run cannot be used. A map that was made and not tracked stays.
     """
     if not _unfinished(settings.out):
-        _require_new(settings)  # before anything is looked at; what an interrupted call left is compared below
+        _require_new(
+            settings
+        )  # before anything is looked at; what an interrupted call left is compared below
     with tempfile.TemporaryDirectory() as folder:
         return _make_map(
             settings,
@@ -226,7 +228,9 @@ def _make_map(
     digest = digest_of(job, [*ground.inputs, *roads_file])
     folder = out.with_name(f".{out.stem}.partial-{digest}")
     mapped = _mapped(settings, ground)
-    asked = digest_of(settings.model_dump(mode="json", exclude={"progress", "threads", "overwrite"}), [mapped])
+    asked = digest_of(
+        settings.model_dump(mode="json", exclude={"progress", "threads", "overwrite"}), [mapped]
+    )
     before = _Before.read(folder / OWN, asked)
     if before is None:
         _require_new(settings)
@@ -306,9 +310,7 @@ def _make_map(
         return replace(report, kept=folder)
     shutil.rmtree(folder, ignore_errors=True)
     for other in _unfinished(out):
-        log.warning(
-            "%s holds an unfinished map with other settings; remove it if nobody needs it.", other
-        )
+        log.warning("%s holds an unfinished map with other settings; remove it if nobody needs it.", other)
     return report
 
 
@@ -556,13 +558,18 @@ def _frame(
 def _area(
     ground: Ground, area: shapely.Geometry, roads: np.ndarray | None, corridor_m: float | None, km2: float
 ) -> gpd.GeoDataFrame:
-    """The mapped ground, of it the corridor along roads where only that was looked at."""
+    """The ground that was looked at: of the mapped ground the corridor along roads, where there are some.
+
+    Columns: km2 of it, and ground_km2 of all mapped ground, by which false alarms are counted."""
     import geopandas as gpd
 
     if roads is not None and corridor_m is not None:
         area = shapely.intersection(area, shapely.union_all(shapely.buffer(roads, corridor_m)))
     parts = [part for part in shapely.get_parts(area) if part.geom_type in ("Polygon", "MultiPolygon")]
-    return gpd.GeoDataFrame({"km2": [km2]}, geometry=[shapely.union_all(parts)], crs=ground.crs.to_wkt())
+    looked_at = shapely.union_all(parts)
+    return gpd.GeoDataFrame(
+        {"km2": [looked_at.area / 1e6], "ground_km2": [km2]}, geometry=[looked_at], crs=ground.crs.to_wkt()
+    )
 
 
 def _evaluation(

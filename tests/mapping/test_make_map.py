@@ -261,8 +261,15 @@ def test_water_gets_through_at_every_point(world: dict[str, Path], tmp_path: Pat
 
 
 def test_corridor_looks_only_near_roads_of_another_crs(world: dict[str, Path], tmp_path: Path) -> None:
-    report = _map(world, tmp_path / "map.gpkg", roads=world["roads"], stride_m=4, corridor_m=12, refine=False)
+    report = _map(
+        world, tmp_path / "map.gpkg", roads=world["roads"], stride_m=4, corridor_m=12, refine=False, tile_m=60
+    )
     assert report.mode == "corridor"
+    area = gpd.read_file(tmp_path / "map.gpkg", layer="mapped_area")
+    corridor = 80 * 24 + np.pi * 12**2
+    assert area["km2"].item() == area.geometry.area.item() / 1e6 == pytest.approx(corridor / 1e6, rel=0.01)
+    # the ground is without the hole of 30 m by 40 m, to which no road leads
+    assert area["ground_km2"].item() == report.km2 == pytest.approx((330 * 260 - 30 * 40) / 1e6, rel=1e-3)
     frame = gpd.read_file(tmp_path / "map.gpkg", layer="crossings")
     # two of the five crossings lie near the road, 2 and 3 m from it
     assert len(frame) == 2

@@ -9,8 +9,11 @@ import onnx
 import onnxruntime
 import pandas as pd
 import pytest
+import rasterio
 import shapely
 from rasterio.crs import CRS
+from rasterio.transform import from_origin
+from scipy.ndimage import maximum_filter, minimum_filter
 
 from dxc.config.checked import checked
 from dxc.deploy.export import export_onnx
@@ -18,7 +21,7 @@ from dxc.deploy.metadata import read_metadata
 from dxc.errors import ConfigError, DataError
 from dxc.mapping.certainty import calibration_of
 from dxc.mapping.grid import Grid, stride_for
-from dxc.mapping.ground import _nearest
+from dxc.mapping.ground import Ground, _nearest
 from dxc.mapping.judging import Judged, judge
 from dxc.mapping.merging import Merged, merge
 from dxc.mapping.network import MapNetwork
@@ -184,6 +187,42 @@ def test_probabilities_are_those_of_chips_that_were_held_out(tmp_path: Path) -> 
 
 
 # ------------------------------------------------------------------------------------------- ground
+
+
+@pytest.mark.parametrize("crs", ["EPSG:26915", "EPSG:26914"])
+def test_a_glance_at_a_lattice_finds_the_data_that_reading_finds(crs: str, tmp_path: Path) -> None:
+    """crs is that of the raster; the map is in EPSG:26915."""
+    place = (
+        from_origin(500_000, 4_600_000, 0.7, 0.7)
+        if crs.endswith("5")
+        else from_origin(900_000, 4_600_000, 1, 1)
+    )
+    pixels = np.full((300, 400), 50, np.float32)
+    pixels[60:140, 100:300] = -9999
+    profile = {
+        "driver": "GTiff",
+        "count": 1,
+        "height": 300,
+        "width": 400,
+        "dtype": "float32",
+        "nodata": -9999,
+    }
+    with rasterio.open(tmp_path / "dem.tif", "w", crs=crs, transform=place, **profile) as file:
+        file.write(pixels, 1)
+    ground = Ground([tmp_path / "dem.tif"], None, needed=["dem"], photo_bands=["red"], crs="EPSG:26915")
+    west, south, east, north = (round(each) for each in ground.area.bounds)
+    with ground:
+        _, valid = ground.read(west - 20, north + 20, east - west + 40, north - south + 40)
+        x, y = (
+            west - 19.5 + 8 * np.arange((east - west) // 8),
+            north + 19.5 - 8 * np.arange((north - south) // 8),
+        )
+        seen = ground.has_data(x, y, 8)
+    read = valid[::8, ::8][: len(y), : len(x)]
+    assert 0.4 < seen.mean() < 0.9
+    # a pixel less than a step away decides: they differ at the border of the data alone
+    inner = minimum_filter(read, 3) | ~maximum_filter(read, 3)
+    assert 0.5 < inner.mean() < 0.95 and (seen == read)[inner].all()
 
 
 @pytest.mark.parametrize("hole", [False, True])
