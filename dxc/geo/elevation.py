@@ -58,7 +58,7 @@ def elevation_unit(path: Path, dem: Any, wanted: str | None) -> str:
             raise ConfigError(
                 f"dem_units={wanted} is not a known unit: give m, ft or us-ft, or null to ask the DEM."
             )
-        log.info("The DEM's elevations are in %s (dem_units); the chips are in metres.", PLURAL[unit])
+        log.info("The DEM's elevations are in %s (dem_units) and become metres.", PLURAL[unit])
         return unit
     tell = "Say what its elevations are in: dem_units=m, ft or us-ft."
     by_crs, by_band = _vertical_unit(dem.crs), (dem.units[0] or "").strip()
@@ -83,7 +83,7 @@ def elevation_unit(path: Path, dem: Any, wanted: str | None) -> str:
         return "metre"
     where, unit = next(iter(found.items()))
     if unit != "metre":
-        log.info("The DEM's elevations are in %s (from %s); the chips are in metres.", PLURAL[unit], where)
+        log.info("The DEM's elevations are in %s (from %s) and become metres.", PLURAL[unit], where)
     return unit
 
 
@@ -93,7 +93,7 @@ def _warn_of_feet(crs: CRS) -> None:
     if across in _FEET:
         log.warning(
             "The DEM does not say what its elevations are in, and its map is in %s. Elevations are taken as metres. "
-            "If they are in feet as well, cut again with dem_units=ft or us-ft.",
+            "If they are in feet as well, repeat the command with dem_units=ft or us-ft.",
             PLURAL[across],
         )
 

@@ -63,6 +63,7 @@ class Raster:
     aligned: bool  # its pixels lie on the chips' grid: nothing to resample
     bands: PhotoBands  # the bands to read; a DEM has one
     unit: str = "metre"  # of elevations, a key of METRES; a photo ignores it
+    dtype: str = ""  # of its pixels, as NumPy calls it
 
     @classmethod
     def look(
@@ -106,7 +107,9 @@ class Raster:
         aligned = crs == target_crs and np.allclose((t.a, t.b, t.d, t.e), (1, 0, 0, -1), rtol=0, atol=1e-9)
         aligned = aligned and np.allclose((t.c, t.f), np.round((t.c, t.f)), rtol=0, atol=1e-4)
         resampling = Resampling.average if average else Resampling.bilinear
-        return cls(what, file, crs, target_crs, footprint, resampling, bool(aligned), bands, unit)
+        return cls(
+            what, file, crs, target_crs, footprint, resampling, bool(aligned), bands, unit, source.dtypes[0]
+        )
 
     @property
     def path(self) -> Path:
@@ -671,6 +674,7 @@ def read_lines(
     parts = parts[(shapely.get_dimensions(parts) == 1) & (shapely.length(parts) > 0)]
     if not len(parts):
         raise DataError(
-            f"{what} {path}: no line lies where chips may lie ({extent_text(common)}). Leave it out."
+            f"{what} {path}: no line lies on the ground of the rasters ({extent_text(common)}). Check its CRS, or "
+            "leave it out."
         )
     return parts

@@ -16,9 +16,8 @@ from dxc.files import write_atomically
 from dxc.mapping.grid import Grid, Tile
 from dxc.mapping.ground import Ground
 from dxc.mapping.screen import Screen
+from dxc.mapping.settings import KEPT
 
-KEPT = 0.05
-"""Windows of a lower probability are not kept as candidates; the raster shows them."""
 HINT = 0.01
 """Around a window of this probability, all are looked at. At a stride of twice the jitter, a crossing lies within the
 jitter of one window, and within a stride, on each axis, of one of those that are looked at first. Networks see a little

@@ -26,6 +26,7 @@ from dxc.deploy.predictor import Predictor
 from dxc.errors import ConfigError, DataError, DxcError, TrackingError
 from dxc.evaluation.calibration import Calibration
 from dxc.files import write_atomically
+from dxc.geo.bands import PHOTO_BANDS
 from dxc.geo.breach import REACH_M, Breaches, Dem, breach_lines, breached, require_breachable
 from dxc.geo.chips import disk_trouble, fingerprint
 from dxc.geo.crossing_layers import line_frame, point_frame, write_layers
@@ -40,7 +41,7 @@ from dxc.mapping.merging import Merged, merge
 from dxc.mapping.network import MapNetwork, network_of
 from dxc.mapping.raster import write_probabilities
 from dxc.mapping.screen import Screen, fitted_threshold
-from dxc.mapping.settings import Fit, MapSettings
+from dxc.mapping.settings import KEPT, Fit, MapSettings
 from dxc.mapping.tracked import track
 from dxc.report.map_page import write_evaluation
 from dxc.text import counted, duration
@@ -51,9 +52,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SEAM = 0.02
+"""Share of a region that may lie on the mapped ground: tiles overlap at their borders."""
 OWN = "own.json"
-"""In the folder of what is kept: results that are there are of this map, one of several of a command that has not
-ended."""
+"""In the folder of what is kept: results that are there are of this map, whose command has not ended."""
 TYPICAL_WINDOW = 100
 """Edge in metres of the windows of a network that takes any size."""
 WHERE_NO_RESULT_DEPENDS = {
@@ -206,18 +208,20 @@ def _make_map(
     mode = settings.way
     # boxes say where a crossing lies, so their windows overlap just enough that one sees it
     every_window = settings.every_window or "box" in said.outputs or not windows_overlap(stride, jitter, size)
-    ground = _ground(settings, said, settings.dem, settings.photo)
+    ground = _ground(settings, said)
+    _check_photo(said, ground)
     dem, no_lines = _dem(settings, ground)
     roads = None
     if settings.roads is not None:
-        roads = read_lines(settings.roads, ground.crs, ground.area, settings.roads_layer, "roads")
+        reach = ground.area.buffer(settings.corridor_m)  # a road beside the ground has a corridor on it
+        roads = read_lines(settings.roads, ground.crs, reach, settings.roads_layer, "roads")
     truth = None
     if settings.truth is not None:
         truth = _truth(
             "truth", settings.truth, ground,
             layer=settings.truth_layer, xy=settings.truth_xy, crs=settings.truth_crs,
         )  # fmt: skip
-    screen = _screen(settings, network, said, size, threads) if mode == "dense" else None
+    screen = _screen(settings, network, said, size, threads, ground) if mode == "dense" else None
     out, grid = settings.out, Grid.over(ground.area, stride=stride, size=size)
     job = {
         "version": 5, "network": network.identity, "stride_m": stride, "mode": mode,
@@ -249,6 +253,11 @@ def _make_map(
         tiles = list(grid.tiles(settings.tile_m))
         fresh = _compute(folder, finder, tiles, grid, settings.progress)
     calibration, meaning = calibration_of(settings, network)
+    if (least := float(calibration(KEPT))) > settings.threshold:
+        log.warning(
+            "Windows of which the network says less than %g are not kept, and that is %.2f once calibrated: points "
+            "between threshold=%g and that are missing.", KEPT, least, settings.threshold,
+        )  # fmt: skip
     candidates, area, windows = _points(folder, tiles, settings, jitter, predictor, calibration, ground, grid)
     certain = candidates.p >= settings.threshold
     points = Merged(*(each[certain] for each in candidates))
@@ -293,6 +302,10 @@ def _make_map(
             report = replace(
                 report, evaluation=_evaluation(settings, report, judged, ground, roads, dem, breaches)
             )
+    elif settings.evaluation.exists():
+        log.warning(
+            "%s is of an earlier map: this one was not compared with true crossings.", settings.evaluation
+        )
     if settings.log and network.study is not None and not own.tracked:
         try:
             track(settings, report, threads, into_design=into_design)
@@ -358,14 +371,29 @@ def _window_size(said: Metadata) -> int:
     return int(height)
 
 
-def _ground(
-    settings: MapSettings, said: Metadata, dem: list[Path] | None, photo: list[Path] | None
-) -> Ground:
+def _ground(settings: MapSettings, said: Metadata, of: Fit | None = None) -> Ground:
+    """The rasters that are mapped; those of a region where it is given."""
+    given = settings if of is None else of
     return Ground(
-        dem, photo,
-        needed=said.bands, photo_bands=settings.photo_bands, dem_units=settings.dem_units, crs=settings.crs,
-        vrt_anywhere=settings.vrt_anywhere,
+        given.dem, given.photo,
+        needed=said.bands, photo_bands=given.photo_bands or settings.photo_bands, dem_units=given.dem_units,
+        crs=given.crs, vrt_anywhere=settings.vrt_anywhere,
     )  # fmt: skip
+
+
+def _check_photo(said: Metadata, ground: Ground) -> None:
+    """Raise ConfigError where normalise=fixed divides by the range of another type of photo."""
+    scales = dict(zip(said.channels, said.std or (), strict=False))
+    ranges = {float(np.iinfo(name).max): name for name in ("uint8", "uint16")}
+    trained = {ranges[scales[band]] for band in PHOTO_BANDS if scales.get(band) in ranges}
+    for raster in ground.rasters:
+        if said.normalise == "fixed" and raster.what == "photo" and trained and raster.dtype not in trained:
+            (known,) = trained
+            how = "-ot Byte -scale 0 65535 0 255" if known == "uint8" else "-ot UInt16 -scale 0 255 0 65535"
+            raise ConfigError(
+                f"photo {raster.path} is {raster.dtype}, and the network was trained on photos of {known} with "
+                f"data.normalise=fixed: its values would mean something else. Convert it: gdal_translate {how} IN OUT"
+            )
 
 
 def _dem(settings: MapSettings, ground: Ground) -> tuple[Dem | None, str]:
@@ -406,7 +434,9 @@ def _truth(key: str, path: Path, ground: Ground, **file: Any) -> np.ndarray:
     return xy[inside]
 
 
-def _screen(settings: MapSettings, network: MapNetwork, said: Metadata, size: int, threads: int) -> Screen:
+def _screen(
+    settings: MapSettings, network: MapNetwork, said: Metadata, size: int, threads: int, mapped: Ground
+) -> Screen:
     """The dense pass with its threshold, which is given, or the lowest of those of training regions."""
     screen = Screen(network.path, said, size, provider=settings.provider, threads=threads)
     if settings.screen_logit is not None:
@@ -417,16 +447,25 @@ def _screen(settings: MapSettings, network: MapNetwork, said: Metadata, size: in
             "mode=dense: the dense pass needs a threshold, which is fitted on regions that the network was trained on: "
             "give 'fit=[{dem:FILE,photo:FILE,crossings:FILE}]', or the log-odds themselves: screen_logit=NUMBER."
         )
-    fitted = min(_fitted(settings, each, screen, said) for each in settings.fit)
+    fitted = min(_fitted(settings, each, screen, said, mapped) for each in settings.fit)
     if not math.isfinite(fitted):
         raise DataError(f"fit: the network answers {fitted} where crossings are. Train it again.")
     screen.threshold = math.floor(100 * fitted) / 100  # two digits that can be given to another map
     return screen
 
 
-def _fitted(settings: MapSettings, region: Fit, screen: Screen, said: Metadata) -> float:
+def _fitted(settings: MapSettings, region: Fit, screen: Screen, said: Metadata, mapped: Ground) -> float:
     """The log-odds that let most crossings of a region through."""
-    ground = _ground(settings, said, region.dem, region.photo)
+    ground = _ground(settings, said, region)
+    _check_photo(said, ground)
+    here = shapely.transform(
+        ground.area, lambda xy: np.column_stack(project_xy(ground.crs, mapped.crs, *xy.T))
+    )
+    if np.isfinite(here.bounds).all() and here.intersection(mapped.area).area > SEAM * here.area:
+        log.warning(
+            "fit: the region of %s lies on the ground that is mapped. If it is the same ground, the threshold is "
+            "fitted on what it maps, and the figures of an evaluation are too good.", region.crossings,
+        )  # fmt: skip
     assert region.crossings is not None  # the caller looks
     crossings = _truth(
         "fit.crossings", region.crossings, ground,

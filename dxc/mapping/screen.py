@@ -59,8 +59,8 @@ class Screen:
         if metadata.normalise not in WINDOW_INDEPENDENT:
             raise ConfigError(
                 f"mode=dense: the network was trained with data.normalise={metadata.normalise}, where the value of a "
-                "pixel depends on the chip around it: it cannot look at a whole tile at once. Give mode=chips or "
-                "roads=FILE, or train it with data.normalise=fixed."
+                "pixel depends on the chip around it: it cannot look at a whole tile at once. Without fit and "
+                "screen_logit, give mode=chips, or mode=corridor and roads=FILE; or train it with data.normalise=fixed."
             )
         model, self.stride = dense_network(onnx.load(path), size, path)
         options = onnxruntime.SessionOptions()
@@ -179,7 +179,7 @@ def dense_network(model: onnx.ModelProto, size: int, path: Path) -> tuple[onnx.M
     import onnx
     from onnx import helper, numpy_helper, shape_inference
 
-    other = "Give mode=chips or roads=FILE."
+    other = "Without fit and screen_logit, give mode=chips, or mode=corridor and roads=FILE."
     graph = shape_inference.infer_shapes(model).graph
     made_by = {output: node for node in graph.node for output in node.output}
     users: dict[str, list[Any]] = {}

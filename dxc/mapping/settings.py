@@ -13,6 +13,7 @@ from dxc.config.checked import Amount, Flag, Limit, Part, Positive, Text, must_b
 from dxc.errors import ConfigError, is_number
 from dxc.geo.bands import PHOTO_BANDS
 from dxc.geo.crossing_layers import checked_codes
+from dxc.geo.mosaic import SUFFIXES
 from dxc.geo.settings import Columns, Rasters
 
 Mode = Literal["auto", "chips", "dense", "corridor"]
@@ -36,11 +37,30 @@ Places = Annotated[
     BeforeValidator(lambda value: [value] if isinstance(value, str) else [] if value is None else value),
 ]
 
+BandNames = Annotated[
+    list[str],
+    must_be(
+        lambda names: isinstance(names, list | tuple) and bool(names) and not set(names) - set(PHOTO_BANDS),
+        f"names of the photo's bands, out of {', '.join(PHOTO_BANDS)}",
+    ),
+]
+
 
 def _overlap(one: Path, other: Path) -> bool:
     """Whether two rasters share a file: each may be a file, the folder of it or a pattern."""
     a, b = Path(one).resolve(), Path(other).resolve()
     return a == b or a == b.parent or b == a.parent or fnmatch(str(a), str(b)) or fnmatch(str(b), str(a))
+
+
+def _would_take(given: Path, path: Path) -> bool:
+    """Whether a folder of tiles or a pattern would take a file in, whose name may not exist yet."""
+    a, b = given.resolve(), path.resolve()
+    alike = a != b and (len(a.parts) == len(b.parts) or "**" in a.parts) and fnmatch(str(b), str(a))
+    return path.suffix.lower() in SUFFIXES and (a == b.parent or alike)
+
+
+KEPT = 0.05
+"""Windows of a lower probability are not kept as candidates; the raster shows them."""
 
 
 class Store(Part):
@@ -59,6 +79,9 @@ class Fit(Part):
     crossings_layer: Name = None
     crossings_xy: Columns = None
     crossings_crs: Name = None
+    photo_bands: BandNames | None = None
+    dem_units: Name = None
+    crs: Name = None
 
 
 def _regions(value: Any) -> Any:
@@ -99,7 +122,12 @@ class MapSettings(Part):
     screen_recall: Share = 0.99
     screen_margin: Amount = 0.5
     fit: Annotated[list[Fit], BeforeValidator(_regions)] = Field(default=[])
-    threshold: Share = 0.5
+    threshold: Annotated[
+        int | float,
+        must_be(
+            lambda value: is_number(value) and KEPT <= value < 1, f"a number of at least {KEPT} and below 1"
+        ),
+    ] = 0.5
     merge_m: Limit = 30
     alarms_per_km2: Amount = 1
     calibrate: Literal["auto", "none"] = "auto"
@@ -108,15 +136,7 @@ class MapSettings(Part):
     truth_layer: Name = None
     truth_xy: Columns = None
     truth_crs: Name = None
-    photo_bands: Annotated[
-        list[str],
-        must_be(
-            lambda names: (
-                isinstance(names, list | tuple) and bool(names) and not set(names) - set(PHOTO_BANDS)
-            ),
-            f"names of the photo's bands, out of {', '.join(PHOTO_BANDS)}",
-        ),
-    ] = Field(default=list(PHOTO_BANDS))
+    photo_bands: BandNames = Field(default=list(PHOTO_BANDS))
     dem_units: Name = None
     crs: Name = None
     vrt_anywhere: Flag = False
@@ -148,13 +168,7 @@ class MapSettings(Part):
             raise ValueError("neither dem nor photo is given: a map is made of dem=..., photo=... or both.")
         if self.mode == "corridor" and self.roads is None:
             raise ValueError("mode=corridor needs the roads: give roads=roads.gpkg, or mode=chips.")
-        if self.way != "dense":
-            for key in ("fit", "screen_logit"):
-                if getattr(self, key) not in (None, []):
-                    raise ValueError(
-                        f"{key} belongs to the dense pass, and mode={self.mode} has none: give mode=dense, or leave "
-                        f"{key} out."
-                    )
+        self._check_screen()
         if self.out.suffix.lower() != ".gpkg":
             raise ValueError(f"out={self.out} must be a GeoPackage: out={self.out.stem or 'crossings'}.gpkg.")
         if self.breached is not None:
@@ -186,6 +200,14 @@ class MapSettings(Part):
             *(self.dem or ()),
             *(self.photo or ()),
         ]
+        for path in self.results:
+            if place := next(
+                (each for each in (*(self.dem or ()), *(self.photo or ())) if _would_take(each, path)), None
+            ):
+                raise ValueError(
+                    f"{path} would lie among the tiles of {place}, and the next call would read it as one of them: "
+                    "give it another place."
+                )
         inputs = {path.resolve() for path in given if path is not None}
         if taken := [path for path in self.results if path.resolve() in inputs]:
             raise ValueError(f"{taken[0]} is an input, which a map does not replace: give it another name.")
@@ -194,6 +216,25 @@ class MapSettings(Part):
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return self
+
+    def _check_screen(self) -> None:
+        """Raise ValueError where a key of the dense pass is given that nothing would read."""
+        given = [key for key in ("fit", "screen_logit") if getattr(self, key) not in (None, [])]
+        fitting = [
+            key for key in ("screen_recall", "screen_margin")
+            if getattr(self, key) != type(self).model_fields[key].default
+        ]  # fmt: skip
+        if self.way != "dense" and (unread := given + fitting):
+            raise ValueError(
+                f"{unread[0]} belongs to the dense pass, and there is none"
+                + (f" with mode={self.mode}" if self.mode != "auto" else "")
+                + f": give mode=dense, or leave {unread[0]} out."
+            )
+        if self.screen_logit is not None and (unread := given[:-1] + fitting):
+            raise ValueError(
+                f"{unread[0]} says how a threshold is fitted, and screen_logit={self.screen_logit:g} is the threshold "
+                "itself: leave one of them out."
+            )
 
     @property
     def way(self) -> str:

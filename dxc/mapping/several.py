@@ -96,6 +96,7 @@ def _fit(one: MapSettings, others: Sequence[MapSettings]) -> list[Fit]:
         Fit(
             dem=other.dem, photo=other.photo, crossings=other.truth, crossings_layer=other.truth_layer,
             crossings_xy=other.truth_xy, crossings_crs=other.truth_crs,
+            photo_bands=other.photo_bands, dem_units=other.dem_units, crs=other.crs,
         )
         for other in others if other.truth is not None
     ]  # fmt: skip

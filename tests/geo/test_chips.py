@@ -979,7 +979,7 @@ BAD_INPUT = {
     ),
     "near is missing": (lambda job: job.update(near=[Path("none.gpkg")]), r"near none\.gpkg: no such file"),
     "near are points": (shapes(shapely.Point(LEFT, TOP), key="near"), "holds geometries other than lines"),
-    "near is elsewhere": (shapes(FAR_LINE, key="near"), "no line lies where chips may lie"),
+    "near is elsewhere": (shapes(FAR_LINE, key="near"), "no line lies on the ground of the rasters"),
     "no room for negatives": (
         lambda job: job.update(min_distance_m=1000), "only 0 of 3 chips without.*1000 m.*min_distance_m",
     ),

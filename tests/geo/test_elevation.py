@@ -92,7 +92,7 @@ def test_the_unit_of_the_band(
     expected = under(heights(), 1).astype(float) * metres
     np.testing.assert_allclose(chip(report.folder, "DEM", 1)[0], expected, rtol=1e-7)
     name = {FOOT: "feet", SURVEY_FOOT: "US survey feet"}.get(metres)
-    assert (f"elevations are in {name} (from its band); the chips are in metres" in caplog.text) == (
+    assert (f"elevations are in {name} (from its band) and become metres" in caplog.text) == (
         name is not None
     )
     assert ("elevations are in" in caplog.text) == (name is not None)

@@ -16,6 +16,7 @@ import shapely
 import torch
 
 from dxc.config.checked import checked
+from dxc.deploy.metadata import Metadata
 from dxc.deploy.predictor import Predictor
 from dxc.errors import ConfigError, DataError, DxcError
 from dxc.mapping import run as module
@@ -23,7 +24,7 @@ from dxc.mapping.finding import Finder
 from dxc.mapping.ground import Ground
 from dxc.mapping.network import chosen_run
 from dxc.mapping.run import MapReport, make_map
-from dxc.mapping.settings import MapSettings
+from dxc.mapping.settings import Fit, MapSettings
 from dxc.models.resnet import ResNet
 from tests.mapping.world import (
     CROSSINGS,
@@ -497,7 +498,25 @@ def test_a_prize_is_for_the_mean_of_repeats_as_in_an_analysis(store_file: Path, 
         ({"mode": "corridor"}, "mode=corridor needs the roads"),
         (
             {"mode": "chips", "screen_logit": -3},
-            "screen_logit belongs to the dense pass, and mode=chips has none",
+            "screen_logit belongs to the dense pass, and there is none with mode=chips: give mode=dense",
+        ),
+        ({"screen_margin": 1}, "screen_margin belongs to the dense pass, and there is none: give mode=dense"),
+        (
+            {"mode": "dense", "screen_logit": -3, "screen_recall": 0.9},
+            "screen_recall says how a threshold is fitted, and screen_logit=-3 is the threshold itself",
+        ),
+        (
+            {"screen_logit": -3, "fit": {"photo": "b.tif", "crossings": "b.gpkg"}},
+            "fit says how a threshold is fitted",
+        ),
+        ({"threshold": 0.01}, "threshold must be a number of at least 0.05 and below 1"),
+        (
+            {"photo": "tiles", "out": "tiles/map.gpkg"},
+            "tiles/map_probability.tif would lie among the tiles of tiles",
+        ),
+        (
+            {"photo": "*.tif", "dem": "dem.tif", "out": "maps/map.gpkg", "breached": "low.tif"},
+            r"low.tif would lie among the tiles of \*.tif",
         ),
         ({"truth": "map.gpkg", "out": "map.gpkg"}, "map.gpkg is an input, which a map does not replace"),
         ({"dem": "a.tif", "breached": "a.tif", "overwrite": True}, "a.tif is an input"),
@@ -506,7 +525,7 @@ def test_a_prize_is_for_the_mean_of_repeats_as_in_an_analysis(store_file: Path, 
         ({"codes": {"Fclass": 1}}, r"codes has no Fclass; did you mean FClass\?"),
         ({"calibrate": "often"}, "calibrate must be auto or none"),
         ({"threshhold": 0.5}, "has no threshhold; it has"),
-        ({"threshold": 1.5}, "threshold must be a number between 0 and 1"),
+        ({"threshold": 1.5}, "threshold must be a number of at least 0.05 and below 1"),
         ({"stride_m": 50}, "give stride_m=12 or less"),
         (
             {"photo_bands": ["green", "blue", "nir"]},
@@ -540,7 +559,7 @@ def test_inputs_that_do_not_fit_are_said(world: dict[str, Path], tmp_path: Path)
         _map(world, out, truth=tmp_path / "far.gpkg")
     far_road = gpd.read_file(world["roads"]).to_crs(26915).translate(50_000)
     far_road.to_file(tmp_path / "far_road.gpkg")
-    with pytest.raises(DataError, match="roads .*far_road.gpkg: no line lies where chips may lie"):
+    with pytest.raises(DataError, match="roads .*far_road.gpkg: no line lies on the ground of the rasters"):
         _map(world, out, roads=tmp_path / "far_road.gpkg")
     with rasterio.open(world["photo"]) as file:
         pixels, profile = file.read(), {**file.profile, "crs": None}
@@ -584,6 +603,87 @@ def test_the_same_command_goes_on_after_a_result_could_not_be_written(
     assert report.crossings and lowered.exists() and not list(tmp_path.glob(".map*"))
     with pytest.raises(ConfigError, match=r"map.gpkg exists already"):
         _map(world, out, **given)
+
+
+def test_an_evaluation_of_an_earlier_map_is_said(
+    world: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _map(world, tmp_path / "map.gpkg", truth=world["truth"])
+    _map(world, tmp_path / "map.gpkg", overwrite=True)
+    assert "map_evaluation is of an earlier map" in caplog.text
+
+
+def test_a_road_beside_the_rasters_has_a_corridor_on_them(world: dict[str, Path], tmp_path: Path) -> None:
+    road = shapely.LineString([(WEST, NORTH + 5), (WEST + WIDTH, NORTH + 5)])
+    gpd.GeoDataFrame(geometry=[road], crs=26915).to_file(tmp_path / "beside.gpkg")
+    report = _map(world, tmp_path / "map.gpkg", roads=tmp_path / "beside.gpkg", corridor_m=15)
+    area = gpd.read_file(tmp_path / "map.gpkg", layer="mapped_area")
+    assert area["km2"].item() == pytest.approx(WIDTH * 10 / 1e6, rel=0.01) and report.windows
+
+
+def test_elevations_in_feet_give_lines_in_metres(world: dict[str, Path], tmp_path: Path) -> None:
+    metres = write_dem(tmp_path)
+    feet = tmp_path / "feet"
+    feet.mkdir()
+    for tile in metres:
+        with rasterio.open(tile) as file:
+            pixels, profile = file.read(masked=True), file.profile
+        with rasterio.open(feet / tile.name, "w", **profile) as file:
+            file.write((pixels / 0.3048).filled(-9999).astype(np.float32))
+    lines = {}
+    for name, given in (("metres", {"dem": metres}), ("feet", {"dem": feet, "dem_units": "ft"})):
+        out = tmp_path / f"{name}.gpkg"
+        _map(world, out, stride_m=8, breached=tmp_path / f"{name}.tif", **given)
+        frame = gpd.read_file(out, layer="breach_lines")
+        lines[name] = shapely.get_coordinates(frame.geometry, include_z=True)
+    assert len(lines["metres"]) >= 2 * len(CROSSINGS) - 2
+    np.testing.assert_allclose(lines["feet"], lines["metres"], atol=0.01)
+    lowered = [rasterio.open(tmp_path / f"{name}.tif").read(1, masked=True) for name in ("metres", "feet")]
+    np.testing.assert_allclose(lowered[1] * 0.3048, lowered[0], atol=0.01)
+
+
+def test_a_region_of_a_fit_has_units_and_bands_of_its_own(world: dict[str, Path], tmp_path: Path) -> None:
+    dem = write_dem(tmp_path)
+    settings = checked(MapSettings, {
+        "onnx": world["onnx"], "photo": world["photo"], "dem": dem, "dem_units": "us-ft", "out": tmp_path / "a.gpkg",
+        "photo_bands": ["red", "green", "blue"], "tracking": {"uri": "sqlite:///a.db"},
+    })  # fmt: skip
+    region = Fit(dem=dem[:1], photo=world["photo"], crossings=world["truth"])
+    said = Metadata(channels=("dem", "red"), normalise="fixed", mean=(0, 0), std=(1, 255))
+    units = [module._ground(settings, said, of).rasters[0].unit for of in (None, region)]
+    assert units == ["US survey foot", "metre"]
+
+
+def test_a_photo_of_another_type_than_the_training_is_refused(world: dict[str, Path]) -> None:
+    ground = Ground(None, [world["photo"]], needed=["red"], photo_bands=["red", "green", "blue"])
+    fixed = {"channels": ("red",), "normalise": "fixed", "mean": (0,)}
+    module._check_photo(Metadata(**fixed, std=(255,)), ground)
+    module._check_photo(Metadata(channels=("red",), normalise="per_chip"), ground)
+    with pytest.raises(
+        ConfigError, match=r"is uint8, and the network was trained on photos of uint16.*-ot UInt16"
+    ):
+        module._check_photo(Metadata(**fixed, std=(65535,)), ground)
+
+
+def test_a_fit_on_the_mapped_ground_is_said(
+    world: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "copy.tif"
+    copy.write_bytes(world["photo"].read_bytes())
+    settings = checked(MapSettings, {
+        "onnx": world["onnx"], "photo": world["photo"], "out": tmp_path / "a.gpkg",
+        "photo_bands": ["red", "green", "blue"], "tracking": {"uri": "sqlite:///a.db"}, "mode": "dense",
+        "fit": {"photo": copy, "crossings": world["truth"]},
+    })  # fmt: skip
+    said = Metadata(channels=("red", "green", "blue"))
+    ground = module._ground(settings, said)
+
+    class Certain:
+        def best_near(self, *_: Any) -> float:
+            return 3.0
+
+    assert module._fitted(settings, settings.fit[0], Certain(), said, ground) == pytest.approx(3)  # type: ignore[arg-type]
+    assert "lies on the ground that is mapped" in caplog.text
 
 
 def test_a_result_that_stood_there_before_is_not_replaced(

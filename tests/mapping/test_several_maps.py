@@ -343,7 +343,7 @@ def test_a_dense_pass_is_fitted_on_another_region(store_file: Path, regions: Pat
         (["fold=NE", "fit=[3]"], r"fit\[0\] must be a section with keys, not 3"),
         (
             ["fold=NE", "fit={dem:a.tif,truth:b.gpkg}"],
-            r"fit\[0\] has no truth; it has crossings, .*dem, photo",
+            r"fit\[0\] has no truth; it has crossings, .*dem, dem_units, photo",
         ),
     ],
 )
