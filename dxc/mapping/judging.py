@@ -106,7 +106,7 @@ class Judged:
                 )
             )
         if self.flow is not None:
-            found += _of_flow(self.flow)
+            found += flow_in_words(self.flow, "true crossing")
         return found + [("note", note) for note in self.notes]
 
 
@@ -118,16 +118,22 @@ def _value(interval: Interval) -> str:
     return f"{interval.value:.2f}{spread}"
 
 
-def _of_flow(flow: FlowChange) -> list[tuple[str, str]]:
+def flow_in_words(flow: FlowChange, place: str) -> list[tuple[str, str]]:
+    """Labels and texts for people.
+
+    Args:
+        flow: what breach lines did.
+        place: what the places are at which it was looked at.
+    """
     known = np.isfinite(flow.after.area_ha)
     if not known.any():
-        return [("flow", "unknown: no true crossing lies on the elevation model")]
+        return [("flow", f"unknown: no {place} lies on the elevation model")]
     before, after = (int(each.passes()[known].sum()) for each in (flow.before, flow.after))
     return [
         (
             "flow",
             f"the runoff of {LEAST_HA:g} ha or more passes within {WITHIN_M:g} m of {before} of "
-            f"{counted(int(known.sum()), 'true crossing')} on the elevation model as it is, and of {after} with the "
+            f"{counted(int(known.sum()), place)} on the elevation model as it is, and of {after} with the "
             "breach lines cut in",
         ),
         (

@@ -30,13 +30,14 @@ from dxc.geo.bands import PHOTO_BANDS
 from dxc.geo.breach import REACH_M, Breaches, Dem, breach_lines, breached, require_breachable
 from dxc.geo.chips import disk_trouble, fingerprint
 from dxc.geo.crossing_layers import line_frame, point_frame, write_layers
+from dxc.geo.flow import FlowChange, flow_change
 from dxc.geo.rasters import Points, project_xy, read_lines
 from dxc.geo.record import digest_of
 from dxc.mapping.certainty import calibration_of
 from dxc.mapping.finding import Finder, Found
 from dxc.mapping.grid import Grid, Tile, stride_for, windows_overlap
 from dxc.mapping.ground import Ground
-from dxc.mapping.judging import Judged, judge
+from dxc.mapping.judging import Judged, flow_in_words, judge
 from dxc.mapping.merging import Merged, merge
 from dxc.mapping.network import MapNetwork, network_of
 from dxc.mapping.raster import write_probabilities
@@ -96,6 +97,8 @@ class MapReport:
     roads: str
     """Along which it looked, and how far from them: tag dxc.map_roads; '' without."""
     breached: Path | None = None
+    flow: FlowChange | None = None
+    """On the elevation model and on the breached one, at the points; None where no breached one was asked for."""
     evaluation: Path | None = None
     """The page of the evaluation."""
     kept: Path | None = None
@@ -138,6 +141,8 @@ class MapReport:
         ]
         if self.breached is not None:
             found.append(("breached", f"{self.breached}"))
+        if self.flow is not None and self.judged is None:  # else it is told of the true crossings
+            found += flow_in_words(self.flow, "point")
         return found
 
     def table(self) -> pd.DataFrame | None:
@@ -270,7 +275,7 @@ def _make_map(
     breaches, lines = _breaches(dem, no_lines, points, ground)
     frame = _frame(points, ground, roads, network, dem)
     km2 = area.area / 1e6
-    judged = None
+    judged = flow = None
     if truth is not None:
         judged = judge(
             candidates, truth, threshold=settings.threshold, area=area, crs=ground.crs,
@@ -292,10 +297,13 @@ def _make_map(
         if settings.breached is not None and dem is not None:
             lowered = breached(dem, breaches.lines, settings.breached)
             lines += f"; {counted(lowered, 'cell')} of the elevation model lowered"
+            if judged is None:
+                log.info("routing the water over both elevation models, 1 to 3 s a km2")
+                flow = flow_change(dem, points.xy, breaches.lines, ground.crs)
     report = MapReport(
         out, settings.raster, network, mode, stride, every_window, len(frame), km2, windows, seconds, fresh_km2, judged,
         screen.threshold if screen else None, bool(screen) and settings.screen_logit is None, meaning, lines, mapped,
-        _looked_along(settings, finder_lines), settings.breached,
+        _looked_along(settings, finder_lines), settings.breached, flow,
     )  # fmt: skip
     if judged is not None:
         with disk_trouble(settings.evaluation):

@@ -601,6 +601,11 @@ def test_the_same_command_goes_on_after_a_result_could_not_be_written(
         patched.setattr(module.Finder, "find", full)  # nothing is computed again
         report = _map(world, out, **given)
     assert report.crossings and lowered.exists() and not list(tmp_path.glob(".map*"))
+    said = dict(report.said())
+    assert said["flow"].startswith(
+        "the runoff of 1 ha or more passes within 5 m of 0 of 5 points on the elevation model"
+    )
+    assert report.flow is not None and report.flow.after.ponded_m2 < report.flow.before.ponded_m2
     with pytest.raises(ConfigError, match=r"map.gpkg exists already"):
         _map(world, out, **given)
 

@@ -320,5 +320,7 @@ def test_networks_that_cannot_slide_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.onnx"
     for model in (SeesSpots(), SppNet(1, level=2, features=8)):
         export_onnx(model, path, in_channels=1, size=SIZE)
-        with pytest.raises(ConfigError, match=r"cannot slide over a tile. Without fit and screen_logit, give mode=chips"):
+        with pytest.raises(
+            ConfigError, match=r"cannot slide over a tile. Without fit and screen_logit, give mode=chips"
+        ):
             dense_network(onnx.load(path), SIZE, path)
