@@ -1,6 +1,6 @@
 """Maps synthetic watersheds that were held out of training: what a map finds, and what it takes.
 
-    python benchmarks/map.py --save               maps of all regions, several hours on 4 cores
+    python benchmarks/map.py --save               maps of all regions, with three seeds: about 6 hours of one core
     python benchmarks/map.py --extents --save     time and memory of 4, 16 and 64 km2; alone on the machine, please
     python benchmarks/map.py --tiny               a few minutes: small regions, one held out, little training
 
@@ -12,7 +12,7 @@ round the held-out region is mapped, and it has no part in anything before. Mode
     corridor    windows near roads
     dense       a dense pass of the network says where windows are worth it; it is fitted on the training regions
     screened    both: windows near roads where the dense pass says so
-    chips       windows everywhere
+    chips       windows everywhere, every fourth one first
 
 A mode with -every looks at every window (every_window=true): chips-every decides chip by chip.
 
@@ -22,8 +22,9 @@ the held-out region are matched one to one with the true crossings within 15 m. 
 where the runoff of a hectare or more gets within 5 m of a true crossing on the elevation model with breach lines.
 Seconds and processor time (`cpu`, which other programs change less) are those of the whole command, and so is the peak
 of memory. Extents are squares of 2, 4 and 8 km, filled with mirrored copies of a region, and the network is that of the
-last round without the region. The middle one is mapped with all cores, too. Two more ways are there to compare with, on
-the smaller squares: chips-every, and
+last round without the region. Costs are medians of --repeats maps, of slow modes of one. The middle square is mapped
+with all cores, too. Three more ways are there to compare with, the last two on the smaller squares: chips, chips-every,
+and
 
     whole       windows everywhere of rasters that are read whole, as float64, as tools do that hold them in memory
 
@@ -71,6 +72,8 @@ from dxc.text import counted
 from dxc.training.crossval import train_fold
 
 JITTER_M = 5
+QUICK, SLOW = ["corridor", "screened", "dense", "chips"], ["chips-every", "whole"]
+"""Modes whose cost is measured. The slow ones take minutes, so they are run once."""
 LEAST_P = 0.5
 METER = """
 import json, resource, subprocess, sys, time
@@ -368,23 +371,29 @@ def extents_part(arguments: argparse.Namespace, regions: dict[str, RegionFiles])
     rows: list[dict[str, Any]] = []
     for edge, mode, threads in measured_extents(edges, arguments.threads, usable_cores()):
         square = part_of(regions[region], arguments.work / "squares" / f"{region}-{edge}", edge)
-        out = arguments.work / "squares" / f"{region}-{edge}-{mode}-{threads}.gpkg"
+        keys = keys_of(mode, square, [regions[name] for name in others]) if mode != "whole" else []
+        costs: list[dict[str, float]] = []
+        found = ""
         row: dict[str, Any] = {"extent_m": edge, "mode": mode, "threads": threads}
-        if mode == "whole":
-            keys = ["--stride", arguments.stride, "--threads", threads]
-            command = [__file__, "--read-whole", onnx, square.dem, square.photo, *keys]
-            used = metered(out.with_suffix(".json"), [str(each) for each in command])
-            row |= Mapped(out, *used).cost((edge / 1000) ** 2)
-            found = ""
-        else:
-            keys = keys_of(mode, square, [regions[name] for name in others])
-            made = mapped(
-                onnx, square, out, argparse.Namespace(**vars(arguments) | {"threads": threads}), *keys
-            )
-            row |= made.cost()
+        for repeat in range(1 if mode in SLOW else arguments.repeats):
+            out = arguments.work / "squares" / f"{region}-{edge}-{mode}-{threads}-{repeat}.gpkg"
+            if mode == "whole":
+                command = [__file__, "--read-whole", onnx, square.dem, square.photo]
+                command += ["--stride", arguments.stride, "--threads", threads]
+                used = metered(out.with_suffix(".json"), [str(each) for each in command])
+                costs.append(Mapped(out, *used).cost((edge / 1000) ** 2))
+                continue
+            own = argparse.Namespace(**vars(arguments) | {"threads": threads})
+            made = mapped(onnx, square, out, own, *keys)
+            costs.append(made.cost())
             main = compared(made, square, [shapely.box(*_bounds(square.dem))]).score(LEAST_P).main
             row |= {"recall": main.recall.value, "precision": main.precision.value}
             found = f"; recall {main.recall.value:.3f}, precision {main.precision.value:.3f}"
+        row |= {"repeats": len(costs)} | {
+            name: float(np.median([each[name] for each in costs])) for name in costs[0]
+        }
+        spread = [each["cpu_seconds_per_km2"] for each in costs]
+        row |= {"cpu_seconds_per_km2_low": min(spread), "cpu_seconds_per_km2_high": max(spread)}
         rows.append(row)
         print(
             f"{edge / 1000:g} x {edge / 1000:g} km, {mode}, {counted(threads, 'thread')}: {told_cost(row)}{found}",
@@ -405,9 +414,8 @@ def extents_part(arguments: argparse.Namespace, regions: dict[str, RegionFiles])
 def measured_extents(edges: Sequence[int], threads: int, cores: int) -> list[tuple[int, str, int]]:
     """Which edge, mode and threads are measured. Slow modes leave out the largest square, and all cores map the middle
     one."""
-    quick, slow = ["corridor", "screened", "dense"], ["chips-every", "whole"]
-    measured = [(edge, mode, threads) for edge in edges for mode in quick + slow * (edge != edges[-1])]
-    return measured + [(edges[1], mode, cores) for mode in [*quick, "chips-every"] if cores != threads]
+    measured = [(edge, mode, threads) for edge in edges for mode in QUICK + SLOW * (edge != edges[-1])]
+    return measured + [(edges[1], mode, cores) for mode in [*QUICK, "chips-every"] if cores != threads]
 
 
 def extent_ratios(
@@ -418,7 +426,7 @@ def extent_ratios(
     on the middle one."""
     of = {(row["extent_m"], row["mode"], row["threads"]): row for row in rows}
     ratios: dict[str, dict[str, float]] = {}
-    for mode in ("corridor", "screened", "dense", "whole"):
+    for mode in (*QUICK, "whole"):
         own = [(edge, of[edge, mode, threads]) for edge in edges if (edge, mode, threads) in of]
         (small, first), (large, last) = own[0], own[-1]
         ratios[mode] = {
@@ -514,17 +522,18 @@ def main() -> None:
     parser.add_argument("--regions", nargs="+", default=names, choices=names, help="to hold out, one by one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=1, help="of hard negatives")
-    parser.add_argument("--modes", nargs="+", default=["corridor", "dense", "chips"])
-    parser.add_argument("--early-modes", nargs="*", help="of all rounds but the last (default: --modes)")
+    parser.add_argument("--repeats", type=int, default=3, help="of each measured map of an extent")
+    parser.add_argument("--modes", nargs="+", default=["corridor", "screened", "dense"])
+    parser.add_argument("--early-modes", nargs="*", default=["corridor"], help="of all rounds but the last")
     parser.add_argument(
-        "--mine", nargs="+", default=["corridor"], help="modes in which training regions are mapped"
+        "--mine", nargs="+", default=["dense"], help="modes in which training regions are mapped"
     )
     parser.add_argument("--mine-threshold", type=float, default=0.1, help="of those maps")
     parser.add_argument("--normalise", nargs="+", default=["fixed"], help="fixed, per_chip (without dense)")
-    parser.add_argument("--chips", type=int, default=1200, help="of all regions, half of them crossings")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--chips", type=int, default=800, help="of all regions, half of them crossings")
+    parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--augment", default="flip_rotate", help="none, flip_rotate")
-    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--stride", type=int, default=2 * JITTER_M)
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.5, 0.9])
     parser.add_argument("--threads", type=int, default=1)
@@ -541,8 +550,6 @@ def main() -> None:
     if arguments.read_whole:
         onnx, dem, photo = arguments.read_whole
         return read_whole(onnx, dem, photo, arguments.stride, arguments.threads)
-    if arguments.early_modes is None:
-        arguments.early_modes = arguments.modes
     if arguments.tiny:
         arguments.regions, arguments.seeds, arguments.chips = ["IL"], [0], 160
         arguments.epochs, arguments.width = 3, 8
