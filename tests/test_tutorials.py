@@ -40,8 +40,9 @@ PROJECT = (
     "map.py",
     "calibrate.py",
 )
-BUSY = "on a machine that does nothing else"
-"""calibrate.py says so where its times differ too much, and makes no predictor. Other tests run beside this one."""
+BUSY = ("on a machine that does nothing else", "this machine is too busy")
+"""calibrate.py says one of these where its times differ too much, and makes no predictor. Other tests run beside this
+one."""
 BLOCK = re.compile(r"(?:<!-- ci:(?P<small>.*?)-->\n\n)?^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.M | re.S)
 TOKEN = re.compile(
     r"(?P<identity>\b(?:[0-9a-f]{32}|[0-9a-f]{12})\b)|(?P<number>\d[\d,]*(?:\.\d+)?)|(?P<gap>\.\.\.)|(?P<blank>\s+)"
@@ -127,7 +128,7 @@ class Journey:
             timeout=600,
         )
         self.printed = done.stdout
-        self.too_busy = "calibrate.py" in words and BUSY in self.printed
+        self.too_busy = "calibrate.py" in words and any(each in self.printed for each in BUSY)
         if self.too_busy:
             warnings.warn(f"the machine is too busy: {self.printed.splitlines()[-1]}", stacklevel=2)
             assert done.returncode == 2, self.printed  # an error of dxc, and no other

@@ -371,15 +371,15 @@ def breached(dem: Dem, lines: Sequence[BreachLine], out: Path) -> int:
     Raises:
         DataError: `out` is the DEM itself or cannot be written, or the DEM cannot be read.
     """
-    require_breachable(dem, out)
-    rows, columns, z = target_cells(dem, lines)
     try:
+        require_breachable(dem, out)
+        rows, columns, z = target_cells(dem, lines)
         with whole_file(out) as draft, rasterio.Env(**GDAL_OPTIONS), dem.open() as source:
             return _write(dem, source, draft, rows, columns, z)
     except (OSError, RasterioError) as error:
         text = " ".join(str(error.__cause__ or error).split())[:300]
         raise DataError(
-            f"{out} cannot be written ({text}). Free some space, or give another place."
+            f"{out} cannot be written ({text}). Free some space and repeat the command, or give another place."
         ) from error
 
 

@@ -645,8 +645,8 @@ def _move_into_place(folder: Path, final: Path) -> None:
 
 
 @contextmanager
-def disk_trouble(out: Path) -> Iterator[None]:
-    """Turn an error of the disk into a DataError."""
+def disk_trouble(out: Path, key: str = "out") -> Iterator[None]:
+    """Turn an error of the disk into a DataError. `key` is that of the path, for messages."""
     try:
         yield
     except OSError as error:
@@ -655,4 +655,6 @@ def disk_trouble(out: Path) -> Iterator[None]:
                 f"{out}: the disk is full. Free some space and repeat the command: it goes on where it "
                 "stopped."
             ) from error
-        raise DataError(f"out={out} cannot be written ({error}). Give a folder you may write to.") from error
+        raise DataError(
+            f"{key}={out} cannot be written ({error}). Give a folder you may write to."
+        ) from error

@@ -227,9 +227,14 @@ class Raster:
         window, _ = self._window(source, left, top, width, height)
         if window is None:
             return np.zeros((len(y), len(x)), bool)
+        # how far a step, on either axis, goes in the source: it may be turned, or in degrees
+        corner = project_xy(
+            self.target_crs, self.source_crs, x[0] + np.array([0, step_m, 0]), y[0] - np.array([0, 0, step_m])
+        )
+        steps = [np.abs(each[1:] - each[0]).max() for each in ~source.transform @ corner]
         shape = tuple(
-            min(pixels, math.ceil(metres / step_m) + 1)
-            for pixels, metres in ((window.height, height), (window.width, width))
+            min(pixels, math.ceil(pixels / max(step, 1.0)) + 1)
+            for pixels, step in ((window.height, steps[1]), (window.width, steps[0]))
         )
         try:
             data = source.read(self.bands.indexes, window=window, out_shape=(len(self.bands.indexes), *shape))
@@ -403,7 +408,9 @@ def metric_crs(wanted: str | None, what: str, path: Path, raster: Any) -> CRS:
         )
     zone = min(60, int((lon + 180) // 6) + 1)
     utm = CRS.from_epsg((32600 if lat >= 0 else 32700) + zone)
-    log.info("The %s's %s is not in metres of ground: chips are in %s.", what, crs_name(own), crs_name(utm))
+    log.info(
+        "The %s's %s is not in metres of ground: its grid is that of %s.", what, crs_name(own), crs_name(utm)
+    )
     return utm
 
 

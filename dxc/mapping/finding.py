@@ -143,8 +143,8 @@ class Finder:
         tile = tile.grown(ring)
         own = np.zeros((tile.rows, tile.columns), bool)
         own[mine] = True
-        inside, wanted = self.wanted(tile)
-        inside = inside & own
+        ground, wanted = self.wanted(tile)
+        inside = ground & own
         wanted = _needed(wanted, self._first(tile), own)
         probability = np.full(wanted.shape, UNSEEN)
         unread = inside.copy()
@@ -157,8 +157,11 @@ class Finder:
         own, view = own[here], self._view(part, wanted[here])
         holes = self._without_data(tile, unread)
         holes[here] = inside[here] & ~view.centres
+        missing = self._first(tile) & ~ground
+        missing[here] |= self._first(part) & wanted[here] & ~view.centres
+        at_edge = _eight_around(missing, False).any(axis=0)[here]
         wanted = _needed(wanted[here] & view.centres & view.passed, self._first(part), own)
-        said, probability[here], looked, boxes = self._on_lattice(view.bands, part, wanted, own)
+        said, probability[here], looked, boxes = self._on_lattice(view.bands, part, wanted, own, at_edge)
         at, answers = self._corners(looked), said[looked]
         if self._between:
             more = self._around(at[answers >= KEPT], view)
@@ -212,7 +215,12 @@ class Finder:
         return corners
 
     def _on_lattice(
-        self, bands: dict[str, np.ndarray], part: Tile, wanted: np.ndarray, own: np.ndarray
+        self,
+        bands: dict[str, np.ndarray],
+        part: Tile,
+        wanted: np.ndarray,
+        own: np.ndarray,
+        at_edge: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         """Look at windows of the lattice.
 
@@ -221,6 +229,7 @@ class Finder:
             part: the windows.
             wanted: which of them, bool (rows, columns).
             own: which belong to the tile and not to those beside it, likewise.
+            at_edge: which have one around them that would be looked at first and has no data, likewise.
 
         Returns:
             Their probabilities, float32 (rows, columns), NaN where none was looked at; the same with the greatest
@@ -235,8 +244,9 @@ class Finder:
         highest = np.fmax.reduce(_eight_around(said, np.float32(-np.inf)))
         asked = _eight_around(looked, False).sum(axis=0)
         possible = _eight_around(self._first(part.grown(1)), False).sum(axis=0)[1:-1, 1:-1]
-        # at a rim, where few of those around it were looked at, a window may be the only one near a crossing
-        spared = others & (2 * asked >= possible) & (highest < HINT)
+        # at the edge of the data, and where roads or a screen rule out most of those around it, a window may be the
+        # only one near a crossing
+        spared = others & ~at_edge & (2 * asked >= possible) & (highest < HINT)
         rest = others & ~spared
         said[rest] = self._answers(bands, self._corners(rest))[0]
         shown = np.where(spared, highest, said)

@@ -55,6 +55,8 @@ log = logging.getLogger(__name__)
 
 SEAM = 0.02
 """Share of a region that may lie on the mapped ground: tiles overlap at their borders."""
+MOST_ROUTED = 4
+"""An elevation model of more than so many times the mapped ground is not routed: it would take longer than the map."""
 OWN = "own.json"
 """In the folder of what is kept: results that are there are of this map, whose command has not ended."""
 TYPICAL_WINDOW = 100
@@ -81,9 +83,9 @@ class MapReport:
     km2: float
     windows: int
     seconds: float
-    """Of this call; an interrupted one before it is not counted."""
+    """Of the call that looked at the last windows; an interrupted one before it is not counted."""
     fresh_km2: float
-    """Mapped by this call."""
+    """Mapped by that call."""
     judged: Judged | None
     screen_logit: float | None
     fitted: bool
@@ -190,6 +192,16 @@ def _unfinished(out: Path) -> list[Path]:
     return sorted(out.parent.glob(f".{glob.escape(out.stem)}.partial-*"))
 
 
+def _forsake(out: Path, folder: Path) -> None:
+    """Say which other maps of this name were interrupted. What stands at `out` is theirs no more."""
+    for other in _unfinished(out):
+        if other != folder:
+            (other / OWN).unlink(missing_ok=True)
+            log.warning(
+                "%s holds an unfinished map with other settings; remove it if nobody needs it.", other
+            )
+
+
 def _require_new(settings: MapSettings) -> None:
     """Raise ConfigError where a result is there already."""
     for path in settings.results:
@@ -244,7 +256,7 @@ def _make_map(
     if before is None:
         _require_new(settings)
     if settings.breached is not None and dem is not None:
-        with disk_trouble(settings.breached):
+        with disk_trouble(settings.breached, "breached"):
             settings.breached.parent.mkdir(parents=True, exist_ok=True)
         require_breachable(dem, settings.breached)
     finder_lines = roads if mode in ("corridor", "dense") else None
@@ -298,8 +310,8 @@ def _make_map(
             lowered = breached(dem, breaches.lines, settings.breached)
             lines += f"; {counted(lowered, 'cell')} of the elevation model lowered"
             if judged is None:
-                log.info("routing the water over both elevation models, 1 to 3 s a km2")
-                flow = flow_change(dem, points.xy, breaches.lines, ground.crs)
+                flow, unrouted = _flow(dem, points, breaches, ground)
+                lines += unrouted
     report = MapReport(
         out, settings.raster, network, mode, stride, every_window, len(frame), km2, windows, seconds, fresh_km2, judged,
         screen.threshold if screen else None, bool(screen) and settings.screen_logit is None, meaning, lines, mapped,
@@ -328,10 +340,10 @@ def _make_map(
     if one_of_several:
         with disk_trouble(out):
             own.write(folder / OWN)
+        _forsake(out, folder)
         return replace(report, kept=folder)
     shutil.rmtree(folder, ignore_errors=True)
-    for other in _unfinished(out):
-        log.warning("%s holds an unfinished map with other settings; remove it if nobody needs it.", other)
+    _forsake(out, folder)
     return report
 
 
@@ -395,7 +407,12 @@ def _check_photo(said: Metadata, ground: Ground) -> None:
     ranges = {float(np.iinfo(name).max): name for name in ("uint8", "uint16")}
     trained = {ranges[scales[band]] for band in PHOTO_BANDS if scales.get(band) in ranges}
     for raster in ground.rasters:
-        if said.normalise == "fixed" and raster.what == "photo" and trained and raster.dtype not in trained:
+        if (
+            said.normalise == "fixed"
+            and raster.what == "photo"
+            and len(trained) == 1
+            and raster.dtype not in trained
+        ):
             (known,) = trained
             how = "-ot Byte -scale 0 65535 0 255" if known == "uint8" else "-ot UInt16 -scale 0 255 0 65535"
             raise ConfigError(
@@ -579,6 +596,23 @@ def _breaches(dem: Dem | None, no_lines: str, points: Merged, ground: Ground) ->
     said = f"{len(found.lines)} of {counted(len(points.x), 'point')}"
     reasons = Counter(found.without.values())
     return found, said + "".join(f"; {count} {reason}" for reason, count in reasons.items())
+
+
+def _flow(dem: Dem, points: Merged, breaches: Breaches, ground: Ground) -> tuple[FlowChange | None, str]:
+    """What the breach lines do to the flow at the points, or why that is not known."""
+    wide, high = dem.cell_m
+    with dem.open() as source:
+        km2 = source.width * source.height * wide * high / 1e6
+    if km2 > MOST_ROUTED * ground.area.area / 1e6:
+        return None, (
+            f"; flow was not routed: the elevation model has {km2:,.0f} km2, and the mapped ground "
+            f"{ground.area.area / 1e6:,.1f}. Cut it to that ground"
+        )
+    log.info("routing water over %.1f km2, before and after the breach lines, 1 to 3 s a km2", km2)
+    try:
+        return flow_change(dem, points.xy, breaches.lines, ground.crs), ""
+    except DataError as error:
+        return None, f"; flow was not routed: {error}"
 
 
 def _frame(

@@ -55,7 +55,10 @@ def _overlap(one: Path, other: Path) -> bool:
 def _would_take(given: Path, path: Path) -> bool:
     """Whether a folder of tiles or a pattern would take a file in, whose name may not exist yet."""
     a, b = given.resolve(), path.resolve()
-    alike = a != b and (len(a.parts) == len(b.parts) or "**" in a.parts) and fnmatch(str(b), str(a))
+    patterns = [str(a)] if len(a.parts) == len(b.parts) else []
+    if "**" in a.parts:  # stands for any folders, or none
+        patterns = [str(a), str(a).replace("**/", "")]
+    alike = a != b and any(fnmatch(str(b), each) for each in patterns)
     return path.suffix.lower() in SUFFIXES and (a == b.parent or alike)
 
 
@@ -202,7 +205,13 @@ class MapSettings(Part):
         ]
         for path in self.results:
             if place := next(
-                (each for each in (*(self.dem or ()), *(self.photo or ())) if _would_take(each, path)), None
+                (
+                    each
+                    for of in (self, *self.fit)
+                    for each in (*(of.dem or ()), *(of.photo or ()))
+                    if _would_take(each, path)
+                ),
+                None,
             ):
                 raise ValueError(
                     f"{path} would lie among the tiles of {place}, and the next call would read it as one of them: "

@@ -245,7 +245,7 @@ def test_degrees_become_utm(job: dict[str, Any], caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.INFO):
         report = cut_region(**job)
     assert report.crs == "EPSG:32615"
-    assert "EPSG:4326 is not in metres of ground: chips are in EPSG:32615" in caplog.text
+    assert "EPSG:4326 is not in metres of ground: its grid is that of EPSG:32615" in caplog.text
     (lon,), _ = transform(CRS, "EPSG:4326", [LEFT + 200], [TOP - 200])
     x, y, z = pixel_centres(chips(report, "DEM", "T")["NE_T_00001"])
     lons = np.reshape(transform("EPSG:32615", "EPSG:4326", x.ravel(), y.ravel())[0], x.shape)
