@@ -157,11 +157,13 @@ class Finder:
         own, view = own[here], self._view(part, wanted[here])
         holes = self._without_data(tile, unread)
         holes[here] = inside[here] & ~view.centres
-        missing = self._first(tile) & ~ground
+        missing: np.ndarray = self._first(tile) & ~ground
         missing[here] |= self._first(part) & wanted[here] & ~view.centres
-        at_edge = _eight_around(missing, False).any(axis=0)[here]
+        at_edge: np.ndarray = _eight_around(missing, False).any(axis=0)
         wanted = _needed(wanted[here] & view.centres & view.passed, self._first(part), own)
-        said, probability[here], looked, boxes = self._on_lattice(view.bands, part, wanted, own, at_edge)
+        said, probability[here], looked, boxes = self._on_lattice(
+            view.bands, part, wanted, own, at_edge[here]
+        )
         at, answers = self._corners(looked), said[looked]
         if self._between:
             more = self._around(at[answers >= KEPT], view)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -203,16 +204,10 @@ class MapSettings(Part):
             *(self.dem or ()),
             *(self.photo or ()),
         ]
-        for path in self.results:
-            if place := next(
-                (
-                    each
-                    for of in (self, *self.fit)
-                    for each in (*(of.dem or ()), *(of.photo or ()))
-                    if _would_take(each, path)
-                ),
-                None,
-            ):
+        read = [self.dem, self.photo, *(each.dem for each in self.fit), *(each.photo for each in self.fit)]
+        places = [place for paths in read for place in paths or ()]
+        for path, place in itertools.product(self.results, places):
+            if _would_take(place, path):
                 raise ValueError(
                     f"{path} would lie among the tiles of {place}, and the next call would read it as one of them: "
                     "give it another place."
