@@ -159,7 +159,7 @@ class Finder:
         holes[here] = inside[here] & ~view.centres
         missing: np.ndarray = self._first(tile) & ~ground
         missing[here] |= self._first(part) & wanted[here] & ~view.centres
-        at_edge: np.ndarray = _eight_around(missing, False).any(axis=0)
+        at_edge = np.logical_or.reduce(_eight_around(missing, False))
         wanted = _needed(wanted[here] & view.centres & view.passed, self._first(part), own)
         said, probability[here], looked, boxes = self._on_lattice(
             view.bands, part, wanted, own, at_edge[here]
