@@ -18,10 +18,11 @@ from dxc.mapping.ground import Ground
 from dxc.mapping.screen import Screen
 from dxc.mapping.settings import KEPT
 
-HINT = 0.01
+HINT = 0.001
 """Around a window of this probability, all are looked at. At a stride of twice the jitter, a crossing lies within the
 jitter of one window, and within a stride, on each axis, of one of those that are looked at first. Networks see a little
-of it there; benchmarks/map.py compares with every window."""
+of it there: of ten networks in the corridors of benchmarks/map.py, one lost 2 of 94 crossings with 0.01 and 1 with
+0.005, and none lost any with 0.002."""
 UNSEEN = np.float32(np.nan)
 
 

@@ -241,7 +241,7 @@ def _make_map(
     screen = _screen(settings, network, said, size, threads, ground) if mode == "dense" else None
     out, grid = settings.out, Grid.over(ground.area, stride=stride, size=size)
     job = {
-        "version": 5, "network": network.identity, "stride_m": stride, "mode": mode,
+        "version": 6, "network": network.identity, "stride_m": stride, "mode": mode,
         "screen": screen.threshold if screen else None,
         **settings.model_dump(mode="json", exclude=WHERE_NO_RESULT_DEPENDS), "every_window": every_window,
     }  # fmt: skip

@@ -116,7 +116,11 @@ class SeesFar(torch.nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         part = torch.relu(image[:, 0, SIZE // 2 - 10 : SIZE // 2 + 11, SIZE // 2 - 10 : SIZE // 2 + 11] - 0.5)
-        there = 16 * part.sum(dim=(1, 2)) / 12.5 - 8  # -8 without a spot, 8 with a whole one of 25 pixels
+        seen = part.sum(dim=(1, 2))
+        there = 16 * seen / 12.5 - 8  # -8 without a spot, 8 with a whole one of 25 pixels
+        there = torch.where(
+            seen > 0, there.clamp(min=-5), there
+        )  # shows in the raster, whose pixels are in steps of 1/255
         return torch.stack([torch.zeros_like(there), there], dim=1)
 
 
@@ -148,7 +152,7 @@ def test_every_fourth_window_finds_what_all_find(world: dict[str, Path], tmp_pat
     highest = around(pixels[True] * (first & there)).max(axis=0)
     asked = around(first & there).sum(axis=0)
     possible = np.where(even_row | even_column, 2, 4)  # at the edge of the data, less
-    spared = there & ~first & (asked == possible) & (highest < 0.01 * 255)
+    spared = there & ~first & (asked == possible) & (highest < 0.001 * 255)
     assert 0.6 < spared.sum() / there.sum() < 0.75
     assert windows[True] == there.sum()
     assert windows[False] == there.sum() - spared.sum()
