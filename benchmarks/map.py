@@ -370,6 +370,8 @@ def extents_part(arguments: argparse.Namespace, regions: dict[str, RegionFiles])
     edges = (400, 800, 1600) if arguments.tiny else (2000, 4000, 8000)
     rows: list[dict[str, Any]] = []
     for edge, mode, threads in measured_extents(edges, arguments.threads, usable_cores()):
+        if mode not in arguments.extent_modes or edge // edges[0] not in arguments.extent_sizes:
+            continue
         square = part_of(regions[region], arguments.work / "squares" / f"{region}-{edge}", edge)
         keys = keys_of(mode, square, [regions[name] for name in others]) if mode != "whole" else []
         costs: list[dict[str, float]] = []
@@ -399,8 +401,6 @@ def extents_part(arguments: argparse.Namespace, regions: dict[str, RegionFiles])
             f"{edge / 1000:g} x {edge / 1000:g} km, {mode}, {counted(threads, 'thread')}: {told_cost(row)}{found}",
             flush=True,
         )
-        if arguments.save:
-            kept(extents=rows, extent_settings=settings_of(arguments) | {"network": onnx.parent.name})
     ratios = extent_ratios(rows, edges, arguments.threads)
     for mode, of in ratios.items():
         print(f"{mode}: {of['ground']:g} times the ground takes {of['memory']:.2f} times the memory")
@@ -408,7 +408,8 @@ def extents_part(arguments: argparse.Namespace, regions: dict[str, RegionFiles])
             if "speedup" in name:
                 print(f"  {ratio:.1f} times as fast as every window, chip by chip ({name})")
     if arguments.save:
-        kept(extent_ratios=ratios)
+        named = settings_of(arguments) | {"network": onnx.parent.name}
+        kept(extents=rows, extent_settings=named, extent_ratios=ratios)
 
 
 def measured_extents(edges: Sequence[int], threads: int, cores: int) -> list[tuple[int, str, int]]:
@@ -428,18 +429,21 @@ def extent_ratios(
     ratios: dict[str, dict[str, float]] = {}
     for mode in (*QUICK, "whole"):
         own = [(edge, of[edge, mode, threads]) for edge in edges if (edge, mode, threads) in of]
+        if not own:
+            continue
         (small, first), (large, last) = own[0], own[-1]
         ratios[mode] = {
             "ground": (large / small) ** 2,
             "memory": last["peak_memory_mb"] / first["peak_memory_mb"],
         }
         for edge, row in own:
-            chips = of[min(edge, edges[1]), "chips-every", threads]
+            if (chips := of.get((min(edge, edges[1]), "chips-every", threads))) is None:
+                continue
             ratios[mode][f"cpu_speedup_{edge / 1000:g}_km"] = (
                 chips["cpu_seconds_per_km2"] / row["cpu_seconds_per_km2"]
             )
         for (edge, name, count), row in of.items():
-            if name == mode and count != threads:
+            if name == mode and count != threads and (edge, "chips-every", count) in of:
                 chips = of[edge, "chips-every", count]
                 ratios[mode][f"wall_speedup_{edge / 1000:g}_km_all_cores"] = (
                     chips["seconds_per_km2"] / row["seconds_per_km2"]
@@ -539,6 +543,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "benchmark_map")
     parser.add_argument("--extents", action="store_true", help="time and memory by extent, and nothing else")
+    parser.add_argument("--extent-modes", nargs="+", default=QUICK + SLOW)
+    parser.add_argument(
+        "--extent-sizes", nargs="+", type=int, default=[1, 2, 4], help="edges, by the smallest"
+    )
     parser.add_argument("--read-whole", nargs=3, type=Path, help=argparse.SUPPRESS)
     parser.add_argument(
         "--tiny", action="store_true", help="small regions, one held out, one seed, little training"
