@@ -210,43 +210,31 @@ class Raster:
         reproject(data, pixels, **grid)
         return pixels, covered
 
-    def has_data(self, source: Any, x: np.ndarray, y: np.ndarray, step_m: int) -> np.ndarray:
-        """Which places of a lattice have data, by a pixel less than a step away. Reads one pixel a step.
+    def has_data(self, source: Any, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Whether the pixels under the places of a lattice have data, bool (rows, columns).
+
+        Nothing is resampled, so it is quicker than read_part.
 
         Args:
             source: the open dataset of this thread.
             x: of the places (columns,), from west to east in the target CRS, metres.
             y: likewise (rows,), from north to south.
-            step_m: from one place to the next.
-
-        Returns:
-            bool (rows, columns).
         """
         left, top = math.floor(x[0]), math.ceil(y[0])
         width, height = math.ceil(x[-1]) - left + 1, top - math.floor(y[-1]) + 1
         window, _ = self._window(source, left, top, width, height)
         if window is None:
             return np.zeros((len(y), len(x)), bool)
-        # how far a step, on either axis, goes in the source: it may be turned, or in degrees
-        corner = project_xy(
-            self.target_crs, self.source_crs, x[0] + np.array([0, step_m, 0]), y[0] - np.array([0, 0, step_m])
-        )
-        steps = [np.abs(each[1:] - each[0]).max() for each in ~source.transform @ corner]
-        shape = tuple(
-            min(pixels, math.ceil(pixels / max(step, 1.0)) + 1)
-            for pixels, step in ((window.height, steps[1]), (window.width, steps[0]))
-        )
-        try:
-            data = source.read(self.bands.indexes, window=window, out_shape=(len(self.bands.indexes), *shape))
+        try:  # GDAL would take many times as long to read every tenth pixel
+            data = source.read(self.bands.indexes, window=window)
             elevations = _scaled(source, data) if self.what == "DEM" else None
-            valid = self._valid(source, data, elevations, window, shape)
+            valid = self._valid(source, data, elevations, window)
         except RasterioError as error:
             raise unreadable(self.what, self.path, window, error) from error
         xs, ys = (each.ravel() for each in np.meshgrid(x, y))
         columns, rows = ~source.transform @ project_xy(self.target_crs, self.source_crs, xs, ys)
-        column = np.floor((columns - window.col_off) * shape[1] / window.width)
-        row = np.floor((rows - window.row_off) * shape[0] / window.height)
-        there = (column >= 0) & (column < shape[1]) & (row >= 0) & (row < shape[0])
+        column, row = np.floor(columns - window.col_off), np.floor(rows - window.row_off)
+        there = (column >= 0) & (column < window.width) & (row >= 0) & (row < window.height)
         found = np.zeros(len(xs), bool)
         found[there] = valid[row[there].astype(int), column[there].astype(int)]
         return found.reshape(len(y), len(x))
@@ -274,14 +262,9 @@ class Raster:
         return (Window(c0, r0, c1 - c0, r1 - r0) if c1 > c0 and r1 > r0 else None), inside
 
     def _valid(
-        self,
-        source: Any,
-        data: np.ndarray,
-        elevations: np.ndarray | None,
-        window: Window,
-        shape: tuple[int, ...] | None = None,
+        self, source: Any, data: np.ndarray, elevations: np.ndarray | None, window: Window
     ) -> np.ndarray:
-        """Which source pixels carry data, bool rows x columns; `shape` is that of a decimated window.
+        """Which source pixels carry data, bool rows x columns.
 
         A photo pixel has no data only if none of its bands has: NAIP declares nodata 0, and a 0 in one band may be
         a dark pixel (red over water).
@@ -297,11 +280,11 @@ class Raster:
         if source.nodata is not None and not math.isnan(source.nodata):
             valid &= (data != np.array(source.nodata).astype(data.dtype)).any(axis=0)
         if self.bands.mask is not None:
-            valid &= source.read(self.bands.mask, window=window, out_shape=shape) == self.bands.opaque
+            valid &= source.read(self.bands.mask, window=window) == self.bands.opaque
         first = self.bands.indexes[0]
         flags = source.mask_flag_enums[first - 1]
         if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
-            valid &= source.read_masks(first, window=window, out_shape=shape) > 0
+            valid &= source.read_masks(first, window=window) > 0
         return valid
 
 

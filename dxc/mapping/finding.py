@@ -183,7 +183,7 @@ class Finder:
         """Which of some cells of a tile have no data, bool (rows, columns) each."""
         if not cells.any():
             return np.zeros_like(cells)
-        return cells & ~self._ground.has_data(*self._grid.centres(tile), self._grid.stride)
+        return cells & ~self._ground.has_data(*self._grid.centres(tile))
 
     def _view(self, part: Tile, wanted: np.ndarray) -> _View:
         """Read what the windows of a part show, and those half a stride around them. There is a dense pass where some

@@ -115,17 +115,16 @@ class Ground:
             bands |= wanted
         return {name: bands[name] for name in self._needed}, everywhere
 
-    def has_data(self, x: np.ndarray, y: np.ndarray, step_m: int) -> np.ndarray:
-        """Which places of a lattice all rasters have data of, bool (rows, columns). It reads one pixel a step.
+    def has_data(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Which places of a lattice all rasters have data of, bool (rows, columns).
 
         Args:
             x: of the places (columns,), from west to east, metres.
             y: likewise (rows,), from north to south.
-            step_m: from one place to the next.
         """
         everywhere = np.ones((len(y), len(x)), bool)
         for raster, source in zip(self.rasters, self._sources, strict=True):
-            everywhere &= raster.has_data(source, x, y, step_m)
+            everywhere &= raster.has_data(source, x, y)
         return everywhere
 
 
