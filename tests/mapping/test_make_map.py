@@ -162,6 +162,7 @@ def test_every_fourth_window_finds_what_all_find(world: dict[str, Path], tmp_pat
     assert dict(small.said())["mode"] == "chips, a window every 8 m, every fourth one first"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("away", [*range(1, 17, 3)])
 def test_a_crossing_at_the_edge_of_the_data_is_seen(
     world: dict[str, Path], tmp_path: Path, away: int
@@ -617,6 +618,7 @@ def test_a_full_disk_is_said(world: dict[str, Path], tmp_path: Path, monkeypatch
         _map(world, tmp_path / "map.gpkg")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("broken", ["write_probabilities", "write_layers", "breached"])
 def test_the_same_command_goes_on_after_a_result_could_not_be_written(
     world: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
@@ -645,6 +647,7 @@ def test_the_same_command_goes_on_after_a_result_could_not_be_written(
         _map(world, out, **given)
 
 
+@pytest.mark.long
 def test_an_evaluation_of_an_earlier_map_is_said(
     world: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -653,6 +656,7 @@ def test_an_evaluation_of_an_earlier_map_is_said(
     assert "map_evaluation is of an earlier map" in caplog.text
 
 
+@pytest.mark.long
 def test_a_road_beside_the_rasters_has_a_corridor_on_them(world: dict[str, Path], tmp_path: Path) -> None:
     road = shapely.LineString([(WEST, NORTH + 5), (WEST + WIDTH, NORTH + 5)])
     gpd.GeoDataFrame(geometry=[road], crs=26915).to_file(tmp_path / "beside.gpkg")
@@ -661,6 +665,7 @@ def test_a_road_beside_the_rasters_has_a_corridor_on_them(world: dict[str, Path]
     assert area["km2"].item() == pytest.approx(WIDTH * 10 / 1e6, rel=0.01) and report.windows
 
 
+@pytest.mark.long
 def test_elevations_in_feet_give_lines_in_metres(world: dict[str, Path], tmp_path: Path) -> None:
     metres = write_dem(tmp_path)
     feet = tmp_path / "feet"
@@ -744,6 +749,7 @@ def test_a_result_that_stood_there_before_is_not_replaced(
     assert raster.read_text() == "of somebody else"
 
 
+@pytest.mark.long
 def test_a_map_of_another_command_is_not_replaced(
     world: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

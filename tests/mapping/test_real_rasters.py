@@ -38,6 +38,7 @@ class MiddlePixel(torch.nn.Module):
         return torch.stack([torch.zeros_like(there), there], dim=1)
 
 
+@pytest.mark.long
 def test_a_map_of_lidar_and_naip_lies_where_its_pixels_do(tmp_path: Path) -> None:
     dem, photo = RASTERS / "fortbragg_dem_1m.tif", RASTERS / "fortbragg_naip_rgb_1m.tif"
     said = Metadata(
