@@ -128,12 +128,8 @@ class Raster:
         Raises:
             DataError: the file cannot be read.
         """
-        try:
-            data = source.read(self.bands.indexes, window=window)
-            found = _scaled(source, data)
-            valid = self._valid(source, data, found, window)
-        except RasterioError as error:
-            raise unreadable(self.what, self.path, window, error) from error
+        _, found, valid = self._pixels(source, window)
+        assert found is not None  # it is a DEM
         return np.where(valid, found[0], 0) * METRES[self.unit], valid
 
     def read(self, source: Any, left: int, top: int, size: int) -> np.ndarray | None:
@@ -176,12 +172,7 @@ class Raster:
         window, inside = self._window(source, left, top, width, height)
         if window is None:
             return pixels, covered
-        try:
-            data = source.read(self.bands.indexes, window=window)
-            elevations = _scaled(source, data) if self.what == "DEM" else None
-            valid = self._valid(source, data, elevations, window)
-        except RasterioError as error:
-            raise unreadable(self.what, self.path, window, error) from error
+        data, elevations, valid = self._pixels(source, window)
         whole = inside and bool(valid.all())
         if not (whole or valid.any()):
             return pixels, covered
@@ -225,12 +216,7 @@ class Raster:
         window, _ = self._window(source, left, top, width, height)
         if window is None:
             return np.zeros((len(y), len(x)), bool)
-        try:  # GDAL would take many times as long to read every tenth pixel
-            data = source.read(self.bands.indexes, window=window)
-            elevations = _scaled(source, data) if self.what == "DEM" else None
-            valid = self._valid(source, data, elevations, window)
-        except RasterioError as error:
-            raise unreadable(self.what, self.path, window, error) from error
+        _, _, valid = self._pixels(source, window)  # GDAL takes many times as long to read every tenth pixel
         xs, ys = (each.ravel() for each in np.meshgrid(x, y))
         columns, rows = ~source.transform @ project_xy(self.target_crs, self.source_crs, xs, ys)
         column, row = np.floor(columns - window.col_off), np.floor(rows - window.row_off)
@@ -260,6 +246,16 @@ class Raster:
         inside = c0 >= 0 and r0 >= 0 and c1 <= source.width and r1 <= source.height
         c0, c1, r0, r1 = max(0, c0), min(source.width, c1), max(0, r0), min(source.height, r1)
         return (Window(c0, r0, c1 - c0, r1 - r0) if c1 > c0 and r1 > r0 else None), inside
+
+    def _pixels(self, source: Any, window: Window) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+        """Read a window of the source: its bands, the elevations of a DEM in the file's own unit, and which pixels
+        carry data. Raises DataError where the file cannot be read."""
+        try:
+            data = source.read(self.bands.indexes, window=window)
+            elevations = _scaled(source, data) if self.what == "DEM" else None
+            return data, elevations, self._valid(source, data, elevations, window)
+        except RasterioError as error:
+            raise unreadable(self.what, self.path, window, error) from error
 
     def _valid(
         self, source: Any, data: np.ndarray, elevations: np.ndarray | None, window: Window

@@ -406,15 +406,12 @@ def _check_photo(said: Metadata, ground: Ground) -> None:
     scales = dict(zip(said.channels, said.std or (), strict=False))
     ranges = {float(np.iinfo(name).max): name for name in ("uint8", "uint16")}
     trained = {ranges[scales[band]] for band in PHOTO_BANDS if scales.get(band) in ranges}
+    if said.normalise != "fixed" or len(trained) != 1:
+        return
+    (known,) = trained
+    how = "-ot Byte -scale 0 65535 0 255" if known == "uint8" else "-ot UInt16 -scale 0 255 0 65535"
     for raster in ground.rasters:
-        if (
-            said.normalise == "fixed"
-            and raster.what == "photo"
-            and len(trained) == 1
-            and raster.dtype not in trained
-        ):
-            (known,) = trained
-            how = "-ot Byte -scale 0 65535 0 255" if known == "uint8" else "-ot UInt16 -scale 0 255 0 65535"
+        if raster.what == "photo" and raster.dtype != known:
             raise ConfigError(
                 f"photo {raster.path} is {raster.dtype}, and the network was trained on photos of {known} with "
                 f"data.normalise=fixed: its values would mean something else. Convert it: gdal_translate {how} IN OUT"

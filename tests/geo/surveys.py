@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ import rasterio
 import shapely
 from rasterio.transform import from_origin
 
+from dxc.config.compose import PROJECT_ROOT
+
+RASTERS = Path(os.environ.get("DXC_RASTERS", PROJECT_ROOT.parent / "shared" / "data" / "rasters"))
+"""A folder of real GeoTIFFs, where there is one."""
 CRS = "EPSG:26915"
 LEFT, TOP, EDGE, SIZE = 500_000.0, 5_000_000.0, 300, 20
 POINTS = [(LEFT + 60.5, TOP - 60.5), (LEFT + 240.5, TOP - 80.5), (LEFT + 150.5, TOP - 240.5)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,11 @@ import pytest
 import rasterio
 from rasterio.windows import Window
 
-from dxc.config.compose import PROJECT_ROOT
 from dxc.errors import DataError
 from dxc.geo.chips import cut_region
 from dxc.geo.mosaic import open_mosaic, tile_paths
-from tests.geo.surveys import LEFT, TOP, heights, photo, survey, write_raster
+from tests.geo.surveys import LEFT, RASTERS, TOP, heights, photo, survey, write_raster
 
-RASTERS = Path(os.environ.get("DXC_RASTERS", PROJECT_ROOT.parent / "shared" / "data" / "rasters"))
-"""A folder of real GeoTIFFs, where there is one."""
 QUARTERS = ((0, 0), (0, 150), (150, 0), (150, 150))  # row and column of tiles of 150 x 150
 
 

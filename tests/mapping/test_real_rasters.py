@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import geopandas as gpd
@@ -12,16 +11,14 @@ import rasterio
 import torch
 
 from dxc.config.checked import checked
-from dxc.config.compose import PROJECT_ROOT
 from dxc.data.bands import LOCAL_MEAN_SIGMA, fixed_constants
 from dxc.deploy.export import export_onnx
 from dxc.deploy.metadata import Metadata
 from dxc.deploy.predictor import Predictor
 from dxc.mapping.run import make_map
 from dxc.mapping.settings import MapSettings
+from tests.geo.surveys import RASTERS
 
-RASTERS = Path(os.environ.get("DXC_RASTERS", PROJECT_ROOT.parent / "shared" / "data" / "rasters"))
-"""A folder of real GeoTIFFs, where there is one."""
 SIZE, STRIDE = 40, 10
 CHANNELS = ("dem", "red")
 
